@@ -1,0 +1,5 @@
+"""Checkpoints of others -> ours."""
+
+from avprompt.convert.released import convert, from_released
+
+__all__ = ["convert", "from_released"]

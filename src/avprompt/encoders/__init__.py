@@ -1,0 +1,7 @@
+"""Frozen networks behind one contract (`FrozenEncoder`)."""
+
+from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder, Stage
+from avprompt.encoders.htsat import HTSAT
+from avprompt.encoders.swin import SwinV2
+
+__all__ = ["HTSAT", "BlockSpec", "FrozenBlock", "FrozenEncoder", "Stage", "SwinV2"]

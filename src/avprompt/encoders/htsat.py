@@ -1,0 +1,243 @@
+"""HTS-AT (Chen et al., ICASSP 2022; laion-clap's class) behind the frozen-encoder contract, with its audio front end."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avprompt.dense import adopt
+from avprompt.encoders.base import (
+    BlockSpec,
+    FrozenEncoder,
+    PatchMerge,
+    Stage,
+    WindowBlock,
+    read_weights,
+    without_autocast,
+)
+from avprompt.errors import ShapeError, WeightsError
+
+
+def htsat_module() -> ModuleType:
+    """laion-clap's module that holds HTS-AT, imported without the package's own start-up.
+
+    `import laion_clap` asks a model hub for tokenizers and stalls for minutes offline; the two package objects are
+    therefore put in place unexecuted.
+    """
+    for name in ("laion_clap", "laion_clap.clap_module"):
+        if name not in sys.modules:
+            module = ModuleType(name)
+            if name == "laion_clap":
+                module.__path__ = list(importlib.util.find_spec(name).submodule_search_locations)
+            else:
+                module.__path__ = [str(Path(sys.modules["laion_clap"].__path__[0]) / "clap_module")]
+            sys.modules[name] = module
+    return importlib.import_module("laion_clap.clap_module.htsat")
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Log-mel settings in the names that HTS-AT's class reads; the defaults are the AudioSet model's.
+
+    Args:
+        sample_rate: Hz.
+        window_size: samples of an STFT window.
+        hop_size: samples between two frames.
+        mel_bins: mel bands.
+        fmin: lowest frequency in Hz.
+        fmax: highest frequency in Hz.
+    """
+
+    sample_rate: int = 32000
+    window_size: int = 1024
+    hop_size: int = 320
+    mel_bins: int = 64
+    fmin: int = 50
+    fmax: int = 14000
+
+
+class HTSATBlock(WindowBlock):
+    """Pre-norm block with a table of relative position biases.
+
+    Args:
+        library: laion-clap's block, whose layers are taken over.
+        spec: size and place of the block.
+        drop_path: stochastic depth rate (train mode only).
+    """
+
+    def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
+        window, shift = (library.window_size,) * 2, (library.shift_size,) * 2
+        super().__init__(spec, window, shift, library.num_heads, library.attn_mask, drop_path)
+        self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
+        self.feed_forward = library.mlp
+        index = self.attn.relative_position_index
+        del self.attn.relative_position_index  # a constant: not part of the weights
+        self.attn.register_buffer("relative_position_index", index, persistent=False)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """(B*T, N, C) -> window attention(LN(x)), same shape."""
+        return self.drop_path(self.window_attention(self.norm1(x), self.attn.proj))
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """(B*T, N, C) -> MLP(LN(x)), same shape."""
+        return self.drop_path(self.feed_forward(self.norm2(x)))
+
+    def project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.attn.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q.transpose(-2, -3) * self.attn.scale, k.transpose(-2, -3), v.transpose(-2, -3)
+
+    def position_bias(self) -> Tensor:
+        attn, n = self.attn, self.window[0] * self.window[1]
+        index = attn.relative_position_index.view(-1)
+        return attn.relative_position_bias_table[index].view(n, n, self.heads).permute(2, 0, 1)
+
+    def bias_sources(self) -> list[nn.Parameter]:
+        return [self.attn.relative_position_bias_table]
+
+
+class HTSAT(FrozenEncoder):
+    """Frozen HTS-AT over one-second waveforms; the default is the AudioSet model that DG-SCT uses.
+
+    Each one-second segment is repeated to the clip's length, turned into a log-mel spectrogram in float32, normalised by
+    `bn0`, stretched to the network's width and folded into a square image (facts of the released code). Classification
+    head, token-semantic module and, unless `final_norm`, the last norm are not built: no audio-visual task uses them.
+
+    Args:
+        pretrained: `none` or a local file in one of the published layouts: HTS-AT's own Lightning checkpoint (names
+            behind `sed_model.`, e.g. `HTSAT_AudioSet_Saved_1.ckpt`), LAION-CLAP's (`module.audio_branch.`), or bare names.
+            No library serves these weights under a tag.
+        repeat: copies of a segment that fill the spectrogram; `None` is the clip's number of segments, as released.
+        final_norm: apply HTS-AT's last norm (the released downstream networks do not).
+        frozen: see `FrozenEncoder`.
+        released_mode: see `FrozenEncoder`; also turns SpecAugment on in train mode.
+
+    Raises:
+        WeightsError: the file is missing, or of another architecture.
+    """
+
+    prefixes = ("sed_model.", "module.audio_branch.", "audio_branch.")
+    drop_path = 0.1
+
+    def __init__(self, pretrained: str = "none", repeat: int | None = None, final_norm: bool = False,
+                 frozen: bool = True, released_mode: bool = False) -> None:
+        super().__init__(frozen, released_mode)
+        self.repeat = repeat
+        self._take_apart(self._build(FrontEnd()), final_norm)
+        self._load(pretrained)
+        self.freeze()
+
+    def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
+        # torchlibrosa builds its filters with numpy, which the meta device cannot hold
+        with torch.device("cpu"):
+            return htsat_module().HTSAT_Swin_Transformer(config=front_end, num_classes=1, **sizes)
+
+    def _take_apart(self, net: nn.Module, final_norm: bool) -> None:
+        self.front_end, self.spec_size, self.freq_ratio = net.config, net.spec_size, net.freq_ratio
+        self.spectrogram_extractor, self.logmel_extractor = net.spectrogram_extractor, net.logmel_extractor
+        self.spec_augmenter, self.bn0, self.patch_embed = net.spec_augmenter, net.bn0, net.patch_embed
+        self.norm = net.norm if final_norm else None
+        self.unused_weights = ("tscam_conv.", "head.") + (() if final_norm else ("norm.",))
+        depth, stages, index = sum(len(layer.blocks) for layer in net.layers), [], 0
+        for number, layer in enumerate(net.layers):
+            blocks = []
+            for block in layer.blocks:
+                rate = self.drop_path * index / max(1, depth - 1)
+                blocks.append(HTSATBlock(block, BlockSpec(block.dim, block.input_resolution, number), rate))
+                index += 1
+            merge = None if layer.downsample is None else PatchMerge(layer.downsample, blocks[-1].spec.grid, True)
+            stages.append(Stage(blocks, merge))
+        self.stages = nn.ModuleList(stages)
+        adopt(self.stages)
+        self.to(torch.get_default_device())
+
+    def _load(self, pretrained: str) -> None:
+        if pretrained == "none" or self.is_meta():
+            return
+        weights = read_weights(pretrained, "audio.init_args.pretrained")
+        for prefix in self.prefixes:
+            if any(name.startswith(prefix) for name in weights):
+                weights = {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}
+                break
+        self.load_htsat_weights(weights, pretrained)
+
+    def load_htsat_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
+        """Load a state dict in laion-clap's naming; the front end's constants may be present or absent.
+
+        Raises:
+            WeightsError: keys or shapes do not belong to this architecture.
+        """
+        constants = {self.library_key(name): value for name, value in self.state_dict().items() if is_constant(name)}
+        weights = {name: value for name, value in weights.items()
+                   if not name.endswith(("attn_mask", "relative_position_index"))}
+        for name, ours in constants.items():
+            theirs = weights.setdefault(name, ours)
+            if theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours, atol=1e-4):
+                raise WeightsError(source, f"another {name}", f"the front end {self.front_end}",
+                                   "These weights were trained on other spectrograms; choose the matching encoder.")
+        self.load_library_weights(weights, source)
+
+    def library_key(self, name: str) -> str:
+        name = re.sub(r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample.", name)
+        return re.sub(r"^stages\.", "layers.", name).replace(".feed_forward.", ".mlp.")
+
+    def log_mel(self, waveform: Tensor, repeats: int) -> Tensor:
+        """(B*T, S) waveform in [-1, 1], repeated -> log-mel (B*T, 1, frames, mel_bins) in dB, after `bn0`, float32.
+
+        A repeated segment has a periodic spectrogram: where a segment holds a whole number of hops, three periods are
+        transformed and the inner one is repeated, which is exact and saves most of the STFT.
+        """
+        hop, window, samples = self.front_end.hop_size, self.front_end.window_size, waveform.shape[-1]
+        period, periodic = samples // hop, samples % hop == 0 and samples >= window
+        with without_autocast(waveform.device):
+            transformed = min(repeats, 3) if periodic else repeats
+            mel = self.logmel_extractor(self.spectrogram_extractor(waveform.float().repeat(1, transformed)))
+            if transformed < repeats:
+                inner = mel[:, :, period:2 * period].repeat(1, 1, repeats - 2, 1)
+                mel = torch.cat((mel[:, :, :period], inner, mel[:, :, 2 * period:]), dim=2)
+            return self.bn0(mel.transpose(1, 3)).transpose(1, 3)
+
+    def fold(self, mel: Tensor) -> Tensor:
+        """(B*T, 1, frames, mel_bins) -> square image (B*T, 1, spec_size, spec_size): time cut in chunks, stacked.
+
+        Raises:
+            ShapeError: the segment is longer than the network's spectrogram.
+        """
+        width, height = self.spec_size * self.freq_ratio, self.spec_size // self.freq_ratio
+        if mel.shape[2] > width:
+            raise ShapeError("audio", f"{mel.shape[2]} spectrogram frames", f"at most {width}",
+                             "Use shorter segments or a smaller `repeat` of the audio encoder.")
+        if mel.shape[2:] != (width, height):
+            mel = F.interpolate(mel, (width, height), mode="bicubic", align_corners=True)
+        chunks = mel.transpose(2, 3).reshape(len(mel), 1, height, self.freq_ratio, self.spec_size)
+        return chunks.transpose(2, 3).reshape(len(mel), 1, self.spec_size, self.spec_size)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Waveform (B, T, S) float in [-1, 1], mono, one segment a row at the front end's sample rate -> (B*T, N, C).
+
+        Raises:
+            ShapeError: other than three dimensions, or segments too long for the network.
+        """
+        if x.ndim != 3:
+            raise ShapeError("audio", tuple(x.shape), "(B, T, S): one row of samples a segment",
+                             "Give mono audio cut into segments, not tiled.")
+        mel = self.log_mel(x.flatten(0, 1), self.repeat or x.shape[1])
+        if self.training:
+            mel = self.spec_augmenter(mel)
+        return self.patch_embed(self.fold(mel))
+
+    def finalize(self, tokens: Tensor) -> Tensor:
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+def is_constant(name: str) -> bool:
+    """Whether a state-dict entry is a constant of the front end that a weights file may leave out."""
+    return name.startswith(("spectrogram_extractor.", "logmel_extractor."))

@@ -1,0 +1,90 @@
+"""The walk: pairing, checkpointing, shapes, errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import SEGMENTS, SmallHTSAT, SmallSwin, small_batch
+
+from avprompt import AVPromptBackbone
+from avprompt.backbone import pair_blocks, spread
+from avprompt.errors import ArgumentError, ShapeError
+from avprompt.prompts import DGSCT, NoPrompts
+
+
+def test_partners_are_spread_evenly_and_end_together() -> None:
+    assert spread(18, 6) == [2, 5, 8, 11, 14, 17]
+    swin_l, htsat = [2, 2, 18, 2], [2, 2, 6, 2]
+    sites = pair_blocks(swin_l, htsat)
+    assert sites == [(0, 0), (1, 1), (2, 2), (3, 3), (6, 4), (9, 5), (12, 6), (15, 7), (18, 8), (21, 9), (22, 10),
+                     (23, 11)]
+    assert pair_blocks([12], [2, 2, 6, 2]) == [(i, i) for i in range(12)]
+    assert pair_blocks([24], [2, 2, 6, 2]) == [(2 * i + 1, i) for i in range(12)]
+
+
+def backbone(checkpointing: bool = False, **options: object) -> AVPromptBackbone:
+    torch.manual_seed(0)
+    net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), DGSCT(num_tokens=4, reduction=4, **options),
+                           checkpointing=checkpointing)
+    for name, parameter in net.prompts.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return net
+
+
+def test_features() -> None:
+    net, (frames, audio) = backbone(), small_batch()
+    features = net(frames, audio, maps=True)
+    assert features.visual.shape == (2, SEGMENTS, 32) and features.audio.shape == (2, SEGMENTS, 32)
+    assert [tuple(p.shape) for p in features.pyramid] == [(2, SEGMENTS, 64, 16), (2, SEGMENTS, 16, 32)]
+    assert features.maps["visual"].shape == features.maps["audio"].shape == (2, SEGMENTS, 4, 4)
+    assert torch.allclose(features.maps["visual"].sum((-1, -2)), torch.ones(2, SEGMENTS))
+    weighed = (features.maps["visual"].flatten(2).unsqueeze(-1) * features.visual_tokens).sum(2)
+    assert torch.allclose(weighed, features.visual, atol=1e-5)
+
+
+def test_unprompted_pass_is_the_frozen_network_without_a_graph() -> None:
+    net, (frames, audio) = backbone(), small_batch()
+    features = net(frames, audio, prompted=False)
+    assert not features.visual.requires_grad
+    assert torch.equal(features.visual_tokens.flatten(0, 1), net.visual(frames))
+    assert torch.equal(features.audio_tokens.flatten(0, 1), net.audio(audio))
+    assert not torch.allclose(features.visual_tokens, net(frames, audio).visual_tokens)
+
+
+@pytest.mark.parametrize("variant", ["released", "paper"])
+def test_checkpointing_changes_nothing(variant: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        net, (frames, audio) = backbone(checkpointing, variant=variant), small_batch()
+        net.train()
+        features = net(frames, audio)
+        (features.visual.square().sum() + features.audio.square().sum()).backward()
+        results.append((features, net))
+    (plain, first), (recomputed, second) = results
+    assert torch.equal(plain.visual, recomputed.visual) and torch.equal(plain.audio, recomputed.audio)
+    for (name, p), q in zip(first.prompts.named_parameters(), second.prompts.parameters()):
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6), name
+    for (name, p), q in zip(first.named_buffers(), second.buffers()):
+        assert torch.equal(p, q), f"{name}: a batch was counted twice"
+
+
+def test_errors() -> None:
+    frames, audio = small_batch()
+    with pytest.raises(ShapeError, match="clips B, segments T"):
+        backbone()(frames, audio[:, :2])
+
+    class OneStage(SmallHTSAT):
+        def _build(self, front_end, **sizes):
+            return super()._build(front_end)
+
+        def _take_apart(self, net, final_norm):
+            super()._take_apart(net, final_norm)
+            self.stages[0].merge = None
+            self.stages = self.stages[:1]
+
+    with pytest.raises(ArgumentError, match="pairing: even"):
+        AVPromptBackbone(SmallSwin(), OneStage(), NoPrompts(), pairing="stages")
+    even = AVPromptBackbone(SmallSwin(), OneStage(), NoPrompts())
+    assert even.sites == [(2, 0), (5, 1)]
+    assert even(frames, audio).audio.shape == (2, SEGMENTS, 16)

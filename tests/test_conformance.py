@@ -1,0 +1,241 @@
+"""Every prompt method on every encoder pair: one suite. A new method or encoder is one more row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from small import SEGMENTS, SmallHTSAT, SmallSwin, small_batch
+from torch import nn
+
+from avprompt import AVPromptBackbone
+from avprompt.backbone import AVFeatures
+from avprompt.errors import ArgumentError
+from avprompt.prompts import DGSCT, NoPrompts, PromptMethod
+
+SMALL = {"num_tokens": 4, "reduction": 4}
+METHODS: dict[str, Callable[[], PromptMethod]] = {
+    "none": NoPrompts,
+    "dgsct": lambda: DGSCT(**SMALL),
+    "dgsct_s4": lambda: DGSCT(**SMALL, gate="inside_norm", audio_gate=False, batch_norm=False, norm_before=False,
+                              prompt_map="bicubic", token_init="zeros"),
+    "dgsct_avqa": lambda: DGSCT(num_tokens=2, reduction=4, groups=4, audio_gate=False, batch_norm=False,
+                                token_init="zeros"),
+    "dgsct_no_tokens": lambda: DGSCT(num_tokens=0, reduction=4),
+    "dgsct_channel": lambda: DGSCT(**SMALL, spatial=False, temporal=False),
+    "dgsct_spatial": lambda: DGSCT(**SMALL, channel=False, temporal=False),
+    "dgsct_temporal": lambda: DGSCT(**SMALL, spatial=False, channel=False),
+    "dgsct_a2v": lambda: DGSCT(**SMALL, v2a=False),
+    "dgsct_v2a": lambda: DGSCT(**SMALL, a2v=False),
+    "dgsct_paper": lambda: DGSCT(variant="paper"),
+    "dgsct_paper_gated": lambda: DGSCT(variant="paper", gate="zero_scalar"),
+    "dgsct_paper_a2v": lambda: DGSCT(variant="paper", v2a=False),
+    "dgsct_paper_channel": lambda: DGSCT(variant="paper", spatial=False, temporal=False),
+}
+#: methods whose every added path starts behind a zero gate
+GATED = [name for name in METHODS if name not in ("dgsct_s4", "dgsct_avqa", "dgsct_paper", "dgsct_paper_a2v",
+                                                  "dgsct_paper_channel")]
+TRAINED = [name for name in METHODS if name != "none"]
+PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {"swin-htsat": lambda: (SmallSwin(), SmallHTSAT())}
+
+
+def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
+    torch.manual_seed(0)
+    net = AVPromptBackbone(*PAIRS[pair](), METHODS[method]())
+    for name, parameter in net.prompts.named_parameters():
+        if open_gates and (name.endswith("gate") or ("spatial_" in name and name.endswith("bias"))):
+            nn.init.constant_(parameter, 0.5)  # a positive bias keeps tiny ReLU layers from being dead by chance
+    return net.train()
+
+
+def objective(features: AVFeatures) -> torch.Tensor:
+    """A scalar that sees every feature and is flat in none (a plain mean would be blind behind a layer norm)."""
+    generator = torch.Generator().manual_seed(7)
+    return sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("method", GATED)
+def test_step_zero_is_the_frozen_network(method: str, pair: str) -> None:
+    net, batch = build(method, pair), small_batch()
+    prompted, plain = net(*batch), net(*batch, prompted=False)
+    assert torch.equal(prompted.visual_tokens, plain.visual_tokens)
+    assert torch.equal(prompted.audio_tokens, plain.audio_tokens)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_gradients_reach_exactly_the_owned_parameters(method: str, pair: str) -> None:
+    net = build(method, pair, open_gates=True)
+    objective(net(*small_batch())).backward()
+    for name, parameter in net.named_parameters():
+        if name.startswith("prompts."):
+            assert parameter.requires_grad and parameter.grad is not None, f"{name} is dead"
+            assert parameter.grad.abs().sum() > 0, f"{name} never moves"
+        else:
+            assert not parameter.requires_grad and parameter.grad is None, f"{name} is not frozen"
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: str) -> None:
+    net = build(method, pair, open_gates=True)
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.01)
+    for seed in range(3):
+        optimizer.zero_grad()
+        objective(net(*small_batch(seed=seed))).backward()
+        optimizer.step()
+    for name, after in net.state_dict().items():
+        assert torch.equal(before[name], after) is not name.startswith("prompts."), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load(method: str, pair: str) -> None:
+    first, batch = build(method, pair, open_gates=True).eval(), small_batch()
+    with torch.no_grad():
+        for parameter in first.prompts.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        second = build(method, pair).eval()
+        second.load_state_dict(first.state_dict())
+        assert torch.equal(first(*batch).visual, second(*batch).visual)
+        assert torch.equal(first(*batch).audio, second(*batch).audio)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_bfloat16_is_finite_and_near(method: str, pair: str) -> None:
+    net, batch = build(method, pair, open_gates=method != "dgsct_paper").eval(), small_batch()
+    with torch.no_grad():
+        exact = net(*batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = net(*batch)
+    for a, b in ((exact.visual, mixed.visual), (exact.audio, mixed.audio)):
+        assert torch.isfinite(b).all()
+        assert (a - b.float()).norm() < 0.1 * a.norm()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> None:
+    net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch(clips=3)
+    with torch.no_grad():
+        together = net(frames, audio)
+        for clip in range(3):
+            alone = net(frames[clip:clip + 1], audio[clip:clip + 1])
+            assert torch.allclose(together.visual[clip], alone.visual[0], rtol=1e-4, atol=1e-4)
+            assert torch.allclose(together.audio[clip], alone.audio[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [name for name in TRAINED if name.startswith("dgsct") and "s4" not in name])
+def test_directions(method: str, pair: str) -> None:
+    """Audio reaches the visual features where A2V is on and nowhere else, and the other way round."""
+    net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch()
+    frames.requires_grad_(), audio.requires_grad_()
+    for encoder in (net.visual, net.audio):
+        encoder.frozen = False  # lets gradients through the embedding
+    for features, other, on in ((net(frames, audio).visual, audio, net.prompts.a2v),
+                                (net(frames, audio).audio, frames, net.prompts.v2a)):
+        other.grad = None
+        features.square().sum().backward()
+        # a method without attention or latent tokens never reads the other modality
+        reads = net.prompts.num_tokens or net.prompts.channel or net.prompts.spatial
+        reached = other.grad is not None and bool(other.grad.abs().sum() > 0)
+        assert reached is bool(on and reads)
+
+
+def guide_parameters(n: int, m: int, c: int, d: int, k: int, r: int, g: int, batch_norm: bool = True) -> int:
+    """Closed form of one released guide, from the table of shapes of the authors' adapter."""
+    h = c // r
+    prompt_map = n * m + n + c * d + c
+    latent = k * c + 1
+    channel = 2 * (c * c + c) + (c * c // 2 + c // 2) + (c * c // 2 + c)
+    spatial = 2 * (c * c // 2 + c // 2) + c // 2 + 1
+    bottleneck = 2 * c * h // g + 4 * c + 1 + (2 * h + 2 * c if batch_norm else 0)
+    return prompt_map + latent + channel + spatial + bottleneck
+
+
+def test_exact_parameter_count(pair: str) -> None:
+    net = build("dgsct", pair)
+    visual, audio = list(net.visual.blocks()), list(net.audio.blocks())
+    expected = 0
+    for i, j in net.sites:
+        v, a = visual[i].spec, audio[j].spec
+        for own, other in ((v, a), (a, v)):
+            expected += 2 * guide_parameters(own.tokens, other.tokens, own.dim, other.dim, 4, 4, 2)
+    assert sum(p.numel() for p in net.prompts.parameters()) == expected
+    assert sum(p.numel() for p in build("none", pair).prompts.parameters()) == 0
+
+
+def test_reassociated_prompt_map_is_exact() -> None:
+    from avprompt.encoders import BlockSpec
+    from avprompt.prompts.dgsct import PromptMap
+
+    torch.manual_seed(0)
+    prompt_map = PromptMap(BlockSpec(6, (5, 5), 0), BlockSpec(7, (4, 4), 0), tokens=3).double()
+    latent, other = torch.randn(3, 6).double(), torch.randn(2, 16, 7).double()
+    p = prompt_map(other)
+    expected = torch.softmax(latent @ p.transpose(1, 2), -1) @ p
+    for associate in (False, True):
+        prompt_map.associate = associate
+        assert torch.allclose(prompt_map.read(latent, other), expected, atol=1e-12)
+    assert torch.allclose(prompt_map.mean(other), p.mean(1), atol=1e-12)
+
+
+def test_released_guide_equals_the_formulas_written_out() -> None:
+    """Facts of the released adapter, steps 0 to 6, written once more without any re-association."""
+    net = build("dgsct", "swin-htsat", open_gates=True).eval()
+    for parameter in net.prompts.parameters():
+        nn.init.normal_(parameter, 0.1, 0.3)
+    guide, method = net.prompts.visual_p1[0].double(), net.prompts
+    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, list(net.audio.blocks())[0].spec
+    x = torch.randn(2, own.tokens, own.dim).double()
+    u = torch.randn(2, other.tokens, other.dim).double()
+    p = (guide.map.weight @ u + guide.map.bias[:, None]) @ guide.map.project.weight.T + guide.map.project.bias
+    r = guide.tokens + torch.softmax(guide.tokens @ p.transpose(1, 2), -1) @ p
+    y = x + guide.token_gate * torch.softmax(x @ r.transpose(1, 2), -1) @ r
+    a = p.mean(1)
+    m = (guide.channel_guide(a).relu().unsqueeze(1) * guide.channel_own(y).relu()).mean(1)
+    mc = guide.excite(guide.squeeze(m).relu()).sigmoid().unsqueeze(1)
+    s = guide.score(guide.spatial_own(y * (mc + 1)).relu() * guide.spatial_guide(a).relu().unsqueeze(1))
+    y = guide.norm_before(y * (method.alpha * mc + method.beta * s.sigmoid() + 1 - method.alpha))
+    shape, groups = y.shape, y.reshape(-1, 2, own.dim // 2)
+    z = torch.einsum("bgc,ghc->bgh", groups, guide.down.weight).flatten(1)
+    z = guide.bn_down(z).relu().unflatten(1, (2, -1))
+    o = guide.bn_up(torch.einsum("bgh,gch->bgc", z, guide.up.weight).flatten(1)).reshape(shape)
+    expected = guide.gate * guide.norm_after(o)
+    got, scores = guide(x, u)
+    assert torch.allclose(got, expected, atol=1e-10) and torch.allclose(scores, s.squeeze(-1), atol=1e-10)
+
+
+def test_paper_guide_equals_equations_3_4_and_6() -> None:
+    net = build("dgsct_paper", "swin-htsat")
+    guide = net.prompts.visual_p1[0].double()
+    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, list(net.audio.blocks())[0].spec
+    x, u = torch.randn(2, own.tokens, own.dim).double(), torch.randn(2, other.tokens, other.dim).double()
+    p = guide.map(u)
+    cm = (guide.channel_guide(p.mean(1)).unsqueeze(1) * guide.channel_own(x)).mean(1)
+    mc = guide.excite(guide.squeeze(cm).relu()).sigmoid().unsqueeze(1)
+    ms = guide.score(guide.spatial_guide(p) * guide.spatial_own((mc + 1) * x)).sigmoid()
+    expected = (net.prompts.alpha * mc + net.prompts.beta * ms + 1) * x
+    assert torch.allclose(guide(x, u)[0], expected, atol=1e-10)
+
+
+def test_impossible_settings_are_named() -> None:
+    with pytest.raises(ArgumentError, match="gate"):
+        DGSCT(variant="paper", gate="after_norm")
+    with pytest.raises(ArgumentError, match="NoPrompts"):
+        DGSCT(a2v=False, v2a=False)
+    with pytest.raises(ArgumentError, match="reduction, groups"):
+        AVPromptBackbone(SmallSwin(), SmallHTSAT(), DGSCT(reduction=5))
+
+
+def test_segments_do_not_mix_without_the_paper_gate() -> None:
+    net, (frames, audio) = build("dgsct", "swin-htsat", open_gates=True).eval(), small_batch(clips=1)
+    net.audio.repeat = SEGMENTS
+    with torch.no_grad():
+        whole = net(frames, audio)
+        alone = net(frames[:, 1:2], audio[:, 1:2])
+    assert torch.allclose(whole.visual[:, 1], alone.visual[:, 0], rtol=1e-4, atol=1e-4)
