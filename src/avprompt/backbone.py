@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -75,6 +76,18 @@ def standing_statistics(module: nn.Module):
             norm.num_batches_tracked.copy_(count)
 
 
+@contextmanager
+def seeded(name: str):
+    """Draw the weights of a part from a stream of its own, set by the run's seed and the part's name.
+
+    Otherwise a part's initial weights would depend on how many numbers the parts built before it had drawn, and two rows
+    of an ablation would differ in more than what they compare.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
+        yield
+
+
 class _Walk:
     """Where one encoder stands: runs plain blocks up to the next site, merging between stages."""
 
@@ -124,7 +137,8 @@ class AVPromptBackbone(nn.Module):
             depths = [[sum(depth)] for depth in depths]
         self.sites = pair_blocks(*depths)
         v, a = list(visual.blocks()), list(audio.blocks())
-        self.prompts.attach([(v[i].spec, a[j].spec) for i, j in self.sites])
+        with seeded("prompts"):
+            self.prompts.attach([(v[i].spec, a[j].spec) for i, j in self.sites])
 
     @property
     def visual_dim(self) -> int:

@@ -1,0 +1,101 @@
+"""Checkpoints hold what a run owns: trained weights and the buffers beside them, never the frozen encoders.
+
+A fingerprint of the frozen encoders travels along and is checked on loading, so that prompts trained on one set of
+weights are not silently run on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avprompt.encoders.base import FrozenEncoder
+from avprompt.errors import CheckpointError
+
+#: key of our own record inside a Lightning checkpoint
+RECORD = "avprompt"
+
+
+def owned_names(module: nn.Module) -> set[str]:
+    """Names of the tensors that training changes.
+
+    These are the parameters that require a gradient, the persistent buffers of the modules that hold them (batch norm),
+    and the buffers of frozen encoders that a released procedure lets move.
+    """
+    names: set[str] = set()
+    for prefix, part in module.named_modules():
+        own = [name for name, parameter in part.named_parameters(recurse=False) if parameter.requires_grad]
+        if own:
+            buffers = [name for name, _ in part.named_buffers(recurse=False)
+                       if name not in part._non_persistent_buffers_set]
+            names |= {f"{prefix}.{name}".lstrip(".") for name in own + buffers}
+        if isinstance(part, FrozenEncoder):
+            names |= {f"{prefix}.{name}".lstrip(".") for name in part.mutable_buffers()}
+    return names
+
+
+def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder]]:
+    """Every encoder inside `module` that holds frozen weights, with its name."""
+    for name, part in module.named_modules():
+        if isinstance(part, FrozenEncoder) and part.frozen:
+            yield name, part
+
+
+def record(module: nn.Module) -> dict[str, Any]:
+    """What a checkpoint says about the frozen part: name -> class and fingerprint of each encoder."""
+    found = {name: {"class": type(part).__name__, "fingerprint": part.fingerprint()} for name, part in encoders(module)}
+    return {"encoders": found}
+
+
+def check_record(module: nn.Module, saved: dict[str, Any] | None, source: str | Path = "checkpoint") -> None:
+    """Compare a checkpoint's record with the encoders that it is about to be loaded next to.
+
+    Raises:
+        CheckpointError: no record (not a checkpoint of avprompt), or other frozen weights.
+    """
+    if not isinstance(saved, dict) or "encoders" not in saved:
+        raise CheckpointError(source, "no record of frozen encoders", "a checkpoint written by avprompt",
+                              "Released checkpoints of others go through `avprompt convert` first.")
+    for name, part in encoders(module):
+        theirs, ours = saved["encoders"].get(name), {"class": type(part).__name__, "fingerprint": part.fingerprint()}
+        if theirs != ours:
+            raise CheckpointError(
+                source, f"{name} trained on {theirs and theirs['class']} {theirs and theirs['fingerprint'][:12]}",
+                f"the encoder in use, {ours['class']} {ours['fingerprint'][:12]}",
+                "Give both encoders the same `pretrained` files (and arguments) as in training.")
+
+
+def check_names(module: nn.Module, state: dict[str, Tensor], source: str | Path = "checkpoint") -> None:
+    """Compare a state dict with the tensors that `module` owns, both ways.
+
+    Raises:
+        CheckpointError: missing, unexpected or misshapen tensors; the message lists them.
+    """
+    full = nn.Module.state_dict(module)
+    owned = owned_names(module)
+    missing, unexpected = sorted(owned - state.keys()), sorted(state.keys() - owned)
+    misshapen = sorted(name for name in owned & state.keys() if state[name].shape != full[name].shape)
+    if missing or unexpected or misshapen:
+        raise CheckpointError(source, f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shapes {misshapen[:5]}",
+                              f"the {len(owned)} tensors that this experiment trains",
+                              "Use the configuration that the checkpoint was trained with (config.yaml beside it).")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint file without unpickling code.
+
+    Raises:
+        CheckpointError: no such file, truncated, or holding more than plain data and tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(path, "no such file", "a checkpoint", "Check the path given to --ckpt_path.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
+        raise CheckpointError(path, f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
+                              "a whole checkpoint", "It may be truncated: use another one, such as last.ckpt.") from error

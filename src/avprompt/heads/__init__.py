@@ -1,0 +1,1 @@
+"""Task heads: what turns backbone features into a task's outputs."""

@@ -1,0 +1,77 @@
+"""Accuracy of audio-visual event localisation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from avprompt.errors import ArgumentError, ShapeError
+
+
+def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
+    """A category a segment: the clip's best event where the segment's probability exceeds 0.5, else background.
+
+    Args:
+        is_event: (B, T) logits.
+        event: (B, C) logits.
+
+    Returns:
+        (B, T) long in [0, C], C being background.
+    """
+    best = event.argmax(-1, keepdim=True).expand_as(is_event)
+    return torch.where(is_event > 0, best, event.shape[-1])
+
+
+class AVEAccuracy(Metric):
+    """Share of segments whose category, background included, is right; in [0, 1], higher is better.
+
+    Every segment counts, as published, whether or not its media could be decoded.
+
+    Args:
+        protocol: `exact` divides right segments by all segments. `released` is the mean over `update` calls of each
+            batch's accuracy, as the DG-SCT training loop reports it: with batches of 8 the two clips left over of 402
+            weigh four times as much, and the result depends on the batch size.
+
+    Raises:
+        ArgumentError: unknown protocol.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, protocol: Literal["exact", "released"] = "exact", **options: object) -> None:
+        super().__init__(**options)
+        if protocol not in ("exact", "released"):
+            raise ArgumentError("protocol", protocol, "exact or released", "Correct the argument.")
+        self.protocol = protocol
+        self.add_state("right", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("segments", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, is_event: Tensor, event: Tensor, target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            is_event: (B, T) logits.
+            event: (B, C) logits.
+            target: (B, T, C + 1) one-hot, background last.
+
+        Raises:
+            ShapeError: the three do not fit together.
+        """
+        if target.shape != (*is_event.shape, event.shape[-1] + 1) or len(event) != len(is_event):
+            raise ShapeError("is_event, event, target", f"{tuple(is_event.shape)}, {tuple(event.shape)}, "
+                             f"{tuple(target.shape)}", "(B, T), (B, C), (B, T, C + 1)", "Check the task's num_classes.")
+        right = (predicted_categories(is_event, event) == target.argmax(-1)).double()
+        exact = self.protocol == "exact"
+        self.right += right.sum() if exact else right.mean()
+        self.total += right.numel() if exact else 1
+        self.segments += right.numel()
+
+    def compute(self) -> Tensor:
+        """The accuracy, float64 scalar; NaN when nothing was counted."""
+        return self.right / self.total
