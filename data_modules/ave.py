@@ -1,0 +1,75 @@
+"""AVE: audio-visual event localisation in ten-second clips."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+
+from avprompt.analysis.timeline import clip_figure
+from avprompt.data_modules.base import AVDataModule, Sample
+from avprompt.media import ave
+
+
+class AVEDataModule(AVDataModule):
+    """AVE from its official annotations (Annotations.txt and the three split files in `root`).
+
+    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.media.ave` for what the published
+    files hold besides, and `AVDataModule` for every other argument.
+
+    Args:
+        categories: names of the event categories in the order of their indices; `None` is AVE's own 28. A dataset in
+            AVE's format with other categories gives its own.
+        drop_leaked: leave out of training the clips that are also evaluated on (18 in AVE). They are reported anyway.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        categories: list[str] | None = None,
+        drop_leaked: bool = False,
+        layout: Literal["store", "folders"] = "store",
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_size: int = 192,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        antialias: bool = True,
+        sample_rate: int = 32000,
+        segments: int = 10,
+        missing: Literal["error", "skip"] = "error",
+        corrupt: Literal["error", "substitute"] = "error",
+        validation_split: Literal["val", "test"] = "val",
+        predict_root: Path | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(root, layout, batch_size, eval_batch_size, num_workers, seed, image_size, mean, std, antialias,
+                         sample_rate, segments, missing, corrupt, validation_split, predict_root, pin_memory)
+        self.class_names = tuple(categories or ave.CATEGORIES)
+        self.num_classes = len(self.class_names)
+        self.drop_leaked = drop_leaked
+
+    def read_annotations(self) -> dict[str, list[ave.Event]]:
+        splits = ave.read_splits(self.root, self.class_names, self.sampling.segments)
+        shared = ave.leaked(splits)
+        if any(shared.values()):
+            what = "left out of training" if self.drop_leaked else "kept (drop_leaked: true leaves them out)"
+            counts = ", ".join(f"{len(ids)} with {split} ({', '.join(ids[:3])} ...)" for split, ids in shared.items() if ids)
+            warnings.warn(f"training clips that are also evaluated on: {counts}; {what}", stacklevel=2)
+        if self.drop_leaked:
+            out = {clip for ids in shared.values() for clip in ids}
+            splits["train"] = [event for event in splits["train"] if event.id not in out]
+        return splits
+
+    def annotate(self, item: ave.Event) -> Sample:
+        return {"event": item.label(self.sampling.segments, self.num_classes)}
+
+    def plot(self, sample: dict[str, Any]) -> Figure:
+        """Frames, waveform, label and, if present, `prediction` (T,) of a sample."""
+        truth = sample["event"].argmax(-1) if "event" in sample else None
+        return clip_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names,
+                           sample.get("prediction"), truth, sample["id"])

@@ -1,0 +1,285 @@
+"""What every dataset's LightningDataModule shares: clips from a store or folders, one policy for what is missing or
+broken, exactly resumable loaders, and prediction on a user's own videos."""
+
+from __future__ import annotations
+
+import abc
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningDataModule
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from avprompt.errors import ClipDecodeError, DatasetError
+from avprompt.media.decode import Sampling, decode_clip, duration
+from avprompt.media.prepare import find_media
+from avprompt.media.readers import ClipReader, open_reader
+from avprompt.media.samplers import ResumableLoader
+
+Sample = dict[str, Any]
+
+
+def collate(samples: list[Sample]) -> Sample:
+    """Stack tensors, keep strings and paths as lists."""
+    return {key: [s[key] for s in samples] if isinstance(samples[0][key], str) else default_collate(
+        [s[key] for s in samples]) for key in samples[0]}
+
+
+class Normalise:
+    """(x - mean) / std for each colour.
+
+    Args:
+        mean: of red, green, blue in [0, 1].
+        std: likewise.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """(..., 3, H, W) in [0, 1] -> normalised."""
+        return (frames - self.mean) / self.std
+
+    def undo(self, frames: Tensor) -> Tensor:
+        """Normalised (..., 3, H, W) -> [0, 1]."""
+        return (frames * self.std + self.mean).clamp(0, 1)
+
+
+class ClipDataset(Dataset):
+    """Items of one split, each a clip and whatever its annotation adds.
+
+    Args:
+        items: the split's annotations; each has an `id`.
+        reader: gives clips by id.
+        normalise: applied to frames.
+        annotate: annotation -> further entries of the sample.
+        substitute: in training, replace a clip that does not decode by the next one that does, marked by an all-false
+            `valid`, and count it; evaluation never substitutes.
+        limit: share of the split above which substitution gives up.
+    """
+
+    def __init__(self, items: list[Any], reader: ClipReader, normalise: Normalise, annotate: Any,
+                 substitute: bool = False, limit: float = 0.05) -> None:
+        self.items, self.reader, self.normalise, self.annotate = items, reader, normalise, annotate
+        self.substitute, self.limit = substitute, limit
+        self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample of clip `index`: `id`, `frames` (T, 3, H, W), `audio` (T, S), `valid` (T,) and the annotation.
+
+        Raises:
+            ClipDecodeError: the clip is damaged and may not be, or too many are.
+        """
+        for offset in range(len(self.items)):
+            item = self.items[(index + offset) % len(self.items)]
+            try:
+                frames, audio, valid = self.reader.read(item.id)
+            except ClipDecodeError:
+                if not self.substitute:
+                    raise
+                self.corrupt[(index + offset) % len(self.items)] = True
+                if self.corrupt.sum() > max(1, math.floor(self.limit * len(self.items))):
+                    raise
+                continue
+            valid = valid if offset == 0 else torch.zeros_like(valid)
+            return {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
+                    **self.annotate(item)}
+        raise ClipDecodeError(self.items[index].id, "no clip of the split decodes", "readable clips",
+                              "Run `avprompt data verify`.")
+
+
+class VideoWindows(Dataset):
+    """A folder of anybody's videos as consecutive windows of T segments.
+
+    Args:
+        folder: searched through for video files.
+        sampling: sizes and rates.
+        normalise: applied to frames.
+
+    Raises:
+        DatasetError: no such folder, or nothing in it that decodes.
+    """
+
+    def __init__(self, folder: Path, sampling: Sampling, normalise: Normalise) -> None:
+        self.sampling, self.normalise, self.problems = sampling, normalise, {}
+        self.windows: list[tuple[str, Path, Path | None, float]] = []
+        for clip, (video, wave) in sorted(find_media([Path(folder)]).items()):
+            try:
+                decode_clip(video, sampling, wave=wave)
+                length = duration(video)
+            except ClipDecodeError as error:
+                self.problems[str(video)] = str(error)
+                continue
+            # a rest shorter than half a segment holds nothing to predict
+            count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.duration))
+            self.windows += [(clip, video, wave, k * sampling.duration) for k in range(count)]
+        for problem in self.problems.values():
+            warnings.warn(f"left out: {problem}", stacklevel=2)
+        if not self.windows:
+            raise DatasetError(folder, f"no usable video: {list(self.problems.values())[:3]}",
+                               "videos with picture and sound", "Check the files.")
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample of a window: also `path` and `start` in seconds."""
+        clip_id, video, wave, start = self.windows[index]
+        clip = decode_clip(video, self.sampling, start, wave)
+        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div_(255)
+        name = clip_id if start == 0 else f"{clip_id}@{start:g}"
+        return {"id": name, "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
+                "valid": torch.from_numpy(clip.valid), "path": str(video), "start": start}
+
+
+class AVDataModule(LightningDataModule, abc.ABC):
+    """Shared arguments and loaders; a dataset adds its annotations (`read_annotations`, `annotate`).
+
+    Batches are flat dicts: `id` list of B strings, `frames` float32 (B, T, 3, H, W) normalised, `audio` float32
+    (B, T, S) in [-1, 1], `valid` bool (B, T), and the dataset's own labels.
+
+    Args:
+        root: folder of annotations and media.
+        layout: `store` (root/store, from `avprompt data prepare`) or `folders` (the published code's).
+        batch_size: clips a training batch.
+        eval_batch_size: clips a validation, test or prediction batch; `None` is `batch_size`.
+        num_workers: worker processes of each loader.
+        seed: of the order of training clips.
+        image_size: height and width of frames, the visual encoder's.
+        mean: colour means of the visual encoder.
+        std: colour deviations of the visual encoder.
+        antialias: low-pass before resizing; `false` as published. A store is checked against it.
+        sample_rate: Hz, the audio encoder's.
+        segments: number T of segments a clip.
+        missing: what to do about annotated clips without media: `error`, or `skip` and report.
+        corrupt: what to do about clips that do not decode in training: `error`, or `substitute` (evaluation: error).
+        validation_split: what checkpoints are selected on; `test` repeats the released procedure.
+        predict_root: folder of videos for `avprompt predict`; `None` is the test split.
+        pin_memory: copy batches to page-locked memory (CUDA).
+
+    Raises:
+        DatasetError: from `setup`, when folders or clips are missing.
+    """
+
+    num_classes: int
+    class_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        root: Path,
+        layout: Literal["store", "folders"] = "store",
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        image_size: int = 192,
+        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+        antialias: bool = True,
+        sample_rate: int = 32000,
+        segments: int = 10,
+        missing: Literal["error", "skip"] = "error",
+        corrupt: Literal["error", "substitute"] = "error",
+        validation_split: Literal["val", "test"] = "val",
+        predict_root: Path | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self.root, self.layout = Path(root), layout
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
+        self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias)
+        self.normalise = Normalise(mean, std)
+        self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
+        self.predict_root = predict_root
+        self.datasets: dict[str, Dataset] = {}
+        self.absent: dict[str, dict[str, str]] = {}
+
+    @abc.abstractmethod
+    def read_annotations(self) -> dict[str, list[Any]]:
+        """Items of every split, `train`, `val`, `test`."""
+
+    @abc.abstractmethod
+    def annotate(self, item: Any) -> Sample:
+        """What an item's annotation adds to its sample."""
+
+    @abc.abstractmethod
+    def plot(self, sample: Sample) -> Figure:
+        """A picture of a sample, with its label and, if it is there, its `prediction`."""
+
+    def setup(self, stage: str) -> None:
+        """Read annotations and look for every clip of the splits that the stage needs.
+
+        Raises:
+            DatasetError: media are missing and `missing` is `error`, or a split is left without a clip.
+            AnnotationError: an annotation file breaks its format.
+        """
+        if stage == "predict" and self.predict_root is not None:
+            self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling, self.normalise)
+            return
+        annotations = self.read_annotations()
+        reader = open_reader(self.layout, self.root, self.sampling)
+        needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
+        for split in needed:
+            if split not in self.datasets:
+                items = self._available(split, annotations[split], reader)
+                self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate,
+                                                   split == "train" and self.corrupt == "substitute")
+
+    def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
+        problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}
+        self.absent[split] = problems
+        examples = "; ".join(f"{clip}: {why}" for clip, why in list(problems.items())[:5])
+        if problems and self.missing == "error":
+            raise DatasetError(self.root, f"{len(problems)} of {len(items)} clips of split {split} unusable ({examples})",
+                               f"media for every clip, as\n{reader.tree()}\n",
+                               "See `avprompt data verify`, or set `missing: skip`.")
+        kept = [item for item in items if item.id not in problems]
+        if problems:
+            warnings.warn(f"{split}: {len(items) - len(kept)} of {len(items)} left out ({examples})", stacklevel=3)
+        if not kept:
+            raise DatasetError(self.root, f"no clip of split {split}", "at least one", "Check root and layout.")
+        return kept
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> ResumableLoader:
+        trainer = self.trainer
+        return ResumableLoader(
+            self.datasets[split], batch_size, self.seed, shuffle, trainer.global_rank if trainer else 0,
+            trainer.world_size if trainer else 1, num_workers=self.num_workers, collate_fn=collate,
+            pin_memory=self.pin_memory)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Training batches in an order set by (seed, epoch)."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """Batches of the split that checkpoints are selected on."""
+        return self._loader(self.validation_split, self.eval_batch_size)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """Batches of the test split."""
+        return self._loader("test", self.eval_batch_size)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """Batches of the user's videos, or of the test split."""
+        return self._loader("predict" if "predict" in self.datasets else "test", self.eval_batch_size)
+
+    def clips(self) -> dict[str, dict[str, int]]:
+        """Numbers of clips used, missing and corrupt, by split."""
+        return {split: {"used": len(data), "missing": len(self.absent.get(split, {})),
+                        "corrupt": int(data.corrupt.sum()) if isinstance(data, ClipDataset) else len(data.problems)}
+                for split, data in self.datasets.items()}
+
+    def manifest(self) -> dict[str, Any]:
+        """What this run reads: ids by split, and why others are left out."""
+        ids = {split: [item.id for item in data.items] if isinstance(data, ClipDataset) else [w[0] for w in data.windows]
+               for split, data in self.datasets.items()}
+        return {"root": str(self.root), "layout": self.layout, "ids": ids, "left_out": self.absent}

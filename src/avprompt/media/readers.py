@@ -1,0 +1,150 @@
+"""Where a dataset's clips come from: the prepared store, or the folders that the published code expects."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from avprompt.errors import ClipDecodeError, DatasetError
+from avprompt.media.decode import Sampling
+from avprompt.media.store import ClipStore, read_manifest
+
+Segments = tuple[Tensor, Tensor, Tensor]
+
+
+class ClipReader(abc.ABC):
+    """Gives a clip by id."""
+
+    @abc.abstractmethod
+    def problem(self, clip_id: str) -> str | None:
+        """Why a run cannot use this clip, `None` if it can; looks at names only, decodes nothing."""
+
+    @abc.abstractmethod
+    def read(self, clip_id: str) -> Segments:
+        """Frames float32 (T, 3, size, size) in [0, 1], audio float32 (T, S), valid bool (T,).
+
+        Raises:
+            ClipDecodeError: the clip's files are damaged.
+        """
+
+    @staticmethod
+    @abc.abstractmethod
+    def tree() -> str:
+        """The folder layout that this reader expects, for people."""
+
+
+class StoreReader(ClipReader):
+    """Clips of a prepared store.
+
+    Args:
+        root: the store's folder.
+        sampling: what the experiment asks for; must be what the store holds.
+
+    Raises:
+        DatasetError: no store there, or one made with other settings.
+    """
+
+    def __init__(self, root: Path, sampling: Sampling) -> None:
+        self.store = ClipStore(root)
+        theirs, ours = asdict(self.store.sampling()), asdict(sampling)
+        differ = {key: (theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]}
+        if differ:
+            raise DatasetError(root, f"a store with (theirs, asked) {differ}", "the data module's settings",
+                               "Change image_size, sample_rate, segments or antialias, or prepare another store.")
+        self.entries = read_manifest(self.store.manifest_path)
+
+    def problem(self, clip_id: str) -> str | None:
+        entry = self.entries.get(clip_id)
+        if entry is None:
+            return "missing: not in the store's manifest"
+        if not entry.usable:
+            return f"{entry.status}: {entry.reason}"
+        return None if clip_id in self.store else "missing: listed in the manifest, its files are gone"
+
+    def read(self, clip_id: str) -> Segments:
+        frames, audio, valid = self.store.read(clip_id)
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
+        return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
+
+    @staticmethod
+    def tree() -> str:
+        return "store/store.json\nstore/manifest.csv\nstore/clips/<VideoID>/{frames,audio,valid}.npy"
+
+
+class FolderReader(ClipReader):
+    """The layout of the DG-SCT repository: jpg frames and one waveform a clip.
+
+    T frames are taken at `linspace(1, N, T)` of the folder's N pictures, resized in floating point as published.
+
+    Args:
+        root: folder that holds `frames/` and `wave/`.
+        sampling: sizes and rates; the waveform must have exactly T * S samples.
+    """
+
+    def __init__(self, root: Path, sampling: Sampling) -> None:
+        self.root, self.sampling = Path(root), sampling
+        for name in ("frames", "wave"):
+            if not (self.root / name).is_dir():
+                raise DatasetError(self.root / name, "no such folder", "frames/<VideoID>/*.jpg and wave/<VideoID>.npy",
+                                   "Give another root, or use `layout: store`.")
+        # one listing of names instead of a look-up for every clip and epoch
+        self.frames = {folder.name for folder in (self.root / "frames").iterdir() if folder.is_dir()}
+        self.waves = {path.stem for path in (self.root / "wave").glob("*.npy")}
+
+    def problem(self, clip_id: str) -> str | None:
+        absent = [name for name, found in (("frames", self.frames), ("wave", self.waves)) if clip_id not in found]
+        return f"missing: {' and '.join(absent)}" if absent else None
+
+    def read(self, clip_id: str) -> Segments:
+        count, folder = self.sampling.segments, self.root / "frames" / clip_id
+        pictures = sorted(folder.glob("*.jpg"))
+        if not pictures:
+            raise ClipDecodeError(folder, "no jpg files", "frames named %08d.jpg", "Extract the frames again.")
+        chosen = np.linspace(1, len(pictures), count, dtype=int) - 1
+        frames = torch.stack([self._picture(pictures[index]) for index in chosen])
+        path = self.root / "wave" / f"{clip_id}.npy"
+        try:
+            wave = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ClipDecodeError(path, error, "a .npy file of samples", "Extract the waveform again.") from error
+        if wave.size != count * self.sampling.samples:
+            raise ClipDecodeError(path, f"{wave.size} samples", f"{count} x {self.sampling.samples} samples",
+                                  f"Cut or pad the waveform at {self.sampling.sample_rate} Hz.")
+        audio = torch.from_numpy(wave.astype(np.float32)).view(count, -1)
+        return frames, audio, torch.ones(count, dtype=torch.bool)
+
+    def _picture(self, path: Path) -> Tensor:
+        try:
+            with Image.open(path) as image:
+                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div_(255)
+        except (OSError, UnidentifiedImageError) as error:
+            raise ClipDecodeError(path, error, "a jpg picture", "Extract the frames again.") from error
+        size = (self.sampling.size,) * 2
+        if pixels.shape[1:] == size:
+            return pixels
+        return F.interpolate(pixels[None], size, mode="bicubic", antialias=self.sampling.antialias)[0]
+
+    @staticmethod
+    def tree() -> str:
+        return "frames/<VideoID>/%08d.jpg\nwave/<VideoID>.npy"
+
+
+#: `layout` argument of a data module -> reader
+READERS: dict[str, type[ClipReader]] = {"store": StoreReader, "folders": FolderReader}
+
+
+def open_reader(layout: str, root: Path, sampling: Sampling) -> ClipReader:
+    """The reader of a layout; a store lies in `root`/store.
+
+    Raises:
+        DatasetError: the layout's folders are not there, or hold something else.
+    """
+    root = Path(root)
+    return READERS[layout](root / "store" if layout == "store" else root, sampling)
