@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from avprompt import losses
 from avprompt.backbone import AVPromptBackbone, seeded
 from avprompt.heads.cmbs import CMBSHead, LateFusionHead, SingleHead, audio_stream, visual_stream
-from avprompt.metrics import AVEAccuracy
+from avprompt.metrics.ave import AVEAccuracy, predicted_categories
 from avprompt.tasks.base import AVPromptTask
 
 
@@ -74,6 +75,34 @@ class AVE(AVPromptTask):
             "event": losses.clip_category(outputs["event"], category, has_event),
             "video": losses.clip_category(outputs["video_scores"], category, has_event),
         }
+
+    def decide(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Outputs -> category a segment (B, T) long, background being the number of categories."""
+        return predicted_categories(outputs["is_event"], outputs["event"])
+
+    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """One row a second: what is predicted, how surely, and what is annotated where that is known."""
+        names = [*class_names, "background"]
+        is_event, best = outputs["is_event"].float().sigmoid(), outputs["event"].float().softmax(-1).max(-1)
+        truth = batch["event"].argmax(-1) if "event" in batch else None
+        rows = []
+        for clip, categories in enumerate(self.decide(outputs).tolist()):
+            begin = float(batch["start"][clip]) if "start" in batch else 0.0
+            for second, category in enumerate(categories):
+                rows.append({
+                    "id": batch["id"][clip],
+                    "start": begin + second,
+                    "end": begin + second + 1,
+                    "predicted": names[category],
+                    "event_probability": round(float(is_event[clip, second]), 4),
+                    "clip_category": names[int(best.indices[clip])],
+                    "clip_category_probability": round(float(best.values[clip]), 4),
+                    "decoded": bool(batch["valid"][clip, second]),
+                    "annotated": "" if truth is None else names[int(truth[clip, second])],
+                    "path": batch["path"][clip] if "path" in batch else "",
+                })
+        return rows
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.accuracy.update(outputs["is_event"], outputs["event"], batch["event"])

@@ -95,9 +95,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Log `test_<metric>`."""
         self.log_dict({f"test_{name}": value for name, value in self.compute_metrics().items()})
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        """One batch -> its outputs, with the batch's ids and whatever else names its clips."""
-        return {**self(batch), **{key: batch[key] for key in ("id", "path", "start") if key in batch}}
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """One batch -> its outputs."""
+        return self(batch)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters that require a gradient, and the schedule where there is one."""

@@ -1,0 +1,7 @@
+"""Lightning callbacks."""
+
+from avprompt.callbacks.predictions import PredictionWriter
+from avprompt.callbacks.report import RunReport, count_parameters
+from avprompt.callbacks.resume import ExactResume, InterruptCheckpoint, TaskCheckpoint
+
+__all__ = ["ExactResume", "InterruptCheckpoint", "PredictionWriter", "RunReport", "TaskCheckpoint", "count_parameters"]

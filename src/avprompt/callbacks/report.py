@@ -1,0 +1,137 @@
+"""What a run leaves for people and for `avprompt compare`: parameter counts, hparams, manifest.json, result.json."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from avprompt.checkpoints import owned_names
+
+PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap", "av", "numpy")
+
+
+def count_parameters(module: nn.Module) -> dict[str, int]:
+    """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `owned` (held by a checkpoint)."""
+    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in module.parameters())
+    state = nn.Module.state_dict(module)
+    owned = sum(state[name].numel() for name in owned_names(module))
+    return {"trainable": trainable, "frozen": total - trainable, "total": total, "owned": owned}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> dotted names and plain values."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+    value = tree if isinstance(tree, (bool, int, float, str)) or tree is None else str(tree)
+    return {prefix.rstrip("."): "none" if value is None else value}
+
+
+def git_revision() -> str | None:
+    """Commit of the source tree, with `+` where it has changes; `None` outside a checkout."""
+    try:
+        run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, check=True,
+                             capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()
+
+
+class RunReport(Callback):
+    """Print the parameter line, write manifest.json and result.json, and give TensorBoard the hparams and the result.
+
+    Args:
+        experiment: name of the experiment.
+        config: the parsed configuration, nested plain data.
+    """
+
+    def __init__(self, experiment: str, config: dict[str, Any]) -> None:
+        self.experiment, self.config = experiment, config
+        self.begun = time.monotonic()
+
+    def _folder(self, trainer: Trainer) -> Path | None:
+        if trainer.fast_dev_run or not trainer.loggers or trainer.log_dir is None:
+            return None
+        return Path(trainer.log_dir)
+
+    def _log_hparams(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
+        counts = {f"parameters/{name}": count for name, count in count_parameters(pl_module).items()}
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_hyperparams"):
+                logger.log_hyperparams({"experiment": self.experiment, **flatten(self.config), **counts}, metrics)
+                logger.save()
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
+        folder = self._folder(trainer)
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        data = trainer.datamodule
+        if data is not None:
+            (folder / "manifest.json").write_text(json.dumps(data.manifest(), indent=1) + "\n", encoding="utf-8")
+        cuda = torch.cuda.is_available() and pl_module.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        result = {
+            "experiment": self.experiment,
+            "task": type(pl_module).__name__,
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "monitor": pl_module.monitor,
+            "parameters": count_parameters(pl_module),
+            "seed": self.config.get("seed_everything"),
+            "config": self.config,
+            "git": git_revision(),
+            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+            "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "wall_s": round(time.monotonic() - self.begun, 2),
+            "peak_memory_bytes": peak,
+            "clips": data.clips() if data is not None else {},
+            "epochs": trainer.current_epoch,
+        }
+        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the counts; show the hparams in TensorBoard from the start."""
+        counts = count_parameters(pl_module)
+        share = 100 * counts["trainable"] / counts["total"]
+        print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}")
+        if self._folder(trainer) is not None:
+            self._log_hparams(trainer, pl_module, {pl_module.monitor: float("nan")})
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Results on the selection split: the last epoch's, and the best by the task's monitor."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if best is not None:
+            metrics[f"best_{pl_module.monitor}"] = float(best)
+        self._write(trainer, pl_module, metrics)
+        if self._folder(trainer) is not None and pl_module.monitor in metrics:
+            self._log_hparams(trainer, pl_module, {pl_module.monitor: metrics.get(
+                f"best_{pl_module.monitor}", metrics[pl_module.monitor])})
+
+    @rank_zero_only
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Results on the test split."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._write(trainer, pl_module, metrics)
+        if self._folder(trainer) is not None:
+            self._log_hparams(trainer, pl_module, metrics)
+
+    @rank_zero_only
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What was predicted on."""
+        self._write(trainer, pl_module, {})

@@ -1,0 +1,84 @@
+"""Runs that stop anywhere and go on exactly where they stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+
+
+class ExactResume(Callback):
+    """Keep the states of all random generators in checkpoints and restore them before the first resumed batch.
+
+    Restoring any earlier would not do: Lightning draws numbers between the start of training and the first batch. Together
+    with `ResumableLoader` and owned-weights checkpoints a resumed run equals an uninterrupted one bit for bit, at the end
+    of an epoch or inside one.
+    """
+
+    def __init__(self) -> None:
+        self.pending: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of torch's, CUDA's, numpy's and Python's generators, as plain data and tensors."""
+        kind, keys, position, has_gauss, gauss = np.random.get_state()
+        version, internal, gauss_next = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+            "python": [version, list(internal), gauss_next],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the states back until the first batch."""
+        self.pending = state
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Restore."""
+        if self.pending is None:
+            return
+        state, self.pending = self.pending, None
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        kind, keys, position, has_gauss, gauss = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+        version, internal, gauss_next = state["python"]
+        random.setstate((version, tuple(internal), gauss_next))
+
+
+class TaskCheckpoint(ModelCheckpoint):
+    """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`, and `checkpoints/last.ckpt`."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="best", save_last=True, enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read what to select by from the task."""
+        self.monitor, self.mode = pl_module.monitor, pl_module.mode
+        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        super().setup(trainer, pl_module, stage)
+
+
+class InterruptCheckpoint(OnExceptionCheckpoint):
+    """`checkpoints/interrupted.ckpt` when a run ends by an error, Ctrl-C or SIGTERM; it resumes with `--ckpt_path`."""
+
+    def __init__(self) -> None:
+        super().__init__(dirpath="", filename="interrupted")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder."""
+        self.dirpath = str(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, in training only."""
+        if trainer.training and not trainer.fast_dev_run:
+            super().on_exception(trainer, pl_module, exception)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing: a checkpoint that was needed stays, whatever comes after."""

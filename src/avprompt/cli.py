@@ -1,0 +1,253 @@
+"""`avprompt fit|validate|test|predict --config experiments/X.yaml`, and the commands around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from avprompt import __version__
+from avprompt.errors import AVPromptError, ConfigError
+
+HELP = f"""avprompt {__version__}: prompting of frozen image and audio encoders
+
+usage: avprompt COMMAND [options]
+
+  fit | validate | test | predict   run an experiment: avprompt fit --config experiments/ave_dgsct.yaml
+  params                            trainable, frozen, total and owned parameters of an experiment
+  data prepare                      folders of videos -> the store that training reads
+  data verify                       what a dataset needs, and what of it is there
+  data synth ave                    write a generated audio-visual world in AVE's own format
+  convert                           the authors' released checkpoints -> ours
+  sweep                             an experiment's rows times seeds, resumable
+  compare                           a table over finished runs
+  quickstart                        generate, prepare, fit, test and compare on this machine, in minutes
+
+`avprompt COMMAND --help` explains each. Flags come after --config and override it.
+"""
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+
+
+def lightning_cli() -> type:
+    """Build the LightningCLI of avprompt; in a function because its imports take seconds."""
+    import torch
+    from jsonargparse import Namespace
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+    from avprompt import callbacks, checkpoints, configs
+    from avprompt.data_modules import AVDataModule
+    from avprompt.tasks import AVPromptTask
+
+    class SaveConfig(SaveConfigCallback):
+        """config.yaml beside the run's events; nowhere where there is no logger."""
+
+        def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+            if trainer.loggers and not (Path(trainer.log_dir or "") / self.config_filename).is_file():
+                super().setup(trainer, pl_module, stage)
+
+    class AVPromptCLI(LightningCLI):
+        """LightningCLI with the checks of `avprompt.configs` and without hidden sources of configuration."""
+
+        def __init__(self, args: list[str], run: bool = True) -> None:
+            self.given = configs.sources(args)
+            super().__init__(
+                AVPromptTask,
+                AVDataModule,
+                save_config_callback=SaveConfig,
+                trainer_defaults={"use_distributed_sampler": False},  # our loaders shard themselves
+                seed_everything_default=0,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=args,
+                run=run,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
+
+        def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+            parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+        def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+            known = {action.dest.split(".")[0] for sub in getattr(self, "_subcommand_parsers", {}).values() or [parser]
+                     for action in sub._actions}
+            configs.check_top_level(self.given, known | {"ckpt_path", "trainer", "model", "data", "seed_everything"})
+            configs.check_linked(self.given)
+            configs.check_stale(self.given)
+            super().parse_arguments(parser, args)
+
+        def _parse_ckpt_path(self) -> None:
+            """Read the checkpoint early, so that a broken one is named before any work; take no settings from it."""
+            path = self.settings.get("ckpt_path")
+            if path and path not in ("best", "last", "hpc", "registry"):
+                checkpoints.read_checkpoint(path)
+
+        @property
+        def settings(self) -> Namespace:
+            command = self.config.get("subcommand")
+            return self.config[command] if command else self.config
+
+        @property
+        def experiment(self) -> str:
+            """File name of the first --config without ending."""
+            named = [Path(origin).stem for origin, _ in self.given if not origin.startswith("-")]
+            return named[0] if named else "unnamed"
+
+        def before_instantiate_classes(self) -> None:
+            trainer, command = self.settings.trainer, self.config.get("subcommand")
+            if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and command:
+                raise ConfigError(
+                    "trainer.accelerator", f"{trainer.accelerator}, and no GPU that PyTorch can use", "an NVIDIA GPU",
+                    "On this machine add `--trainer lightning_configs/trainer/cpu.yaml` after --config "
+                    "(full-size networks take minutes a step on a CPU).")
+            if trainer.logger is True:
+                trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                                           init_args=Namespace(save_dir="runs", name="lightning_logs", version=None,
+                                                               log_graph=False, default_hp_metric=False, prefix="",
+                                                               sub_dir=None))
+            logger = trainer.logger
+            if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
+                logger.init_args.name = self.experiment
+            self._check_writable(logger)
+
+        def _check_writable(self, logger: Any) -> None:
+            folder = Path(logger.init_args.save_dir) if isinstance(logger, Namespace) else None
+            while folder is not None and not folder.exists():
+                folder = folder.parent
+            if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
+                raise ConfigError("trainer.logger.init_args.save_dir", f"{folder}, which cannot be written to",
+                                  "a writable folder", "Choose another folder or free some space.")
+
+        def instantiate_trainer(self, **options: Any) -> Any:
+            self._dump_config()
+            name = self.settings.trainer.logger.init_args.name if isinstance(
+                self.settings.trainer.logger, Namespace) else self.experiment
+            forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump)]
+            if self.settings.trainer.get("enable_checkpointing") is not False:
+                forced += [callbacks.TaskCheckpoint(), callbacks.InterruptCheckpoint()]
+            if self.config.get("subcommand") == "predict":
+                forced.append(callbacks.PredictionWriter())
+            present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
+                "subcommand") else self.config_init.trainer.callbacks
+            kinds = {type(callback) for callback in present or []}
+            return super().instantiate_trainer(
+                callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options)
+
+    return AVPromptCLI
+
+
+def model_of(args: list[str], meta: bool = False) -> Any:
+    """The task that an experiment describes.
+
+    Args:
+        args: `--config X` and overrides.
+        meta: build it on the meta device: exact sizes, no memory, no weights.
+    """
+    import torch
+
+    class ModelOnly(lightning_cli()):
+        """Builds data module and model, no trainer."""
+
+        def instantiate_trainer(self, **options: Any) -> None:
+            """Nothing."""
+
+    with torch.device("meta") if meta else torch.device("cpu"):
+        return ModelOnly(args, run=False).model
+
+
+def params(args: list[str]) -> None:
+    """`avprompt params --config X [--json] [overrides]`: parameters by module, on the meta device."""
+    from avprompt.callbacks.report import count_parameters
+
+    as_json = "--json" in args
+    rest = [arg for arg in args if arg != "--json"]
+    if not rest or "--help" in rest or "-h" in rest:
+        print("usage: avprompt params --config experiments/X.yaml [--json] [overrides as for fit]")
+        return
+    model = model_of(rest, meta=True)
+    parts = {"visual": model.backbone.visual, "audio": model.backbone.audio, "prompts": model.backbone.prompts,
+             "head": model.head}
+    modules = {name: count_parameters(part) for name, part in parts.items()}
+    table = {**count_parameters(model), "modules": modules}
+    if as_json:
+        print(json.dumps(table))
+        return
+    print(f"{'module':<10}" + "".join(f"{name:>15}" for name in ("trainable", "frozen", "total", "owned")))
+    for name, counts in [*modules.items(), ("all", table)]:
+        print(f"{name:<10}" + "".join(f"{counts[key]:>15,}" for key in ("trainable", "frozen", "total", "owned")))
+
+
+def functions(args: list[str], prog: str, table: dict[str, Any]) -> Any:
+    """Run one of several functions, whose signatures and docstrings are the command's options and help."""
+    from jsonargparse import auto_cli
+
+    return auto_cli(table, args=args, prog=prog, as_positional=False)
+
+
+def data(args: list[str]) -> None:
+    """`avprompt data prepare|verify|synth`."""
+    from avprompt.media.prepare import prepare
+    from avprompt.media.verify import verify
+    from avprompt.synth.ave import synthesize
+
+    complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": {"ave": synthesize}})
+    if args[0] == "verify" and complete is False:
+        sys.exit(1)
+
+
+def convert(args: list[str]) -> None:
+    """`avprompt convert --task ave IN.pt OUT.ckpt`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="avprompt convert", description="The authors' released checkpoints -> ours.")
+    parser.add_argument("source", type=Path, help="the authors' .pt file")
+    parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders go beside it")
+    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave")
+    given = parser.parse_args(args)
+    from avprompt.convert import convert as run
+
+    run(given.task, given.source, given.target)
+
+
+def simple(args: list[str], command: str) -> None:
+    """Commands that are one function: `sweep`, `compare`, `quickstart`."""
+    import importlib
+
+    module, name = {"sweep": ("avprompt.sweep", "sweep"), "compare": ("avprompt.analysis.compare", "compare"),
+                    "quickstart": ("avprompt.quickstart", "quickstart")}[command]
+    from jsonargparse import auto_cli
+
+    auto_cli(getattr(importlib.import_module(module), name), args=args, prog=f"avprompt {command}", as_positional=True)
+
+
+def run(args: list[str]) -> None:
+    """Run a command line.
+
+    Raises:
+        AVPromptError: bad input; `main` turns it into a message.
+    """
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("--help", "-h"):
+        print(HELP)
+    elif command == "--version":
+        print(__version__)
+    elif command in TRAINER_COMMANDS:
+        lightning_cli()(args)
+    elif command in ("params", "data", "convert"):
+        {"params": params, "data": data, "convert": convert}[command](rest)
+    elif command in ("sweep", "compare", "quickstart"):
+        simple(rest, command)
+    else:
+        raise ConfigError("COMMAND", command, "a command of `avprompt --help`", "Correct the spelling.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: bad input becomes one message and exit code 2, `AVPROMPT_DEBUG=1` shows where it came from."""
+    try:
+        run(sys.argv[1:] if args is None else args)
+    except AVPromptError as error:
+        if os.environ.get("AVPROMPT_DEBUG"):
+            raise
+        print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(2)

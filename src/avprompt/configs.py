@@ -1,0 +1,137 @@
+"""Checks on configurations that the parser lets pass: what it would ignore, keep or override without a word."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from avprompt.errors import ConfigError
+
+#: keys that the CLI fills in from another object; writing them would have no effect
+LINKED = ("model.init_args.num_classes", "model.num_classes")
+
+Source = tuple[str, dict[str, Any]]
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file with its includes in place: a value that names a YAML file beside it stands for that file's content.
+
+    Raises:
+        ConfigError: the file is missing or no YAML.
+    """
+    if not path.is_file():
+        raise ConfigError("--config", path, "an existing YAML file", "Shipped ones are in experiments/.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(path, f"no YAML ({error})", "a YAML file", "Correct the file.") from error
+    return _include(content, path.parent)
+
+
+def _include(node: Any, folder: Path) -> Any:
+    if isinstance(node, dict):
+        return {key: _include(value, folder) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_include(value, folder) for value in node]
+    if isinstance(node, str) and node.endswith((".yaml", ".yml")) and (folder / node).is_file():
+        return read_yaml(folder / node)
+    return node
+
+
+def sources(args: list[str]) -> list[Source]:
+    """What every --config file and every flag says, in the order in which they apply: (origin, nested content)."""
+    found, queue = [], list(args)
+    while queue:
+        flag = queue.pop(0)
+        if not flag.startswith("-"):
+            continue
+        name, equals, value = flag.partition("=")
+        if not equals:
+            if not queue or queue[0].startswith("--"):
+                continue
+            value = queue.pop(0)
+        name = name.lstrip("-")
+        if name in ("config", "c"):
+            found.append((value, read_yaml(Path(value)) or {}))
+            continue
+        content: Any = yaml.safe_load(value) if not value.endswith((".yaml", ".yml")) else read_yaml(Path(value))
+        for part in reversed(name.removesuffix("+").split(".")):
+            content = {part: content}
+        found.append((flag, content))
+    return found
+
+
+def check_top_level(found: list[Source], known: set[str]) -> None:
+    """Unknown top-level keys of a file are errors even where they are empty.
+
+    Raises:
+        ConfigError: names the key and the file.
+    """
+    for origin, content in found:
+        unknown = sorted(set(content) - known) if isinstance(content, dict) else ["not a mapping"]
+        if unknown and not origin.startswith("-"):
+            raise ConfigError(origin, f"top-level {unknown}", f"keys among {sorted(known)}", "Correct the spelling.")
+
+
+def dig(tree: Any, path: str) -> Any:
+    """The value at a dotted path, `None` where there is none."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def check_linked(found: list[Source]) -> None:
+    """Arguments that are linked from the data module may not be written.
+
+    Raises:
+        ConfigError: names the argument and where it stands.
+    """
+    for origin, content in found:
+        for path in LINKED:
+            if dig(content, path) is not None:
+                raise ConfigError(path, f"{dig(content, path)} in {origin}", "no value: the data module sets it",
+                                  "Remove it; change the data module's categories instead.")
+
+
+def accepts(class_path: str, argument: str) -> bool:
+    """Whether a class's constructor has this argument."""
+    module, _, name = class_path.rpartition(".")
+    return argument in inspect.signature(getattr(importlib.import_module(module), name)).parameters
+
+
+def check_stale(found: list[Source]) -> None:
+    """An argument given for one class may not slip into another that replaces it.
+
+    The parser keeps the arguments of the old class that the new one happens to know.
+
+    Raises:
+        ConfigError: names class, argument and both origins.
+    """
+    classes: dict[str, str] = {}
+    given: dict[str, dict[str, str]] = {}
+
+    def walk(node: Any, path: str, origin: str) -> None:
+        if not isinstance(node, dict):
+            return
+        arguments, replacement = node.get("init_args") or {}, node.get("class_path")
+        if replacement is not None:
+            before = classes.get(path)
+            if before is not None and before != replacement:
+                for argument, where in given.pop(path, {}).items():
+                    if argument not in arguments and accepts(replacement, argument):
+                        raise ConfigError(
+                            f"{path}.init_args.{argument}", f"a value for {before} in {where}, kept for {replacement}",
+                            "every argument that both classes have to be given anew",
+                            f"Say {argument} beside class_path: {replacement} in {origin}.")
+            classes[path] = replacement
+        if path in classes:
+            given.setdefault(path, {}).update(dict.fromkeys(arguments, origin))
+        for key, value in node.items():
+            walk(value, f"{path}.{key}".lstrip("."), origin)
+
+    for origin, content in found:
+        walk(content, "", origin)
