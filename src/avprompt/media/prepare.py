@@ -57,8 +57,9 @@ def prepare_clip(clip_id: str, video: Path, wave: Path | None, store: Path, samp
 
 
 def prepare(
-    videos: list[Path],
+    videos: Path,
     out: Path,
+    waves: Path | None = None,
     segments: int = 10,
     size: int = 192,
     sample_rate: int = 32000,
@@ -73,8 +74,9 @@ def prepare(
     Run again after an interruption: clips that are already there are kept.
 
     Args:
-        videos: folders of video files, searched through; a .wav (or other audio file) of the same name replaces the sound.
+        videos: folder of video files, searched through; a .wav (or other audio file) of the same name replaces the sound.
         out: the store's folder.
+        waves: another folder to look for such audio files in.
         segments: seconds a clip.
         size: height and width of the frames in pixels; 192 for Swin-V2-L, 224 for CLIP.
         sample_rate: Hz; 32000 for HTS-AT on AudioSet.
@@ -89,7 +91,7 @@ def prepare(
         DatasetError: a folder is missing or empty, ids collide, or the store was made with other settings.
     """
     sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias)
-    media, store = find_media(videos), ClipStore(out)
+    media, store = find_media([videos] if waves is None else [videos, waves]), ClipStore(out)
     store.create(sampling, overwrite)
     entries = read_manifest(store.manifest_path) if store.manifest_path.is_file() else {}
     todo = [clip for clip in media if not (clip in entries and entries[clip].usable and clip in store)]

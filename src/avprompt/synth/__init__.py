@@ -1,0 +1,1 @@
+"""A generated audio-visual world, written in each dataset's own on-disk layout."""
