@@ -32,6 +32,8 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
 def lightning_cli() -> type:
     """Build the LightningCLI of avprompt; in a function because its imports take seconds."""
+    import warnings
+
     import torch
     from jsonargparse import Namespace
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -39,6 +41,10 @@ def lightning_cli() -> type:
     from avprompt import callbacks, checkpoints, configs
     from avprompt.data_modules import AVDataModule
     from avprompt.tasks import AVPromptTask
+
+    # both are intended: arguments come from `main`, frozen encoders stay in eval mode
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
     class SaveConfig(SaveConfigCallback):
         """config.yaml beside the run's events; nowhere where there is no logger."""

@@ -115,6 +115,8 @@ def check_stale(found: list[Source]) -> None:
     given: dict[str, dict[str, str]] = {}
 
     def walk(node: Any, path: str, origin: str) -> None:
+        if isinstance(node, str) and path in classes:
+            node = {"class_path": node}  # the short form: a class without arguments
         if not isinstance(node, dict):
             return
         arguments, replacement = node.get("init_args") or {}, node.get("class_path")

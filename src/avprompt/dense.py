@@ -15,11 +15,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     In float32 on a CPU, PyTorch sends matrix products to MKL, which holds back on processors that are not Intel's, and
     1 x 1 convolutions to oneDNN, which does not: large products go there, for about twice the speed on an AMD EPYC and
-    the same on the rest. Everything else is `F.linear`.
+    the same on the rest (with several threads: oneDNN is not asked otherwise). Everything else is `F.linear`.
     """
     rows = x.numel() // x.shape[-1]
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if plain or rows < MIN_ROWS or rows * weight.numel() < MIN_WORK:
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.get_num_threads() == 1
+    small = rows < MIN_ROWS or rows * weight.numel() < MIN_WORK
+    if plain or small or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     pixels = x.reshape(1, rows, 1, -1).permute(0, 3, 1, 2)
     return F.conv2d(pixels, weight[:, :, None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 
 class ExactResume(Callback):
@@ -65,20 +65,16 @@ class TaskCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
 
-class InterruptCheckpoint(OnExceptionCheckpoint):
-    """`checkpoints/interrupted.ckpt` when a run ends by an error, Ctrl-C or SIGTERM; it resumes with `--ckpt_path`."""
+class InterruptCheckpoint(Callback):
+    """`checkpoints/interrupted.ckpt` when training ends by an error, Ctrl-C or SIGTERM; it resumes with `--ckpt_path`.
 
-    def __init__(self) -> None:
-        super().__init__(dirpath="", filename="interrupted")
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder."""
-        self.dirpath = str(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints")
+    Not Lightning's `OnExceptionCheckpoint`: where that is present, a later `fit` resumes from the newest checkpoint it
+    finds without being told to.
+    """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save, in training only."""
         if trainer.training and not trainer.fast_dev_run:
-            super().on_exception(trainer, pl_module, exception)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing: a checkpoint that was needed stays, whatever comes after."""
+            path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
+            trainer.save_checkpoint(path)
+            print(f"stopped by {type(exception).__name__}; go on with --ckpt_path {path}")

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -137,7 +138,8 @@ class HTSAT(FrozenEncoder):
 
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
         # torchlibrosa builds its filters with numpy, which the meta device cannot hold
-        with torch.device("cpu"):
+        with torch.device("cpu"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.meshgrid")  # laion-clap's call leaves the order open
             return htsat_module().HTSAT_Swin_Transformer(config=front_end, num_classes=1, **sizes)
 
     def _take_apart(self, net: nn.Module, final_norm: bool) -> None:

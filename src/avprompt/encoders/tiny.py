@@ -12,11 +12,11 @@ from avprompt.encoders.htsat import HTSAT, FrontEnd
 from avprompt.encoders.swin import SwinV2
 
 WEIGHTS = Path(__file__).parent / "weights"
-DIM, DEPTHS, HEADS = 24, (2, 2, 2), (2, 4, 8)
+PATCH, DIM, DEPTHS, HEADS = 8, 40, (2, 2), (4, 8)
 
 
 class TinySwinV2(SwinV2):
-    """Swin-V2 over 64 x 64 frames (normalised with mean and deviation 0.5): grids 16 x 16, 8 x 8, 4 x 4, width 24 to 96.
+    """Swin-V2 over 64 x 64 frames (normalised with mean and deviation 0.5): grids 8 x 8 and 4 x 4, width 40 and 80.
 
     Args:
         pretrained: `world` (shipped), `none`, or a local file.
@@ -30,12 +30,12 @@ class TinySwinV2(SwinV2):
         super().__init__("tiny", shipped, frozen, released_mode)
 
     def _build(self, model: str) -> SwinTransformerV2:
-        return SwinTransformerV2(img_size=64, patch_size=4, num_classes=0, embed_dim=DIM, depths=DEPTHS,
+        return SwinTransformerV2(img_size=64, patch_size=PATCH, num_classes=0, embed_dim=DIM, depths=DEPTHS,
                                  num_heads=HEADS, window_size=8)
 
 
 class TinyHTSAT(HTSAT):
-    """HTS-AT over one-second segments at 16 kHz, 32 mel bands: grids 16 x 16, 8 x 8, 4 x 4, width 24 to 96.
+    """HTS-AT over one-second segments at 16 kHz, 32 mel bands: grids 8 x 8 and 4 x 4, width 40 and 80.
 
     Args:
         pretrained: `world` (shipped), `none`, or a local file.
@@ -50,4 +50,5 @@ class TinyHTSAT(HTSAT):
 
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
         small = FrontEnd(sample_rate=16000, window_size=512, hop_size=160, mel_bins=32, fmin=50, fmax=8000)
-        return super()._build(small, spec_size=64, embed_dim=DIM, depths=list(DEPTHS), num_heads=list(HEADS))
+        return super()._build(small, spec_size=64, patch_size=PATCH, patch_stride=(PATCH, PATCH), embed_dim=DIM,
+                               depths=list(DEPTHS), num_heads=list(HEADS))

@@ -182,16 +182,17 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
     first = round(start * sample_rate)
     with _open(path, "audio") as container:
         stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="flt", layout="mono", rate=sample_rate)
+        # channels are averaged here: FFmpeg's own mix to mono is 3 dB louder in floating point and clips
+        resampler = av.AudioResampler(format="fltp", rate=sample_rate)
         for frame in _decoded(container, stream, path):
             frame.pts = None  # gaps and jitter of time stamps must not shift the waveform
             for piece in resampler.resample(frame):
-                parts.append(piece.to_ndarray()[0])
+                parts.append(piece.to_ndarray().mean(0))
                 have += len(parts[-1])
             if have >= first + samples:
                 break
         else:
-            parts += [piece.to_ndarray()[0] for piece in resampler.resample(None)]
+            parts += [piece.to_ndarray().mean(0) for piece in resampler.resample(None)]
     if not parts:
         raise ClipDecodeError(path, "an audio stream without samples", "at least one sample", "Leave the clip out.")
     wave = np.concatenate(parts)[first:first + samples].astype(np.float32).clip(-1, 1)

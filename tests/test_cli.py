@@ -1,0 +1,284 @@
+"""The command line: every way in which it could ignore, keep or override what a user wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from avprompt import configs
+from avprompt.cli import lightning_cli, main, model_of, run
+from avprompt.errors import CheckpointError, ConfigError
+
+QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
+PROMPTS = "--model.init_args.backbone.init_args.prompts"
+
+
+def flags(world: Path, out: Path, *more: str) -> list[str]:
+    return ["--config", QUICKSTART, "--data.init_args.root", str(world), "--trainer.logger.init_args.save_dir",
+            str(out), "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def fitted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of one epoch of the quickstart experiment."""
+    out = tmp_path_factory.mktemp("fitted")
+    run(["fit", *flags(world, out, f"{PROMPTS}.init_args.alpha", "0.25")])
+    return out / "quickstart" / "version_0"
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+def test_run_folder(fitted: Path) -> None:
+    assert {p.name for p in fitted.iterdir()} >= {"config.yaml", "manifest.json", "result.json", "checkpoints"}
+    assert {p.name for p in (fitted / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    result = json.loads((fitted / "result.json").read_text())
+    assert set(result) == {"experiment", "task", "metrics", "monitor", "parameters", "seed", "config", "git", "versions",
+                           "device", "wall_s", "peak_memory_bytes", "clips", "epochs"}
+    assert result["experiment"] == "quickstart" and result["task"] == "AVE" and result["monitor"] == "val_accuracy"
+    assert result["clips"]["train"] == {"used": 24, "missing": 0, "corrupt": 0}
+    assert set(result["parameters"]) == {"trainable", "frozen", "total", "owned"}
+    assert 0 <= result["metrics"]["best_val_accuracy"] <= 1
+    assert result["config"]["model"]["init_args"]["backbone"]["init_args"]["prompts"]["init_args"]["alpha"] == 0.25
+    assert len(json.loads((fitted / "manifest.json").read_text())["ids"]["val"]) == 8
+
+
+def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
+    """P12: with Lightning's defaults the hyper-parameters are either missing or stand beside a dummy metric."""
+    tags = events(fitted).Tags()
+    assert "val_accuracy" in tags["scalars"] and "train_loss_epoch" in tags["scalars"]
+    assert "hp_metric" not in tags["scalars"]
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    content = events(fitted).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    given = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert given["model.init_args.backbone.init_args.prompts.init_args.alpha"].number_value == 0.25
+    assert given["parameters/trainable"].number_value > 1e6
+    last = events(fitted).Scalars("val_accuracy")[-1].value
+    assert last == pytest.approx(json.loads((fitted / "result.json").read_text())["metrics"]["best_val_accuracy"])
+
+
+def test_saved_config_runs_again_and_says_the_same(fitted: Path, world: Path, tmp_path: Path) -> None:
+    """P10, and the round trip of a configuration: config.yaml names its experiment and needs no other file."""
+    run(["fit", "--config", str(fitted / "config.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)])
+    again = yaml.safe_load((tmp_path / "quickstart" / "version_0" / "config.yaml").read_text())
+    first = yaml.safe_load((fitted / "config.yaml").read_text())
+    for config in (first, again):
+        config["trainer"]["logger"]["init_args"].pop("save_dir")
+    assert again == first
+
+
+def test_checkpoint_settings_never_override_the_command_line(fitted: Path, world: Path, tmp_path: Path) -> None:
+    """P1: Lightning merges a checkpoint's hyper-parameters over YAML and flags without a word."""
+    checkpoint = torch.load(fitted / "checkpoints" / "best.ckpt", weights_only=True)
+    assert "hyper_parameters" not in checkpoint
+    checkpoint["hyper_parameters"] = {"_class_path": "avprompt.tasks.AVE", "modality": "late"}
+    torch.save(checkpoint, tmp_path / "forged.ckpt")
+    cli = lightning_cli()(["test", *flags(world, tmp_path, f"{PROMPTS}.init_args.alpha", "0.9", "--ckpt_path",
+                                          str(tmp_path / "forged.ckpt"))])
+    assert cli.model.backbone.prompts.alpha == 0.9 and cli.model.modality == "both"
+
+
+def test_test_and_predict(fitted: Path, world: Path, tmp_path: Path) -> None:
+    best = ["--ckpt_path", str(fitted / "checkpoints" / "best.ckpt")]
+    run(["test", *flags(world, tmp_path, *best)])
+    result = json.loads((tmp_path / "quickstart" / "version_0" / "result.json").read_text())
+    assert 0 <= result["metrics"]["test_accuracy"] <= 1
+    run(["predict", *flags(world, tmp_path, *best)])
+    folder = tmp_path / "quickstart" / "version_1"
+    rows = (folder / "predictions.csv").read_text().splitlines()
+    assert len(rows) == 1 + 8 * 10 and len(list((folder / "pictures").glob("*.png"))) == 8
+    right = sum(row.split(",")[3] == row.split(",")[8] for row in rows[1:]) / 80
+    assert right == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-6)
+
+
+def test_stale_argument_of_another_class(tmp_path: Path) -> None:
+    """P3: the parser keeps an old class's arguments where the new class has the same names."""
+    overlay = tmp_path / "overlay.yaml"
+    encoder = {"class_path": "avprompt.encoders.TinyHTSAT"}
+    content = {"model": {"init_args": {"backbone": {"init_args": {"visual": encoder}}}}}
+    base = {"model": {"init_args": {"backbone": {"init_args": {"visual": {
+        "class_path": "avprompt.encoders.TinySwinV2", "init_args": {"released_mode": True}}}}}}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    overlay.write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match="released_mode.*kept for avprompt.encoders.TinyHTSAT"):
+        run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "base.yaml"), "--config", str(overlay)])
+    encoder["init_args"] = {"released_mode": False}
+    overlay.write_text(yaml.safe_dump(content))
+    configs.check_stale(configs.sources(["--config", str(tmp_path / "base.yaml"), "--config", str(overlay)]))
+
+
+def test_short_form_of_a_class_is_checked_too(tmp_path: Path) -> None:
+    path = "--model.init_args.backbone.init_args.audio"
+    with pytest.raises(ConfigError, match="frozen"):
+        configs.check_stale(configs.sources(["--config", QUICKSTART, f"{path}.init_args.frozen", "false",
+                                             f"{path}=avprompt.encoders.HTSAT"]))
+
+
+@pytest.mark.parametrize("flag", ["--model.init_args.num_classes=5", "--model.num_classes=5"])
+def test_linked_argument_may_not_be_written(flag: str, tmp_path: Path) -> None:
+    """P4: the parser ignores it without a word."""
+    with pytest.raises(ConfigError, match="the data module sets it"):
+        run(["fit", "--config", QUICKSTART, flag])
+    (tmp_path / "more.yaml").write_text("model: {init_args: {num_classes: 3}}")
+    with pytest.raises(ConfigError, match="more.yaml"):
+        run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "more.yaml")])
+
+
+def test_no_experiment_writes_a_linked_argument() -> None:
+    for path in (ROOT / "experiments").glob("*.yaml"):
+        configs.check_linked([(str(path), configs.read_yaml(path))])
+
+
+def test_number_of_classes_is_the_datas(world: Path) -> None:
+    """P5: known without setup."""
+    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(world)])
+    assert model.head.localize.event.out_features == 8
+    assert model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True).head.localize.event.out_features == 28
+
+
+@pytest.mark.parametrize("text", ["modle: {}", "modle: {init_args: {lr: 1}}", "fit: {trainer: {max_epochs: 1}}"])
+def test_unknown_top_level_keys(text: str, tmp_path: Path) -> None:
+    """P6 (an empty unknown key passes the parser) and P11 (a file nested under its command)."""
+    (tmp_path / "typo.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="typo.yaml"):
+        run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "typo.yaml")])
+
+
+@pytest.mark.parametrize("flag", ["--trainer.max_epoch=1", "--data.init_args.batchsize=2", f"{PROMPTS}.init_args.alfa=1"])
+def test_misspelt_flags(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", "--config", QUICKSTART, flag])
+    assert stop.value.code == 2 and flag.split("=")[0].split(".")[-1] in capsys.readouterr().err
+
+
+def test_later_wins(world: Path) -> None:
+    """P7: flags after --config override it; before it they are overridden."""
+    after = model_of(["--config", QUICKSTART, f"{PROMPTS}.init_args.alpha", "0.7"])
+    before = model_of([f"{PROMPTS}.init_args.alpha", "0.7", "--config", QUICKSTART])
+    assert (after.backbone.prompts.alpha, before.backbone.prompts.alpha) == (0.7, 0.3)
+
+
+def test_callbacks_are_added_not_replaced(world: Path, tmp_path: Path) -> None:
+    """P8 and P9: what must hold is there whatever list a user gives, and a user's own are kept."""
+    (tmp_path / "more.yaml").write_text("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.Timer}]}")
+    cli = lightning_cli()(["fit", *flags(world, tmp_path, "--config", str(tmp_path / "more.yaml"),
+                                         "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")])
+    names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+    for name in ("Timer", "ExactResume", "TaskCheckpoint", "InterruptCheckpoint", "RunReport"):
+        assert names.count(name) == 1, name
+
+
+def test_no_logger_writes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P10: Lightning would leave config.yaml in the working folder; P30: debugging needs no checkpointing."""
+    monkeypatch.chdir(tmp_path)
+    run(["fit", "--config", QUICKSTART, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
+         "--data.init_args.root", str(world)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_trained_parameters_reach_the_optimizer(world: Path) -> None:
+    """P14: Lightning's automatic optimizer takes the frozen ones too."""
+    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(world)])
+    configured = model.configure_optimizers()
+    given = {id(p) for group in configured["optimizer"].param_groups for p in group["params"]}
+    assert given == {id(p) for p in model.parameters() if p.requires_grad}
+    assert configured["optimizer"].param_groups[0]["lr"] == 1e-3
+
+
+def test_rows_of_an_ablation_start_from_the_same_head(world: Path) -> None:
+    """P19: one module more or less before the head would otherwise shift its initial weights."""
+    heads = []
+    for override in ([], [f"{PROMPTS}.init_args.num_tokens", "2"], [f"{PROMPTS}=avprompt.prompts.NoPrompts"]):
+        heads.append(model_of(["--config", QUICKSTART, *override]).head.state_dict())
+    for other in heads[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in heads[0].items())
+    other = model_of(["--config", QUICKSTART, "--seed_everything", "5"]).head.state_dict()
+    assert not torch.equal(heads[0]["localize.event.weight"], other["localize.event.weight"])
+
+
+def test_gpu_experiment_without_a_gpu_says_what_to_change() -> None:
+    with pytest.raises(ConfigError, match="--trainer lightning_configs/trainer/cpu.yaml"):
+        run(["fit", "--config", str(ROOT / "experiments" / "ave_dgsct.yaml")])
+
+
+def test_unwritable_log_folder_is_named_before_any_work(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="save_dir"):
+        run(["fit", *flags(world, tmp_path / "file")])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "foreign"])
+def test_checkpoints_that_cannot_be_used(damage: str, fitted: Path, world: Path, tmp_path: Path) -> None:
+    """P31: PyTorch names neither the file nor a way out."""
+    path, whole = tmp_path / "broken.ckpt", (fitted / "checkpoints" / "best.ckpt").read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "foreign":
+        torch.save({"state_dict": {"weight": torch.zeros(1)}, "pytorch-lightning_version": "2.6.4", "epoch": 0,
+                    "global_step": 0}, path)
+    with pytest.raises(CheckpointError, match="broken.ckpt" if damage != "foreign" else "record of frozen encoders"):
+        run(["test", *flags(world, tmp_path, "--ckpt_path", str(path))])
+
+
+def test_params(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["params", "--config", str(ROOT / "experiments" / "ave_dgsct.yaml"), "--json"])
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert table["trainable"] == 196_420_503
+    assert table["total"] == table["trainable"] + table["frozen"]
+    model = model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True)
+    norms = sum(buffer.numel() for name, buffer in model.backbone.prompts.named_buffers())
+    assert table["owned"] == table["trainable"] + norms
+    assert sum(part["total"] for part in table["modules"].values()) == table["total"]
+
+
+def test_commands_from_a_shell(tmp_path: Path) -> None:
+    """Exit codes and messages as a user sees them; help needs no heavy import (P32)."""
+    def shell(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-X", "importtime", "-m", "avprompt", *args], capture_output=True, text=True,
+                              cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+
+    help_ = shell("--help")
+    assert help_.returncode == 0 and "avprompt fit --config" in help_.stdout and "torch" not in help_.stderr
+    wrong = shell("fti")
+    assert wrong.returncode == 2 and "ConfigError: COMMAND: got fti" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+def test_errors_become_messages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", "nowhere.yaml"])
+    assert stop.value.code == 2 and "nowhere.yaml" in capsys.readouterr().err
+    monkeypatch.setenv("AVPROMPT_DEBUG", "1")
+    with pytest.raises(ConfigError):
+        main(["fit", "--config", "nowhere.yaml"])
+
+
+def test_no_torchaudio_reading() -> None:
+    """P28: torchaudio's readers are on their way out; PyAV is the one decoder."""
+    for path in [*(ROOT / "src").rglob("*.py"), *(ROOT / "data_modules").rglob("*.py")]:
+        assert "torchaudio.load" not in path.read_text() and "torchaudio.info" not in path.read_text()
+
+
+def test_interpolation_is_not_offered(tmp_path: Path) -> None:
+    """P13: with omegaconf `${...}` keeps the value that a file was read with, whatever overrides it later."""
+    (tmp_path / "more.yaml").write_text("data: {init_args: {batch_size: '${seed_everything}'}}")
+    with pytest.raises(SystemExit):
+        run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "more.yaml")])
+
+
+def test_classes_live_outside_the_command_line() -> None:
+    """P2: a class defined in the script that runs is another class than the imported one."""
+    model = model_of(["--config", QUICKSTART])
+    assert type(model).__module__ == "avprompt.tasks.ave"
