@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import lightning
 import torch
 from lightning import LightningModule
+from safetensors.torch import save_file
 from torch import Tensor
 
+from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
 from avprompt.encoders import HTSAT, SwinV2
 from avprompt.errors import ArgumentError, CheckpointError
@@ -105,8 +108,7 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
                          ("htsat.", module.backbone.audio.load_htsat_weights)):
         inside = {key: state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
         load({key.removeprefix(prefix): value for key, value in inside.items()}, f"{task} checkpoint, {prefix}*")
-    ours = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items()
-            if not name.startswith(("backbone.visual.", "backbone.audio."))}
+    ours = module.state_dict()  # what the task owns: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
         name = guide_key(key) if "_adapter_blocks_" in key else head_key(key, renamed, dead)
@@ -122,35 +124,44 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
         raise CheckpointError(f"released {task} checkpoint", f"unknown {unknown[:5]}, missing {missing[:5]}",
                               f"the {len(ours)} tensors of the {task} network",
                               "Check the task name and that the file is whole.")
-    with torch.no_grad():
-        for name, value in weights.items():
-            ours[name].copy_(value)
+    module.load_state_dict(weights)
     return module.eval()
 
 
-def convert(task: str, source: Path, target: Path) -> None:
-    """Convert a released checkpoint file into one that `--ckpt_path` takes.
+def convert(task: str, source: Path, target: Path) -> dict[str, Path]:
+    """Convert a released checkpoint file into what `--ckpt_path` and the encoders' `pretrained` take.
 
-    The result holds the prompts' and the head's weights and, unlike a checkpoint of our own training, the frozen
-    encoders' as they stand in the released file (its batch norm statistics have moved in training).
+    The released files hold the frozen encoders too, and not as they were published: the authors' training moved batch norm
+    statistics. So three files are written: `target` with the prompts' and the head's weights, and one for each encoder
+    beside it. The command that uses them is printed.
 
     Args:
         task: `ave`.
         source: the authors' .pt file.
-        target: file to write.
+        target: checkpoint to write, ending in .ckpt.
+
+    Returns:
+        `checkpoint`, `visual`, `audio`: the files.
 
     Raises:
-        CheckpointError: the source is missing, broken, or not of this task; the target exists.
+        ArgumentError: unknown task.
+        CheckpointError: the source is missing, broken, or not of this task; a target exists.
+        WeightsError: an encoder inside the source is not the released one.
     """
     source, target = Path(source), Path(target)
-    if not source.is_file():
-        raise CheckpointError(source, "no such file", "a released checkpoint", "Check the path.")
-    if target.exists():
-        raise CheckpointError(target, "an existing file", "a new path", "Remove it or choose another name.")
-    try:
-        state = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
-        raise CheckpointError(source, f"{source.stat().st_size} bytes, {type(error).__name__}: {error}",
-                              "a torch file that holds tensors only", "Download it again.") from error
-    module = from_released(task, state)
-    raise SystemExit(f"{module} {target}")
+    files = {"checkpoint": target, **{side: target.with_suffix(f".{side}.safetensors") for side in ("visual", "audio")}}
+    for path in files.values():
+        if path.exists():
+            raise CheckpointError(path, "an existing file", "a new path", "Remove it or choose another name.")
+    module = from_released(task, checkpoints.read_checkpoint(source))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for side in ("visual", "audio"):
+        encoder = getattr(module.backbone, side)
+        save_file({encoder.library_key(name): value.contiguous() for name, value in encoder.state_dict().items()},
+                  files[side])
+    torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
+                "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)}, target)
+    encoders = " ".join(f"--model.init_args.backbone.init_args.{side}.init_args.pretrained {files[side]}"
+                        for side in ("visual", "audio"))
+    print(f"avprompt test --config experiments/{task}_dgsct.yaml --ckpt_path {target} {encoders}")
+    return files

@@ -1,0 +1,100 @@
+"""The authors' released checkpoints load and give the authors' outputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import ROOT
+
+from avprompt.convert import convert, from_released
+from avprompt.convert.released import GUIDE, guide_key
+from avprompt.errors import ArgumentError, CheckpointError, WeightsError
+from avprompt.heads.cmbs import CMBSHead
+
+OUTPUTS = {"is_event": "is_event", "event": "event", "av_gate": "gate", "av_score": "video_scores"}
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> ModuleType:
+    """Script that makes the stand-in of the released checkpoint, where it is at hand."""
+    path = ROOT.parent / "shared" / "parity" / "seeded_weights.py"
+    if not path.is_file():
+        pytest.skip("the stand-ins for the released checkpoints are not on this machine")
+    spec = importlib.util.spec_from_file_location("seeded_weights", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_equal_outputs(outputs: dict[str, torch.Tensor], expected: dict) -> None:
+    for theirs, ours in OUTPUTS.items():
+        values = torch.tensor(expected[theirs]["values"])
+        difference = (outputs[ours].flatten() - values).norm() / values.norm()
+        assert difference < 1e-3, f"{ours}: {difference}"
+
+
+def test_ave_outputs_equal_the_authors(stand_in: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the library, and through the files that `avprompt convert` writes."""
+    expected = json.loads((Path(stand_in.__file__).parent / "ave_expected.json").read_text())
+    state, batch = stand_in.released_state_dict("ave"), stand_in.example_batch("ave")
+    torch.save({f"module.{key}": value for key, value in state.items()}, tmp_path / "released.pt")
+    files = convert("ave", tmp_path / "released.pt", tmp_path / "ours.ckpt")
+    assert "--ckpt_path" in capsys.readouterr().out
+    from avprompt import checkpoints
+    from avprompt.cli import model_of
+
+    encoders = [flag for side in ("visual", "audio") for flag in (
+        f"--model.init_args.backbone.init_args.{side}.init_args.pretrained", str(files[side]))]
+    module = model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml"), *encoders]).eval()
+    content = checkpoints.read_checkpoint(files["checkpoint"])
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 196_420_503
+    with torch.no_grad():
+        assert_equal_outputs(module(batch), expected)
+    with pytest.raises(CheckpointError, match="an existing file"):
+        convert("ave", tmp_path / "released.pt", tmp_path / "ours.ckpt")
+
+
+def test_every_key_is_used_or_known_or_an_error(stand_in: ModuleType) -> None:
+    state = stand_in.released_state_dict("ave")
+    with pytest.raises(CheckpointError, match="unknown .*CMBS.novelty"):
+        from_released("ave", {**state, "CMBS.novelty.weight": torch.zeros(1)})
+    victim = "vis_adapter_blocks_p1.3.fc.weight"
+    with pytest.raises(CheckpointError, match="missing .*visual_p1.3.map.project.weight"):
+        from_released("ave", {key: value for key, value in state.items() if key != victim})
+    with pytest.raises(WeightsError, match="surprise"):
+        from_released("ave", {**state, "swin.surprise": torch.zeros(1)})
+
+
+def test_unknown_task_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="task"):
+        from_released("avx", {})
+    (tmp_path / "cut.pt").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="cut.pt"):
+        convert("ave", tmp_path / "cut.pt", tmp_path / "out.ckpt")
+    with pytest.raises(CheckpointError, match="nowhere.pt"):
+        convert("ave", tmp_path / "nowhere.pt", tmp_path / "out.ckpt")
+
+
+def test_names_of_a_guide() -> None:
+    assert guide_key("audio_adapter_blocks_p2.11.conv_adapter.weight") == "backbone.prompts.audio_p2.11.map.weight"
+    assert guide_key("vis_adapter_blocks_p1.0.gate_av") == "backbone.prompts.visual_p1.0.token_gate"
+    assert guide_key("vis_adapter_blocks_p1.0.gate_tk") is None
+    assert guide_key("vis_adapter_blocks_p1.0.new_thing.weight") == "vis_adapter_blocks_p1.0.new_thing.weight"
+    assert len(set(GUIDE.values())) == len(GUIDE)
+
+
+def test_head_has_no_dead_parameter() -> None:
+    """Size of the released temporal module and CMBS less what never gets a gradient, and a gradient for all the rest."""
+    head = CMBSHead(768, 1536, 28).eval()
+    assert sum(p.numel() for p in head.parameters()) == 196_420_503 - 188_538_816
+    outputs = head(torch.randn(2, 10, 768), torch.randn(2, 10, 1536))
+    sum((value * torch.randn_like(value)).sum() for value in outputs.values()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
