@@ -68,6 +68,8 @@ def lightning_cli() -> type:
                 subclass_mode_data=True,
                 args=args,
                 run=run,
+                parser_kwargs={"allow_abbrev": False,
+                               **({command: {"allow_abbrev": False} for command in TRAINER_COMMANDS} if run else {})},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )

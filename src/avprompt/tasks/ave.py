@@ -27,6 +27,7 @@ class AVE(AVPromptTask):
         protocol: how accuracy is counted, see `AVEAccuracy`.
         optimizer: see `AVPromptTask`.
         lr_scheduler: see `AVPromptTask`.
+        prompt_lr: see `AVPromptTask`.
     """
 
     monitor = "val_accuracy"
@@ -41,8 +42,9 @@ class AVE(AVPromptTask):
         protocol: Literal["exact", "released"] = "exact",
         optimizer: OptimizerCallable = torch.optim.Adam,
         lr_scheduler: LRSchedulerCallable | None = None,
+        prompt_lr: float | None = None,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler)
+        super().__init__(backbone, optimizer, lr_scheduler, prompt_lr)
         self.modality, self.gate_loss = modality, gate_loss
         audio, visual = backbone.audio_dim, backbone.visual_dim
         with seeded("head"):

@@ -26,6 +26,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         backbone: the audio-visual feature extractor.
         optimizer: called with the trained parameters.
         lr_scheduler: called with the optimizer, stepped once an epoch; `None` keeps the learning rate.
+        prompt_lr: learning rate of the prompts; `None` is the optimizer's. Prompts behind a zero gate start slower than a
+            head.
     """
 
     #: what checkpoints are selected by, and whether more or less of it is better
@@ -33,11 +35,11 @@ class AVPromptTask(LightningModule, abc.ABC):
     mode = "min"
 
     def __init__(self, backbone: AVPromptBackbone, optimizer: OptimizerCallable = torch.optim.Adam,
-                 lr_scheduler: LRSchedulerCallable | None = None) -> None:
+                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None) -> None:
         super().__init__()
         self.strict_loading = False  # Lightning's own check knows full state dicts only; ours is stricter
         self.backbone = backbone
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
 
     @abc.abstractmethod
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -101,7 +103,12 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters that require a gradient, and the schedule where there is one."""
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        prompts = {id(parameter) for parameter in self.backbone.prompts.parameters()}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in prompts]}]
+        if guided := [p for p in trained if id(p) in prompts]:
+            groups.append({"params": guided, **({} if self.prompt_lr is None else {"lr": self.prompt_lr})})
+        optimizer = self.optimizer(groups)
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "epoch",
