@@ -286,3 +286,11 @@ def test_classes_live_outside_the_command_line() -> None:
     """P2: a class defined in the script that runs is another class than the imported one."""
     model = model_of(["--config", QUICKSTART])
     assert type(model).__module__ == "avprompt.tasks.ave"
+
+
+def test_errors_of_a_constructor_come_through(world: Path) -> None:
+    """The parser turns what a constructor raises into a page of its own."""
+    from avprompt.errors import ArgumentError
+
+    with pytest.raises(ArgumentError, match="reduction, groups: got 7, 2"):
+        run(["params", "--config", QUICKSTART, f"{PROMPTS}.init_args.reduction", "7"])

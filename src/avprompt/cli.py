@@ -229,12 +229,30 @@ def simple(args: list[str], command: str) -> None:
     auto_cli(getattr(importlib.import_module(module), name), args=args, prog=f"avprompt {command}", as_positional=True)
 
 
+def cause(error: BaseException) -> AVPromptError | None:
+    """The typed error behind one that the parser raised while it built an object."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AVPromptError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
 def run(args: list[str]) -> None:
     """Run a command line.
 
     Raises:
         AVPromptError: bad input; `main` turns it into a message.
     """
+    try:
+        dispatch(args)
+    except (ValueError, TypeError) as error:  # jsonargparse wraps what a class's constructor raises
+        if (typed := cause(error)) is None or typed is error:
+            raise
+        raise typed from None
+
+
+def dispatch(args: list[str]) -> None:
+    """Find the command and run it."""
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("--help", "-h"):
         print(HELP)

@@ -34,7 +34,8 @@ def gate_relevance(gate: Tensor, foreground: Tensor, form: Literal["probability"
     gate = gate.float()
     if form == "released":
         return F.binary_cross_entropy_with_logits(gate, foreground)
-    return -(foreground * gate.clamp_min(1e-7).log() + (1 - foreground) * (-gate).log1p().clamp_min(-16)).mean()
+    gate = gate.clamp(1e-7, 1 - 1e-7)  # PyTorch's own term refuses to run under autocast
+    return -(foreground * gate.log() + (1 - foreground) * (-gate).log1p()).mean()
 
 
 def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ ROWS = {
 
 
 def quickstart(data: Path = Path("data/quickstart"), out: Path = Path("runs/quickstart"), videos: int = 400,
-               epochs: int = 10, seed: int = 0, threads: int = 2) -> None:
+               epochs: int = 6, seed: int = 0, threads: int = 2) -> None:
     """Generate a world, prepare it, train with and without prompts, test, and print what came out.
 
     Run it from the root of the source tree. What is already there is used again, finished runs included.
