@@ -20,8 +20,8 @@ class AVEDataModule(AVDataModule):
     files hold besides, and `AVDataModule` for every other argument.
 
     Args:
-        categories: names of the event categories in the order of their indices; `None` is AVE's own 28. A dataset in
-            AVE's format with other categories gives its own.
+        categories: names of the event categories in the order of their indices; `None` reads root/categories.txt, and
+            without that file they are AVE's own 28. Where both are given they must agree.
         drop_leaked: leave out of training the clips that are also evaluated on (18 in AVE). They are reported anyway.
     """
 
@@ -49,7 +49,8 @@ class AVEDataModule(AVDataModule):
     ) -> None:
         super().__init__(root, layout, batch_size, eval_batch_size, num_workers, seed, image_size, mean, std, antialias,
                          sample_rate, segments, missing, corrupt, validation_split, predict_root, pin_memory)
-        self.class_names = tuple(categories or ave.CATEGORIES)
+        # read here, not in `setup`: the model is sized by it before any data is looked at
+        self.class_names = tuple(categories) if categories else ave.read_categories(self.root)
         self.num_classes = len(self.class_names)
         self.drop_leaked = drop_leaked
 
@@ -72,4 +73,5 @@ class AVEDataModule(AVDataModule):
         """Frames, waveform, label and, if present, `prediction` (T,) of a sample."""
         truth = sample["event"].argmax(-1) if "event" in sample else None
         return clip_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names,
-                           sample.get("prediction"), truth, sample["id"])
+                           sample.get("prediction"), truth, sample["id"], float(sample.get("start", 0.0)),
+                           sample.get("valid"))

@@ -6,26 +6,31 @@ from __future__ import annotations
 import abc
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from avprompt.errors import ClipDecodeError, DatasetError
-from avprompt.media.decode import Sampling, decode_clip, duration
+from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
+from avprompt.media.decode import Clip, Sampling, decode_clip, duration
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, open_reader
-from avprompt.media.samplers import ResumableLoader
+from avprompt.media.samplers import Carried, ClipLoader, ResumableLoader
 
 Sample = dict[str, Any]
 
 
-def collate(samples: list[Sample]) -> Sample:
-    """Stack tensors, keep strings and paths as lists."""
+def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
+    """Stack tensors, keep strings and paths as lists; hand an error on (see `ClipLoader`)."""
+    for sample in samples:
+        if isinstance(sample, AVPromptError):
+            return sample
     return {key: [s[key] for s in samples] if isinstance(samples[0][key], str) else default_collate(
         [s[key] for s in samples]) for key in samples[0]}
 
@@ -78,16 +83,24 @@ class ClipDataset(Dataset):
         Raises:
             ClipDecodeError: the clip is damaged and may not be, or too many are.
         """
+        if not 0 <= index < len(self.items):
+            raise IndexError(index)  # what ends a `for` loop over the dataset
         for offset in range(len(self.items)):
-            item = self.items[(index + offset) % len(self.items)]
+            place = (index + offset) % len(self.items)
+            item = self.items[place]
             try:
                 frames, audio, valid = self.reader.read(item.id)
-            except ClipDecodeError:
+            except ClipDecodeError as error:
                 if not self.substitute:
                     raise
-                self.corrupt[(index + offset) % len(self.items)] = True
-                if self.corrupt.sum() > max(1, math.floor(self.limit * len(self.items))):
-                    raise
+                if not self.corrupt[place]:
+                    warnings.warn(f"another clip takes the place of {item.id}: {error}", stacklevel=2)
+                self.corrupt[place] = True
+                count, allowed = int(self.corrupt.sum()), max(1, math.floor(self.limit * len(self.items)))
+                if count > allowed:
+                    raise ClipDecodeError(item.id, f"{count} of {len(self.items)} clips that do not decode, lastly: {error}",
+                                          f"at most {allowed} that others may take the place of",
+                                          "Something is wrong with the data: run `avprompt data verify`.") from error
                 continue
             valid = valid if offset == 0 else torch.zeros_like(valid)
             return {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
@@ -99,24 +112,31 @@ class ClipDataset(Dataset):
 class VideoWindows(Dataset):
     """A folder of anybody's videos as consecutive windows of T segments.
 
+    Videos that cannot be used are left out with a warning. Whatever of the others turns out not to decode is a window
+    without valid segments, with a warning too: one bad minute does not cost the other predictions.
+
     Args:
-        folder: searched through for video files.
+        folder: searched through for video files; an audio file with a video's name replaces its sound.
         sampling: sizes and rates.
         normalise: applied to frames.
 
     Raises:
-        DatasetError: no such folder, or nothing in it that decodes.
+        DatasetError: no such folder, or nothing in it that can be used.
     """
 
     def __init__(self, folder: Path, sampling: Sampling, normalise: Normalise) -> None:
-        self.sampling, self.normalise, self.problems = sampling, normalise, {}
+        self.sampling, self.normalise = sampling, normalise
+        self.problems: dict[str, str] = {}
         self.windows: list[tuple[str, Path, Path | None, float]] = []
-        for clip, (video, wave) in sorted(find_media([Path(folder)]).items()):
+        taste = replace(sampling, segments=1)  # enough to see that both streams decode
+        for clip, (video, wave) in find_media([Path(folder)]).items():
             try:
-                decode_clip(video, sampling, wave=wave)
+                if video is None:
+                    raise ClipDecodeError(wave, "a sound without a video", "a video of the same name", "Leave it out.")
+                decode_clip(video, taste, wave=wave)
                 length = duration(video)
             except ClipDecodeError as error:
-                self.problems[str(video)] = str(error)
+                self.problems[clip] = str(error)
                 continue
             # a rest shorter than half a segment holds nothing to predict
             count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.duration))
@@ -133,7 +153,13 @@ class VideoWindows(Dataset):
     def __getitem__(self, index: int) -> Sample:
         """Sample of a window: also `path` and `start` in seconds."""
         clip_id, video, wave, start = self.windows[index]
-        clip = decode_clip(video, self.sampling, start, wave)
+        try:
+            clip = decode_clip(video, self.sampling, start, wave)
+        except ClipDecodeError as error:
+            warnings.warn(f"not decoded from second {start:g} on: {error}", stacklevel=2)
+            count, size = self.sampling.segments, self.sampling.size
+            clip = Clip(np.zeros((count, size, size, 3), np.uint8), np.zeros((count, self.sampling.samples), np.float32),
+                        np.zeros(count, bool), 0.0)
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div_(255)
         name = clip_id if start == 0 else f"{clip_id}@{start:g}"
         return {"id": name, "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
@@ -166,6 +192,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         pin_memory: copy batches to page-locked memory (CUDA).
 
     Raises:
+        ArgumentError: a number is out of its range.
         DatasetError: from `setup`, when folders or clips are missing.
     """
 
@@ -193,8 +220,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
+                                   ("num_workers", num_workers, 0), ("seed", seed, 0)):
+            if value < least:
+                raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
         self.root, self.layout = Path(root), layout
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
         self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias)
         self.normalise = Normalise(mean, std)
@@ -202,6 +234,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.predict_root = predict_root
         self.datasets: dict[str, Dataset] = {}
         self.absent: dict[str, dict[str, str]] = {}
+        self.rows: dict[str, int] = {}
 
     @abc.abstractmethod
     def read_annotations(self) -> dict[str, list[Any]]:
@@ -236,10 +269,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}
-        self.absent[split] = problems
+        self.absent[split], self.rows[split] = problems, len(items)
         examples = "; ".join(f"{clip}: {why}" for clip, why in list(problems.items())[:5])
         if problems and self.missing == "error":
-            raise DatasetError(self.root, f"{len(problems)} of {len(items)} clips of split {split} unusable ({examples})",
+            bad = sum(item.id in problems for item in items)
+            raise DatasetError(self.root, f"{bad} of {len(items)} clips of split {split} unusable ({examples})",
                                f"media for every clip, as\n{reader.tree()}\n",
                                "See `avprompt data verify`, or set `missing: skip`.")
         kept = [item for item in items if item.id not in problems]
@@ -250,15 +284,17 @@ class AVDataModule(LightningDataModule, abc.ABC):
         return kept
 
     def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> ResumableLoader:
-        trainer = self.trainer
-        return ResumableLoader(
-            self.datasets[split], batch_size, self.seed, shuffle, trainer.global_rank if trainer else 0,
-            trainer.world_size if trainer else 1, num_workers=self.num_workers, collate_fn=collate,
-            pin_memory=self.pin_memory)
+        data, trainer = self.datasets[split], self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if split != "train" and len(data) % world:
+            warnings.warn(f"{split}: {-len(data) % world} of {len(data)} clips are counted twice on {world} devices; "
+                          "use `--trainer.devices 1` for the exact figure", stacklevel=3)
+        return ResumableLoader(Carried(data), batch_size, self.seed, shuffle, rank, world, num_workers=self.num_workers,
+                               collate_fn=collate, pin_memory=self.pin_memory)
 
     def train_dataloader(self) -> ResumableLoader:
-        """Training batches in an order set by (seed, epoch)."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        """Training batches in an order set by (seed, epoch); always the same ones under `overfit_batches`."""
+        return self._loader("train", self.batch_size, shuffle=not (self.trainer and self.trainer.overfit_batches))
 
     def val_dataloader(self) -> ResumableLoader:
         """Batches of the split that checkpoints are selected on."""
@@ -268,13 +304,18 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Batches of the test split."""
         return self._loader("test", self.eval_batch_size)
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """Batches of the user's videos, or of the test split."""
-        return self._loader("predict" if "predict" in self.datasets else "test", self.eval_batch_size)
+    def predict_dataloader(self) -> ClipLoader:
+        """Batches of the user's videos, or of the test split.
+
+        Not a resumable one, and with named arguments: Lightning builds it anew to keep track of indices.
+        """
+        data = self.datasets["predict" if "predict" in self.datasets else "test"]
+        return ClipLoader(Carried(data), batch_size=self.eval_batch_size, num_workers=self.num_workers, collate_fn=collate,
+                          pin_memory=self.pin_memory)
 
     def clips(self) -> dict[str, dict[str, int]]:
-        """Numbers of clips used, missing and corrupt, by split."""
-        return {split: {"used": len(data), "missing": len(self.absent.get(split, {})),
+        """Numbers of clips used, missing and corrupt, by split; of one's own videos, windows used and files corrupt."""
+        return {split: {"used": len(data), "missing": self.rows.get(split, len(data)) - len(data),
                         "corrupt": int(data.corrupt.sum()) if isinstance(data, ClipDataset) else len(data.problems)}
                 for split, data in self.datasets.items()}
 
@@ -282,4 +323,6 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """What this run reads: ids by split, and why others are left out."""
         ids = {split: [item.id for item in data.items] if isinstance(data, ClipDataset) else [w[0] for w in data.windows]
                for split, data in self.datasets.items()}
-        return {"root": str(self.root), "layout": self.layout, "ids": ids, "left_out": self.absent}
+        left_out = {**self.absent, **{split: data.problems for split, data in self.datasets.items()
+                                      if isinstance(data, VideoWindows)}}
+        return {"root": str(self.root), "layout": self.layout, "clips": self.clips(), "ids": ids, "left_out": left_out}

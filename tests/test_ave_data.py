@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import csv
 import shutil
 import warnings
 from pathlib import Path
@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dataset_contract import DatasetContract
 from PIL import Image
 
-from avprompt.data_modules import AVDataModule, AVEDataModule
+from avprompt.data_modules import AVEDataModule
 from avprompt.errors import AnnotationError, ClipDecodeError, DatasetError
 from avprompt.media import ave
 from avprompt.media.verify import verify
@@ -20,18 +21,51 @@ from avprompt.synth.world import CATEGORIES
 
 
 def module(root: Path, **options: object) -> AVEDataModule:
-    settings = {"categories": list(CATEGORIES), "batch_size": 4, "image_size": 64, "mean": (0.5,) * 3,
-                "std": (0.5,) * 3, "sample_rate": 16000}
+    settings = {"batch_size": 4, "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "sample_rate": 16000}
     return AVEDataModule(root, **{**settings, **options})
 
 
 @pytest.fixture
 def copy(world: Path, tmp_path: Path) -> Path:
     """The generated world with annotation files of its own, sharing the media."""
-    for name in ("Annotations.txt", *ave.SPLITS.values()):
-        (tmp_path / name).write_text((world / name).read_text())
-    (tmp_path / "store").symlink_to(world / "store")
-    return tmp_path
+    root = tmp_path / "ave"
+    root.mkdir()
+    for name in ("Annotations.txt", "categories.txt", *ave.SPLITS.values()):
+        (root / name).write_text((world / name).read_text())
+    (root / "store").symlink_to(world / "store")
+    return root
+
+
+class TestAVE(DatasetContract):
+    """The shared tests on the generated world."""
+
+    counts = {"train": 24, "val": 8, "test": 8}
+    labels = {"event": (10, 9)}
+
+    @pytest.fixture
+    def root(self, copy: Path, world: Path) -> Path:
+        (copy / "store").unlink()
+        shutil.copytree(world / "store", copy / "store")
+        return copy
+
+    def module(self, root: Path, **options: object) -> AVEDataModule:
+        return module(root, **options)
+
+    def test_plot_draws_label_and_prediction(self, root: Path) -> None:
+        data = self.module(root)
+        data.setup("test")
+        sample = data.datasets["test"][0]
+        bare = data.plot({key: value for key, value in sample.items() if key != "event"})
+        full = data.plot({**sample, "prediction": torch.full((10,), 3)})
+        assert len(full.axes) == len(bare.axes) + 2
+
+    def test_labels_are_one_hot(self, root: Path) -> None:
+        data = self.module(root)
+        data.setup("test")
+        for index in range(8):
+            sample, item = data.datasets["test"][index], data.datasets["test"].items[index]
+            assert torch.equal(sample["event"].sum(-1), torch.ones(10))
+            assert sample["event"][item.start:item.end, item.category].sum() == item.end - item.start
 
 
 def folders(root: Path, clips: list[str]) -> None:
@@ -43,43 +77,6 @@ def folders(root: Path, clips: list[str]) -> None:
             picture.save(root / "frames" / clip / f"{number:08d}.jpg", quality=95)
         (root / "wave").mkdir(exist_ok=True)
         np.save(root / "wave" / f"{clip}.npy", np.linspace(-1, 1, 160000, dtype=np.float32))
-
-
-class TestContract:
-    """What every data module promises; later datasets add a row."""
-
-    @pytest.fixture
-    def data(self, world: Path) -> AVDataModule:
-        return module(world)
-
-    def test_batches(self, data: AVDataModule) -> None:
-        data.setup("fit")
-        batch = next(iter(data.train_dataloader()))
-        assert isinstance(batch["id"], list) and len(batch["id"]) == 4
-        assert batch["frames"].shape == (4, 10, 3, 64, 64) and batch["frames"].dtype == torch.float32
-        assert batch["audio"].shape == (4, 10, 16000) and batch["audio"].abs().max() <= 1
-        assert batch["valid"].shape == (4, 10) and batch["valid"].dtype == torch.bool
-        assert batch["event"].shape == (4, 10, 9) and torch.equal(batch["event"].sum(-1), torch.ones(4, 10))
-
-    def test_every_clip_once(self, data: AVDataModule) -> None:
-        data.setup("fit")
-        data.setup("test")
-        for loader, split in ((data.train_dataloader(), "train"), (data.test_dataloader(), "test")):
-            ids = [clip for batch in loader for clip in batch["id"]]
-            assert sorted(ids) == sorted(item.id for item in data.datasets[split].items)
-
-    def test_manifest_and_counts(self, data: AVDataModule) -> None:
-        data.setup("fit")
-        assert data.clips() == {"train": {"used": 24, "missing": 0, "corrupt": 0},
-                                "val": {"used": 8, "missing": 0, "corrupt": 0}}
-        assert len(json.loads(json.dumps(data.manifest()))["ids"]["train"]) == 24
-
-    def test_plot(self, data: AVDataModule) -> None:
-        data.setup("test")
-        sample = data.datasets["test"][0]
-        bare = data.plot({key: value for key, value in sample.items() if key != "event"})
-        full = data.plot({**sample, "prediction": torch.full((10,), 3)})
-        assert len(full.axes) == len(bare.axes) + 2
 
 
 def test_labels_follow_the_annotation() -> None:
@@ -111,7 +108,8 @@ def test_published_annotations(shared: Path) -> None:
 def test_published_anomalies(shared: Path) -> None:
     root = shared / "data" / "ave"
     rows, splits = ave.read_rows(root / "Annotations.txt", ave.CATEGORIES), ave.read_splits(root)
-    assert len({row.id for row in rows}) == 4097 and sum(row.id.startswith("-") for row in rows) > 0
+    assert len({row.id for row in rows}) == 4097 and sum(row.id.startswith("-") for row in rows) == 1030
+    assert sum(list(row.id for row in rows).count(clip) > 1 for clip in {row.id for row in rows}) == 45
     assert len({(row.id, row.category) for row in rows}) == 4143  # a clip's rows differ in category
     empty = [row for row in rows if row.start == row.end]
     assert [(row.id, row.category, row.start) for row in empty] == [("VWi2ENBuTbw", 0, 0)]
@@ -141,60 +139,70 @@ def test_leaked_clips_are_reported_and_kept_by_default(copy: Path) -> None:
     ("disc&x&good&7&3", "7 to 3"),
     ("disc&x&good&0&11", "0 to 11"),
     ("disc&x&good&a&3", "a to 3"),
+    ("disc&x&good&-1&3", "-1 to 3"),
+    ("disc&&good&0&3", "clip id ''"),
+    ("disc&../x&good&0&3", "clip id '../x'"),
+    ("disc&x&good&0&3\ndisc&x&good&5&7", "disc of x again"),
 ])
 def test_malformed_rows_name_their_line(copy: Path, bad: str, message: str) -> None:
     with (copy / "Annotations.txt").open("a") as file:
         file.write(bad + "\n")
     with pytest.raises(AnnotationError, match=message) as error:
         module(copy).read_annotations()
-    assert "line 42" in str(error.value)
+    assert f"Annotations.txt, line {42 + bad.count(chr(10))}:" in str(error.value)
 
 
-def test_split_row_without_annotation_is_an_error(copy: Path) -> None:
+@pytest.mark.parametrize("row", ["disc&nobody&good&0&10", "{category}&{clip}&good&0&0"])
+def test_split_row_without_annotation_is_an_error(copy: Path, row: str) -> None:
+    """No such clip, or another event of it than Annotations.txt has."""
+    category, clip, _, start, end = (copy / "trainSet.txt").read_text().splitlines()[0].split("&")
+    assert start != end
     with (copy / "testSet.txt").open("a") as file:
-        file.write("disc&nobody&good&0&10\n")
-    with pytest.raises(AnnotationError, match="nobody"):
+        file.write(row.format(category=category, clip=clip) + "\n")
+    with pytest.raises(AnnotationError, match="testSet.txt, line 9: .*the row of Annotations.txt"):
         module(copy).read_annotations()
 
 
-def test_missing_media(copy: Path, world: Path) -> None:
-    victim = (copy / "trainSet.txt").read_text().split("&")[1]
-    (copy / "store").unlink()
-    shutil.copytree(world / "store", copy / "store")
-    shutil.rmtree(copy / "store" / "clips" / victim)
-    with pytest.raises(DatasetError, match=f"(?s)1 of 24 clips of split train unusable .{victim}.*missing: skip"):
-        module(copy).setup("fit")
-    data = module(copy, missing="skip")
-    with pytest.warns(UserWarning, match="1 of 24 left out"):
-        data.setup("fit")
-    assert data.clips()["train"] == {"used": 23, "missing": 1, "corrupt": 0}
-    assert victim not in [item.id for item in data.datasets["train"].items]
-    assert victim in data.manifest()["left_out"]["train"]
+def test_missing_annotation_file(copy: Path) -> None:
+    (copy / "valSet.txt").unlink()
+    with pytest.raises(DatasetError, match="valSet.txt: got no such file"):
+        module(copy).read_annotations()
 
 
-def test_corrupt_clips_are_substituted_in_training_only(copy: Path, world: Path) -> None:
-    (copy / "store").unlink()
-    shutil.copytree(world / "store", copy / "store")
-    for name in ("trainSet.txt", "testSet.txt"):
-        victim = (copy / name).read_text().split("&")[1]
-        (copy / "store" / "clips" / victim / "audio.npy").write_bytes(b"gone")
+def test_headers_line_ends_and_order_do_not_matter(copy: Path) -> None:
+    expected = module(copy).read_annotations()
+    lines = (copy / "Annotations.txt").read_text().splitlines()
+    (copy / "Annotations.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(
+        [lines[0], *reversed(lines[1:])]).encode() + b"\r\n\r\n")
+    (copy / "valSet.txt").write_text(ave.HEADER + "\n" + (copy / "valSet.txt").read_text())
+    assert module(copy).read_annotations() == expected
+
+
+def test_a_clip_on_two_rows_is_two_examples(copy: Path) -> None:
+    row = (copy / "trainSet.txt").read_text().splitlines()[0]
+    clip = row.split("&")[1]
+    other = f"{'star' if not row.startswith('star') else 'disc'}&{clip}&good&2&4"
+    for name in ("Annotations.txt", "trainSet.txt"):
+        with (copy / name).open("a") as file:
+            file.write(other + "\n")
     data = module(copy)
     data.setup("fit")
-    with pytest.raises(ClipDecodeError):
-        data.datasets["train"][0]
-    data = module(copy, corrupt="substitute")
-    data.setup("fit")
-    sample, other = data.datasets["train"][0], data.datasets["train"][1]
-    assert sample["id"] == other["id"] and not sample["valid"].any() and other["valid"].any()
-    assert torch.equal(sample["event"], other["event"])
-    assert data.clips()["train"]["corrupt"] == 1
-    data.setup("test")
-    with pytest.raises(ClipDecodeError):
-        data.datasets["test"][0]
-    for item in data.datasets["train"].items[:4]:
-        (copy / "store" / "clips" / item.id / "audio.npy").write_bytes(b"gone")
-    with pytest.raises(ClipDecodeError):  # too many: something is wrong with the store
-        [data.datasets["train"][index] for index in range(4)]
+    one, two = data.datasets["train"][0], data.datasets["train"][24]
+    assert one["id"] == two["id"] == clip and torch.equal(one["frames"], two["frames"])
+    assert not torch.equal(one["event"], two["event"]) and two["event"][:, :8].sum() == 2
+
+
+def test_categories(copy: Path, tmp_path: Path) -> None:
+    """Known without `setup`: from the argument, from categories.txt, else AVE's own."""
+    assert module(copy).class_names == CATEGORIES and module(copy).num_classes == 8
+    assert module(tmp_path).class_names == ave.CATEGORIES and module(tmp_path / "nowhere").num_classes == 28
+    assert module(tmp_path, categories=["a", "b"]).num_classes == 2
+    assert module(copy, categories=list(CATEGORIES)).read_annotations().keys() == {"train", "val", "test"}
+    with pytest.raises(AnnotationError, match="categories: got .*categories.txt"):
+        module(copy, categories=list(reversed(CATEGORIES))).read_annotations()
+    (copy / "categories.txt").write_text("disc\nstar\ndisc\n")
+    with pytest.raises(AnnotationError, match="each once"):
+        module(copy)
 
 
 def test_published_layout(copy: Path) -> None:
@@ -214,6 +222,32 @@ def test_published_layout(copy: Path) -> None:
     np.save(copy / "wave" / f"{sample['id']}.npy", np.array([{}], dtype=object))
     with pytest.raises(ClipDecodeError, match="allow_pickle=False"):
         data.datasets["test"][0]
+    np.save(copy / "wave" / f"{sample['id']}.npy", np.full(160000, 3000, np.int16))
+    with pytest.raises(ClipDecodeError, match="int16; expected floating-point samples"):
+        data.datasets["test"][0]
+    np.save(copy / "wave" / f"{sample['id']}.npy", np.zeros(160000, np.float32))
+    (copy / "frames" / sample["id"] / "00000003.jpg").write_bytes(b"no picture")
+    with pytest.raises(ClipDecodeError, match="00000003.jpg"):
+        data.datasets["test"][0]
+
+
+def test_published_layout_with_a_file_less(copy: Path) -> None:
+    """The two modalities are joined by id: one missing waveform costs one clip and shifts nothing."""
+    ids = sorted({line.split("&")[1] for line in (copy / "Annotations.txt").read_text().splitlines()[1:]})
+    with pytest.raises(DatasetError, match="frames: got no such folder"):
+        module(copy, layout="folders").setup("test")
+    folders(copy, ids)
+    victim = (copy / "testSet.txt").read_text().splitlines()[2].split("&")[1]
+    (copy / "wave" / f"{victim}.npy").unlink()
+    for clip in ids:
+        if clip != victim:
+            np.save(copy / "wave" / f"{clip}.npy", np.full(160000, int(clip[-3:]) / 1000, np.float32))
+    data = module(copy, layout="folders", missing="skip")
+    with pytest.warns(UserWarning, match=f"test: 1 of 8 left out .{victim}: missing: wave"):
+        data.setup("test")
+    for sample in data.datasets["test"]:
+        assert sample["audio"][0, 0] == pytest.approx(int(sample["id"][-3:]) / 1000)
+    assert len(data.datasets["test"]) == 7
 
 
 def test_published_resize_overshoots(tmp_path: Path) -> None:
@@ -232,13 +266,6 @@ def test_published_resize_overshoots(tmp_path: Path) -> None:
     assert (plain - smooth).abs().max() > 0.05
 
 
-def test_validation_on_the_test_split_is_a_switch(world: Path) -> None:
-    data = module(world, validation_split="test")
-    data.setup("fit")
-    assert "test" in data.datasets and "val" not in data.datasets
-    assert len(data.val_dataloader().dataset) == 8
-
-
 def test_own_videos(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "clips"
     data = AVEDataModule(tmp_path, predict_root=folder, batch_size=2)
@@ -248,22 +275,52 @@ def test_own_videos(shared: Path, tmp_path: Path) -> None:
     assert batch["valid"][0].all() and batch["valid"][1].tolist() == [True] * 3 + [False] * 7
 
 
-def test_own_videos_that_do_not_decode_are_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.mp4").write_bytes(b"nothing")
-    data = AVEDataModule(tmp_path, predict_root=tmp_path)
-    with pytest.warns(UserWarning, match="left out: .*broken.mp4"), pytest.raises(DatasetError, match="no usable video"):
-        data.setup("predict")
-
-
 def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], world: Path) -> None:
-    assert verify(copy, categories=world / "categories.txt")
+    assert verify(copy)
     out = capsys.readouterr().out
-    assert "train         24      24      24        0         0" in out and "Annotations.txt" in out
+    assert "train         24      24      24        0         0       0       0" in out
+    assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<VideoID>", "every clip can be used"))
+    (copy / "store").unlink()
+    shutil.copytree(world / "store", copy / "store")
+    short, silent, broken, cut, gone = (line.split("&")[1] for line in (copy / "testSet.txt").read_text().splitlines()[:5])
     for name in ("Annotations.txt", "testSet.txt"):
         with (copy / name).open("a") as file:
             file.write("disc&nobody&good&0&10\n")
-    assert not verify(copy, categories=world / "categories.txt", report=copy / "report.csv")
-    assert "test,nobody,missing" in (copy / "report.csv").read_text()
+    manifest = copy / "store" / "manifest.csv"
+    for clip, status in ((short, "short"), (silent, "silent"), (broken, "broken")):
+        manifest.write_text(manifest.read_text().replace(f"{clip},ok,,", f"{clip},{status},because,"))
+    audio = copy / "store" / "clips" / cut / "audio.npy"
+    audio.write_bytes(audio.read_bytes()[:-1])
+    shutil.rmtree(copy / "store" / "clips" / gone)
+    assert not verify(copy, report=copy / "report.csv")
+    out = capsys.readouterr().out
+    assert "test           9       9       5        2         2       1       1" in out and "4 clips cannot be used" in out
+    with (copy / "report.csv").open() as file:
+        rows = {row["id"]: row["problem"] for row in csv.DictReader(file)}
+    assert {clip: why.split(":")[0] for clip, why in rows.items()} == {
+        short: "usable, short", silent: "usable, silent", broken: "broken", cut: "broken", gone: "missing",
+        "nobody": "missing"}
+
+
+def test_verify_before_anything_is_there(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first thing that a new user runs says what is expected and what to do."""
+    (copy / "store").unlink()
+    with pytest.raises(DatasetError, match="Run `avprompt data prepare"):
+        verify(copy)
+    assert "store/manifest.csv" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="frames"):
+        verify(copy, layout="folders")
+    with pytest.raises(DatasetError, match="an existing folder"):
+        verify(tmp_path / "nowhere")
+
+
+def test_verify_names_leaked_clips(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = (copy / "valSet.txt").read_text().splitlines()[0].split("&")[1]
+    with (copy / "trainSet.txt").open("a") as file, (copy / "Annotations.txt").open("a") as other:
+        row = f"{'star' if not (copy / 'valSet.txt').read_text().startswith('star') else 'disc'}&{clip}&good&0&1\n"
+        file.write(row)
+        other.write(row)
+    assert verify(copy) and f"1 training clips are also in split val: {clip}" in capsys.readouterr().out
 
 
 def test_store_settings_must_match(world: Path) -> None:

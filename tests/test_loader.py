@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from lightning import LightningModule, Trainer
 from torch.utils.data import Dataset
 
-from avprompt.media.samplers import EpochOrder, ResumableLoader
+from avprompt.errors import CheckpointError, ClipDecodeError
+from avprompt.media.samplers import Carried, EpochOrder, ResumableLoader
 
 
 class Numbers(Dataset):
@@ -17,8 +21,16 @@ class Numbers(Dataset):
         return index
 
 
-def loader(workers: int = 0, **options: object) -> ResumableLoader:
-    return ResumableLoader(Numbers(), 4, seed=3, shuffle=True, num_workers=workers, **options)
+class Draws(Numbers):
+    """Samples that are random numbers, drawn where they are read."""
+
+    def __getitem__(self, index: int) -> float:
+        return torch.rand(()).item()
+
+
+def loader(workers: int = 0, data: Dataset | None = None, **options: object) -> ResumableLoader:
+    return ResumableLoader(data or Numbers(), **{"batch_size": 4, "seed": 3, "shuffle": True, "num_workers": workers,
+                                                 **options})
 
 
 def epoch(loader: ResumableLoader, number: int) -> list[list[int]]:
@@ -55,7 +67,70 @@ def test_iterating_draws_nothing_from_the_global_stream() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
+def test_the_order_depends_on_the_seed() -> None:
+    assert epoch(loader(seed=3), 0) != epoch(loader(seed=4), 0)
+
+
+def test_without_shuffling_every_epoch_is_the_same() -> None:
+    assert sum(epoch(loader(shuffle=False), 5), []) == list(range(23))
+
+
+def test_a_position_belongs_to_its_epoch() -> None:
+    """A trainer may save at the end of an epoch before or after it counts that epoch."""
+    running = loader()
+    running.order.set_epoch(2)
+    batches = iter(running)
+    for _ in range(6):
+        next(batches)  # the last one is out, the pass is not known to be over
+    state = running.state_dict()
+    assert state["consumed"] == 6 and state["epoch"] == 2
+    again, following = loader(), loader()
+    again.load_state_dict(state)
+    following.load_state_dict(state)
+    assert again.state_dict() == state  # saved again before anything was read
+    assert epoch(again, 2) == [] and epoch(following, 3) == epoch(loader(), 3)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 5}, {"seed": 4}, {"world": 2}])
+def test_resuming_inside_an_epoch_with_other_batches_is_an_error(change: dict[str, int]) -> None:
+    running = loader()
+    batches = iter(running)
+    next(batches)
+    resumed = loader(**change)
+    resumed.load_state_dict(running.state_dict())
+    with pytest.raises(CheckpointError, match=f"'{'processes' if 'world' in change else next(iter(change))}'"):
+        next(iter(resumed))
+    resumed = loader(**change)
+    resumed.load_state_dict(running.state_dict())
+    assert epoch(resumed, 1) == epoch(loader(**change), 1)  # from the next epoch on it is anybody's choice
+
+
+def test_workers_are_seeded_by_seed_and_epoch() -> None:
+    """Not by how many passes this process has made: a resumed run has made fewer."""
+    running = loader(2, Draws())
+    first, second = epoch(running, 0), epoch(running, 1)
+    assert first != second and epoch(loader(2, Draws()), 1) == second
+    assert epoch(loader(2, Draws(), seed=4), 1) != second
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_typed_errors_cross_processes(workers: int) -> None:
+    """torch alone would raise a RuntimeError whose text is the worker's traceback."""
+
+    class Broken(Numbers):
+        def __getitem__(self, index: int) -> int:
+            if index == 7:
+                raise ClipDecodeError("seven.mp4", "nothing", "something", "Look at it.")
+            return index
+
+    def collate(samples: list) -> object:
+        return next((s for s in samples if isinstance(s, Exception)), samples)
+
+    with pytest.raises(ClipDecodeError, match="^seven.mp4: got nothing; expected something. Look at it.$"):
+        list(loader(workers, Carried(Broken()), collate_fn=collate))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 30])
 def test_processes_share_an_epoch_evenly(world: int) -> None:
     shards = []
     for rank in range(world):
@@ -63,5 +138,71 @@ def test_processes_share_an_epoch_evenly(world: int) -> None:
         order.set_epoch(5)
         shards.append(list(order))
         assert len(shards[-1]) == len(order)
-    assert len({len(shard) for shard in shards}) == 1
+    assert len({len(shard) for shard in shards}) == 1 and shards[0]
     assert set(sum(shards, [])) == set(range(23)) and len(sum(shards, [])) == -(-23 // world) * world
+
+
+def test_processes_resume_too() -> None:
+    for rank in range(2):
+        whole = epoch(loader(rank=rank, world=2), 1)
+        running = loader(rank=rank, world=2)
+        running.order.set_epoch(1)
+        batches = iter(running)
+        seen = [next(batches).tolist()]
+        resumed = loader(rank=rank, world=2)
+        resumed.load_state_dict(running.state_dict())
+        assert seen + epoch(resumed, 1) == whole and len(whole) == 3
+
+
+class Steps(LightningModule):
+    """Notes what it is trained on; saves a checkpoint after some step and stops there."""
+
+    def __init__(self, folder: Path, stop: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.folder, self.stop, self.seen = folder, stop, []
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch.tolist())
+        return self.weight * batch.sum()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        if len(self.seen) == self.stop:
+            self.trainer.save_checkpoint(self.folder / "stopped.ckpt")
+            raise KeyboardInterrupt
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def run(folder: Path, workers: int, stop: int | None = None, ckpt_path: Path | None = None, **options: object) -> list:
+    model = Steps(folder, stop)
+    trainer = Trainer(**{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 3,
+                         "enable_progress_bar": False, "enable_model_summary": False, **options})
+    if stop is None:
+        trainer.fit(model, loader(workers), ckpt_path=ckpt_path, weights_only=True)
+    else:
+        with pytest.raises(SystemExit):
+            trainer.fit(model, loader(workers))
+    return model.seen
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 6, 8, 12])
+def test_a_stopped_training_goes_on_where_it_was(tmp_path: Path, workers: int, stop: int) -> None:
+    """After the first batch, the last of an epoch, in the middle of the second, and before the third."""
+    whole = run(tmp_path, 0)
+    assert len(whole) == 18 and whole[:6] != whole[6:12] != whole[12:]
+    assert whole[6:12] == epoch(loader(), 1)
+    first = run(tmp_path, workers, stop)
+    assert first + run(tmp_path, workers, ckpt_path=tmp_path / "stopped.ckpt") == whole
+
+
+@pytest.mark.parametrize("stop", [2, 4, 6])
+def test_a_shortened_epoch_resumes_too(tmp_path: Path, stop: int) -> None:
+    """`limit_train_batches` ends an epoch before the loader does; counting steps instead of epochs changes nothing."""
+    for options in ({"limit_train_batches": 4}, {"limit_train_batches": 4, "max_epochs": -1, "max_steps": 12}):
+        whole = run(tmp_path, 0, **options)
+        assert len(whole) == 12 and whole[4:8] == epoch(loader(), 1)[:4]
+        first = run(tmp_path, 0, stop, **options)
+        assert first + run(tmp_path, 0, ckpt_path=tmp_path / "stopped.ckpt", **options) == whole

@@ -92,7 +92,9 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
 def test_sound_that_begins_later_stays_in_step(tmp_path: Path) -> None:
     clip = decode_clip(write_video(tmp_path / "a.mp4", delay=3.25), SAMPLING)
     assert not np.abs(clip.audio.flatten()[:3 * RATE]).max() > 1e-3
-    assert loud(clip)[4:] == pytest.approx(0.05 * (1 + np.arange(6)), abs=0.02)
+    punctual = decode_clip(write_video(tmp_path / "b.mp4"), SAMPLING).audio.flatten()
+    late = clip.audio.flatten()[round(3.25 * RATE):]
+    assert np.abs(late - punctual[:len(late)])[RATE // 4:].max() < 0.01
     assert clip.valid.tolist() == [False] * 3 + [True] * 7
 
 

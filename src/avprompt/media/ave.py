@@ -2,11 +2,16 @@
 
 What the published files hold besides, and what happens to it here:
 
-- 45 clips stand on two or more rows with different categories: each row is an example of its own.
+- 45 clips stand on two or more rows with different categories: each row is an example of its own. A second row with the
+  same clip and category is an error.
 - 18 clips of the training split stand in the validation (10) or test split (8) too, under another category: reported,
   and dropped from training with `drop_leaked`.
 - One row (`VWi2ENBuTbw`, Church bell) lasts from 0 to 0: a clip of background only.
 - The split files have no header, and 1030 ids begin with a dash.
+- The third field is `good` on every row and is not used.
+
+A dataset of one's own in AVE's format names its categories in `categories.txt`, one a line in the order of their indices,
+beside Annotations.txt; without that file they are AVE's.
 """
 
 from __future__ import annotations
@@ -54,17 +59,27 @@ class Event:
         return label
 
 
-def read_rows(path: Path, categories: tuple[str, ...], segments: int = 10) -> list[Event]:
-    """Rows of Annotations.txt or of a split file (which has no header).
+def read_categories(root: Path) -> tuple[str, ...]:
+    """Names of the categories: `root`/categories.txt where it exists, else AVE's own 28.
 
     Raises:
-        DatasetError: no such file.
-        AnnotationError: a row with other than five fields, an unknown category, or impossible times; names the line.
+        AnnotationError: the file is empty or names a category twice.
     """
+    path = Path(root) / "categories.txt"
+    if not path.is_file():
+        return CATEGORIES
+    names = tuple(line for line in path.read_text(encoding="utf-8-sig").splitlines() if line)
+    if not names or len(set(names)) < len(names):
+        raise AnnotationError(path, names, "one category a line, each once", "Correct the file.")
+    return names
+
+
+def _numbered_rows(path: Path, categories: tuple[str, ...], segments: int) -> list[tuple[str, Event]]:
+    """`read_rows` with the place of every row, for messages."""
     if not path.is_file():
         raise DatasetError(path, "no such file", "an annotation file of AVE", "Download AVE's annotations, or fix root.")
-    index, events = {name: i for i, name in enumerate(categories)}, []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    index, rows, seen = {name: i for i, name in enumerate(categories)}, [], set()
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line or (number == 1 and line == HEADER):
             continue
         fields = line.split("&")
@@ -74,31 +89,59 @@ def read_rows(path: Path, categories: tuple[str, ...], segments: int = 10) -> li
         name, clip_id, _, start, end = fields
         if name not in index:
             raise AnnotationError(where, f"category {name!r}", f"one of {len(categories)} categories",
-                                  "Give the dataset's own names to `categories`.")
-        if not (start.isdigit() and end.isdigit() and int(start) <= int(end) <= segments):
+                                  "Name the dataset's own in categories.txt beside Annotations.txt.")
+        if not clip_id or "/" in clip_id or "\\" in clip_id or clip_id.startswith("."):
+            raise AnnotationError(where, f"clip id {clip_id!r}", "the name of a file", "Correct the line.")
+        if not (start.isdecimal() and end.isdecimal() and int(start) <= int(end) <= segments):
             raise AnnotationError(where, f"{start} to {end}", f"whole seconds, start <= end <= {segments}",
                                   "Correct the line.")
-        events.append(Event(clip_id, index[name], int(start), int(end)))
-    return events
+        if (clip_id, name) in seen:
+            raise AnnotationError(where, f"{name} of {clip_id} again", "one row a clip and category", "Remove one.")
+        seen.add((clip_id, name))
+        rows.append((where, Event(clip_id, index[name], int(start), int(end))))
+    return rows
 
 
-def read_splits(root: Path, categories: tuple[str, ...] = CATEGORIES, segments: int = 10) -> dict[str, list[Event]]:
+def read_rows(path: Path, categories: tuple[str, ...], segments: int = 10) -> list[Event]:
+    """Rows of Annotations.txt or of a split file (which has no header).
+
+    Raises:
+        DatasetError: no such file.
+        AnnotationError: a row with other than five fields, an unknown category, an impossible id or times, or the same
+            clip and category as another row; names the line.
+    """
+    return [event for _, event in _numbered_rows(Path(path), categories, segments)]
+
+
+def read_splits(root: Path, categories: tuple[str, ...] | None = None, segments: int = 10) -> dict[str, list[Event]]:
     """Events of the three splits, each found in Annotations.txt by clip and category, never by position.
+
+    Args:
+        root: folder of Annotations.txt and the split files.
+        categories: names in the order of their indices; `None` is `read_categories(root)`.
+        segments: seconds a clip.
 
     Raises:
         DatasetError: a file is missing.
-        AnnotationError: a file breaks its format, or a split names an event that Annotations.txt does not have.
+        AnnotationError: a file breaks its format, a split names an event that Annotations.txt does not have, or
+            categories.txt names other categories than `categories`.
     """
     root = Path(root)
+    named = read_categories(root)
+    categories = named if categories is None else categories
+    if (root / "categories.txt").is_file() and named != categories:
+        raise AnnotationError("categories", categories, f"those of {root / 'categories.txt'}, {named}",
+                              "Leave `categories` out, or give the same names in the same order.")
     known = {(event.id, event.category): event for event in read_rows(root / "Annotations.txt", categories, segments)}
-    splits = {}
+    splits: dict[str, list[Event]] = {}
     for split, name in SPLITS.items():
-        splits[split] = read_rows(root / name, categories, segments)
-        for event in splits[split]:
+        splits[split] = []
+        for where, event in _numbered_rows(root / name, categories, segments):
             if known.get((event.id, event.category)) != event:
-                raise AnnotationError(root / name, f"{event.id} {categories[event.category]} {event.start}-{event.end}",
+                raise AnnotationError(where, f"{event.id} {categories[event.category]} {event.start}-{event.end}",
                                       f"the row of Annotations.txt, {known.get((event.id, event.category))}",
                                       "Use split files and annotations of the same release.")
+            splits[split].append(event)
     return splits
 
 

@@ -24,7 +24,14 @@ class ClipReader(abc.ABC):
 
     @abc.abstractmethod
     def problem(self, clip_id: str) -> str | None:
-        """Why a run cannot use this clip, `None` if it can; looks at names only, decodes nothing."""
+        """Why a run cannot use this clip, `None` if it can; looks at names only, decodes nothing.
+
+        Begins with `missing` where there are no files, else with a status such as `broken`.
+        """
+
+    @abc.abstractmethod
+    def inspect(self, clip_id: str) -> str | None:
+        """`problem`, and a look at the headers and sizes of the clip's files."""
 
     @abc.abstractmethod
     def read(self, clip_id: str) -> Segments:
@@ -45,15 +52,16 @@ class StoreReader(ClipReader):
 
     Args:
         root: the store's folder.
-        sampling: what the experiment asks for; must be what the store holds.
+        sampling: what the experiment asks for, and must be what the store holds; `None` is whatever that is.
 
     Raises:
         DatasetError: no store there, or one made with other settings.
     """
 
-    def __init__(self, root: Path, sampling: Sampling) -> None:
+    def __init__(self, root: Path, sampling: Sampling | None) -> None:
         self.store = ClipStore(root)
-        theirs, ours = asdict(self.store.sampling()), asdict(sampling)
+        theirs = asdict(self.store.sampling())
+        ours = theirs if sampling is None else asdict(sampling)
         differ = {key: (theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]}
         if differ:
             raise DatasetError(root, f"a store with (theirs, asked) {differ}", "the data module's settings",
@@ -67,6 +75,15 @@ class StoreReader(ClipReader):
         if not entry.usable:
             return f"{entry.status}: {entry.reason}"
         return None if clip_id in self.store else "missing: listed in the manifest, its files are gone"
+
+    def inspect(self, clip_id: str) -> str | None:
+        problem = self.problem(clip_id)
+        if problem is None:
+            try:
+                self.store.read(clip_id, mapped=True)
+            except ClipDecodeError as error:
+                return f"broken: {error}"
+        return problem
 
     def read(self, clip_id: str) -> Segments:
         frames, audio, valid = self.store.read(clip_id)
@@ -85,11 +102,14 @@ class FolderReader(ClipReader):
 
     Args:
         root: folder that holds `frames/` and `wave/`.
-        sampling: sizes and rates; the waveform must have exactly T * S samples.
+        sampling: sizes and rates; the waveform must have exactly T * S samples. `None` is the published one.
+
+    Raises:
+        DatasetError: one of the two folders is not there.
     """
 
-    def __init__(self, root: Path, sampling: Sampling) -> None:
-        self.root, self.sampling = Path(root), sampling
+    def __init__(self, root: Path, sampling: Sampling | None) -> None:
+        self.root, self.sampling = Path(root), sampling or Sampling()
         for name in ("frames", "wave"):
             if not (self.root / name).is_dir():
                 raise DatasetError(self.root / name, "no such folder", "frames/<VideoID>/*.jpg and wave/<VideoID>.npy",
@@ -102,23 +122,43 @@ class FolderReader(ClipReader):
         absent = [name for name, found in (("frames", self.frames), ("wave", self.waves)) if clip_id not in found]
         return f"missing: {' and '.join(absent)}" if absent else None
 
+    def inspect(self, clip_id: str) -> str | None:
+        problem = self.problem(clip_id)
+        if problem is None:
+            try:
+                self._pictures(clip_id)
+                self._wave(clip_id, mapped=True)
+            except ClipDecodeError as error:
+                return f"broken: {error}"
+        return problem
+
     def read(self, clip_id: str) -> Segments:
-        count, folder = self.sampling.segments, self.root / "frames" / clip_id
+        count, pictures = self.sampling.segments, self._pictures(clip_id)
+        chosen = np.linspace(1, len(pictures), count, dtype=int) - 1
+        frames = torch.stack([self._picture(pictures[index]) for index in chosen])
+        audio = torch.from_numpy(np.array(self._wave(clip_id), dtype=np.float32)).view(count, -1)
+        return frames, audio, torch.ones(count, dtype=torch.bool)
+
+    def _pictures(self, clip_id: str) -> list[Path]:
+        folder = self.root / "frames" / clip_id
         pictures = sorted(folder.glob("*.jpg"))
         if not pictures:
             raise ClipDecodeError(folder, "no jpg files", "frames named %08d.jpg", "Extract the frames again.")
-        chosen = np.linspace(1, len(pictures), count, dtype=int) - 1
-        frames = torch.stack([self._picture(pictures[index]) for index in chosen])
-        path = self.root / "wave" / f"{clip_id}.npy"
+        return pictures
+
+    def _wave(self, clip_id: str, mapped: bool = False) -> np.ndarray:
+        path, count = self.root / "wave" / f"{clip_id}.npy", self.sampling.segments
         try:
-            wave = np.load(path, allow_pickle=False)
+            wave = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ClipDecodeError(path, error, "a .npy file of samples", "Extract the waveform again.") from error
         if wave.size != count * self.sampling.samples:
             raise ClipDecodeError(path, f"{wave.size} samples", f"{count} x {self.sampling.samples} samples",
                                   f"Cut or pad the waveform at {self.sampling.sample_rate} Hz.")
-        audio = torch.from_numpy(wave.astype(np.float32)).view(count, -1)
-        return frames, audio, torch.ones(count, dtype=torch.bool)
+        if wave.dtype.kind != "f":
+            raise ClipDecodeError(path, wave.dtype, "floating-point samples in [-1, 1]",
+                                  "Divide whole-number samples by their largest possible value.")
+        return wave
 
     def _picture(self, path: Path) -> Tensor:
         try:
@@ -140,8 +180,8 @@ class FolderReader(ClipReader):
 READERS: dict[str, type[ClipReader]] = {"store": StoreReader, "folders": FolderReader}
 
 
-def open_reader(layout: str, root: Path, sampling: Sampling) -> ClipReader:
-    """The reader of a layout; a store lies in `root`/store.
+def open_reader(layout: str, root: Path, sampling: Sampling | None) -> ClipReader:
+    """The reader of a layout; a store lies in `root`/store. Without a sampling, whatever the layout holds is right.
 
     Raises:
         DatasetError: the layout's folders are not there, or hold something else.

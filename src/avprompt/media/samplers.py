@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from avprompt.errors import AVPromptError, CheckpointError
+
+
+def mixed(seed: int, epoch: int) -> int:
+    """One seed for an epoch of a run."""
+    return seed * 1_000_003 + epoch
 
 
 class EpochOrder(Sampler[int]):
@@ -33,17 +41,17 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         order = list(range(self.size))
         if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
             order = torch.randperm(self.size, generator=generator).tolist()
-        order += order[:-self.size % self.world]
-        return iter(order[self.rank::self.world])
+        padded = itertools.islice(itertools.cycle(order), len(self) * self.world)
+        return itertools.islice(padded, self.rank, None, self.world)
 
     def __len__(self) -> int:
         return -(-self.size // self.world)
 
 
 class ResumableBatches(Sampler[list[int]]):
-    """Batches of an `EpochOrder`, from batch `start` on in the next pass only.
+    """Batches of an `EpochOrder`; the first pass may begin at another batch than the first.
 
     Args:
         sampler: the order.
@@ -63,12 +71,45 @@ class ResumableBatches(Sampler[list[int]]):
         return -(-len(self.sampler) // self.batch_size)
 
 
-class ResumableLoader(DataLoader):
+class Carried(Dataset):
+    """A dataset whose typed errors are values: torch would turn an error of a worker process into text.
+
+    Args:
+        dataset: any map-style dataset.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except AVPromptError as error:
+            return error
+
+
+class ClipLoader(DataLoader):
+    """DataLoader over a `Carried` dataset that raises the error which its `collate_fn` hands on."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in super().__iter__():
+            if isinstance(batch, AVPromptError):
+                raise batch
+            yield batch
+
+
+class ResumableLoader(ClipLoader):
     """DataLoader whose position can be saved and restored in the middle of an epoch, with any number of workers.
 
     Lightning stores `state_dict` in the loop's state. Batches are counted when they are handed out, not when a worker
-    fetches them. The loader draws from a generator of its own: otherwise every pass would take a number from the global
-    stream and shift dropout.
+    fetches them. The loader draws from a generator of its own, set anew by (seed, epoch): otherwise every pass would take a
+    number from the global stream and shift dropout, and workers of a resumed run would be seeded otherwise.
+
+    Processes share an epoch by `rank` and `world`, so Lightning must not put its own sampler in:
+    `use_distributed_sampler: false`, which the command line sets.
 
     Args:
         dataset: anything with `__len__` and `__getitem__`.
@@ -85,19 +126,44 @@ class ResumableLoader(DataLoader):
         order = EpochOrder(len(dataset), seed, shuffle, rank, world)
         super().__init__(dataset, batch_sampler=ResumableBatches(order, batch_size),
                          generator=torch.Generator().manual_seed(seed), **options)
-        self.consumed = 0
+        self.consumed, self.restored = 0, {}
+
+    @property
+    def order(self) -> EpochOrder:
+        """Order of the clips."""
+        return self.batch_sampler.sampler
 
     def __iter__(self) -> Iterator[Any]:
-        self.consumed = self.batch_sampler.start
+        self.consumed = self.batch_sampler.start = self._start()
+        self.generator.manual_seed(mixed(self.order.seed, self.order.epoch))
         for batch in super().__iter__():
             self.consumed += 1
             yield batch
         self.consumed = 0
 
+    def _start(self) -> int:
+        state, self.restored = self.restored, {}
+        # at the end of an epoch a trainer may save before or after it counts the epoch: only its number tells
+        if not state.get("consumed") or state["epoch"] != self.order.epoch:
+            return 0
+        differ = {name: (state.get(name), ours) for name, ours in self._identity().items() if state.get(name) != ours}
+        if differ:
+            raise CheckpointError("position in the training data", f"(then, now) {differ}",
+                                  f"the same settings, to go on after batch {state['consumed']} of an epoch",
+                                  "Resume with the run's own settings, or from a checkpoint at the end of an epoch.")
+        return state["consumed"]
+
+    def _identity(self) -> dict[str, int]:
+        return {"epoch": self.order.epoch, "clips": self.order.size, "batch_size": self.batch_sampler.batch_size,
+                "seed": self.order.seed, "processes": self.order.world}
+
     def state_dict(self) -> dict[str, int]:
-        """Batches handed out in the epoch under way."""
-        return {"consumed": self.consumed}
+        """Batches handed out in the epoch under way, and what decides which they were."""
+        return self.restored or {"consumed": self.consumed, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass begin after the batches already handed out."""
-        self.batch_sampler.start = state["consumed"]
+        """Let the next pass, if it is through the same epoch, begin after the batches already handed out.
+
+        That pass raises `CheckpointError` where it would go through other batches.
+        """
+        self.restored = dict(state)
