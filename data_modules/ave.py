@@ -59,7 +59,8 @@ class AVEDataModule(AVDataModule):
         shared = ave.leaked(splits)
         if any(shared.values()):
             what = "left out of training" if self.drop_leaked else "kept (drop_leaked: true leaves them out)"
-            counts = ", ".join(f"{len(ids)} with {split} ({', '.join(ids[:3])} ...)" for split, ids in shared.items() if ids)
+            counts = ", ".join(f"{len(ids)} with {split} ({', '.join(ids[:3])} ...)"
+                               for split, ids in shared.items() if ids)
             warnings.warn(f"training clips that are also evaluated on: {counts}; {what}", stacklevel=2)
         if self.drop_leaked:
             out = {clip for ids in shared.values() for clip in ids}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import abc
 import math
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
-from avprompt.media.decode import Clip, Sampling, decode_clip, duration
+from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, open_reader
 from avprompt.media.samplers import Carried, ClipLoader, ResumableLoader
@@ -74,6 +73,11 @@ class ClipDataset(Dataset):
         self.substitute, self.limit = substitute, limit
         self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
 
+    @property
+    def ids(self) -> list[str]:
+        """Clip ids in order."""
+        return [item.id for item in self.items]
+
     def __len__(self) -> int:
         return len(self.items)
 
@@ -98,7 +102,8 @@ class ClipDataset(Dataset):
                 self.corrupt[place] = True
                 count, allowed = int(self.corrupt.sum()), max(1, math.floor(self.limit * len(self.items)))
                 if count > allowed:
-                    raise ClipDecodeError(item.id, f"{count} of {len(self.items)} clips that do not decode, lastly: {error}",
+                    raise ClipDecodeError(item.id,
+                                          f"{count} of {len(self.items)} clips that do not decode, lastly: {error}",
                                           f"at most {allowed} that others may take the place of",
                                           "Something is wrong with the data: run `avprompt data verify`.") from error
                 continue
@@ -128,13 +133,11 @@ class VideoWindows(Dataset):
         self.sampling, self.normalise = sampling, normalise
         self.problems: dict[str, str] = {}
         self.windows: list[tuple[str, Path, Path | None, float]] = []
-        taste = replace(sampling, segments=1)  # enough to see that both streams decode
         for clip, (video, wave) in find_media([Path(folder)]).items():
             try:
                 if video is None:
                     raise ClipDecodeError(wave, "a sound without a video", "a video of the same name", "Leave it out.")
-                decode_clip(video, taste, wave=wave)
-                length = duration(video)
+                length = probe(video, wave)
             except ClipDecodeError as error:
                 self.problems[clip] = str(error)
                 continue
@@ -147,22 +150,26 @@ class VideoWindows(Dataset):
             raise DatasetError(folder, f"no usable video: {list(self.problems.values())[:3]}",
                                "videos with picture and sound", "Check the files.")
 
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the windows: the file's name without ending, and `@second` for those after the first."""
+        return [clip if start == 0 else f"{clip}@{start:g}" for clip, _, _, start in self.windows]
+
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Sample:
         """Sample of a window: also `path` and `start` in seconds."""
-        clip_id, video, wave, start = self.windows[index]
+        _, video, wave, start = self.windows[index]
         try:
             clip = decode_clip(video, self.sampling, start, wave)
         except ClipDecodeError as error:
             warnings.warn(f"not decoded from second {start:g} on: {error}", stacklevel=2)
             count, size = self.sampling.segments, self.sampling.size
-            clip = Clip(np.zeros((count, size, size, 3), np.uint8), np.zeros((count, self.sampling.samples), np.float32),
-                        np.zeros(count, bool), 0.0)
+            clip = Clip(np.zeros((count, size, size, 3), np.uint8),
+                        np.zeros((count, self.sampling.samples), np.float32), np.zeros(count, bool), 0.0)
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div_(255)
-        name = clip_id if start == 0 else f"{clip_id}@{start:g}"
-        return {"id": name, "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
+        return {"id": self.ids[index], "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
                 "valid": torch.from_numpy(clip.valid), "path": str(video), "start": start}
 
 
@@ -310,8 +317,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         Not a resumable one, and with named arguments: Lightning builds it anew to keep track of indices.
         """
         data = self.datasets["predict" if "predict" in self.datasets else "test"]
-        return ClipLoader(Carried(data), batch_size=self.eval_batch_size, num_workers=self.num_workers, collate_fn=collate,
-                          pin_memory=self.pin_memory)
+        return ClipLoader(Carried(data), batch_size=self.eval_batch_size, num_workers=self.num_workers,
+                          collate_fn=collate, pin_memory=self.pin_memory)
 
     def clips(self) -> dict[str, dict[str, int]]:
         """Numbers of clips used, missing and corrupt, by split; of one's own videos, windows used and files corrupt."""
@@ -321,8 +328,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
     def manifest(self) -> dict[str, Any]:
         """What this run reads: ids by split, and why others are left out."""
-        ids = {split: [item.id for item in data.items] if isinstance(data, ClipDataset) else [w[0] for w in data.windows]
-               for split, data in self.datasets.items()}
+        ids = {split: data.ids for split, data in self.datasets.items()}
         left_out = {**self.absent, **{split: data.problems for split, data in self.datasets.items()
                                       if isinstance(data, VideoWindows)}}
         return {"root": str(self.root), "layout": self.layout, "clips": self.clips(), "ids": ids, "left_out": left_out}

@@ -44,8 +44,9 @@ class Recorder(LightningModule):
 
 
 def trainer(**options: Any) -> Trainer:
-    return Trainer(**{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-                      "enable_model_summary": False, "num_sanity_val_steps": 0, "max_epochs": 1, **options})
+    return Trainer(**{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1,
+                      "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
+                      **options})
 
 
 class DatasetContract:
@@ -104,7 +105,8 @@ class DatasetContract:
             assert sorted(ids) == sorted(item.id for item in data.datasets[split].items)
             assert len(ids) == self.counts[split]
 
-    @pytest.mark.parametrize(("stage", "splits"), [("fit", {"train", "val"}), ("validate", {"val"}), ("test", {"test"})])
+    @pytest.mark.parametrize(("stage", "splits"), [("fit", {"train", "val"}), ("validate", {"val"}),
+                                                   ("test", {"test"})])
     def test_each_stage_reads_its_splits_only(self, root: Path, stage: str, splits: set[str]) -> None:
         data = self.module(root)
         data.setup(stage)
@@ -203,6 +205,7 @@ class DatasetContract:
         write_video(folder / "long.mkv", seconds=23)
         write_video(folder / "-brief.mp4", seconds=4)
         write_video(folder / "mute.mp4", tone=None)
+        write_video(folder / "later.mp4", delay=3)
         write_video(folder / "breaks.mp4", seconds=40, movflags="faststart")
         content = (folder / "breaks.mp4").read_bytes()
         (folder / "breaks.mp4").write_bytes(content[:len(content) * 6 // 10])
@@ -210,13 +213,16 @@ class DatasetContract:
         with pytest.warns(UserWarning, match="left out: .*mute.mp4.*no audio"):
             data.setup("predict")
         with pytest.warns(UserWarning, match="not decoded from second 30"):
-            samples = {sample["id"]: sample for sample in (data.datasets["predict"][k] for k in range(8))}
-        assert list(samples) == ["-brief", "breaks", "breaks@10", "breaks@20", "breaks@30", "long", "long@10", "long@20"]
+            samples = {sample["id"]: sample for sample in (data.datasets["predict"][k] for k in range(10))}
+        assert list(samples) == data.datasets["predict"].ids == [
+            "-brief", "breaks", "breaks@10", "breaks@20", "breaks@30", "later", "later@10", "long", "long@10",
+            "long@20"]
         assert not set(self.labels) & set(samples["long"])
-        assert {clip: int(sample["valid"].sum()) for clip, sample in samples.items() if "breaks" not in clip} == {
-            "-brief": 4, "long": 10, "long@10": 10, "long@20": 3}
+        valid = {clip: int(sample["valid"].sum()) for clip, sample in samples.items()}
+        assert {clip: count for clip, count in valid.items() if "breaks" not in clip} == {
+            "-brief": 4, "later": 7, "later@10": 0, "long": 10, "long@10": 10, "long@20": 3}
         assert samples["breaks"]["valid"].all() and not samples["breaks@30"]["valid"].any()
-        assert data.clips() == {"predict": {"used": 8, "missing": 0, "corrupt": 1}}
+        assert data.clips() == {"predict": {"used": 10, "missing": 0, "corrupt": 1}}
         assert "no audio" in data.manifest()["left_out"]["predict"]["mute"]
         with pytest.warns(UserWarning, match="not decoded"):
             batches = list(data.predict_dataloader())

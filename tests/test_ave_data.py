@@ -279,10 +279,11 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], world: Path) -> 
     assert verify(copy)
     out = capsys.readouterr().out
     assert "train         24      24      24        0         0       0       0" in out
-    assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<VideoID>", "every clip can be used"))
+    assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<VideoID>", "every clip can"))
     (copy / "store").unlink()
     shutil.copytree(world / "store", copy / "store")
-    short, silent, broken, cut, gone = (line.split("&")[1] for line in (copy / "testSet.txt").read_text().splitlines()[:5])
+    rows = (copy / "testSet.txt").read_text().splitlines()
+    short, silent, broken, cut, gone = (row.split("&")[1] for row in rows[:5])
     for name in ("Annotations.txt", "testSet.txt"):
         with (copy / name).open("a") as file:
             file.write("disc&nobody&good&0&10\n")
@@ -294,7 +295,8 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], world: Path) -> 
     shutil.rmtree(copy / "store" / "clips" / gone)
     assert not verify(copy, report=copy / "report.csv")
     out = capsys.readouterr().out
-    assert "test           9       9       5        2         2       1       1" in out and "4 clips cannot be used" in out
+    assert "test           9       9       5        2         2       1       1" in out
+    assert "4 clips cannot be used" in out
     with (copy / "report.csv").open() as file:
         rows = {row["id"]: row["problem"] for row in csv.DictReader(file)}
     assert {clip: why.split(":")[0] for clip, why in rows.items()} == {

@@ -320,7 +320,7 @@ def test_real_clips(shared: Path) -> None:
         assert duration(path) == pytest.approx(seconds, abs=0.05)
         clip = decode_clip(path, Sampling())
         assert clip.valid.all() and clip.audio.shape == (10, 32000) and clip.frames.std() > 10
-    # the narrator pauses around second 4; the dog is silent in second 3 alone, and recorded at full scale without clipping
+    # the narrator pauses around second 4; the dog is silent in second 3 alone, and recorded at full scale unclipped
     nasa = decode_clip(shared / "data/clips/nasa_13013.mp4", Sampling(segments=12))
     assert np.abs(nasa.audio[4]).mean() < 0.5 * np.abs(nasa.audio[5]).mean()
     dog = decode_clip(shared / "data/llp/video/BjCEufrlXm4.mp4", Sampling())

@@ -69,7 +69,8 @@ def test_extremes() -> None:
     assert metric.compute() == 1
     metric.update(torch.full((3, 4), 9.0), event, background)
     assert metric.compute() == 0.5
-    assert torch.isnan(AVEAccuracy().compute())
+    with pytest.warns(UserWarning, match="before the ``update``"):
+        assert torch.isnan(AVEAccuracy().compute())
 
 
 def test_merged_pickled_half_precision() -> None:
@@ -91,3 +92,15 @@ def test_bad_input() -> None:
     is_event, event, target = random_case(2)
     with pytest.raises(ShapeError, match="num_classes"):
         AVEAccuracy().update(is_event, event, target[..., :5])
+    with pytest.raises(ShapeError):
+        AVEAccuracy().update(is_event, event[:1], target)  # would broadcast
+    for number in (is_event, event):  # a diverged network would score as background
+        broken = number.clone()
+        broken[0, 0] = float("nan")
+        metric = AVEAccuracy()
+        with pytest.raises(ArgumentError, match="NaN"):
+            metric.update(broken if number is is_event else is_event, broken if number is event else event, target)
+        assert metric.segments == 0
+    metric = AVEAccuracy()
+    metric.update(is_event.clamp(min=1) * float("inf"), event, target)  # sure, not broken
+    assert metric.segments == 20

@@ -133,7 +133,7 @@ def lightning_cli() -> type:
                 self.settings.trainer.logger, Namespace) else self.experiment
             forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump)]
             if self.settings.trainer.get("enable_checkpointing") is not False:
-                forced += [callbacks.TaskCheckpoint(), callbacks.InterruptCheckpoint()]
+                forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
             if self.config.get("subcommand") == "predict":
                 forced.append(callbacks.PredictionWriter())
             present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
@@ -277,3 +277,6 @@ def main(args: list[str] | None = None) -> None:
             raise
         print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as stop:
+        # Lightning ends a run that got SIGTERM like one that is done, with exit code 0
+        sys.exit(143 if type(stop).__name__ == "SIGTERMException" else stop.code)

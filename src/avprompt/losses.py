@@ -1,4 +1,7 @@
-"""Loss terms, one function each, in float32 whatever the precision around them."""
+"""Loss terms, one function each, in float32 whatever the precision around them.
+
+AVE's are the four of the released training script (DG-SCT, AVE/main_trans.py), which are summed with weight 1.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from torch.nn import functional as F
 
 
 def event_targets(event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split AVE labels (B, T, C + 1), one-hot with background last.
+    """Split AVE labels (B, T, C + 1), one-hot with background last; a clip has one category or none.
 
     Returns:
-        `foreground` (B, T) float, 1 where an event is on; `category` (B,) long, the clip's event; `has_event` (B,) bool.
-        Category is 0 where a clip has none (row 26 of AVE's annotations is such a clip).
+        `foreground` (B, T) float, 1 where an event is on; `category` (B,) long, the clip's event, 0 where it has none;
+        `has_event` (B,) bool. Row 26 of AVE's annotations is a clip without one.
     """
     foreground = event[..., :-1].amax(-1)
     category = event[..., :-1].amax(1).argmax(-1)
@@ -21,15 +24,20 @@ def event_targets(event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def segment_relevance(is_event: Tensor, foreground: Tensor) -> Tensor:
-    """Binary cross-entropy of event or not, per segment (CMBS): logits (B, T), targets (B, T) in {0, 1} -> scalar."""
+    """Binary cross-entropy of event or not, per segment: logits (B, T), targets (B, T) in {0, 1} -> scalar.
+
+    Source: the event-relevance term of CMBS (Xia and Zhao, CVPR 2022), as released.
+    """
     return F.binary_cross_entropy_with_logits(is_event.float(), foreground)
 
 
-def gate_relevance(gate: Tensor, foreground: Tensor, form: Literal["probability", "released"] = "probability") -> Tensor:
+def gate_relevance(gate: Tensor, foreground: Tensor,
+                   form: Literal["probability", "released"] = "probability") -> Tensor:
     """Binary cross-entropy of the product of both temporal gates: gate (B, T) in (0, 1), targets (B, T) -> scalar.
 
-    The released code takes this probability for a logit (`form="released"`), so that its loss can fall no lower than
-    0.313 on event segments and 0.693 on background; `probability` is what the term says.
+    Source: released training script; the paper does not have it. The released code takes this probability for a logit
+    (`form="released"`), so that its loss can fall no lower than 0.313 on event segments and 0.693 on background;
+    `probability` is what the term says.
     """
     gate = gate.float()
     if form == "released":
@@ -41,7 +49,8 @@ def gate_relevance(gate: Tensor, foreground: Tensor, form: Literal["probability"
 def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor:
     """Cross-entropy over event categories: logits (B, C), category (B,), has_event (B,) -> scalar.
 
-    Clips without any event have no category and do not count (the released code files them under class 0).
+    Source: the category term of CMBS, for its event logits and for its pooled segment scores. Clips without any event
+    have no category and do not count (the released code files them under class 0; AVE has one, annotated as class 0).
     """
     if not has_event.any():
         return scores.float().sum() * 0.0

@@ -2,39 +2,73 @@
 
 from __future__ import annotations
 
+import colorsys
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-BACKGROUND = "#e4e4e4"
+LUMINANCE = (0.299, 0.587, 0.114)
+BACKGROUND, WAVE, PADDING = "#e4e4e4", "#3b6ea5", "#b0b0b0"
+GOLDEN_RATIO = 0.618033988749895
+CHARACTERS = 18  # of the smaller print that fit into one second
 
 
-def category_colour(index: int) -> tuple[float, ...]:
-    """The same colour for the same category in every picture."""
-    return colormaps["tab20"]((2 * index + index // 10) % 20)
+def category_colour(index: int) -> tuple[float, float, float]:
+    """RGB of a category: the same in every picture, another one for each of dozens."""
+    return colorsys.hls_to_rgb(index * GOLDEN_RATIO % 1.0, (0.75, 0.55, 0.65)[index % 3], (0.85, 0.5)[index % 2])
 
 
-def _row(axis: object, name: str, categories: Sequence[int], class_names: Sequence[str]) -> None:
-    for second, category in enumerate(categories):
-        known = category < len(class_names)
-        axis.axvspan(second, second + 1, color=category_colour(category) if known else BACKGROUND, lw=0)
-    starts = [0, *(t for t in range(1, len(categories)) if categories[t] != categories[t - 1]), len(categories)]
-    for start, end in zip(starts, starts[1:]):
-        category = categories[start]
-        label = class_names[category] if category < len(class_names) else "background"
-        short = label if len(label) <= 11 * (end - start) else label[: 11 * (end - start) - 1] + "…"
-        axis.text((start + end) / 2, 0.5, short, ha="center", va="center", fontsize=9)
-    axis.set_xlim(0, len(categories))
-    axis.set_ylim(0, 1)
-    axis.set_yticks([0.5], [name], fontsize=9)
-    axis.set_xticks(range(len(categories) + 1), [])
-    axis.grid(axis="x", color="white", lw=1)
+def runs(categories: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(start, end, category) of every maximal run of equal categories."""
+    starts = [t for t in range(len(categories)) if t == 0 or categories[t] != categories[t - 1]]
+    return [(start, end, categories[start]) for start, end in zip(starts, [*starts[1:], len(categories)])]
+
+
+def _bare(axis: Axes, count: int, name: str) -> None:
+    """Common to all rows: one unit a second, a name on the left, no frame."""
+    axis.set_xlim(0, count)
+    axis.set_yticks([sum(axis.get_ylim()) / 2], [name], fontsize=9)
     axis.tick_params(length=0)
     for side in axis.spines.values():
         side.set_visible(False)
+
+
+def _sound(axis: Axes, audio: Tensor, valid: Sequence[bool], start: float) -> None:
+    count, wave = len(audio), audio.flatten().float().numpy()
+    step = max(1, len(wave) // 4000)
+    envelope = wave[: len(wave) // step * step].reshape(-1, step)
+    axis.fill_between(np.linspace(0, count, len(envelope)), envelope.min(1), envelope.max(1), color=WAVE, lw=0)
+    axis.axhline(0, color=WAVE, lw=0.6)
+    peak = max(float(np.abs(wave).max()), 1e-3)  # silence stays a flat line
+    axis.set_ylim(-1.05 * peak, 1.05 * peak)
+    for begin, end, decoded in runs(valid):
+        if not decoded:
+            axis.axvspan(begin, end, facecolor="white", edgecolor=PADDING, hatch="////", lw=0, zorder=3)
+            axis.text((begin + end) / 2, 0, "no media", ha="center", va="center", fontsize=8, zorder=4,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    axis.set_xticks(range(count + 1), [f"{start + t:g} s" for t in range(count + 1)], fontsize=8)
+    axis.grid(axis="x", color="#dddddd", lw=0.6)
+    _bare(axis, count, "sound")
+
+
+def _categories(axis: Axes, name: str, categories: Sequence[int], class_names: Sequence[str]) -> None:
+    axis.set_ylim(0, 1)
+    for start, end, category in runs(categories):
+        known = category < len(class_names)
+        colour = category_colour(category) if known else to_rgb(BACKGROUND)
+        axis.axvspan(start + 0.015, end - 0.015, color=colour, lw=0)
+        label = class_names[category] if known else "background"
+        lines = textwrap.wrap(label, CHARACTERS * (end - start), max_lines=2, placeholder=" …")
+        axis.text((start + end) / 2, 0.5, "\n".join(lines), ha="center", va="center", parse_math=False,
+                  linespacing=1.05, fontsize=9 if len(lines) == 1 else 7.5,
+                  color="black" if np.dot(colour, LUMINANCE) > 0.5 else "white")
+    axis.set_xticks([])
+    _bare(axis, len(categories), name)
 
 
 def clip_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str], prediction: Tensor | None = None,
@@ -50,37 +84,27 @@ def clip_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str], predi
         truth: (T,) long, annotated category a second.
         title: of the picture.
         start: second of the file at which the clip begins.
-        valid: (T,) bool; segments that are padding are drawn pale.
+        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
 
     Returns:
         A figure that no window holds; save it or hand it to a logger.
     """
     rows = [(name, values.tolist()) for name, values in (("annotated", truth), ("predicted", prediction))
             if values is not None]
-    count = len(frames)
-    figure = Figure(figsize=(1.25 * count + 1, 2.4 + 0.42 * len(rows)), layout="constrained")
-    grid = figure.add_gridspec(2 + len(rows), count, height_ratios=[1.15, 0.7, *([0.32] * len(rows))], hspace=0.02,
-                               wspace=0.02)
-    pale = np.ones(count) if valid is None else np.where(valid.numpy(), 1.0, 0.25)
+    if truth is not None and prediction is not None:
+        rows[1] = f"predicted,\n{int((truth == prediction).sum())} of {len(truth)} right", rows[1][1]
+    count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()
+    figure = Figure(figsize=(1.25 * count + 1, 2.5 + 0.45 * len(rows)), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
+    grid = figure.add_gridspec(2 + len(rows), count, height_ratios=[1.15, 0.7, *([0.36] * len(rows))])
     for second in range(count):
         axis = figure.add_subplot(grid[0, second])
-        axis.imshow(frames[second].permute(1, 2, 0).numpy(), alpha=pale[second], aspect="auto")
+        picture = frames[second].permute(1, 2, 0).float().numpy()
+        axis.imshow(picture, alpha=1.0 if decoded[second] else 0.25, aspect="auto")
         axis.set_axis_off()
-    axis = figure.add_subplot(grid[1, :])
-    wave = audio.flatten().numpy()
-    step = max(1, len(wave) // 4000)
-    envelope = wave[: len(wave) // step * step].reshape(-1, step)
-    seconds = np.linspace(0, count, len(envelope))
-    axis.fill_between(seconds, envelope.min(1), envelope.max(1), color="#3b6ea5", lw=0)
-    axis.set_xlim(0, count)
-    peak = max(float(np.abs(wave).max()), 1e-3)
-    axis.set_ylim(-1.05 * peak, 1.05 * peak)
-    axis.set_yticks([0], ["sound"], fontsize=9)
-    axis.set_xticks(range(count + 1), [f"{start + t:g} s" for t in range(count + 1)], fontsize=8)
-    axis.grid(axis="x", color="#dddddd", lw=0.6)
-    axis.tick_params(length=0)
+    _sound(figure.add_subplot(grid[1, :]), audio, decoded, start)
     for row, (name, categories) in enumerate(rows):
-        _row(figure.add_subplot(grid[2 + row, :]), name, categories, class_names)
+        _categories(figure.add_subplot(grid[2 + row, :]), name, categories, class_names)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(title, fontsize=11, parse_math=False)
     return figure

@@ -2,6 +2,7 @@
 
 from avprompt.callbacks.predictions import PredictionWriter
 from avprompt.callbacks.report import RunReport, count_parameters
-from avprompt.callbacks.resume import ExactResume, InterruptCheckpoint, TaskCheckpoint
+from avprompt.callbacks.resume import ExactResume, InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
 
-__all__ = ["ExactResume", "InterruptCheckpoint", "PredictionWriter", "RunReport", "TaskCheckpoint", "count_parameters"]
+__all__ = ["ExactResume", "InterruptCheckpoint", "LastCheckpoint", "PredictionWriter", "RunReport", "TaskCheckpoint",
+           "count_parameters"]

@@ -3,63 +3,95 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from avprompt.errors import ConfigError
+from avprompt.errors import ArgumentError, ConfigError
 
 
 class PredictionWriter(Callback):
     """Write `predictions.csv` and `pictures/<id>.png` into the run's folder at `avprompt predict`.
 
     The task turns outputs into rows (`prediction_rows`) and a decision a segment (`decide`); the data module draws
-    (`plot`).
+    (`plot`). Rows are written batch by batch: what was predicted before an interruption is there. A second example with
+    the same id has its picture in `<id>.2.png`. With `fast_dev_run` nothing is written.
 
     Args:
-        max_pictures: clips drawn at most; the CSV holds all.
+        max_pictures: clips drawn at most, the first ones; the CSV holds all.
+
+    Raises:
+        ArgumentError: a negative number of pictures.
+        ConfigError: from the run, when it has no logger, whose folder takes the predictions, or several devices.
     """
 
     def __init__(self, max_pictures: int = 50) -> None:
+        if max_pictures < 0:
+            raise ArgumentError("max_pictures", max_pictures, "0 or more", "0 draws none.")
         self.max_pictures = max_pictures
-        self.rows: list[dict[str, Any]] = []
-        self.drawn = self.seen = 0
+        self.folder: Path | None = None
+        self.rows = self.drawn = 0
+        self.clips: Counter[str] = Counter()
 
-    def _folder(self, trainer: Trainer) -> Path:
-        if trainer.log_dir is None:
-            raise ConfigError("trainer.logger", "none", "a logger, whose folder takes the predictions",
-                              "Use lightning_configs/logger/tensorboard.yaml.")
-        return Path(trainer.log_dir)
+    @property
+    def csv_path(self) -> Path:
+        """The table's file."""
+        return self.folder / "predictions.csv"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
-        self.rows, self.drawn, self.seen = [], 0, 0
-        (self._folder(trainer) / "pictures").mkdir(parents=True, exist_ok=True)
+        self.folder, self.rows, self.drawn, self.clips = None, 0, 0, Counter()
+        if trainer.fast_dev_run:
+            return
+        if not trainer.loggers or trainer.log_dir is None:
+            raise ConfigError("trainer.logger", "none", "a logger, whose folder takes the predictions",
+                              "Use lightning_configs/logger/tensorboard.yaml.")
+        if trainer.world_size > 1:
+            raise ConfigError("trainer.devices", f"{trainer.world_size} processes", "one, which writes one table",
+                              "Add `--trainer.devices 1`.")
+        self.folder = Path(trainer.log_dir)
+        (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+        self.csv_path.unlink(missing_ok=True)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
                              batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collect rows and draw."""
+        """Write rows and draw."""
+        if self.folder is None:
+            return
         data = trainer.datamodule
-        self.rows += pl_module.prediction_rows(outputs, batch, data.class_names)
+        rows = pl_module.prediction_rows(outputs, batch, data.class_names)
+        with self.csv_path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            if self.rows == 0:
+                writer.writeheader()
+            writer.writerows(rows)
+        self.rows += len(rows)
         decisions = pl_module.decide(outputs)
         for index, clip_id in enumerate(batch["id"]):
-            self.seen += 1
-            if self.drawn >= self.max_pictures:
-                continue
-            sample = {key: value[index].cpu() if hasattr(value[index], "cpu") else value[index]
-                      for key, value in batch.items()}
-            figure = data.plot({**sample, "prediction": decisions[index].cpu()})
-            figure.savefig(self._folder(trainer) / "pictures" / f"{clip_id}.png", dpi=110)
-            self.drawn += 1
+            self.clips[clip_id] += 1
+            if self.drawn < self.max_pictures:
+                sample = {key: value[index].cpu() if torch.is_tensor(value) else value[index]
+                          for key, value in batch.items()}
+                figure = data.plot({**sample, "prediction": decisions[index].cpu()})
+                figure.savefig(self._picture(clip_id), dpi=110)
+                self.drawn += 1
+
+    def _picture(self, clip_id: str) -> Path:
+        # names of files end at 255 bytes, and a video may have used them all
+        name = clip_id.encode()[:240].decode(errors="ignore")
+        again = f".{self.clips[clip_id]}" if self.clips[clip_id] > 1 else ""
+        return self.folder / "pictures" / f"{name}{again}.png"
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the CSV and say where everything is."""
-        path = self._folder(trainer) / "predictions.csv"
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(self.rows[0]))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        pictures = f"{self.drawn} of {self.seen} clips drawn in {path.parent / 'pictures'}"
-        print(f"{len(self.rows)} predictions in {path}; {pictures}")
+        """Say what is where."""
+        if self.folder is None:
+            print("fast_dev_run: no predictions are written")
+            return
+        total = self.clips.total()
+        more = "; `max_pictures` of avprompt.callbacks.PredictionWriter draws more" if self.drawn < total else ""
+        print(f"{self.rows} predictions in {self.csv_path}; {self.drawn} of {total} clips drawn in "
+              f"{self.folder / 'pictures'}{more}")

@@ -53,16 +53,23 @@ class ExactResume(Callback):
 
 
 class TaskCheckpoint(ModelCheckpoint):
-    """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`, and `checkpoints/last.ckpt`."""
+    """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`."""
 
     def __init__(self) -> None:
-        super().__init__(filename="best", save_last=True, enable_version_counter=False)
+        super().__init__(filename="best", enable_version_counter=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read what to select by from the task."""
         self.monitor, self.mode = pl_module.monitor, pl_module.mode
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`checkpoints/last.ckpt` after every epoch (Lightning's `save_last` skips epochs that are not the best so far)."""
+
+    def __init__(self) -> None:
+        super().__init__(filename="last", enable_version_counter=False)
 
 
 class InterruptCheckpoint(Callback):

@@ -1,4 +1,7 @@
-"""Event localisation head of DG-SCT's AVE network: its temporal module, then CMBS (Xia and Zhao, CVPR 2022).
+"""Event localisation heads of AVE: that of DG-SCT's released network, and baselines on one modality or on late fusion.
+
+The released head is the temporal module of DG-SCT's code, which stands for equations 5 and 7 of its paper (Duan et al.,
+NeurIPS 2023), then CMBS (Xia and Zhao, CVPR 2022):
 
     audio (B, T, C_a) -[Linear]-[BiLSTM]-+-[encoder]-- a_mem --> gate g_a
                                          +--[decoder over v_mem]--> A * (1 + gamma g_v) --+
@@ -115,7 +118,8 @@ class Stream(nn.Module):
         """(B, T, inputs) -> BiLSTM output (B, T, rnn), memory (B, T, 256), gate (B, T, 1) in (0, 1)."""
         hidden, _ = self.rnn(self.activation(self.project(x)))
         memory = self.encoder(hidden)
-        return hidden, memory, torch.sigmoid(self.gate(memory))
+        # in float32: bfloat16 has no number between 0.996 and 1, where the gate's loss is decided
+        return hidden, memory, torch.sigmoid(self.gate(memory).float())
 
 
 def audio_stream(inputs: int) -> Stream:
@@ -204,7 +208,9 @@ class SingleHead(nn.Module):
 
 
 class LateFusionHead(nn.Module):
-    """Two single-modality heads whose outputs are averaged (gates are multiplied, as CMBS does). A baseline.
+    """Two single-modality heads whose logits are averaged (gates are multiplied, as CMBS does). A baseline.
+
+    They are trained together, by the loss of the averaged outputs, and share no weight.
 
     Args:
         audio_dim: channels of the audio features.

@@ -10,8 +10,8 @@ What the published files hold besides, and what happens to it here:
 - The split files have no header, and 1030 ids begin with a dash.
 - The third field is `good` on every row and is not used.
 
-A dataset of one's own in AVE's format names its categories in `categories.txt`, one a line in the order of their indices,
-beside Annotations.txt; without that file they are AVE's.
+A dataset of one's own in AVE's format names its categories in `categories.txt` beside Annotations.txt, one a line in
+the order of their indices; without that file they are AVE's.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def read_categories(root: Path) -> tuple[str, ...]:
 def _numbered_rows(path: Path, categories: tuple[str, ...], segments: int) -> list[tuple[str, Event]]:
     """`read_rows` with the place of every row, for messages."""
     if not path.is_file():
-        raise DatasetError(path, "no such file", "an annotation file of AVE", "Download AVE's annotations, or fix root.")
+        raise DatasetError(path, "no such file", "an annotation file of AVE",
+                           "Download AVE's annotations, or fix root.")
     index, rows, seen = {name: i for i, name in enumerate(categories)}, [], set()
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line or (number == 1 and line == HEADER):

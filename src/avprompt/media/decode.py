@@ -138,8 +138,8 @@ class _Reader:
         """Second at which the file says that this stream ends, `None` where it does not say."""
         if self.stream.duration is None:
             return None
-        start = 0.0 if self.stream.start_time is None else float(self.stream.start_time * self.stream.time_base) - self.zero
-        return start + float(self.stream.duration * self.stream.time_base)
+        begin, unit = self.stream.start_time, self.stream.time_base
+        return float(self.stream.duration * unit) + (0.0 if begin is None else float(begin * unit) - self.zero)
 
     def frames(self, begin: float = 0.0) -> Iterator[av.frame.Frame]:
         """Decoded frames in order, starting at or before second `begin`.
@@ -188,7 +188,8 @@ class _Reader:
         """
         declared = self.declared()
         if declared is not None and end < min(declared, wanted) - TOLERANCE:
-            raise ClipDecodeError(self.path, f"truncated: its {self.kind} says {declared:.1f} s and ends at {end:.1f} s",
+            raise ClipDecodeError(self.path,
+                                  f"truncated: its {self.kind} says {declared:.1f} s and ends at {end:.1f} s",
                                   "a whole file", "Download it again, or leave the clip out.")
 
 
@@ -204,6 +205,18 @@ def duration(path: Path) -> float:
         ends = [float((packet.pts + (packet.duration or 0)) * packet.time_base) - reader.zero
                 for packet in reader.container.demux(reader.stream) if packet.pts is not None]
         return max(ends, default=0.0)
+
+
+def probe(video: Path, wave: Path | None = None) -> float:
+    """Seconds of a video whose picture and sound both decode, as far as their first frames tell.
+
+    Raises:
+        ClipDecodeError: a stream is missing or does not decode.
+    """
+    for path, kind in ((video, "video"), (wave or video, "audio")):
+        with _Reader(path, kind) as reader:
+            reader.frames()
+    return duration(video)
 
 
 def _picture(frame: av.VideoFrame) -> np.ndarray:
@@ -316,7 +329,8 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
         pictures, end = decode_frames(video, middles)
         audio, known = decode_audio(wave or video, sampling.sample_rate, start, sampling.segments * sampling.samples)
     except (av.FFmpegError, ValueError, ArithmeticError) as error:  # a frame that cannot be converted or resampled
-        raise ClipDecodeError(video, error, "streams that decode", "Download it again, or leave the clip out.") from error
+        raise ClipDecodeError(video, error, "streams that decode",
+                              "Download it again, or leave the clip out.") from error
     audio, known = (x.reshape(sampling.segments, sampling.samples) for x in (audio, known))
     # a segment counts where the picture reaches its middle and the sound covers at least half of it
     valid = (end >= middles) & (known.mean(1) >= 0.5)

@@ -16,8 +16,8 @@ from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip
 from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest
 
-VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp", ".wmv",
-         ".ogv"}
+VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
+         ".wmv", ".ogv"}
 AUDIO = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
 
 #: clip id -> its video file, and the audio file that replaces its sound; either may be absent
@@ -119,8 +119,8 @@ def prepare(
     Run again after an interruption: clips that are already there are kept, unless their files have changed.
 
     Args:
-        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through; a .wav or other audio
-            file with a video's name replaces its sound.
+        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through; a .wav or other
+            audio file with a video's name replaces its sound.
         out: the store's folder.
         segments: seconds a clip.
         size: height and width of the frames in pixels; 192 for Swin-V2-L, 224 for CLIP.
@@ -140,7 +140,7 @@ def prepare(
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
     sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias)
-    media, store = find_media([Path(folder) for folder in (videos if isinstance(videos, list) else [videos])]), ClipStore(out)
+    media, store = find_media(videos if isinstance(videos, list) else [videos]), ClipStore(out)
     store.create(sampling, overwrite)
     entries = read_manifest(store.manifest_path) if store.manifest_path.is_file() else {}
     kept = {clip for clip, files in media.items() if clip in entries and entries[clip].usable and clip in store
@@ -156,7 +156,8 @@ def prepare(
         finally:
             write_manifest(store.manifest_path, list(entries.values()))
     except OSError as error:
-        raise DatasetError(store.root, error, "a folder with room to write", "Free some space and run it again.") from error
+        raise DatasetError(store.root, error, "a folder with room to write",
+                           "Free some space and run it again.") from error
     problems = sorted((e for e in entries.values() if e.status != "ok"), key=lambda e: (e.status, e.id))
     with (store.root / "problems.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

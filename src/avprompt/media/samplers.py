@@ -1,4 +1,4 @@
-"""Data order that a resumed run continues exactly: a pure function of seed and epoch, counted as batches are consumed."""
+"""Data order that a resumed run continues exactly: a function of seed and epoch, counted as batches are consumed."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class ResumableLoader(ClipLoader):
     """DataLoader whose position can be saved and restored in the middle of an epoch, with any number of workers.
 
     Lightning stores `state_dict` in the loop's state. Batches are counted when they are handed out, not when a worker
-    fetches them. The loader draws from a generator of its own, set anew by (seed, epoch): otherwise every pass would take a
-    number from the global stream and shift dropout, and workers of a resumed run would be seeded otherwise.
+    fetches them. The loader draws from a generator of its own, set anew by (seed, epoch): otherwise every pass would
+    take a number from the global stream and shift dropout, and a resumed run would seed its workers otherwise.
 
     Processes share an epoch by `rank` and `world`, so Lightning must not put its own sampler in:
     `use_distributed_sampler: false`, which the command line sets.

@@ -75,8 +75,9 @@ def verify(
             if problem is not None:
                 rows.append((split, clip, problem))
         unusable += counts["missing"] + counts["unusable"]
-        print(f"{split:<8}{len(items):>8}{counts['found'] + counts['missing'] + counts['unusable']:>8}{counts['found']:>8}"
-              f"{counts['missing']:>9}{counts['unusable']:>10}{counts['short']:>8}{counts['silent']:>8}")
+        clips = counts["found"] + counts["missing"] + counts["unusable"]
+        print(f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
+              f"{counts['short']:>8}{counts['silent']:>8}")
     for split, ids in ave.leaked(splits).items():
         if ids:
             print(f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}")

@@ -28,7 +28,8 @@ def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
 class AVEAccuracy(Metric):
     """Share of segments whose category, background included, is right; in [0, 1], higher is better.
 
-    Every segment counts, as published, whether or not its media could be decoded.
+    Every segment counts, as published, whether or not its media could be decoded; `segments` says how many did. Over
+    several devices the states are summed: clips that a sampler repeats to fill its last round count twice.
 
     Args:
         protocol: `exact` divides right segments by all segments. `released` is the mean over `update` calls of each
@@ -62,10 +63,13 @@ class AVEAccuracy(Metric):
 
         Raises:
             ShapeError: the three do not fit together.
+            ArgumentError: a logit is NaN, which would pass for background.
         """
         if target.shape != (*is_event.shape, event.shape[-1] + 1) or len(event) != len(is_event):
             raise ShapeError("is_event, event, target", f"{tuple(is_event.shape)}, {tuple(event.shape)}, "
                              f"{tuple(target.shape)}", "(B, T), (B, C), (B, T, C + 1)", "Check the task's num_classes.")
+        if is_event.isnan().any() or event.isnan().any():
+            raise ArgumentError("is_event, event", "NaN", "logits", "Look at the loss: has training diverged?")
         right = (predicted_categories(is_event, event) == target.argmax(-1)).double()
         exact = self.protocol == "exact"
         self.right += right.sum() if exact else right.mean()
