@@ -21,10 +21,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-c", "from setuptools import build_meta; build_meta.build_wheel(" f"{str(out)!r})"],
-                   cwd=copy, check=True, capture_output=True)
-    (built,) = out.glob("*.whl")
-    return set(zipfile.ZipFile(built).namelist())
+    built = subprocess.run([sys.executable, "-c", f"from setuptools import build_meta; build_meta.build_wheel({str(out)!r})"],
+                           cwd=copy, check=False, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.glob("*.whl")
+    return set(zipfile.ZipFile(path).namelist())
 
 
 def test_every_module_and_weight_is_in_the_wheel(wheel: set[str]) -> None:
