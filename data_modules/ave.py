@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from avprompt.analysis.timeline import clip_figure
@@ -23,32 +24,13 @@ class AVEDataModule(AVDataModule):
         categories: names of the event categories in the order of their indices; `None` reads root/categories.txt, and
             without that file they are AVE's own 28. Where both are given they must agree.
         drop_leaked: leave out of training the clips that are also evaluated on (18 in AVE). They are reported anyway.
+        options: see `AVDataModule`.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        categories: list[str] | None = None,
-        drop_leaked: bool = False,
-        layout: Literal["store", "folders"] = "store",
-        batch_size: int = 8,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        image_size: int = 192,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
-        antialias: bool = True,
-        sample_rate: int = 32000,
-        segments: int = 10,
-        missing: Literal["error", "skip"] = "error",
-        corrupt: Literal["error", "substitute"] = "error",
-        validation_split: Literal["val", "test"] = "val",
-        predict_root: Path | None = None,
-        pin_memory: bool = False,
-    ) -> None:
-        super().__init__(root, layout, batch_size, eval_batch_size, num_workers, seed, image_size, mean, std, antialias,
-                         sample_rate, segments, missing, corrupt, validation_split, predict_root, pin_memory)
+    published = ave.PUBLISHED
+
+    def __init__(self, root: Path, categories: list[str] | None = None, drop_leaked: bool = False, **options: Any) -> None:
+        super().__init__(root, **options)
         # read here, not in `setup`: the model is sized by it before any data is looked at
         self.class_names = tuple(categories) if categories else ave.read_categories(self.root)
         self.num_classes = len(self.class_names)
@@ -67,7 +49,7 @@ class AVEDataModule(AVDataModule):
             splits["train"] = [event for event in splits["train"] if event.id not in out]
         return splits
 
-    def annotate(self, item: ave.Event) -> Sample:
+    def annotate(self, item: ave.Event, rng: np.random.Generator) -> Sample:
         return {"event": item.label(self.sampling.segments, self.num_classes)}
 
     def plot(self, sample: dict[str, Any]) -> Figure:

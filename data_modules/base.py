@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, default_collate
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
-from avprompt.media.readers import ClipReader, open_reader
+from avprompt.media.readers import ClipReader, Published, open_reader
 from avprompt.media.samplers import Carried, ClipLoader, ResumableLoader
 
 Sample = dict[str, Any]
@@ -61,16 +61,19 @@ class ClipDataset(Dataset):
         items: the split's annotations; each has an `id`.
         reader: gives clips by id.
         normalise: applied to frames.
-        annotate: annotation -> further entries of the sample.
+        annotate: annotation, and a random generator set by (seed, epoch, place) -> further entries of the sample.
+        seed: of what `annotate` draws.
+        training: what `annotate` draws changes from epoch to epoch; elsewhere it stays.
         substitute: in training, replace a clip that does not decode by the next one that does, marked by an all-false
             `valid`, and count it; evaluation never substitutes.
         limit: share of the split above which substitution gives up.
     """
 
     def __init__(self, items: list[Any], reader: ClipReader, normalise: Normalise, annotate: Any,
-                 substitute: bool = False, limit: float = 0.05) -> None:
+                 seed: int = 0, training: bool = False, substitute: bool = False, limit: float = 0.05) -> None:
         self.items, self.reader, self.normalise, self.annotate = items, reader, normalise, annotate
-        self.substitute, self.limit = substitute, limit
+        self.seed, self.training, self.epoch = seed, training, 0
+        self.substitute, self.limit = training and substitute, limit
         self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
 
     @property
@@ -80,6 +83,10 @@ class ClipDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.items)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loader before each pass."""
+        self.epoch = epoch if self.training else 0
 
     def __getitem__(self, index: int) -> Sample:
         """Sample of clip `index`: `id`, `frames` (T, 3, H, W), `audio` (T, S), `valid` (T,) and the annotation.
@@ -108,8 +115,9 @@ class ClipDataset(Dataset):
                                           "Something is wrong with the data: run `avprompt data verify`.") from error
                 continue
             valid = valid if offset == 0 else torch.zeros_like(valid)
+            rng = np.random.default_rng([self.seed, self.epoch, place])
             return {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
-                    **self.annotate(item)}
+                    **self.annotate(item, rng)}
         raise ClipDecodeError(self.items[index].id, "no clip of the split decodes", "readable clips",
                               "Run `avprompt data verify`.")
 
@@ -142,8 +150,8 @@ class VideoWindows(Dataset):
                 self.problems[clip] = str(error)
                 continue
             # a rest shorter than half a segment holds nothing to predict
-            count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.duration))
-            self.windows += [(clip, video, wave, k * sampling.duration) for k in range(count)]
+            count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.period))
+            self.windows += [(clip, video, wave, k * sampling.period) for k in range(count)]
         for problem in self.problems.values():
             warnings.warn(f"left out: {problem}", stacklevel=2)
         if not self.windows:
@@ -190,6 +198,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         mean: colour means of the visual encoder.
         std: colour deviations of the visual encoder.
         antialias: low-pass before resizing; `false` as published. A store is checked against it.
+        stride: seconds from the beginning of a segment to that of the next; `None` is 1, one after the other.
         sample_rate: Hz, the audio encoder's.
         segments: number T of segments a clip.
         missing: what to do about annotated clips without media: `error`, or `skip` and report.
@@ -203,6 +212,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         DatasetError: from `setup`, when folders or clips are missing.
     """
 
+    published: Published
     num_classes: int
     class_names: tuple[str, ...]
 
@@ -218,6 +228,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
         std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         antialias: bool = True,
+        stride: float | None = None,
         sample_rate: int = 32000,
         segments: int = 10,
         missing: Literal["error", "skip"] = "error",
@@ -235,7 +246,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.root, self.layout = Path(root), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
-        self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias)
+        self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
+                                 stride=stride)
         self.normalise = Normalise(mean, std)
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
         self.predict_root = predict_root
@@ -248,8 +260,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Items of every split, `train`, `val`, `test`."""
 
     @abc.abstractmethod
-    def annotate(self, item: Any) -> Sample:
-        """What an item's annotation adds to its sample."""
+    def annotate(self, item: Any, rng: np.random.Generator) -> Sample:
+        """What an item's annotation adds to its sample; all chance comes from `rng`, so that runs repeat."""
 
     @abc.abstractmethod
     def plot(self, sample: Sample) -> Figure:
@@ -266,13 +278,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
             self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling, self.normalise)
             return
         annotations = self.read_annotations()
-        reader = open_reader(self.layout, self.root, self.sampling)
+        reader = open_reader(self.layout, self.root, self.sampling, self.published.folders)
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
         for split in needed:
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
-                self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate,
-                                                   split == "train" and self.corrupt == "substitute")
+                self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate, self.seed,
+                                                   split == "train", self.corrupt == "substitute")
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}
@@ -281,8 +293,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if problems and self.missing == "error":
             bad = sum(item.id in problems for item in items)
             raise DatasetError(self.root, f"{bad} of {len(items)} clips of split {split} unusable ({examples})",
-                               f"media for every clip, as\n{reader.tree()}\n",
-                               "See `avprompt data verify`, or set `missing: skip`.")
+                               "media for every clip",
+                               "`avprompt data verify` shows the folders and what is missing; or set `missing: skip`.")
         kept = [item for item in items if item.id not in problems]
         if problems:
             warnings.warn(f"{split}: {len(items) - len(kept)} of {len(items)} left out ({examples})", stacklevel=3)

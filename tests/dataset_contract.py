@@ -121,6 +121,23 @@ class DatasetContract:
         for one, two in zip(*batches, strict=True):
             assert one["id"] == two["id"] and torch.equal(one["frames"], two["frames"])
 
+    def test_chance_depends_on_seed_epoch_and_place_alone(self, root: Path) -> None:
+        data = self.module(root)
+        data.setup("fit")
+        data.setup("test")
+        drawn: dict[str, list[list[float]]] = {}
+        for split in ("train", "test"):
+            dataset = data.datasets[split]
+            dataset.annotate = lambda item, rng: {"chance": rng.random()}
+            loader = data.train_dataloader() if split == "train" else data.test_dataloader()
+            drawn[split] = []
+            for epoch in (0, 1, 0):
+                loader.order.set_epoch(epoch)
+                drawn[split].append(sorted(torch.cat([batch["chance"] for batch in loader]).tolist()))
+        for split, (first, second, again) in drawn.items():
+            assert first == again and len(set(first)) == len(first)
+            assert (first == second) is (split == "test")
+
     def test_manifest_and_counts(self, root: Path) -> None:
         data = self.module(root)
         data.setup("fit")

@@ -279,7 +279,7 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], world: Path) -> 
     assert verify(copy)
     out = capsys.readouterr().out
     assert "train         24      24      24        0         0       0       0" in out
-    assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<VideoID>", "every clip can"))
+    assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<id>", "every clip can"))
     (copy / "store").unlink()
     shutil.copytree(world / "store", copy / "store")
     rows = (copy / "testSet.txt").read_text().splitlines()

@@ -59,6 +59,19 @@ def test_windows_equal_the_same_seconds_of_the_whole(tmp_path: Path, ending: str
     assert np.abs(window.audio.flatten() - expected).max() < 1e-3 and np.abs(expected).max() > 0.09
 
 
+
+def test_segments_apart(tmp_path: Path) -> None:
+    """Every third second of a clip is the second that a clip of all seconds has there."""
+    path = write_video(tmp_path / "a.mp4", seconds=30)
+    whole = decode_clip(path, Sampling(segments=30, size=32, sample_rate=RATE))
+    apart = decode_clip(path, Sampling(segments=10, size=32, sample_rate=RATE, stride=3))
+    assert np.array_equal(apart.frames, whole.frames[::3]) and apart.valid.all()
+    assert np.array_equal(apart.audio, whole.audio[::3])
+    assert (apart.duration, Sampling(stride=3).period) == (28, 30)
+    with pytest.raises(ArgumentError, match="stride"):
+        Sampling(stride=0)
+
+
 def test_resampling_keeps_length_and_pitch(tmp_path: Path) -> None:
     clip = decode_clip(write_video(tmp_path / "a.mp4", rate=44100), Sampling(size=16, sample_rate=16000))
     assert clip.audio.shape == (10, 16000)

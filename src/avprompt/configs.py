@@ -100,7 +100,10 @@ def check_linked(found: list[Source]) -> None:
 def accepts(class_path: str, argument: str) -> bool:
     """Whether a class's constructor has this argument."""
     module, _, name = class_path.rpartition(".")
-    return argument in inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    kind = getattr(importlib.import_module(module), name)
+    # a constructor that hands **options on takes its parents' arguments too
+    makers = [kind.__init__] if not inspect.isclass(kind) else [c.__init__ for c in kind.__mro__]
+    return any(argument in inspect.signature(maker).parameters for maker in makers)
 
 
 def check_stale(found: list[Source]) -> None:

@@ -17,8 +17,7 @@ from avprompt.errors import ArgumentError, ConfigError
 class PredictionWriter(Callback):
     """Write `predictions.csv` and `pictures/<id>.png` into the run's folder at `avprompt predict`.
 
-    The task turns outputs into rows (`prediction_rows`) and a decision a segment (`decide`); the data module draws
-    (`plot`). Rows are written batch by batch: what was predicted before an interruption is there. A second example with
+    The task turns outputs into rows (`prediction_rows`) and decisions (`decide`); the data module draws (`plot`). Rows are written batch by batch: what was predicted before an interruption is there. A second example with
     the same id has its picture in `<id>.2.png`. With `fast_dev_run` nothing is written.
 
     Args:
@@ -76,8 +75,8 @@ class PredictionWriter(Callback):
             if self.drawn < self.max_pictures:
                 sample = {key: value[index].cpu() if torch.is_tensor(value) else value[index]
                           for key, value in batch.items()}
-                figure = data.plot({**sample, "prediction": decisions[index].cpu()})
-                figure.savefig(self._picture(clip_id), dpi=110)
+                decided = {key: value[index].cpu() for key, value in decisions.items()}
+                data.plot({**sample, **decided}).savefig(self._picture(clip_id), dpi=110)
                 self.drawn += 1
 
     def _picture(self, clip_id: str) -> Path:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from avprompt.errors import AnnotationError, DatasetError
+from avprompt.media.readers import FolderReader, Published
 
 CATEGORIES = (
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
@@ -150,3 +151,13 @@ def leaked(splits: dict[str, list[Event]]) -> dict[str, list[str]]:
     """Clip ids of the training split that are also evaluated on: split -> sorted ids."""
     train = {event.id for event in splits["train"]}
     return {split: sorted(train & {event.id for event in splits[split]}) for split in ("val", "test")}
+
+
+def remarks(splits: dict[str, list[Event]]) -> list[str]:
+    """What `avprompt data verify` says about the annotations."""
+    return [f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}"
+            for split, ids in leaked(splits).items() if ids]
+
+
+PUBLISHED = Published(("Annotations.txt", *SPLITS.values()), ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
+                      FolderReader, read_splits, remarks)

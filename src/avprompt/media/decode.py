@@ -34,6 +34,7 @@ class Sampling:
         size: height and width of a frame in pixels; the whole picture is squeezed, as the published code does.
         sample_rate: of the waveform, Hz.
         antialias: low-pass before the bicubic resize. The published numbers come from resizing without.
+        stride: seconds from the beginning of a segment to that of the next; `None` is `seconds`, one after the other.
 
     Raises:
         ArgumentError: a number is not positive.
@@ -44,11 +45,12 @@ class Sampling:
     size: int = 192
     sample_rate: int = 32000
     antialias: bool = True
+    stride: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("segments", "seconds", "size", "sample_rate"):
-            if getattr(self, name) <= 0:
-                raise ArgumentError(name, getattr(self, name), "a positive number", "Choose another value.")
+        for name in ("segments", "seconds", "size", "sample_rate", "stride"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ArgumentError(name, value, "a positive number", "Choose another value.")
 
     @property
     def samples(self) -> int:
@@ -56,9 +58,19 @@ class Sampling:
         return round(self.seconds * self.sample_rate)
 
     @property
+    def spacing(self) -> float:
+        """Seconds from the beginning of a segment to that of the next."""
+        return self.seconds if self.stride is None else self.stride
+
+    @property
     def duration(self) -> float:
-        """Seconds a clip."""
-        return self.segments * self.seconds
+        """Seconds from the beginning of a clip's first segment to the end of its last."""
+        return (self.segments - 1) * self.spacing + self.seconds
+
+    @property
+    def period(self) -> float:
+        """Seconds from the beginning of a clip to that of the next one of the same video."""
+        return self.segments * self.spacing
 
 
 @dataclass
@@ -324,17 +336,19 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     Raises:
         ClipDecodeError: a stream is missing, truncated or does not decode, or the clip holds less than half a segment.
     """
-    middles = start + (np.arange(sampling.segments) + 0.5) * sampling.seconds
+    begins = np.arange(sampling.segments) * sampling.spacing
+    middles, rate = start + begins + 0.5 * sampling.seconds, sampling.sample_rate
+    places = np.round(begins * rate).astype(int)[:, None] + np.arange(sampling.samples)
     try:
         pictures, end = decode_frames(video, middles)
-        audio, known = decode_audio(wave or video, sampling.sample_rate, start, sampling.segments * sampling.samples)
+        audio, known = decode_audio(wave or video, rate, start, int(places[-1, -1]) + 1)
     except (av.FFmpegError, ValueError, ArithmeticError) as error:  # a frame that cannot be converted or resampled
         raise ClipDecodeError(video, error, "streams that decode",
                               "Download it again, or leave the clip out.") from error
-    audio, known = (x.reshape(sampling.segments, sampling.samples) for x in (audio, known))
+    heard = (np.flatnonzero(known).max(initial=-1) + 1) / rate
+    audio, known = audio[places], known[places]
     # a segment counts where the picture reaches its middle and the sound covers at least half of it
     valid = (end >= middles) & (known.mean(1) >= 0.5)
-    heard = (np.flatnonzero(known).max(initial=-1) + 1) / sampling.sample_rate
     length = max(0.0, min(end - start, heard, sampling.duration))
     if not valid.any():
         raise ClipDecodeError(video, f"{length:.2f} s with picture and sound from second {start:g} on",

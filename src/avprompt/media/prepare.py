@@ -109,12 +109,13 @@ def prepare(
     size: int = 192,
     sample_rate: int = 32000,
     antialias: bool = True,
+    stride: float | None = None,
     workers: int = 2,
     overwrite: bool = False,
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 
-    One frame is taken from the middle of every second and resized once; the sound is cut per second. A file that is
+    One frame is taken from the middle of every segment and resized once; the sound is cut per segment. A file that is
     broken, silent, short or without sound is listed with its reason in manifest.csv and problems.csv and stops nothing.
     Run again after an interruption: clips that are already there are kept, unless their files have changed.
 
@@ -122,10 +123,12 @@ def prepare(
         videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through; a .wav or other
             audio file with a video's name replaces its sound.
         out: the store's folder.
-        segments: seconds a clip.
+        segments: segments of one second a clip.
         size: height and width of the frames in pixels; 192 for Swin-V2-L, 224 for CLIP.
         sample_rate: Hz; 32000 for HTS-AT on AudioSet.
         antialias: low-pass before resizing; `false` is what the published numbers were made with.
+        stride: seconds from the beginning of a segment to that of the next; `null` is 1, `6` spreads ten segments over
+            the minute of a MUSIC-AVQA video.
         workers: processes.
         overwrite: start again although a store stands there.
 
@@ -139,7 +142,8 @@ def prepare(
     """
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
-    sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias)
+    sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias,
+                        stride=stride)
     media, store = find_media(videos if isinstance(videos, list) else [videos]), ClipStore(out)
     store.create(sampling, overwrite)
     entries = read_manifest(store.manifest_path) if store.manifest_path.is_file() else {}

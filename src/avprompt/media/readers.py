@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,11 +42,6 @@ class ClipReader(abc.ABC):
         Raises:
             ClipDecodeError: the clip's files are damaged.
         """
-
-    @staticmethod
-    @abc.abstractmethod
-    def tree() -> str:
-        """The folder layout that this reader expects, for people."""
 
 
 class StoreReader(ClipReader):
@@ -90,36 +87,36 @@ class StoreReader(ClipReader):
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
         return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
 
-    @staticmethod
-    def tree() -> str:
-        return "store/store.json\nstore/manifest.csv\nstore/clips/<VideoID>/{frames,audio,valid}.npy"
-
 
 class FolderReader(ClipReader):
-    """The layout of the DG-SCT repository: jpg frames and one waveform a clip.
+    """The layout of the DG-SCT repository: a folder of jpg frames and one waveform a clip.
 
     T frames are taken at `linspace(1, N, T)` of the folder's N pictures, resized in floating point as published.
 
     Args:
-        root: folder that holds `frames/` and `wave/`.
+        root: folder that holds the two folders.
         sampling: sizes and rates; the waveform must have exactly T * S samples. `None` is the published one.
+        frames: name of the folder with a folder of pictures for every clip.
+        waves: name of the folder with a .npy file for every clip.
 
     Raises:
         DatasetError: one of the two folders is not there.
     """
 
-    def __init__(self, root: Path, sampling: Sampling | None) -> None:
-        self.root, self.sampling = Path(root), sampling or Sampling()
-        for name in ("frames", "wave"):
-            if not (self.root / name).is_dir():
-                raise DatasetError(self.root / name, "no such folder", "frames/<VideoID>/*.jpg and wave/<VideoID>.npy",
+    def __init__(self, root: Path, sampling: Sampling | None, frames: str = "frames", waves: str = "wave") -> None:
+        self.sampling = sampling or Sampling()
+        self.frames_folder, self.waves_folder = Path(root) / frames, Path(root) / waves
+        for folder in (self.frames_folder, self.waves_folder):
+            if not folder.is_dir():
+                raise DatasetError(folder, "no such folder", f"{frames}/<VideoID>/*.jpg and {waves}/<VideoID>.npy",
                                    "Give another root, or use `layout: store`.")
         # one listing of names instead of a look-up for every clip and epoch
-        self.frames = {folder.name for folder in (self.root / "frames").iterdir() if folder.is_dir()}
-        self.waves = {path.stem for path in (self.root / "wave").glob("*.npy")}
+        self.frames = {folder.name for folder in self.frames_folder.iterdir() if folder.is_dir()}
+        self.waves = {path.stem for path in self.waves_folder.glob("*.npy")}
 
     def problem(self, clip_id: str) -> str | None:
-        absent = [name for name, found in (("frames", self.frames), ("wave", self.waves)) if clip_id not in found]
+        absent = [folder.name for folder, found in ((self.frames_folder, self.frames), (self.waves_folder, self.waves))
+                  if clip_id not in found]
         return f"missing: {' and '.join(absent)}" if absent else None
 
     def inspect(self, clip_id: str) -> str | None:
@@ -140,14 +137,14 @@ class FolderReader(ClipReader):
         return frames, audio, torch.ones(count, dtype=torch.bool)
 
     def _pictures(self, clip_id: str) -> list[Path]:
-        folder = self.root / "frames" / clip_id
+        folder = self.frames_folder / clip_id
         pictures = sorted(folder.glob("*.jpg"))
         if not pictures:
             raise ClipDecodeError(folder, "no jpg files", "frames named %08d.jpg", "Extract the frames again.")
         return pictures
 
     def _wave(self, clip_id: str, mapped: bool = False) -> np.ndarray:
-        path, count = self.root / "wave" / f"{clip_id}.npy", self.sampling.segments
+        path, count = self.waves_folder / f"{clip_id}.npy", self.sampling.segments
         try:
             wave = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -171,20 +168,36 @@ class FolderReader(ClipReader):
             return pixels
         return F.interpolate(pixels[None], size, mode="bicubic", antialias=self.sampling.antialias)[0]
 
-    @staticmethod
-    def tree() -> str:
-        return "frames/<VideoID>/%08d.jpg\nwave/<VideoID>.npy"
+
+Folders = Callable[[Path, Sampling | None], ClipReader]
 
 
-#: `layout` argument of a data module -> reader
-READERS: dict[str, type[ClipReader]] = {"store": StoreReader, "folders": FolderReader}
+@dataclass(frozen=True)
+class Published:
+    """A dataset as its authors and those of DG-SCT publish it: annotation files, and folders of extracted media.
+
+    Args:
+        files: annotation files in the dataset's folder.
+        tree: where the extracted media lie in it, one path a line, for people.
+        folders: dataset's folder and sampling -> reader of them.
+        read: dataset's folder -> items (each with an `id`) by split.
+        remarks: those items -> sentences about what else the files hold.
+    """
+
+    files: tuple[str, ...]
+    tree: tuple[str, ...]
+    folders: Folders
+    read: Callable[[Path], dict[str, list[Any]]]
+    remarks: Callable[[dict[str, list[Any]]], list[str]] = lambda splits: []
 
 
-def open_reader(layout: str, root: Path, sampling: Sampling | None) -> ClipReader:
-    """The reader of a layout; a store lies in `root`/store. Without a sampling, whatever the layout holds is right.
+STORE_TREE = ("store/store.json", "store/manifest.csv", "store/clips/<id>/{frames,audio,valid}.npy")
+
+
+def open_reader(layout: str, root: Path, sampling: Sampling | None, folders: Folders) -> ClipReader:
+    """The reader of a layout, `store` (in root/store) or `folders`. Without a sampling, whatever it holds is right.
 
     Raises:
         DatasetError: the layout's folders are not there, or hold something else.
     """
-    root = Path(root)
-    return READERS[layout](root / "store" if layout == "store" else root, sampling)
+    return StoreReader(Path(root) / "store", sampling) if layout == "store" else folders(Path(root), sampling)

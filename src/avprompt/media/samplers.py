@@ -84,6 +84,11 @@ class Carried(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the dataset, if it wants to know."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
     def __getitem__(self, index: int) -> Any:
         try:
             return self.dataset[index]
@@ -136,6 +141,8 @@ class ResumableLoader(ClipLoader):
     def __iter__(self) -> Iterator[Any]:
         self.consumed = self.batch_sampler.start = self._start()
         self.generator.manual_seed(mixed(self.order.seed, self.order.epoch))
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(self.order.epoch)
         for batch in super().__iter__():
             self.consumed += 1
             yield batch

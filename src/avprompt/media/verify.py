@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from avprompt.errors import DatasetError
 from avprompt.media import ave
-from avprompt.media.readers import READERS, StoreReader, open_reader
+from avprompt.media.readers import STORE_TREE, Published, StoreReader, open_reader
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """What verification knows about a dataset.
-
-    Args:
-        files: annotation files in the dataset's folder.
-        read: dataset's folder -> items (each with an `id`) by split.
-    """
-
-    files: tuple[str, ...]
-    read: Callable[[Path], dict[str, list[Any]]]
-
-
-DATASETS = {"ave": Annotations(("Annotations.txt", *ave.SPLITS.values()), ave.read_splits)}
+DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED}
 
 
 def verify(
@@ -53,13 +38,13 @@ def verify(
         DatasetError: annotation files or the layout's folders are missing.
         AnnotationError: an annotation file breaks its format.
     """
-    root, annotations = Path(root), DATASETS[dataset]
-    print("\n".join([f"{root}/", *(f"  {name}" for name in annotations.files),
-                     *(f"  {line}" for line in READERS[layout].tree().splitlines())]))
+    root, published = Path(root), DATASETS[dataset]
+    tree = STORE_TREE if layout == "store" else published.tree
+    print("\n".join([f"{root}/", *(f"  {name}" for name in (*published.files, *tree))]))
     if not root.is_dir():
         raise DatasetError("root", root, "an existing folder", "Check the path.")
-    splits = annotations.read(root)
-    reader = open_reader(layout, root, None)
+    splits = published.read(root)
+    reader = open_reader(layout, root, None, published.folders)
     entries = reader.entries if isinstance(reader, StoreReader) else {}
     rows, unusable = [], 0
     print(f"\n{'split':<8}{'rows':>8}{'clips':>8}{'found':>8}{'missing':>9}{'unusable':>10}{'short':>8}{'silent':>8}")
@@ -78,9 +63,8 @@ def verify(
         clips = counts["found"] + counts["missing"] + counts["unusable"]
         print(f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
               f"{counts['short']:>8}{counts['silent']:>8}")
-    for split, ids in ave.leaked(splits).items():
-        if ids:
-            print(f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}")
+    for remark in published.remarks(splits):
+        print(remark)
     path = Path(report) if report else root / "verify.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

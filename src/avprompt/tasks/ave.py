@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from avprompt import losses
@@ -25,9 +23,7 @@ class AVE(AVPromptTask):
         modality: `both` is CMBS; `audio`, `visual` and `late` (two single-modality heads averaged) are baselines.
         gate_loss: how the gates' product is scored, see `losses.gate_relevance`.
         protocol: how accuracy is counted, see `AVEAccuracy`.
-        optimizer: see `AVPromptTask`.
-        lr_scheduler: see `AVPromptTask`.
-        prompt_lr: see `AVPromptTask`.
+        options: see `AVPromptTask`.
     """
 
     monitor = "val_accuracy"
@@ -40,11 +36,9 @@ class AVE(AVPromptTask):
         modality: Literal["both", "audio", "visual", "late"] = "both",
         gate_loss: Literal["probability", "released"] = "probability",
         protocol: Literal["exact", "released"] = "exact",
-        optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
-        prompt_lr: float | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(backbone, optimizer, lr_scheduler, prompt_lr)
+        super().__init__(backbone, **options)
         self.modality, self.gate_loss = modality, gate_loss
         audio, visual = backbone.audio_dim, backbone.visual_dim
         with seeded("head"):
@@ -57,16 +51,17 @@ class AVE(AVPromptTask):
                 self.head = SingleHead(stream, num_classes)
         self.accuracy = AVEAccuracy(protocol)
 
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """Frames (B, T, 3, H, W) and audio (B, T, S) -> outputs.
 
         Returns:
-            `is_event` (B, T) logits, `event` (B, C) logits, `gate` (B, T) in (0, 1), `video_scores` (B, C) logits.
+            `is_event` (B, T) logits, `event` (B, C) logits, `gate` (B, T) in (0, 1), `video_scores` (B, C) logits; with
+            `maps` also `map_visual` (B, T, rows, columns) where the prompts have one.
         """
-        features = self.backbone(batch["frames"], batch["audio"])
+        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
         audio, visual = features.audio, features.visual
         single = {"audio": (audio,), "visual": (visual,)}.get(self.modality, (audio, visual))
-        return self.head(*single)
+        return {**self.head(*single), **{f"map_{name}": value for name, value in features.maps.items()}}
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The four terms of the released training script, each with weight 1."""
@@ -78,9 +73,10 @@ class AVE(AVPromptTask):
             "video": losses.clip_category(outputs["video_scores"], category, has_event),
         }
 
-    def decide(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Outputs -> category a segment (B, T) long, background being the number of categories."""
-        return predicted_categories(outputs["is_event"], outputs["event"])
+    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`prediction` (B, T) long, background being the number of categories; `map_visual` as it is."""
+        maps = {name: value for name, value in outputs.items() if name == "map_visual"}
+        return {"prediction": predicted_categories(outputs["is_event"], outputs["event"]), **maps}
 
     def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -89,7 +85,7 @@ class AVE(AVPromptTask):
         is_event, best = outputs["is_event"].float().sigmoid(), outputs["event"].float().softmax(-1).max(-1)
         truth = batch["event"].argmax(-1) if "event" in batch else None
         rows = []
-        for clip, categories in enumerate(self.decide(outputs).tolist()):
+        for clip, categories in enumerate(self.decide(outputs)["prediction"].tolist()):
             begin = float(batch["start"][clip]) if "start" in batch else 0.0
             for second, category in enumerate(categories):
                 rows.append({

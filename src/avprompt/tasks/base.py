@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,12 +43,21 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
 
     @abc.abstractmethod
-    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """A batch (flat dict) -> named outputs."""
+    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
+        """A batch (flat dict) -> named outputs; with `maps`, attention maps too, for pictures."""
 
     @abc.abstractmethod
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Named scalar loss terms; the training loss is their sum."""
+
+    @abc.abstractmethod
+    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs -> what the data module draws of each clip: `prediction` (B, ...), and maps."""
+
+    @abc.abstractmethod
+    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Outputs -> rows of the table that `avprompt predict` writes."""
 
     @abc.abstractmethod
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
@@ -98,8 +108,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.log_dict({f"test_{name}": value for name, value in self.compute_metrics().items()})
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        """One batch -> its outputs."""
-        return self(batch)
+        """One batch -> its outputs, maps included."""
+        return self(batch, maps=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters that require a gradient, and the schedule where there is one."""
