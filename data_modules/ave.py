@@ -57,4 +57,4 @@ class AVEDataModule(AVDataModule):
         truth = sample["event"].argmax(-1) if "event" in sample else None
         return clip_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names,
                            sample.get("prediction"), truth, sample["id"], float(sample.get("start", 0.0)),
-                           sample.get("valid"))
+                           sample.get("valid"), sample.get("map_visual"))

@@ -255,6 +255,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.absent: dict[str, dict[str, str]] = {}
         self.rows: dict[str, int] = {}
 
+    @property
+    def segments(self) -> int:
+        """Number T of segments a clip."""
+        return self.sampling.segments
+
     @abc.abstractmethod
     def read_annotations(self) -> dict[str, list[Any]]:
         """Items of every split, `train`, `val`, `test`."""

@@ -38,6 +38,42 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def llp_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world in LLP's layout, 40 videos, prepared for the tiny encoders."""
+    from avprompt.media.prepare import prepare
+    from avprompt.synth.llp import synthesize
+
+    root = tmp_path_factory.mktemp("llp")
+    assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}
+    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
+    return root
+
+
+@pytest.fixture(scope="session")
+def avs_worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The world in AVSBench's layout, 25 videos for each setting."""
+    from avprompt.synth.avsbench import synthesize
+
+    roots = {setting: tmp_path_factory.mktemp(setting) for setting in ("s4", "ms3")}
+    for setting, root in roots.items():
+        counts = synthesize(root, setting, videos=25, seed=5, classes=5, silent_objects=1, workers=1)
+        assert counts == {"train": 15, "val": 5, "test": 5}
+    return roots
+
+
+@pytest.fixture(scope="session")
+def avqa_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world in MUSIC-AVQA's layout, 20 videos and 80 questions, prepared for the tiny encoders."""
+    from avprompt.media.prepare import prepare
+    from avprompt.synth.music_avqa import synthesize
+
+    root = tmp_path_factory.mktemp("music_avqa")
+    assert synthesize(root, videos=20, seed=5) == {"train": 48, "val": 16, "test": 16}
+    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
+    return root
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real annotations and clips, where they are at hand."""
     if not (SHARED / "data").is_dir():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,6 +42,22 @@ class ClipReader(abc.ABC):
         Raises:
             ClipDecodeError: the clip's files are damaged.
         """
+
+    def frame(self, clip_id: str, segment: int) -> Tensor:
+        """One segment's frame alone, float32 (3, size, size) in [0, 1].
+
+        Raises:
+            ClipDecodeError: the clip's files are damaged.
+        """
+        return self.read(clip_id)[0][segment]
+
+    def valid(self, clip_id: str) -> Tensor:
+        """Which segments are really decoded, bool (T,).
+
+        Raises:
+            ClipDecodeError: the clip's files are damaged.
+        """
+        return self.read(clip_id)[2]
 
 
 class StoreReader(ClipReader):
@@ -87,6 +103,13 @@ class StoreReader(ClipReader):
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
         return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
 
+    def frame(self, clip_id: str, segment: int) -> Tensor:
+        frames, _, _ = self.store.read(clip_id, mapped=True)
+        return torch.from_numpy(np.array(frames[segment])).permute(2, 0, 1).float().div_(255)
+
+    def valid(self, clip_id: str) -> Tensor:
+        return torch.from_numpy(np.array(self.store.read(clip_id, mapped=True)[2]))
+
 
 class FolderReader(ClipReader):
     """The layout of the DG-SCT repository: a folder of jpg frames and one waveform a clip.
@@ -131,10 +154,18 @@ class FolderReader(ClipReader):
 
     def read(self, clip_id: str) -> Segments:
         count, pictures = self.sampling.segments, self._pictures(clip_id)
-        chosen = np.linspace(1, len(pictures), count, dtype=int) - 1
-        frames = torch.stack([self._picture(pictures[index]) for index in chosen])
+        frames = torch.stack([self._picture(path) for path in self._chosen(pictures)])
         audio = torch.from_numpy(np.array(self._wave(clip_id), dtype=np.float32)).view(count, -1)
         return frames, audio, torch.ones(count, dtype=torch.bool)
+
+    def frame(self, clip_id: str, segment: int) -> Tensor:
+        return self._picture(self._chosen(self._pictures(clip_id))[segment])
+
+    def valid(self, clip_id: str) -> Tensor:
+        return torch.ones(self.sampling.segments, dtype=torch.bool)
+
+    def _chosen(self, pictures: list[Path]) -> list[Path]:
+        return [pictures[index - 1] for index in np.linspace(1, len(pictures), self.sampling.segments, dtype=int)]
 
     def _pictures(self, clip_id: str) -> list[Path]:
         folder = self.frames_folder / clip_id
@@ -161,7 +192,7 @@ class FolderReader(ClipReader):
         try:
             with Image.open(path) as image:
                 pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div_(255)
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises about damaged files
             raise ClipDecodeError(path, error, "a jpg picture", "Extract the frames again.") from error
         size = (self.sampling.size,) * 2
         if pixels.shape[1:] == size:
@@ -182,6 +213,7 @@ class Published:
         folders: dataset's folder and sampling -> reader of them.
         read: dataset's folder -> items (each with an `id`) by split.
         remarks: those items -> sentences about what else the files hold.
+        stored: whether a prepared store can hold its media; no where masks belong to the extracted frames.
     """
 
     files: tuple[str, ...]
@@ -189,6 +221,7 @@ class Published:
     folders: Folders
     read: Callable[[Path], dict[str, list[Any]]]
     remarks: Callable[[dict[str, list[Any]]], list[str]] = lambda splits: []
+    stored: bool = True
 
 
 STORE_TREE = ("store/store.json", "store/manifest.csv", "store/clips/<id>/{frames,audio,valid}.npy")

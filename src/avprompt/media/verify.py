@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 from avprompt.errors import DatasetError
-from avprompt.media import ave
+from avprompt.media import ave, avsbench, llp, music_avqa
 from avprompt.media.readers import STORE_TREE, Published, StoreReader, open_reader
 
 
-DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED}
+DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED, "avs_s4": avsbench.PUBLISHED["s4"],
+                                  "avs_ms3": avsbench.PUBLISHED["ms3"], "llp": llp.PUBLISHED,
+                                  "music_avqa": music_avqa.PUBLISHED}
 
 
 def verify(
     root: Path,
-    dataset: Literal["ave"] = "ave",
-    layout: Literal["store", "folders"] = "store",
+    dataset: Literal["ave", "avs_s4", "avs_ms3", "llp", "music_avqa"] = "ave",
+    layout: Literal["store", "folders"] | None = None,
     report: Path | None = None,
 ) -> bool:
     """Print the expected folder tree and how many clips of each split are found, missing and unusable.
@@ -28,7 +30,8 @@ def verify(
     Args:
         root: the dataset's folder.
         dataset: whose annotations to read.
-        layout: `store` (from `avprompt data prepare`) or `folders` (the published code's).
+        layout: `store` (from `avprompt data prepare`) or `folders` (the published code's); `null` is a store wherever one
+            can hold the dataset's media.
         report: CSV of every clip that cannot be used, or is used but short or silent; `None` is root/verify.csv.
 
     Returns:
@@ -39,6 +42,7 @@ def verify(
         AnnotationError: an annotation file breaks its format.
     """
     root, published = Path(root), DATASETS[dataset]
+    layout = layout or ("store" if published.stored else "folders")
     tree = STORE_TREE if layout == "store" else published.tree
     print("\n".join([f"{root}/", *(f"  {name}" for name in (*published.files, *tree))]))
     if not root.is_dir():

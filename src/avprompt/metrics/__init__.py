@@ -1,5 +1,8 @@
 """Metrics, one file a task; each says which protocol it follows."""
 
 from avprompt.metrics.ave import AVEAccuracy
+from avprompt.metrics.avqa import AVQAAccuracy
+from avprompt.metrics.avs import AVSFScore, AVSJaccard
+from avprompt.metrics.avvp import AVVPFScore
 
-__all__ = ["AVEAccuracy"]
+__all__ = ["AVEAccuracy", "AVQAAccuracy", "AVSFScore", "AVSJaccard", "AVVPFScore"]

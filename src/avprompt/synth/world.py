@@ -15,6 +15,7 @@ Neither modality suffices: the silent objects look like events, the off-screen s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -139,13 +140,27 @@ class Scene:
         return asdict(self)
 
 
-def _interval(rng: np.random.Generator, around: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Whole seconds [start, end): anywhere with at least 3 seconds, or covering `around`."""
+def draw_interval(rng: np.random.Generator, around: tuple[int, int] | None = None, seconds: int = SECONDS,
+                  least: int = 3) -> tuple[int, int]:
+    """Whole seconds [start, end) of a scene: anywhere with at least `least` seconds, or covering `around`."""
     if around is None:
-        length = int(rng.integers(3, SECONDS + 1))
-        start = int(rng.integers(0, SECONDS - length + 1))
+        length = int(rng.integers(least, seconds + 1))
+        start = int(rng.integers(0, seconds - length + 1))
         return start, start + length
-    return int(rng.integers(0, around[0] + 1)), int(rng.integers(around[1], SECONDS + 1))
+    return int(rng.integers(0, around[0] + 1)), int(rng.integers(around[1], seconds + 1))
+
+
+def draw_thing(rng: np.random.Generator, settings: Settings, category: int, span: Sequence[int]) -> Thing:
+    """An object of a category in view from second `span[0]` to `span[1]`, all else by chance."""
+    radius = float(rng.uniform(*settings.radius))
+    position = tuple(float(v) for v in rng.uniform(radius, SIZE - radius, 2))
+    velocity = tuple(float(v) for v in rng.uniform(-6, 6, 2))
+    return Thing(category, int(rng.integers(len(COLOURS))), radius, position, velocity, int(span[0]), int(span[1]))
+
+
+def draw_sound(rng: np.random.Generator, category: int, span: Sequence[int]) -> Sound:
+    """A sound of a category from second `span[0]` to `span[1]`, all else by chance."""
+    return Sound(category, float(rng.uniform(0.94, 1.06)), float(rng.uniform(0.12, 0.25)), int(span[0]), int(span[1]))
 
 
 def draw_scene(rng: np.random.Generator, settings: Settings, category: int | None = None) -> Scene:
@@ -160,24 +175,16 @@ def draw_scene(rng: np.random.Generator, settings: Settings, category: int | Non
     start = int(rng.integers(0, SECONDS - length + 1))
     event = (start, start + length)
     spans = {"seen": list(event), "heard": list(event)}
-    wide = _interval(rng, event)
+    wide = draw_interval(rng, event)
     for end in (0, 1):
         spans["seen" if rng.random() < 0.5 else "heard"][end] = wide[end]
-
-    def thing(category: int, span: list[int] | tuple[int, int]) -> Thing:
-        radius = float(rng.uniform(*settings.radius))
-        position = tuple(float(v) for v in rng.uniform(radius, SIZE - radius, 2))
-        velocity = tuple(float(v) for v in rng.uniform(-6, 6, 2))
-        return Thing(category, int(rng.integers(len(COLOURS))), radius, position, velocity, int(span[0]), int(span[1]))
-
-    def sound(category: int, span: list[int] | tuple[int, int]) -> Sound:
-        return Sound(category, float(rng.uniform(0.94, 1.06)), float(rng.uniform(0.12, 0.25)), int(span[0]), int(span[1]))
 
     silent, offscreen = others[:settings.silent_objects], others[settings.silent_objects:]
     # an off-screen sound lies in another band than the event's, so that what is seen tells which band counts
     offscreen = sorted(offscreen, key=lambda c: c % len(BANDS) == category % len(BANDS))[:settings.offscreen_sounds]
-    things = [thing(category, spans["seen"]), *(thing(c, _interval(rng)) for c in silent)]
-    sounds = [sound(category, spans["heard"]), *(sound(c, _interval(rng)) for c in offscreen)]
+    things = [draw_thing(rng, settings, category, spans["seen"]),
+              *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent)]
+    sounds = [draw_sound(rng, category, spans["heard"]), *(draw_sound(rng, c, draw_interval(rng)) for c in offscreen)]
     return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
 
 
@@ -228,11 +235,22 @@ def render_frame(scene: Scene, time: float, base: np.ndarray, rng: np.random.Gen
     return (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
 
 
-def render_frames(scene: Scene) -> list[np.ndarray]:
+def render_frames(scene: Scene, seconds: int = SECONDS) -> list[np.ndarray]:
     """The scene's pictures, uint8 (96, 96, 3) each, at 4 a second."""
     rng = np.random.default_rng(scene.seed)
     base = ground(rng, scene.noise)
-    return [render_frame(scene, index / FPS, base, rng) for index in range(SECONDS * FPS)]
+    return [render_frame(scene, index / FPS, base, rng) for index in range(seconds * FPS)]
+
+
+def render_mask(scene: Scene, time: float) -> np.ndarray:
+    """bool (96, 96): where an object is seen that is heard at the same time; what covers it counts as not there."""
+    image = Image.new("L", (SIZE, SIZE))
+    draw = ImageDraw.Draw(image)
+    heard = {sound.category for sound in scene.sounds if sound.start <= time < sound.end}
+    for thing in scene.things:
+        if thing.start <= time < thing.end:
+            paint(draw, thing.category, thing.centre(time), thing.radius, 255 * (thing.category in heard))
+    return np.asarray(image) > 0
 
 
 def render_sound(category: int, pitch: float, samples: int, rng: np.random.Generator) -> np.ndarray:
@@ -250,10 +268,10 @@ def render_sound(category: int, pitch: float, samples: int, rng: np.random.Gener
     return 0.7 * carrier * np.convolve(gate, np.ones(160) / 160, "same")
 
 
-def render_audio(scene: Scene) -> np.ndarray:
-    """The scene's sound, float32 (160000,) in [-1, 1] at 16 kHz."""
+def render_audio(scene: Scene, seconds: int = SECONDS) -> np.ndarray:
+    """The scene's sound, float32 (seconds * 16000,) in [-1, 1] at 16 kHz."""
     rng = np.random.default_rng(scene.seed + 1)
-    wave = rng.normal(0, 0.04 * scene.noise, SECONDS * SAMPLE_RATE)
+    wave = rng.normal(0, 0.04 * scene.noise, seconds * SAMPLE_RATE)
     for sound in scene.sounds:
         first, last = sound.start * SAMPLE_RATE, sound.end * SAMPLE_RATE
         piece = render_sound(sound.category, sound.pitch, last - first, rng)

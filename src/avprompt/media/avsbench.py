@@ -1,0 +1,297 @@
+"""AVSBench's annotations and media (Zhou et al., ECCV 2022): which pixels sound, in five frames of five-second videos.
+
+Two settings, each with a table of its videos and a folder of extracted frames, masks and sound:
+
+- S4, `Single-source/`: 4932 videos (3452, 740, 740) in 23 categories, one object sounds. Of a training video only the
+  first frame has a mask.
+- MS3, `Multi-sources/`: 424 videos (296, 64, 64), several objects sound by turns; every frame has a mask.
+
+The tables are read by the names of their columns: `split`, `name` (where there is none, the first column) and for S4
+`category` (else the third). An S4 video is told from others by category and name, since names need be unique in their
+folder only.
+
+A video's wav file gives its sound. The published loaders read `wave/<split>/.../AVS.npy` instead, a pickled dictionary:
+unpickling runs whatever code the file holds, so it is never read here.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import av
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, ClipDecodeError, DatasetError
+from avprompt.media.decode import Sampling, decode_audio
+from avprompt.media.readers import ClipReader, Published, Segments
+
+Setting = Literal["s4", "ms3"]
+SPLITS = ("train", "val", "test")
+SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a setting's files lie in the dataset's folder.
+
+    Args:
+        table: CSV of its videos.
+        folder: what all others lie in.
+        frames: pattern of a frame's file name.
+        masks: likewise of its mask's.
+        audio: likewise of a video's sound.
+        training_masks: frames of a training video that have a mask; elsewhere all do.
+        category: place of that column in a table that does not name it; `None`: the setting has no categories.
+    """
+
+    table: str
+    folder: str
+    frames: str
+    masks: str
+    audio: str
+    training_masks: int = SECONDS
+    category: int | None = None
+
+
+LAYOUTS: dict[str, Layout] = {
+    "s4": Layout("Single-source/s4_meta_data.csv", "Single-source/s4_data",
+                 "visual_frames/{split}/{category}/{name}/{name}_{second}.png",
+                 "gt_masks/{split}/{category}/{name}/{name}_{second}.png", "audio_wav/{split}/{category}/{name}.wav",
+                 training_masks=1, category=2),
+    "ms3": Layout("Multi-sources/ms3_meta_data.csv", "Multi-sources/ms3_data",
+                  "visual_frames/{name}/{name}.mp4_{second}.png", "gt_masks/{split}/{name}/{name}_{second}.png",
+                  "audio_wav/{split}/{name}.wav"),
+}
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video.
+
+    Args:
+        name: of its files.
+        split: `train`, `val` or `test`.
+        category: of what sounds in it; empty for MS3.
+    """
+
+    name: str
+    split: str
+    category: str = ""
+
+    @property
+    def id(self) -> str:
+        """What the reader knows it by: `<category>_<name>`, for MS3 `<name>`."""
+        return f"{self.category}_{self.name}" if self.category else self.name
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of one video.
+
+    Args:
+        frames: five pictures, in order.
+        masks: of the first frames; one or five.
+        audio: wav file.
+    """
+
+    frames: tuple[Path, ...]
+    masks: tuple[Path, ...]
+    audio: Path
+
+
+def files(root: Path, setting: Setting, video: Video) -> Files:
+    """Where a video's files belong; looks for none."""
+    layout = LAYOUTS[setting]
+    folder, names = Path(root) / layout.folder, {"split": video.split, "category": video.category, "name": video.name}
+    frames, masks = (tuple(folder / pattern.format(**names, second=second) for second in range(1, SECONDS + 1))
+                     for pattern in (layout.frames, layout.masks))
+    annotated = layout.training_masks if video.split == "train" else SECONDS
+    return Files(frames, masks[:annotated], folder / layout.audio.format(**names))
+
+
+def read_splits(root: Path, setting: Setting) -> dict[str, list[Video]]:
+    """Videos of the three splits, in the table's order.
+
+    Args:
+        root: folder that holds `Single-source` and `Multi-sources`.
+        setting: which of the two.
+
+    Raises:
+        DatasetError: no such table.
+        AnnotationError: the table has no column `split`, or a row other than the header's number of fields, an unknown
+            split, a name that is none of a file, or the same video as another row; names the line.
+    """
+    layout = LAYOUTS[setting]
+    path = Path(root) / layout.table
+    if not path.is_file():
+        raise DatasetError(path, "no such file", "AVSBench's table of videos", "Download AVSBench, or fix root.")
+    splits: dict[str, list[Video]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if "split" not in header:
+            raise AnnotationError(f"{path}, line 1", header, "columns name, split and for S4 category", "Add a header.")
+        columns = {"name": header.index("name") if "name" in header else 0, "split": header.index("split")}
+        if layout.category is not None:
+            columns["category"] = header.index("category") if "category" in header else layout.category
+        for row in rows:
+            where = f"{path}, line {rows.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise AnnotationError(where, row, f"{len(header)} fields, {','.join(header)}", "Correct the line.")
+            fields = {key: row[place] for key, place in columns.items()}
+            if fields["split"] not in splits:
+                raise AnnotationError(where, f"split {fields['split']!r}", "train, val or test", "Correct the line.")
+            for key in fields.keys() - {"split"}:
+                if not fields[key] or "/" in fields[key] or "\\" in fields[key] or fields[key].startswith("."):
+                    raise AnnotationError(where, f"{key} {fields[key]!r}", "the name of a file", "Correct the line.")
+            video = Video(**fields)
+            if video.id in seen:
+                raise AnnotationError(where, f"{video.id} again", "one row a video", "Remove one.")
+            seen.add(video.id)
+            splits[video.split].append(video)
+    return splits
+
+
+def _pixels(path: Path, error: type[AVPromptError], *modes: str) -> np.ndarray:
+    """A picture in its own mode where that is one of `modes`, else in RGB; `error` if it does not decode."""
+    try:
+        with Image.open(path) as image:
+            return np.array(image if image.mode in modes else image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises about damaged files
+        raise error(path, problem, "a png picture", "Extract the archive again.") from problem
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A mask from a picture of any kind: S4's are bilevel, MS3's have a palette.
+
+    Args:
+        path: of mode 1, L or P: what is not 0 sounds (of a palette, the index, as published); of others: what is not
+            black.
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        AnnotationError: the file is none that decodes.
+    """
+    pixels = _pixels(path, AnnotationError, "1", "L", "P")
+    return pixels != 0 if pixels.ndim == 2 else pixels.any(-1)
+
+
+def read_masks(paths: tuple[Path, ...], size: int) -> tuple[Tensor, Tensor]:
+    """Masks of a video's first frames.
+
+    Args:
+        paths: at most five files.
+        size: height and width to give; others are resized to the nearest pixel.
+
+    Returns:
+        float32 (5, size, size) in {0, 1}, zeros where there is no mask, and bool (5,), where there is one.
+
+    Raises:
+        AnnotationError: a file is none that decodes.
+    """
+    masks = torch.zeros(SECONDS, size, size)
+    for second, path in enumerate(paths):
+        mask = torch.from_numpy(read_mask(path)).float()
+        masks[second] = F.interpolate(mask[None, None], (size, size), mode="nearest-exact")[0, 0]
+    return masks, torch.arange(SECONDS) < len(paths)
+
+
+class AVSBenchReader(ClipReader):
+    """AVSBench's folders: five png frames and a wav file a video.
+
+    Frames of another size are resized in floating point, as the published networks do. Where a wav file ends early the
+    sound is zero, and a second of which it covers less than half is marked in `valid`. The published `AVS.npy` is a
+    pickle and never read.
+
+    Args:
+        root: folder that holds `Single-source` and `Multi-sources`.
+        sampling: sizes and rates; five segments of one second, one after the other. `None` is the published one.
+        setting: `s4` or `ms3`.
+
+    Raises:
+        ArgumentError: other segments.
+        DatasetError: the table or one of the folders is not there.
+        AnnotationError: the table breaks its format.
+    """
+
+    def __init__(self, root: Path, sampling: Sampling | None, setting: Setting) -> None:
+        self.root, self.setting = Path(root), setting
+        self.sampling = sampling or Sampling(segments=SECONDS, size=224)
+        if (self.sampling.segments, self.sampling.seconds, self.sampling.spacing) != (SECONDS, 1, 1):
+            raise ArgumentError("segments, stride", f"{self.sampling.segments}, {self.sampling.spacing:g}",
+                                f"{SECONDS}, 1: AVSBench has a frame a second of five", "Leave both out.")
+        self.videos = {video.id: video for split in read_splits(root, setting).values() for video in split}
+        layout = LAYOUTS[setting]
+        folder = self.root / layout.folder
+        for pattern in (layout.frames, layout.masks, layout.audio):
+            if not (needed := folder / pattern.split("/")[0]).is_dir():
+                pickles = sorted(folder.glob("wave/**/AVS.npy")) if pattern == layout.audio else []
+                raise DatasetError(needed, f"no such folder{f', but {pickles[0]}' if pickles else ''}",
+                                   f"{layout.folder}/{pattern}", "A pickle may run code and is never read: extract "
+                                   "AVSBench's wav files." if pickles else "Extract AVSBench's archive there.")
+
+    def problem(self, clip_id: str) -> str | None:
+        if clip_id not in self.videos:
+            return f"missing: not in {LAYOUTS[self.setting].table}"
+        needed = files(self.root, self.setting, self.videos[clip_id])
+        absent = [str(path.relative_to(self.root)) for path in (*needed.frames, *needed.masks, needed.audio)
+                  if not path.is_file()]
+        more = f" and {len(absent) - 2} more" if len(absent) > 2 else ""
+        return f"missing: {', '.join(absent[:2])}{more}" if absent else None
+
+    def inspect(self, clip_id: str) -> str | None:
+        problem = self.problem(clip_id)
+        if problem is None:
+            needed = files(self.root, self.setting, self.videos[clip_id])
+            try:
+                for path in (*needed.frames, *needed.masks):
+                    Image.open(path).close()
+                self._sound(needed.audio)
+            except (ClipDecodeError, OSError) as error:
+                return f"broken: {error}"
+        return problem
+
+    def read(self, clip_id: str) -> Segments:
+        needed = files(self.root, self.setting, self.videos[clip_id])
+        return torch.stack([self._picture(path) for path in needed.frames]), *self._sound(needed.audio)
+
+    def _sound(self, path: Path) -> tuple[Tensor, Tensor]:
+        try:
+            wave, known = decode_audio(path, self.sampling.sample_rate, 0.0, SECONDS * self.sampling.samples)
+        except (av.FFmpegError, ValueError, ArithmeticError) as error:
+            raise ClipDecodeError(path, error, "sound that decodes", "Extract the archive again.") from error
+        valid = torch.from_numpy(known).view(SECONDS, -1).float().mean(1) >= 0.5
+        if not valid.any():
+            raise ClipDecodeError(path, f"{int(known.sum())} samples", "at least half a second", "Leave the clip out.")
+        return torch.from_numpy(wave).view(SECONDS, -1), valid
+
+    def _picture(self, path: Path) -> Tensor:
+        pixels = torch.from_numpy(_pixels(path, ClipDecodeError)).permute(2, 0, 1).float().div_(255)
+        size = (self.sampling.size,) * 2
+        if pixels.shape[1:] == size:
+            return pixels
+        return F.interpolate(pixels[None], size, mode="bicubic", antialias=self.sampling.antialias)[0]
+
+
+def _published(setting: Setting) -> Published:
+    layout = LAYOUTS[setting]
+    shown = {"split": "<split>", "category": "<category>", "name": "<name>", "second": "{1..5}"}
+    tree = (f"{layout.folder}/{pattern.format(**shown)}" for pattern in (layout.frames, layout.masks, layout.audio))
+    return Published((layout.table,), tuple(tree), partial(AVSBenchReader, setting=setting),
+                     partial(read_splits, setting=setting), stored=False)
+
+
+PUBLISHED: dict[str, Published] = {setting: _published(setting) for setting in get_args(Setting)}

@@ -1,0 +1,88 @@
+"""Accuracy of audio-visual question answering."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from avprompt.errors import ArgumentError, ShapeError
+from avprompt.media.music_avqa import TYPES
+
+#: group of questions -> what published tables call its accuracy
+GROUPS = {"Audio": "AQ", "Visual": "VQ", "Audio-Visual": "AVQ"}
+_PLACE = {pair: place for place, pair in enumerate(TYPES)}
+
+
+def _place(question_type: str | Sequence[str]) -> int:
+    try:
+        pair = tuple(json.loads(question_type) if isinstance(question_type, str) else question_type)
+        return _PLACE[pair]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ArgumentError("question_type", repr(question_type), f"one of {[json.dumps(t) for t in TYPES]}",
+                            "Hand on the batch's `question_type`.") from error
+
+
+class AVQAAccuracy(Metric):
+    """Share of questions whose best answer is right, in percent; higher is better.
+
+    As published: by kind of question; `AQ`, `VQ` and `AVQ` over all questions of a group; `average` over all questions
+    (not the mean of the others). Over several devices the counts are summed.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        for name in ("right", "total"):
+            self.add_state(name, torch.zeros(len(TYPES), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, answer: Tensor, question_type: Sequence[str | Sequence[str]]) -> None:
+        """Count a batch.
+
+        Args:
+            logits: (B, A).
+            answer: (B,) long in [0, A).
+            question_type: B of the dataset's own strings, such as `["Audio", "Counting"]`, or (group, kind) pairs.
+
+        Raises:
+            ShapeError: the three do not fit together.
+            ArgumentError: a logit is NaN, an answer is not among the A, or there is no such type of question.
+        """
+        if logits.ndim != 2 or answer.shape != logits.shape[:1] or len(question_type) != len(logits):
+            raise ShapeError("logits, answer, question_type",
+                             f"{tuple(logits.shape)}, {tuple(answer.shape)}, {len(question_type)}",
+                             "(B, A), (B,), B of them", "Hand on the batch's own entries.")
+        if answer.is_floating_point() or answer.is_complex() or answer.dtype == torch.bool:
+            raise ShapeError("answer", answer.dtype, "indices, long", "Hand on the batch's `answer`.")
+        if logits.isnan().any():
+            raise ArgumentError("logits", "NaN", "logits", "Look at the loss: has training diverged?")
+        if ((answer < 0) | (answer >= logits.shape[1])).any():
+            raise ArgumentError("answer", answer.tolist(), f"indices below {logits.shape[1]}",
+                                "Check the task's number of answers.")
+        places = torch.tensor([_place(kind) for kind in question_type], dtype=torch.long, device=self.total.device)
+        right = (logits.argmax(-1) == answer).long().to(self.right.device)
+        self.right.index_add_(0, places, right)
+        self.total.index_add_(0, places, torch.ones_like(right))
+
+    def compute(self) -> dict[str, float]:
+        """Percent by `AQ`, `VQ`, `AVQ`, `average` and kind (`Audio Counting`, ...); what was not asked is left out."""
+        right, total = self._sums(self.right), self._sums(self.total)
+        return {name: 100 * right[name] / count for name, count in total.items() if count}
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of questions, with the same keys as `compute` and summed over devices like it."""
+        with self.sync_context():
+            return {name: count for name, count in self._sums(self.total).items() if count}
+
+    @staticmethod
+    def _sums(state: Tensor) -> dict[str, int]:
+        numbers = state.tolist()
+        sums = {short: sum(number for (group, _), number in zip(TYPES, numbers) if group == name)
+                for name, short in GROUPS.items()}
+        return {**sums, "average": sum(numbers), **{" ".join(pair): n for pair, n in zip(TYPES, numbers)}}

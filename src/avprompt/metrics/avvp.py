@@ -1,0 +1,121 @@
+"""F-scores of audio-visual video parsing (Tian et al., ECCV 2020), as the released evaluation computes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from avprompt.errors import ArgumentError, ShapeError
+
+TYPES = ("audio", "visual", "audio_visual", "type", "event")
+Counts = tuple[Tensor, Tensor, Tensor]
+
+
+def segment_counts(predicted: Tensor, annotated: Tensor) -> Counts:
+    """True positives, false positives and false negatives among the segments, (..., T) bool -> (...) long each."""
+    return tuple(pair.sum(-1) for pair in (predicted & annotated, predicted & ~annotated, ~predicted & annotated))
+
+
+def _events(active: Tensor) -> tuple[Tensor, Tensor]:
+    """Where an event begins, (..., T) bool, and the segment after its last, (..., T) long, meaningful in an event."""
+    count = active.shape[-1]
+    begins = active.clone()
+    begins[..., 1:] &= ~active[..., :-1]
+    index = torch.arange(count, device=active.device).expand_as(active)
+    ends = torch.where(active, count, index).flip(-1).cummin(-1).values.flip(-1)  # the next segment that is off
+    return begins, ends
+
+
+def event_counts(predicted: Tensor, annotated: Tensor) -> Counts:
+    """True positives, false positives and false negatives among the events, (..., T) bool -> (...) long each.
+
+    An event is a maximal run of segments. A predicted one is true where its intersection over union with any annotated
+    one reaches 0.5, an annotated one missed where no predicted one does.
+    """
+    (begins, ends), (true_begins, true_ends) = _events(predicted), _events(annotated)
+    first = torch.arange(predicted.shape[-1], device=predicted.device)
+    # every predicted event by every annotated one, each at the segment at which it begins
+    overlap = (torch.minimum(ends[..., :, None], true_ends[..., None, :])
+               - torch.maximum(first[:, None], first)).clamp(min=0)
+    union = (ends - first)[..., :, None] + (true_ends - first)[..., None, :] - overlap
+    match = begins[..., :, None] & true_begins[..., None, :] & (2 * overlap >= union)
+    right = match.sum((-2, -1))  # nobody has two partners: with half an overlap each, these would touch
+    return right, begins.sum(-1) - right, true_begins.sum(-1) - right
+
+
+def mean_f_score(counts: Counts) -> Tensor:
+    """F-score of each video, (B, C) counts -> (B,) float64: the mean over categories that are predicted or annotated.
+
+    1 where there is none.
+    """
+    right, wrong, missed = (count.double() for count in counts)
+    weight = 2 * right + wrong + missed
+    present = weight > 0
+    scores = torch.where(present, 2 * right / weight.clamp(min=1), 0.0).sum(-1)
+    return torch.where(present.any(-1), scores / present.sum(-1).clamp(min=1), 1.0)
+
+
+class AVVPFScore(Metric):
+    """F-scores in percent of what is heard, seen, and both at once; higher is better.
+
+    A category counts as predicted in a segment where its probability reaches 0.5 there and in the video as a whole;
+    `audio_visual` is where it is both heard and seen. F-scores are taken for each category over the segments
+    (`segment_...`) or over the events (`event_...`, see `event_counts`) of one video, averaged over the categories that
+    are predicted or annotated in it, then over videos. `..._type` is the mean of the three; `..._event` counts audio
+    and visual ones together. `segment_type` is what the published models are selected by.
+
+    Every segment counts, as published, whether or not its media could be decoded. The result does not depend on how
+    videos are batched. Over several devices the states are summed: videos that a sampler repeats count twice.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)
+        self.add_state("scores", torch.zeros(2, len(TYPES), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("videos", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor, audio_target: Tensor,
+               visual_target: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            audio_prob: (B, T, C), how probable it is that a category is heard in a segment.
+            visual_prob: (B, T, C), how probable it is that it is seen.
+            video_prob: (B, C), how probable it is that it occurs in the video.
+            audio_target: (B, T, C), 1 or true where it is heard, else 0.
+            visual_target: (B, T, C), likewise where it is seen.
+
+        Raises:
+            ShapeError: the five do not fit together.
+            ArgumentError: a probability is NaN, which would pass for absence, or a target is neither 0 nor 1.
+        """
+        shapes = [tuple(x.shape) for x in (audio_prob, visual_prob, video_prob, audio_target, visual_target)]
+        if len(shapes[0]) != 3 or shapes != [shapes[0], shapes[0], shapes[0][::2], shapes[0], shapes[0]]:
+            raise ShapeError("audio_prob, visual_prob, video_prob, audio_target, visual_target", shapes,
+                             "(B, T, C), (B, T, C), (B, C), (B, T, C), (B, T, C)", "Check the task's num_classes.")
+        if any(x.isnan().any() for x in (audio_prob, visual_prob, video_prob)):
+            raise ArgumentError("audio_prob, visual_prob, video_prob", "NaN", "probabilities",
+                                "Look at the loss: has training diverged?")
+        if any(((x != 0) & (x != 1)).any() for x in (audio_target, visual_target)):
+            raise ArgumentError("audio_target, visual_target", "other values", "0 and 1", "Give targets, not scores.")
+        occurs = (video_prob >= 0.5)[..., None]
+        pairs = [((prob.transpose(1, 2) >= 0.5) & occurs, target.transpose(1, 2) == 1)
+                 for prob, target in ((audio_prob, audio_target), (visual_prob, visual_target))]
+        pairs.append(tuple(audio & visual for audio, visual in zip(*pairs)))
+        for row, count in enumerate((segment_counts, event_counts)):
+            counts = [count(*pair) for pair in pairs]
+            scores = [mean_f_score(c) for c in counts]
+            together = tuple(audio + visual for audio, visual in zip(*counts[:2]))
+            scores += [torch.stack(scores).mean(0), mean_f_score(together)]
+            self.scores[row] += torch.stack(scores).sum(-1)
+        self.videos += len(video_prob)
+
+    def compute(self) -> dict[str, float]:
+        """Percent by name, `segment_` and `event_` with each of `TYPES`; NaN without videos."""
+        values = (100 * self.scores / self.videos).tolist()
+        return {f"{level}_{name}": value for level, row in zip(("segment", "event"), values)
+                for name, value in zip(TYPES, row)}
