@@ -21,7 +21,9 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "dgsct": lambda: DGSCT(**SMALL),
     "dgsct_s4": lambda: DGSCT(**SMALL, gate="inside_norm", audio_gate=False, batch_norm=False, norm_before=False,
                               prompt_map="bicubic", token_init="zeros"),
-    "dgsct_avqa": lambda: DGSCT(num_tokens=2, reduction=4, groups=4, audio_gate=False, batch_norm=False,
+    "dgsct_ms3": lambda: DGSCT(num_tokens=4, alpha=0.2, beta=0.1, reduction=2, gate="inside_norm", audio_gate=False,
+                               batch_norm=False, norm_before=False, token_init="zeros"),
+    "dgsct_avqa": lambda: DGSCT(num_tokens=2, reduction=4, groups=4, temporal=False, audio_gate=False, batch_norm=False,
                                 token_init="zeros"),
     "dgsct_no_tokens": lambda: DGSCT(num_tokens=0, reduction=4),
     "dgsct_channel": lambda: DGSCT(**SMALL, spatial=False, temporal=False),
@@ -35,7 +37,7 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "dgsct_paper_channel": lambda: DGSCT(variant="paper", spatial=False, temporal=False),
 }
 #: methods whose every added path starts behind a zero gate
-GATED = [name for name in METHODS if name not in ("dgsct_s4", "dgsct_avqa", "dgsct_paper", "dgsct_paper_a2v",
+GATED = [name for name in METHODS if name not in ("dgsct_s4", "dgsct_ms3", "dgsct_avqa", "dgsct_paper", "dgsct_paper_a2v",
                                                   "dgsct_paper_channel")]
 TRAINED = [name for name in METHODS if name != "none"]
 PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {"swin-htsat": lambda: (SmallSwin(), SmallHTSAT())}

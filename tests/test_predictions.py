@@ -28,7 +28,7 @@ SEGMENTS, NAMES = 4, ("bell", "Male speech, man speaking")
 class Oracle(LightningModule):
     """AVE's rows and decisions on outputs that stand in the batch: category 1 in seconds 1 and 2."""
 
-    prediction_rows, decide = AVE.prediction_rows, AVE.decide
+    prediction_rows, decide, prediction_files = AVE.prediction_rows, AVE.decide, AVE.prediction_files
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         if "broken" in batch["id"]:

@@ -99,3 +99,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
         raise CheckpointError(path, f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
                               "a whole checkpoint", "It may be truncated: use another one, such as last.ckpt.") from error
+
+
+def load_part(part: nn.Module, path: str | Path, prefix: str) -> None:
+    """Load one module's weights out of another task's checkpoint.
+
+    Args:
+        part: the module.
+        path: the checkpoint.
+        prefix: what its names begin with there.
+
+    Raises:
+        CheckpointError: the file is missing or broken, or does not hold exactly this module under that prefix.
+    """
+    content = read_checkpoint(path)
+    state = content.get("state_dict", {})
+    found = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    ours = part.state_dict()
+    wrong = sorted(name for name in ours.keys() | found.keys()
+                   if name not in ours or name not in found or ours[name].shape != found[name].shape)
+    if wrong:
+        raise CheckpointError(path, f"missing, unexpected or misshapen {wrong[:5]}", f"{prefix}* of the same network",
+                              "Use a checkpoint trained with the same encoders.")
+    part.load_state_dict(found)

@@ -19,15 +19,18 @@ usage: avprompt COMMAND [options]
   params                            trainable, frozen, total and owned parameters of an experiment
   data prepare                      folders of videos -> the store that training reads
   data verify                       what a dataset needs, and what of it is there
-  data synth ave                    write a generated audio-visual world in AVE's own format
+  data synth ave|llp|...            write a generated audio-visual world in a dataset's own format
   convert                           the authors' released checkpoints -> ours
   sweep                             an experiment's rows times seeds, resumable
   compare                           a table over finished runs
+  visualize                         as predict on the test split: pictures of truth, prediction and maps
   quickstart                        generate, prepare, fit, test and compare on this machine, in minutes
 
 `avprompt COMMAND --help` explains each. Flags come after --config and override it.
 """
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+#: commands that are one function, whose signature and docstring are options and help
+FUNCTIONS = {"sweep": "avprompt.sweep", "compare": "avprompt.analysis.compare", "quickstart": "avprompt.quickstart"}
 
 
 def lightning_cli() -> type:
@@ -75,7 +78,9 @@ def lightning_cli() -> type:
             )
 
         def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-            parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+            # each applies where both the data module and the task know it
+            for size in configs.SIZES:
+                parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
         def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
             known = {action.dest.split(".")[0] for sub in getattr(self, "_subcommand_parsers", {}).values() or [parser]
@@ -197,10 +202,10 @@ def data(args: list[str]) -> None:
     """`avprompt data prepare|verify|synth`."""
     from avprompt.media.prepare import prepare
     from avprompt.media.verify import verify
-    from avprompt.synth.ave import synthesize
+    from avprompt.synth import WORLDS
 
-    complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": {"ave": synthesize}})
-    if args[0] == "verify" and complete is False:
+    complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": WORLDS})
+    if args[:1] == ["verify"] and complete is False:
         sys.exit(1)
 
 
@@ -211,7 +216,7 @@ def convert(args: list[str]) -> None:
     parser = ArgumentParser(prog="avprompt convert", description="The authors' released checkpoints -> ours.")
     parser.add_argument("source", type=Path, help="the authors' .pt file")
     parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders go beside it")
-    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave")
+    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, avs_ms3, avqa")
     given = parser.parse_args(args)
     from avprompt.convert import convert as run
 
@@ -219,14 +224,13 @@ def convert(args: list[str]) -> None:
 
 
 def simple(args: list[str], command: str) -> None:
-    """Commands that are one function: `sweep`, `compare`, `quickstart`."""
+    """Run a command of `FUNCTIONS`."""
     import importlib
 
-    module, name = {"sweep": ("avprompt.sweep", "sweep"), "compare": ("avprompt.analysis.compare", "compare"),
-                    "quickstart": ("avprompt.quickstart", "quickstart")}[command]
     from jsonargparse import auto_cli
 
-    auto_cli(getattr(importlib.import_module(module), name), args=args, prog=f"avprompt {command}", as_positional=True)
+    function = getattr(importlib.import_module(FUNCTIONS[command]), command)
+    auto_cli(function, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart")
 
 
 def cause(error: BaseException) -> AVPromptError | None:
@@ -260,9 +264,11 @@ def dispatch(args: list[str]) -> None:
         print(__version__)
     elif command in TRAINER_COMMANDS:
         lightning_cli()(args)
+    elif command == "visualize":
+        lightning_cli()(["predict", *rest, "--data.init_args.predict_root", "null"])
     elif command in ("params", "data", "convert"):
         {"params": params, "data": data, "convert": convert}[command](rest)
-    elif command in ("sweep", "compare", "quickstart"):
+    elif command in FUNCTIONS:
         simple(rest, command)
     else:
         raise ConfigError("COMMAND", command, "a command of `avprompt --help`", "Correct the spelling.")

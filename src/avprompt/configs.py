@@ -11,8 +11,9 @@ import yaml
 
 from avprompt.errors import ConfigError
 
-#: keys that the CLI fills in from another object; writing them would have no effect
-LINKED = ("model.init_args.num_classes", "model.num_classes")
+#: what the data module knows of the model's sizes; the CLI fills it in, and writing it would have no effect
+SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size")
+LINKED = tuple(f"model.{middle}{size}" for size in SIZES for middle in ("init_args.", ""))
 
 Source = tuple[str, dict[str, Any]]
 
@@ -94,16 +95,19 @@ def check_linked(found: list[Source]) -> None:
         for path in LINKED:
             if dig(content, path) is not None:
                 raise ConfigError(path, f"{dig(content, path)} in {origin}", "no value: the data module sets it",
-                                  "Remove it; change the data module's categories instead.")
+                                  "Remove it; change the data module's own arguments instead.")
 
 
 def accepts(class_path: str, argument: str) -> bool:
     """Whether a class's constructor has this argument."""
     module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    # a constructor that hands **options on takes its parents' arguments too
-    makers = [kind.__init__] if not inspect.isclass(kind) else [c.__init__ for c in kind.__mro__]
-    return any(argument in inspect.signature(maker).parameters for maker in makers)
+    for kind in inspect.getmro(getattr(importlib.import_module(module), name)):
+        if "__init__" in vars(kind):
+            parameters = inspect.signature(kind.__init__).parameters
+            # a constructor that hands **options on takes its parent's arguments too
+            if argument in parameters or all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+                return argument in parameters
+    return False
 
 
 def check_stale(found: list[Source]) -> None:

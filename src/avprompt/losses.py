@@ -7,8 +7,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+def cross_entropy_of_probability(probability: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy, where a network gives probabilities: both of one shape, in [0, 1] -> scalar.
+
+    Clamped to [1e-7, 1 - 1e-7]. PyTorch's own term refuses to run under autocast.
+    """
+    probability = probability.float().clamp(1e-7, 1 - 1e-7)
+    return -(target * probability.log() + (1 - target) * (-probability).log1p()).mean()
 
 
 def event_targets(event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,8 +52,7 @@ def gate_relevance(gate: Tensor, foreground: Tensor,
     gate = gate.float()
     if form == "released":
         return F.binary_cross_entropy_with_logits(gate, foreground)
-    gate = gate.clamp(1e-7, 1 - 1e-7)  # PyTorch's own term refuses to run under autocast
-    return -(foreground * gate.log() + (1 - foreground) * (-gate).log1p()).mean()
+    return cross_entropy_of_probability(gate, foreground)
 
 
 def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor:
@@ -55,3 +64,45 @@ def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor
     if not has_event.any():
         return scores.float().sum() * 0.0
     return F.cross_entropy(scores.float()[has_event], category[has_event])
+
+
+def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> Tensor:
+    """Binary cross-entropy of weak labels: probabilities and targets (B, C) -> scalar.
+
+    With `smoothing` s below 1 the target is s y + (1 - s) / 2. Source: AVVP's released training script (s = 0.9 for what is
+    seen, 1 elsewhere).
+    """
+    return cross_entropy_of_probability(probability, smoothing * target + (1 - smoothing) / 2)
+
+
+def token_category(logits: Tensor) -> Tensor:
+    """Each class token is to take itself for its class: logits (C, C) -> scalar. Source: MGN (Mo and Tian, 2022)."""
+    return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+
+
+def mask_overlap(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
+    """Binary cross-entropy a pixel over the annotated frames: logits, masks (B, T, H, W), annotated (B, T) -> scalar.
+
+    Source: AVSBench (Zhou et al., ECCV 2022), whose S4 training knows the first mask alone.
+    """
+    return F.binary_cross_entropy_with_logits(logits[annotated].float(), masks[annotated].float())
+
+
+def sound_of_mask(visual: Tensor, audio: Tensor) -> Tensor:
+    """KL divergence of what is seen under the mask from the sound: both (B, T, stages, C) -> scalar.
+
+    Summed over clips, segments and channels, averaged over stages, as in MS3's released training script: the softmax is
+    over channels, the sound is the target and gets a gradient too.
+    """
+    seen, heard = F.log_softmax(visual.float(), -1), F.softmax(audio.float(), -1)
+    return F.kl_div(seen, heard, reduction="sum") / visual.shape[2]
+
+
+def sound_and_frame(positive: Tensor, negative: Tensor) -> Tensor:
+    """Do sound and frame belong together: logits (N, 2) of pairs that do and of pairs that do not -> scalar.
+
+    Source: ST-AVQA (Li et al., CVPR 2022).
+    """
+    logits = torch.cat((positive, negative)).float()
+    target = torch.arange(2, device=logits.device).flip(0).repeat_interleave(len(positive))
+    return F.cross_entropy(logits, target)

@@ -3,54 +3,96 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from avprompt.configs import dig, read_yaml
 from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
 from avprompt.sweep import Cell, run_cell, summarise
-from avprompt.synth.ave import synthesize
+from avprompt.synth import WORLDS
 
-EXPERIMENT = Path("experiments/quickstart.yaml")
 ROWS = {
     "no prompts": ["--model.init_args.backbone.init_args.prompts=avprompt.prompts.NoPrompts"],
     "DG-SCT": [],
 }
 
 
-def quickstart(data: Path = Path("data/quickstart"), out: Path = Path("runs/quickstart"), videos: int = 400,
-               epochs: int = 6, seed: int = 0, threads: int = 2) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """One task's quickstart.
+
+    Args:
+        experiment: name of its YAML file in experiments/.
+        world: writes its dataset.
+        metric: what the table shows, and in a few words what that is.
+        stored: whether the media go through a prepared store.
+        options: further arguments of `world`.
+    """
+
+    experiment: str
+    world: Callable[..., Any]
+    metric: tuple[str, str]
+    stored: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
+PLANS = {
+    "ave": Plan("quickstart", WORLDS["ave"], (
+        "test_accuracy", "percent of seconds with the right category, background included")),
+    "avvp": Plan("avvp_quickstart", WORLDS["llp"], (
+        "test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events")),
+    "avs_s4": Plan("avs_s4_quickstart", WORLDS["avsbench"], IOU, False, {"setting": "s4"}),
+    "avs_ms3": Plan("avs_ms3_quickstart", WORLDS["avsbench"], IOU, False, {"setting": "ms3"}),
+    "avqa": Plan("avqa_quickstart", WORLDS["music_avqa"], ("test_average", "percent of questions answered right")),
+}
+
+
+def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
+               out: Path | None = None, videos: int = 400, epochs: int | None = None, seed: int = 0,
+               threads: int = 2) -> None:
     """Generate a world, prepare it, train with and without prompts, test, and print what came out.
 
     Run it from the root of the source tree. What is already there is used again, finished runs included.
 
     Args:
-        data: folder of the generated world.
-        out: folder of the runs.
+        task: event localisation, video parsing, segmentation (one or several sources), question answering.
+        data: folder of the generated world; `None` is the experiment's own.
+        out: folder of the runs; `None` is runs/<name of the experiment>.
         videos: clips to generate; six tenths are for training.
-        epochs: of training.
+        epochs: of training; `None` is the experiment's own.
         seed: of world and training.
         threads: of each training.
 
     Raises:
         ConfigError: not called from the root of the source tree, or a run failed.
     """
-    if not EXPERIMENT.is_file():
-        raise ConfigError(EXPERIMENT, "no such file here", "the root of the avprompt source tree", "Change into it.")
+    plan = PLANS[task]
+    experiment = Path("experiments") / f"{plan.experiment}.yaml"
+    if not experiment.is_file():
+        raise ConfigError(experiment, "no such file here", "the root of the avprompt source tree", "Change into it.")
     begun = time.monotonic()
-    data, out = Path(data), Path(out)
-    print("1/4 generate a world in AVE's format")
-    synthesize(data, videos, seed)
-    print("2/4 prepare it")
-    prepare(data / "videos", data / "store", size=64, sample_rate=16000)
+    data = Path(data or dig(read_yaml(experiment), "data.init_args.root"))
+    out = Path(out or Path("runs") / plan.experiment)
+    print("1/4 generate a world in the dataset's format", flush=True)
+    plan.world(data, videos=videos, seed=seed, **plan.options)
+    print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
+    if plan.stored:
+        prepare(data / "videos", data / "store", size=64, sample_rate=16000)
     cells = []
     for step, (row, flags) in enumerate(ROWS.items(), 3):
-        overrides = [*flags, "--data.init_args.root", str(data), "--trainer.max_epochs", str(epochs)]
-        cell = Cell(row, seed, EXPERIMENT, overrides, out / row.replace(" ", "_"))
+        overrides = [*flags, "--data.init_args.root", str(data)]
+        overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+        cell = Cell(row, seed, experiment, overrides, out / row.replace(" ", "_"))
         cells.append(cell)
         print(f"{step}/4 fit and test: {row} (progress in {cell.folder / 'log.txt'})", flush=True)
         problem = None if cell.result.is_file() else run_cell(cell, threads)
         if problem:
             raise ConfigError(row, problem, "a finished run", "Read the log; then call quickstart again.")
-    print(f"\n{summarise(cells, 'test_accuracy', out)}")
-    print("test_accuracy: percent of seconds with the right category, background included")
-    print(f"{time.monotonic() - begun:.0f} s in all. Curves and hyper-parameters: tensorboard --logdir {out}")
+    metric, meaning = plan.metric
+    print(f"\n{summarise(cells, metric, out)}")
+    print(f"{metric}: {meaning}")
+    print(f"{time.monotonic() - begun:.0f} s in all. Curves, pictures and hyper-parameters: tensorboard --logdir {out}")

@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from avprompt.callbacks.pictures import clip_of
 from avprompt.errors import ArgumentError, ConfigError
 
 
@@ -69,14 +69,15 @@ class PredictionWriter(Callback):
                 writer.writeheader()
             writer.writerows(rows)
         self.rows += len(rows)
+        for name, picture in pl_module.prediction_files(outputs, batch).items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            picture.save(self.folder / name)
         decisions = pl_module.decide(outputs)
         for index, clip_id in enumerate(batch["id"]):
             self.clips[clip_id] += 1
             if self.drawn < self.max_pictures:
-                sample = {key: value[index].cpu() if torch.is_tensor(value) else value[index]
-                          for key, value in batch.items()}
-                decided = {key: value[index].cpu() for key, value in decisions.items()}
-                data.plot({**sample, **decided}).savefig(self._picture(clip_id), dpi=110)
+                figure = data.plot({**clip_of(batch, index), **clip_of(decisions, index)})
+                figure.savefig(self._picture(clip_id), dpi=110)
                 self.drawn += 1
 
     def _picture(self, clip_id: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning
@@ -16,9 +17,9 @@ from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
 from avprompt.encoders import HTSAT, SwinV2
 from avprompt.errors import ArgumentError, CheckpointError
-from avprompt.heads import cmbs
+from avprompt.heads import avs_decoder, cmbs, mgn, st_avqa
 from avprompt.prompts import DGSCT
-from avprompt.tasks.ave import AVE
+from avprompt.tasks import AVE, AVQA, AVS, AVVP
 
 #: one released adapter: its name -> ours
 GUIDE = {
@@ -46,37 +47,70 @@ DEAD_IN_GUIDE = ("gate_tk", "fc_caption", "temporal_gated")
 LISTS = {"audio_adapter_blocks": "audio", "vis_adapter_blocks": "visual"}
 
 
-def build_ave(**options: object) -> AVE:
-    """The released AVE network, with random weights. Options go to `DGSCT` (e.g. `gamma`)."""
-    return AVE(AVPromptBackbone(SwinV2(), HTSAT(), DGSCT(**options)), num_classes=28)
+@dataclass(frozen=True)
+class Released:
+    """How a released network's state dict maps to ours.
+
+    Args:
+        build: the network with random weights; options go to `DGSCT` (e.g. `gamma`) over its own settings.
+        keys: beginnings of the head's names -> ours.
+        dead: patterns of names that never influence an output.
+        parts: parts of the head's names -> ours, behind the beginnings.
+        dead_in_guide: names inside an adapter that never influence an output.
+    """
+
+    build: Callable[..., LightningModule]
+    keys: dict[str, str]
+    dead: tuple[str, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
+    dead_in_guide: tuple[str, ...] = ()
 
 
-#: task -> (network, released head keys -> ours, patterns of head keys that are dead)
-TASKS: dict[str, tuple[Callable[..., LightningModule], dict[str, str], tuple[str, ...]]] = {
-    "ave": (build_ave, cmbs.RELEASED_KEYS, (*cmbs.RELEASED_DEAD, r"adapter_token_downsampler\.")),
+def network(task: Callable[..., LightningModule], settings: dict[str, object] = {},  # noqa: B006
+            **arguments: object) -> Callable[..., LightningModule]:
+    """Builder of a released network: the task over Swin-V2-L and HTS-AT with these settings of DG-SCT."""
+    return lambda **options: task(AVPromptBackbone(SwinV2(), HTSAT(), DGSCT(**{**settings, **options})), **arguments)
+
+
+#: what the released networks have in common besides AVE's and AVVP's
+UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
+SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
+TASKS = {
+    "ave": Released(network(AVE, num_classes=28), cmbs.RELEASED_KEYS,
+                    (*cmbs.RELEASED_DEAD, r"adapter_token_downsampler\.")),
+    "avvp": Released(network(AVVP, {"gamma": 0.05}), mgn.RELEASED_KEYS, mgn.RELEASED_DEAD, mgn.RELEASED_PARTS),
+    "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), avs_decoder.RELEASED_KEYS,
+                       avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS, ("conv_adapter", "ln_before")),
+    "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2}, matching=0.5),
+                        avs_decoder.RELEASED_KEYS, avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS, ("ln_before",)),
+    "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), st_avqa.RELEASED_KEYS,
+                     st_avqa.RELEASED_DEAD),
 }
 
 
-def guide_key(key: str) -> str | None:
+def guide_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
     """Our name of a released adapter key, `None` where it is dead, the key itself where it is unknown."""
     match = re.fullmatch(r"(\w+_adapter_blocks)_(p[12])\.(\d+)\.(\w+)(\..+)?", key)
     if match is None or match[1] not in LISTS:
         return key
     name, rest = match[4], match[5] or ""
-    if name in DEAD_IN_GUIDE:
+    if name in (*DEAD_IN_GUIDE, *dead):
         return None
     if name not in GUIDE:
         return key
     return f"backbone.prompts.{LISTS[match[1]]}_{match[2]}.{match[3]}.{GUIDE[name]}{rest}"
 
 
-def head_key(key: str, renamed: dict[str, str], dead: tuple[str, ...]) -> str | None:
+def head_key(key: str, released: Released) -> str | None:
     """Our name of a released head key, `None` where it is dead, the key itself where it is unknown."""
-    if any(re.match(pattern, key) for pattern in dead):
+    if any(re.match(pattern, key) for pattern in released.dead):
         return None
-    for theirs in sorted(renamed, key=len, reverse=True):
+    for theirs in sorted(released.keys, key=len, reverse=True):
         if key.startswith(theirs):
-            return f"head.{renamed[theirs]}{key[len(theirs):]}"
+            name = f"head.{released.keys[theirs]}{key[len(theirs):]}"
+            for part, ours in released.parts.items():
+                name = name.replace(part, ours)
+            return name
     return key
 
 
@@ -87,7 +121,7 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     `module.` prefix is taken off. Constants (STFT kernels, mel filters, masks, position indices) may be absent.
 
     Args:
-        task: `ave`.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
         state_dict: the released file's content, name -> tensor.
         options: settings of the prompt method that the checkpoint does not hold, such as `gamma`.
 
@@ -101,9 +135,9 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     """
     if task not in TASKS:
         raise ArgumentError("task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on.")
-    build, renamed, dead = TASKS[task]
+    released = TASKS[task]
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    module = build(**options)
+    module = released.build(**options)
     for prefix, load in (("swin.", module.backbone.visual.load_timm_weights),
                          ("htsat.", module.backbone.audio.load_htsat_weights)):
         inside = {key: state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
@@ -111,7 +145,7 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     ours = module.state_dict()  # what the task owns: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
-        name = guide_key(key) if "_adapter_blocks_" in key else head_key(key, renamed, dead)
+        name = guide_key(key, released.dead_in_guide) if "_adapter_blocks_" in key else head_key(key, released)
         if name is None:
             continue
         # convolutions carry trailing 1 x 1 axes, grouped ones a merged group axis: same numbers in the same order
@@ -136,7 +170,7 @@ def convert(task: str, source: Path, target: Path) -> dict[str, Path]:
     beside it. The command that uses them is printed.
 
     Args:
-        task: `ave`.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
         source: the authors' .pt file.
         target: checkpoint to write, ending in .ckpt.
 

@@ -103,6 +103,15 @@ class FrozenEncoder(nn.Module, abc.ABC):
         """The name that the library's own class gives to our state-dict entry `name`."""
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames that a visual encoder takes.
+
+        Raises:
+            AttributeError: it is no visual encoder.
+        """
+        raise AttributeError(f"{type(self).__name__} takes no frames")
+
+    @property
     def dim(self) -> int:
         """Channels of the last block's tokens."""
         return self.stages[-1].blocks[-1].spec.dim

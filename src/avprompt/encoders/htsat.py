@@ -25,7 +25,7 @@ from avprompt.encoders.base import (
     read_weights,
     without_autocast,
 )
-from avprompt.errors import ShapeError, WeightsError
+from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 
 def htsat_module() -> ModuleType:
@@ -120,8 +120,11 @@ class HTSAT(FrozenEncoder):
         final_norm: apply HTS-AT's last norm (the released downstream networks do not).
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`; also turns SpecAugment on in train mode.
+        mixup: with `released_mode`, mix each segment's spectrogram in training with that of the batch's mirrored place, by
+            a weight from Beta(0.5, 0.5); labels are not mixed. The released AVVP, AVS and AVQA procedures do.
 
     Raises:
+        ArgumentError: `mixup` without `released_mode`.
         WeightsError: the file is missing, or of another architecture.
     """
 
@@ -129,9 +132,11 @@ class HTSAT(FrozenEncoder):
     drop_path = 0.1
 
     def __init__(self, pretrained: str = "none", repeat: int | None = None, final_norm: bool = False,
-                 frozen: bool = True, released_mode: bool = False) -> None:
+                 frozen: bool = True, released_mode: bool = False, mixup: bool = False) -> None:
         super().__init__(frozen, released_mode)
-        self.repeat = repeat
+        if mixup and not released_mode:
+            raise ArgumentError("mixup", mixup, "released_mode: true beside it", "Set both, or neither.")
+        self.repeat, self.mixup = repeat, mixup
         self._take_apart(self._build(FrontEnd()), final_norm)
         self._load(pretrained)
         self.freeze()
@@ -234,6 +239,9 @@ class HTSAT(FrozenEncoder):
         mel = self.log_mel(x.flatten(0, 1), self.repeat or x.shape[1])
         if self.training:
             mel = self.spec_augmenter(mel)
+            if self.mixup:
+                share = torch.distributions.Beta(0.5, 0.5).sample((len(mel), 1, 1, 1)).to(mel)
+                mel = share * mel + (1 - share) * mel.flip(0)
         return self.patch_embed(self.fold(mel))
 
     def finalize(self, tokens: Tensor) -> Tensor:

@@ -149,5 +149,9 @@ class SwinV2(FrozenEncoder):
                              "Set the data module's image_size to the visual encoder's.")
         return self.patch_embed(x.flatten(0, 1)).flatten(1, 2)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return tuple(self.patch_embed.img_size)
+
     def finalize(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-WIDTH, HEADS, HIDDEN, DROPOUT = 256, 4, 1024, 0.1  # of the released network
+from avprompt.heads.temporal import DROPOUT, HEADS, HIDDEN, TemporalGate
+
+WIDTH = 256  # of the released network
 TOP = 4  # segments that vote on a clip's category
 VIDEO_SCORE_WEIGHT = 0.3
 
@@ -53,27 +55,6 @@ RELEASED_DEAD = (
 )
 
 
-class TemporalEncoder(nn.Module):
-    """Linear map and two post-norm transformer layers over time.
-
-    Args:
-        inputs: channels of the input.
-    """
-
-    def __init__(self, inputs: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(inputs, WIDTH)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, DROPOUT, batch_first=True) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, inputs) -> (B, T, 256)."""
-        x = self.project(x)
-        for layer in self.layers:
-            x = layer(x)
-        return x
-
-
 class CrossModalDecoder(nn.Module):
     """One post-norm layer: a modality attends over the other's memory and itself, then a feed-forward block.
 
@@ -96,8 +77,8 @@ class CrossModalDecoder(nn.Module):
         return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
 
 
-class Stream(nn.Module):
-    """One modality over time: projection, BiLSTM, temporal encoder, and the gate that says when something happens.
+class Stream(TemporalGate):
+    """One modality over time: projection, then its temporal gate.
 
     Args:
         inputs: channels of the backbone's features.
@@ -107,19 +88,14 @@ class Stream(nn.Module):
     """
 
     def __init__(self, inputs: int, hidden: int, rnn: int, activated: bool) -> None:
-        super().__init__()
-        self.project = nn.Linear(inputs, hidden)
+        project = nn.Linear(inputs, hidden)
+        super().__init__(hidden, rnn, WIDTH)
+        self.project = project
         self.activation = nn.Sequential(nn.ReLU(), nn.Dropout(0.2)) if activated else nn.Identity()
-        self.rnn = nn.LSTM(hidden, rnn // 2, batch_first=True, bidirectional=True)
-        self.encoder = TemporalEncoder(rnn)
-        self.gate = nn.Linear(WIDTH, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, inputs) -> BiLSTM output (B, T, rnn), memory (B, T, 256), gate (B, T, 1) in (0, 1)."""
-        hidden, _ = self.rnn(self.activation(self.project(x)))
-        memory = self.encoder(hidden)
-        # in float32: bfloat16 has no number between 0.996 and 1, where the gate's loss is decided
-        return hidden, memory, torch.sigmoid(self.gate(memory).float())
+        return super().forward(self.activation(self.project(x)))
 
 
 def audio_stream(inputs: int) -> Stream:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from PIL import Image
 from torch import Tensor
 
 from avprompt import checkpoints
@@ -59,13 +60,17 @@ class AVPromptTask(LightningModule, abc.ABC):
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Outputs -> rows of the table that `avprompt predict` writes."""
 
+    def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
+        """Pictures that are results themselves, by path below the run's folder."""
+        return {}
+
     @abc.abstractmethod
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         """Count an evaluated batch."""
 
     @abc.abstractmethod
     def compute_metrics(self) -> dict[str, Tensor]:
-        """Name -> value over everything counted since the last call; resets the count."""
+        """Name -> value in [0, 1] over everything counted since the last call; resets the count."""
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One training batch -> loss.

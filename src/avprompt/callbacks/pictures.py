@@ -1,0 +1,62 @@
+"""What the network makes of some clips, for the eye: in TensorBoard after every validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from avprompt.errors import ArgumentError
+
+
+def few(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The first `count` clips of a batch."""
+    return {key: value[:count] for key, value in batch.items()}
+
+
+def clip_of(batch: dict[str, Any], index: int) -> dict[str, Any]:
+    """Clip `index` of a batch on the CPU, floating-point entries in float32."""
+    found = {}
+    for key, value in batch.items():
+        entry = value[index]
+        if torch.is_tensor(entry):
+            entry = entry.detach().cpu()
+            entry = entry.float() if entry.is_floating_point() else entry
+        found[key] = entry
+    return found
+
+
+class ValidationPictures(Callback):
+    """Draw the first clips of the validation split with truth, prediction and maps, at each validation.
+
+    The same clips every time, so that TensorBoard's slider shows how they change. Without a TensorBoard logger nothing is
+    drawn.
+
+    Args:
+        count: clips, at most a batch.
+
+    Raises:
+        ArgumentError: less than one clip.
+    """
+
+    def __init__(self, count: int = 2) -> None:
+        if count < 1:
+            raise ArgumentError("count", count, "at least 1", "Leave the callback out to draw none.")
+        self.count = count
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
+                                batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Run the first batch's first clips once more, with maps, and draw them."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if batch_idx or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero or not boards:
+            return
+        batch = few(batch, self.count)
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            decided = pl_module.decide(pl_module(batch, maps=True))
+        for index, clip_id in enumerate(batch["id"]):
+            figure = trainer.datamodule.plot({**clip_of(batch, index), **clip_of(decided, index)})
+            for board in boards:
+                board.experiment.add_figure(f"validation/{index}_{clip_id}", figure, trainer.global_step)

@@ -1,0 +1,214 @@
+"""Segmentation head of AVSBench: that of DG-SCT's released network.
+
+    stage k of the visual encoder -[Linear, resize]-> map k --(x)--[TPAVI]--> map k -----+
+                                                              |        |                 v
+    audio (B, T, C_a) -[Linear]- sound --[temporal gates]-----+--(x)---+    top down: [fuse, x2] ... [fuse, x2] -> mask
+
+TPAVI (Zhou et al., ECCV 2022) with dot-product attention has no softmax, and sound is the same at every position: the
+product over all pairs of positions is taken in the exact linear order, which never builds their square matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avprompt.encoders.base import BlockSpec
+from avprompt.errors import ArgumentError
+from avprompt.heads.temporal import TemporalGate
+
+SOUND = 128  # channels of the sound in the released network
+
+#: parts of names in the authors' checkpoint -> ours; counters start at one there
+RELEASED_KEYS = {
+    **{f"x{k + 1}_linear_.": f"levels.{k}.project." for k in range(4)},
+    **{f"tpavi_b{k + 1}.": f"levels.{k}.tpavi." for k in range(4)},
+    **{f"path{k + 1}.resConfUnit1.": f"fusions.{k}.skip." for k in range(4)},
+    **{f"path{k + 1}.resConfUnit2.": f"fusions.{k}.refine." for k in range(4)},
+    "audio_linear.": "audio_project.",
+    "output_conv.": "output.",
+    **{f"temporal_attn.{theirs.format(k)}.": f"levels.{k}.{ours}."
+       for k in range(4) for theirs, ours in {
+           "v_fc.{}": "pooled",
+           "audio_visual_rnn_layer.{}.audio_rnn": "audio_gate.rnn",
+           "audio_visual_rnn_layer.{}.visual_rnn": "visual_gate.rnn",
+           "audio_encoder.{}.affine_matrix": "audio_gate.encoder.project",
+           "video_encoder.{}.affine_matrix": "visual_gate.encoder.project",
+           "audio_encoder.{}.encoder.layers": "audio_gate.encoder.layers",
+           "video_encoder.{}.encoder.layers": "visual_gate.encoder.layers",
+           "audio_gated.{}.0": "audio_gate.gate",
+           "video_gated.{}.0": "visual_gate.gate",
+       }.items()},
+}
+#: parts of names -> ours
+RELEASED_PARTS = {".align_channel.": ".align.", ".norm_layer.": ".norm.", ".W_z.0.": ".expand.", ".W_z.1.": ".bn.",
+                  ".g.": ".value.", ".theta.": ".query.", ".phi.": ".key."}
+#: patterns of names without influence: a second, unused backbone and its adaptors, decoders whose result is thrown away,
+#: prototypes of copied layers
+RELEASED_DEAD = (
+    r"encoder_backbone\.", r"conv[1-4]\.", r"x[1-4]_linear\.", r"path4\.resConfUnit1\.",
+    r"temporal_attn\.(video|audio)_decoder\.", r"temporal_attn\.\w+_encoder\.\d\.encoder_layer\.",
+)
+
+
+class TPAVI(nn.Module):
+    """Temporal pixel-wise audio-visual interaction in the exact linear form: cost T*H*W instead of (T*H*W)^2.
+
+    Args:
+        width: channels C of the maps.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.align = nn.Linear(SOUND, width)
+        self.query, self.key, self.value = (nn.Linear(width, width // 2) for _ in range(3))
+        self.expand, self.bn, self.norm = nn.Linear(width // 2, width), nn.BatchNorm1d(width), nn.LayerNorm(width)
+        nn.init.zeros_(self.bn.weight)
+
+    def forward(self, x: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, N, C), sound (B, T, 128) -> maps (B, T, N, C), sound in their channels (B, T, C)."""
+        sound = self.align(sound)
+        # theta (phi^T g): phi is the same at all N positions of a segment, so g is summed over them first
+        values = self.value(x).sum(2)
+        kernel = self.key(sound).transpose(1, 2) @ values / (x.shape[1] * x.shape[2])
+        y = self.expand(self.query(x) @ kernel.unsqueeze(1))
+        y = self.bn(y.flatten(0, 2)).view_as(x)
+        return self.norm(y + x), sound
+
+
+class Level(nn.Module):
+    """One scale: projection, resize, temporal gates in both directions, TPAVI.
+
+    Args:
+        spec: the encoder's last block of the stage.
+        size: height and width of the resized map.
+        width: its channels C.
+        gates: strength of the temporal gates: audio guides video, video guides audio; 0 leaves one out.
+    """
+
+    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float]) -> None:
+        super().__init__()
+        self.grid, self.prefix, self.size, (self.a2v, self.v2a) = spec.grid, spec.prefix, size, gates
+        self.project, self.tpavi = nn.Linear(spec.dim, width), TPAVI(width)
+        self.audio_gate = TemporalGate(SOUND, width, width) if self.a2v else None
+        self.pooled = nn.Linear(width, width) if self.v2a else None
+        self.visual_gate = TemporalGate(width, 2 * width, width) if self.v2a else None
+        self.dropout = nn.Dropout(0.2)
+
+    def resize(self, tokens: Tensor) -> Tensor:
+        """(B, T, N, C) -> (B, T, size, size, C)."""
+        maps = self.project(tokens[:, :, self.prefix:]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
+        maps = F.interpolate(maps.float(), (self.size, self.size), mode="bicubic").to(maps.dtype)
+        return maps.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
+
+    def gate(self, maps: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, h, w, C), sound (B, T, 128) -> gated maps, gate (B, T, 1) that vision opens on sound."""
+        opened = maps.new_zeros(*maps.shape[:2], 1)
+        if self.visual_gate is not None:
+            opened = self.visual_gate(self.dropout(F.relu(self.pooled(maps.mean((2, 3))))))[2]
+        if self.audio_gate is not None:
+            maps = maps * (1 + self.a2v * self.audio_gate(sound)[2])[..., None, None]
+        return maps, opened
+
+    def interact(self, maps: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps (B, T, h, w, C), sound (B, T, 128) -> maps (B*T, C, h, w), sound (B, T, C)."""
+        maps, sound = self.tpavi(maps.flatten(2, 3), sound)
+        return maps.flatten(0, 1).transpose(1, 2).unflatten(2, (self.size, self.size)), sound
+
+
+class ResidualUnit(nn.Module):
+    """Two 3 x 3 convolutions behind ReLUs, and a residual.
+
+    Args:
+        width: channels C.
+        rectified: the residual is taken behind the first ReLU, as the released code's in-place ReLU does.
+    """
+
+    def __init__(self, width: int, rectified: bool) -> None:
+        super().__init__()
+        self.rectified = rectified
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B*T, C, h, w) -> the same shape."""
+        activated = F.relu(x)
+        return self.conv2(F.relu(self.conv1(activated))) + (activated if self.rectified else x)
+
+
+class Fusion(nn.Module):
+    """Add a finer map to what comes from above, refine, double the size.
+
+    Args:
+        width: channels C.
+        skip: whether there is something from above.
+        rectified: see `ResidualUnit`.
+    """
+
+    def __init__(self, width: int, skip: bool, rectified: bool) -> None:
+        super().__init__()
+        self.skip, self.refine = ResidualUnit(width, rectified) if skip else None, ResidualUnit(width, rectified)
+
+    def forward(self, own: Tensor, above: Tensor | None) -> Tensor:
+        """Own map (B*T, C, h, w), map from above of the same shape or `None` -> (B*T, C, 2h, 2w)."""
+        x = own if above is None else above + self.skip(own)
+        return F.interpolate(self.refine(x), scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class AVSDecoder(nn.Module):
+    """Decoder over the visual encoder's stages, guided by pooled audio, as released, without what is never used.
+
+    Args:
+        audio_dim: channels of the audio features.
+        stages: the last block of each visual stage, finest first.
+        mask_size: height and width of the masks; the finest map is a quarter of it.
+        gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.05 in the released network).
+        matching: also return what the MS3 loss compares.
+        width: channels C of the maps; those of everything else follow from it.
+        rectified: see `ResidualUnit`; with it the maps that the MS3 loss sees are rectified too, as released.
+
+    Raises:
+        ArgumentError: the mask size is no multiple of what the stages need, or the width none of eight.
+    """
+
+    def __init__(self, audio_dim: int, stages: list[BlockSpec], mask_size: int = 224,
+                 gates: tuple[float, float] = (0.05, 0.05), matching: bool = False, width: int = 256,
+                 rectified: bool = True) -> None:
+        super().__init__()
+        step = 4 * 2 ** (len(stages) - 1)
+        if mask_size % step:
+            raise ArgumentError("mask_size", mask_size, f"a multiple of {step}, for {len(stages)} stages",
+                                "Choose another mask_size.")
+        if width % 8:
+            raise ArgumentError("width", width, "a multiple of 8", "Choose another width.")
+        self.gates, self.matching, self.rectified = gates, matching, rectified
+        self.audio_project = nn.Linear(audio_dim, SOUND)
+        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates) for k, spec in enumerate(stages))
+        self.fusions = nn.ModuleList(Fusion(width, k + 1 < len(stages), rectified) for k in range(len(stages)))
+        self.output = nn.Sequential(
+            nn.Conv2d(width, width // 2, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Conv2d(width // 2, width // 8, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 8, 1, 1))
+
+    def forward(self, audio: Tensor, pyramid: list[Tensor]) -> dict[str, Tensor]:
+        """Audio (B, T, C_a), tokens of each visual stage (B, T, N, C) -> outputs.
+
+        Returns:
+            `masks` (B, T, mask_size, mask_size) logits; with `matching` also `matched_visual` and `matched_audio`
+            (B, T, stages, C): maps averaged under the predicted mask, and sound in their channels.
+        """
+        sound = self.audio_project(audio)
+        gated = [level.gate(level.resize(tokens), sound) for level, tokens in zip(self.levels, pyramid, strict=True)]
+        opened = torch.stack([gate for _, gate in gated]).mean(0)
+        sound = sound * (1 + self.gates[1] * opened)
+        maps, sounds = zip(*(level.interact(m, sound) for level, (m, _) in zip(self.levels, gated)))
+        x = None
+        for fusion, own in zip(reversed(self.fusions), reversed(maps)):
+            x = fusion(own, x)
+        masks = self.output(x)
+        out = {"masks": masks.squeeze(1).unflatten(0, audio.shape[:2])}
+        if self.matching:
+            seen = [(F.relu(m) if self.rectified else m) * torch.sigmoid(F.adaptive_avg_pool2d(masks, m.shape[-2:]))
+                    for m in maps]
+            out["matched_visual"] = torch.stack([m.mean((2, 3)) for m in seen], 1).unflatten(0, audio.shape[:2])
+            out["matched_audio"] = torch.stack(sounds, 2)
+        return out

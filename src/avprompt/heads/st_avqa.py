@@ -1,0 +1,145 @@
+"""Question answering head of MUSIC-AVQA: ST-AVQA (Li et al., CVPR 2022) as DG-SCT's released network has it.
+
+    audio (B, T, C_a) ----[MLP]----- sound -------------------------------+--[question attends]--+
+                                       | grounds                          |                      +--[fuse]-(x)--> answer
+    visual tokens (B, T, N, C_v) --[where it sounds, and the mean]-- sight +--[question attends]--+       |
+    question (B, L) --[LSTM]---------------------------------------------------------------- question ---+
+
+    sound and sight of a segment -[match]-> do they belong together? (negatives: frames of another video)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HEADS, DROPOUT = 4, 0.1  # of the released network
+
+#: names in the authors' checkpoint -> ours, by prefix
+RELEASED_KEYS = {
+    "fc_a1.": "grounding.audio.0.",
+    "fc_a2.": "grounding.audio.2.",
+    "fc_gl.": "grounding.merge.",
+    "fc1.": "grounding.match.0.",
+    "fc2.": "grounding.match.2.",
+    "fc3.": "grounding.match.4.",
+    "fc4.": "grounding.match.6.",
+    "question_encoder.word2vec.": "question.words.",
+    "question_encoder.lstm.": "question.lstm.",
+    "question_encoder.fc.": "question.project.",
+    "attn_v.": "visual_reader.attention.",
+    "linear11.": "visual_reader.linear1.",
+    "linear12.": "visual_reader.linear2.",
+    "norm1.": "visual_reader.norm.",
+    "attn_a.": "audio_reader.attention.",
+    "linear21.": "audio_reader.linear1.",
+    "linear22.": "audio_reader.linear2.",
+    "norm2.": "audio_reader.norm.",
+    "fc_fusion.": "fusion.",
+    "fc_ans.": "answer.",
+}
+#: patterns of names that are never used
+RELEASED_DEAD = (r"fc_a[12]_pure\.", r"norm3\.")
+
+
+class Grounding(nn.Module):
+    """Where in the frame the sound comes from, and whether sound and frame belong together.
+
+    Args:
+        audio_dim: channels of the audio features.
+        width: channels of the visual tokens, and of everything behind.
+    """
+
+    def __init__(self, audio_dim: int, width: int) -> None:
+        super().__init__()
+        self.audio = nn.Sequential(nn.Linear(audio_dim, width), nn.ReLU(), nn.Linear(width, width))
+        self.merge = nn.Linear(2 * width, width)
+        self.match = nn.Sequential(nn.Linear(2 * width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(),
+                                   nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
+
+    def forward(self, sound: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Sound (B, T, C), visual tokens (B, T, N, C) -> sight (B, T, C), grounding map (B, T, N) that sums to 1."""
+        direction = F.normalize(tokens, dim=-1)
+        weights = (direction @ F.normalize(sound, dim=-1).unsqueeze(-1)).squeeze(-1).float().softmax(-1)
+        grounded = (weights.unsqueeze(2).to(direction.dtype) @ direction).squeeze(2)
+        return self.merge(torch.tanh(torch.cat((tokens.mean(2), grounded), dim=-1))), weights
+
+    def matches(self, sound: Tensor, sight: Tensor) -> Tensor:
+        """Sound and sight (B, T, C) -> logits (B*T, 2); 1 is "they belong together"."""
+        return self.match(torch.cat((sound, sight), dim=-1).flatten(0, 1))
+
+
+class QuestionEncoder(nn.Module):
+    """Words -> LSTM -> one vector.
+
+    Args:
+        words: size of the vocabulary, padding included.
+        width: channels.
+    """
+
+    def __init__(self, words: int, width: int) -> None:
+        super().__init__()
+        self.words, self.lstm = nn.Embedding(words, width), nn.LSTM(width, width, batch_first=True)
+        self.project = nn.Linear(2 * width, width)
+
+    def forward(self, question: Tensor) -> Tensor:
+        """Word indices (B, L), padded with 0 and read to the end as released -> (B, width)."""
+        _, (hidden, cell) = self.lstm(torch.tanh(self.words(question)))
+        return self.project(torch.tanh(torch.cat((hidden[0], cell[0]), dim=-1)))
+
+
+class Reader(nn.Module):
+    """The question attends over segments, then a feed-forward block.
+
+    Args:
+        width: channels.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, HEADS, DROPOUT, batch_first=True)
+        self.linear1, self.linear2, self.norm = nn.Linear(width, width), nn.Linear(width, width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, question: Tensor, segments: Tensor) -> Tensor:
+        """Question (B, C), segments (B, T, C) -> what it read plus the segments' mean, (B, C)."""
+        read = self.attention(question.unsqueeze(1), segments, segments, need_weights=False)[0].squeeze(1)
+        read = self.norm(read + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(read))))))
+        return read + segments.mean(1)
+
+
+class STAVQAHead(nn.Module):
+    """Spatial grounding, temporal attention by the question, and the answer.
+
+    Args:
+        audio_dim: channels of the audio features.
+        visual_dim: channels of the visual tokens; also the width of everything behind.
+        num_answers: answers to choose from.
+        words: size of the question vocabulary, padding included.
+    """
+
+    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int) -> None:
+        super().__init__()
+        self.grounding = Grounding(audio_dim, visual_dim)
+        self.question = QuestionEncoder(words, visual_dim)
+        self.audio_reader, self.visual_reader = Reader(visual_dim), Reader(visual_dim)
+        self.fusion, self.answer = nn.Linear(2 * visual_dim, visual_dim), nn.Linear(visual_dim, num_answers)
+
+    def forward(self, audio: Tensor, tokens: Tensor, question: Tensor,
+                negative_tokens: Tensor | None = None) -> dict[str, Tensor]:
+        """Audio (B, T, C_a), visual tokens (B, T, N, C_v), question (B, L), tokens of another video's frames -> outputs.
+
+        Returns:
+            `answer` (B, A) logits, `grounding` (B, T, N) that sums to 1; with negatives `match_positive` and
+            `match_negative` (B*T, 2) logits.
+        """
+        sound = self.grounding.audio(audio)
+        sight, grounding = self.grounding(sound, tokens)
+        asked = self.question(question)
+        fused = torch.cat((self.audio_reader(asked, sound), self.visual_reader(asked, sight)), dim=-1)
+        out = {"answer": self.answer(torch.tanh(self.fusion(torch.tanh(fused)) * asked)), "grounding": grounding}
+        if negative_tokens is not None:
+            out["match_positive"] = self.grounding.matches(sound, sight)
+            out["match_negative"] = self.grounding.matches(sound, self.grounding(sound, negative_tokens)[0])
+        return out

@@ -1,0 +1,56 @@
+"""The released stand-in for DG-SCT's temporal attention: a gate a segment, read from one modality, opened on the other.
+
+    features (B, T, C) -[BiLSTM]- hidden -[Linear, 2 transformer layers]- memory -[Linear, sigmoid]- gate (B, T, 1)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+HEADS, HIDDEN, DROPOUT = 4, 1024, 0.1  # of the released networks
+
+
+class TemporalEncoder(nn.Module):
+    """Linear map and two post-norm transformer layers over time.
+
+    Args:
+        inputs: channels of the input.
+        width: channels of the output.
+    """
+
+    def __init__(self, inputs: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(inputs, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, HEADS, HIDDEN, DROPOUT, batch_first=True) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, inputs) -> (B, T, width)."""
+        x = self.project(x)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class TemporalGate(nn.Module):
+    """One modality over time: BiLSTM, temporal encoder, and the gate that says when something happens.
+
+    Args:
+        inputs: channels of the input.
+        rnn: channels of the BiLSTM, both directions together.
+        width: channels of the encoder.
+    """
+
+    def __init__(self, inputs: int, rnn: int, width: int) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(inputs, rnn // 2, batch_first=True, bidirectional=True)
+        self.encoder = TemporalEncoder(rnn, width)
+        self.gate = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, inputs) -> BiLSTM output (B, T, rnn), memory (B, T, width), gate (B, T, 1) in (0, 1)."""
+        hidden, _ = self.rnn(x)
+        memory = self.encoder(hidden)
+        # in float32: bfloat16 has no number between 0.996 and 1, where a loss on the gate is decided
+        return hidden, memory, torch.sigmoid(self.gate(memory).float())
