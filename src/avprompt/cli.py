@@ -150,8 +150,8 @@ def lightning_cli() -> type:
     return AVPromptCLI
 
 
-def model_of(args: list[str], meta: bool = False) -> Any:
-    """The task that an experiment describes.
+def parts_of(args: list[str], meta: bool = False) -> tuple[Any, Any]:
+    """The task and the data module that an experiment describes.
 
     Args:
         args: `--config X` and overrides.
@@ -166,7 +166,13 @@ def model_of(args: list[str], meta: bool = False) -> Any:
             """Nothing."""
 
     with torch.device("meta") if meta else torch.device("cpu"):
-        return ModelOnly(args, run=False).model
+        built = ModelOnly(args, run=False)
+        return built.model, built.datamodule
+
+
+def model_of(args: list[str], meta: bool = False) -> Any:
+    """The task that an experiment describes, see `parts_of`."""
+    return parts_of(args, meta)[0]
 
 
 def params(args: list[str]) -> None:

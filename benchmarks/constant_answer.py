@@ -1,0 +1,103 @@
+"""What an answer that never changes would score on a quickstart's test split: the row that every network has to beat.
+
+    python benchmarks/constant_answer.py avvp|avs_s4|avs_ms3|avqa [--root DIR]
+
+The constant is the best of a family on the validation split: the k most frequent events everywhere (AVVP), the mean training
+mask above a threshold or nothing at all (AVS), the most frequent answer, and the most frequent one of each type of question (AVQA).
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from avprompt.cli import parts_of
+from avprompt.data_modules import AVDataModule
+from avprompt.metrics import AVQAAccuracy, AVSJaccard, AVVPFScore
+from avprompt.quickstart import PLANS
+
+RNG = np.random.default_rng(0)
+
+
+def annotations(data: AVDataModule) -> dict[str, list[dict]]:
+    """What each item's annotation holds, by split; no media are read."""
+    splits = data.read_annotations()
+    return {split: [data.annotate(item, RNG) for item in items] for split, items in splits.items()}
+
+
+def avvp(data: AVDataModule) -> dict[str, float]:
+    """Segment-level Type@AV of the k most frequent events, heard and seen in every second."""
+    found = annotations(data)
+    order = torch.stack([sample["labels"] for sample in found["train"]]).mean(0).argsort(descending=True)
+
+    def score(split: str, count: int) -> float:
+        audio, visual = (torch.stack([s[key] for s in found[split]]) for key in ("audio_target", "visual_target"))
+        constant = torch.zeros(data.num_classes)
+        constant[order[:count]] = 1
+        frames, metric = constant.expand_as(audio), AVVPFScore()
+        metric.update(frames, frames, constant.expand(len(audio), -1), audio, visual)
+        return float(metric.compute()["segment_type"])
+
+    best = max(range(data.num_classes + 1), key=lambda count: score("val", count))
+    return {f"the {best} most frequent events everywhere": score("test", best)}
+
+
+def avs(data: AVDataModule) -> dict[str, float]:
+    """mIoU of the mean training mask above a threshold, or of no mask."""
+    found = annotations(data)
+    mean = torch.cat([sample["masks"][sample["annotated"]] for sample in found["train"]]).mean(0)
+
+    def score(split: str, threshold: float) -> float:
+        masks, metric = torch.cat([sample["masks"] for sample in found[split]]), AVSJaccard()
+        metric.update(torch.where(mean > threshold, 9.0, -9.0).expand_as(masks), masks)
+        return 100 * float(metric.compute())
+
+    best = max((*(float(q) for q in torch.linspace(0, float(mean.max()), 12)[:-1]), 2.0), key=lambda t: score("val", t))
+    what = "nothing sounds" if best == 2.0 else f"the mean mask above {best:.3f}"
+    return {what: score("test", best)}
+
+
+def avqa(data: AVDataModule) -> dict[str, float]:
+    """Accuracy of the most frequent training answer, of all and of each type of question."""
+    found = annotations(data)
+    answers, by_type = Counter(), defaultdict(Counter)
+    for sample in found["train"]:
+        answers[int(sample["answer"])] += 1
+        by_type[sample["question_type"]][int(sample["answer"])] += 1
+    test = found["test"]
+    constants = {"the most frequent answer": [answers.most_common(1)[0][0]] * len(test),
+                 "that of the question's type": [by_type[s["question_type"]].most_common(1)[0][0] for s in test]}
+    scores = {}
+    for name, chosen in constants.items():
+        metric = AVQAAccuracy()
+        metric.update(torch.eye(data.num_classes)[chosen], torch.stack([s["answer"] for s in test]),
+                      [s["question_type"] for s in test])
+        scores[name] = float(metric.compute()["average"])
+    return scores
+
+
+TASKS = {"avvp": avvp, "avs_s4": avs, "avs_ms3": avs, "avqa": avqa}
+
+
+def main() -> None:
+    """Print the scores in percent."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--root", type=Path, help="folder of the world; by default the experiment's own")
+    given = parser.parse_args()
+    flags = ["--config", f"experiments/{PLANS[given.task].experiment}.yaml"]
+    flags += ["--data.init_args.root", str(given.root)] if given.root else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of annotations that change no label, which training repeats
+        _, data = parts_of(flags, meta=True)
+        for name, score in TASKS[given.task](data).items():
+            print(f"{given.task}: {name}: {score:.1f} %")
+
+
+if __name__ == "__main__":
+    main()
