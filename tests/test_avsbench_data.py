@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
+import sys
 import wave
 from pathlib import Path
 
@@ -496,3 +498,12 @@ def test_verify(name: str, request: pytest.FixtureRequest, capsys: pytest.Captur
     with (root / "verify.csv").open() as file:
         problems = {row["id"]: row["problem"].split(":")[0] for row in csv.DictReader(file)}
     assert problems == {items[0].id: "broken", items[1].id: "broken", items[2].id: "broken", items[3].id: "missing"}
+
+
+def test_a_world_is_written_after_torch_has_used_its_threads(tmp_path: Path) -> None:
+    """A process forked from such a one hangs in torch's own code, unless it keeps to one thread."""
+    code = ("import torch, sys; from pathlib import Path; from avprompt.synth.avsbench import synthesize;"
+            "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"
+            "torch.nn.functional.interpolate(torch.rand(8, 3, 400, 400), (64, 64), mode='bicubic', antialias=True);"
+            "synthesize(Path(sys.argv[1]), videos=10, classes=2, silent_objects=1, workers=1)")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120, capture_output=True)

@@ -17,8 +17,10 @@ from avprompt.errors import ArgumentError, ConfigError
 class PredictionWriter(Callback):
     """Write `predictions.csv` and `pictures/<id>.png` into the run's folder at `avprompt predict`.
 
-    The task turns outputs into rows (`prediction_rows`) and decisions (`decide`); the data module draws (`plot`). Rows are written batch by batch: what was predicted before an interruption is there. A second example with
-    the same id has its picture in `<id>.2.png`. With `fast_dev_run` nothing is written.
+    The task turns outputs into rows (`prediction_rows`), decisions (`decide`) and, where those are pictures themselves,
+    files (`prediction_files`); the data module draws (`plot`). Rows are written batch by batch: what was predicted
+    before an interruption is there. A second example with the same id has its picture in `<id>.2.png`. With
+    `fast_dev_run` nothing is written.
 
     Args:
         max_pictures: clips drawn at most, the first ones; the CSV holds all.

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from avprompt.errors import ArgumentError, DatasetError
@@ -70,7 +71,8 @@ def write_world(root: Path, scenes: dict[str, Scene], workers: int = 2,
                            "Choose another folder or remove this one.")
     (root / "scenes.jsonl").write_text(side, encoding="utf-8")
     jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
-    with ProcessPoolExecutor(workers) as pool:
+    # one thread each: a process forked from one in which torch has used several would wait for the others for ever
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for _ in tqdm(pool.map(_write, jobs, chunksize=4), total=len(jobs), desc="generate", unit="clip"):
             pass
 
