@@ -22,7 +22,6 @@ from avprompt.data_modules import LLPDataModule
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, ConfigError, DatasetError
 from avprompt.media import llp
 from avprompt.media.decode import Sampling
-from avprompt.media.prepare import prepare
 from avprompt.media.verify import verify
 from avprompt.synth.llp import parsing_scene, synthesize
 from avprompt.synth.world import BANDS, CATEGORIES, Settings

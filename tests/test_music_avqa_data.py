@@ -25,7 +25,6 @@ from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, Dat
 from avprompt.media import music_avqa
 from avprompt.media.decode import Sampling, decode_clip
 from avprompt.media.music_avqa import TYPES, Question, Vocabulary, is_generated, read_splits, read_vocabulary, tokenise
-from avprompt.media.prepare import prepare
 from avprompt.media.verify import verify
 from avprompt.synth.music_avqa import clip_scene, questions, synthesize
 from avprompt.synth.world import CATEGORIES, SAMPLE_RATE, render_sound

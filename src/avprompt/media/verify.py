@@ -48,6 +48,8 @@ def verify(
     if not root.is_dir():
         raise DatasetError("root", root, "an existing folder", "Check the path.")
     splits = published.read(root)
+    for remark in published.remarks(splits):
+        print(remark)
     reader = open_reader(layout, root, None, published.folders)
     entries = reader.entries if isinstance(reader, StoreReader) else {}
     rows, unusable = [], 0
@@ -67,8 +69,6 @@ def verify(
         clips = counts["found"] + counts["missing"] + counts["unusable"]
         print(f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
               f"{counts['short']:>8}{counts['silent']:>8}")
-    for remark in published.remarks(splits):
-        print(remark)
     path = Path(report) if report else root / "verify.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

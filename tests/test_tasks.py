@@ -1,0 +1,113 @@
+"""Tasks through the command line: pictures, tables and masks for people, the grounding stage, released augmentation."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+from small import SmallHTSAT, small_batch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_experiments import on_a_laptop
+from torch import nn
+
+from avprompt import checkpoints
+from avprompt.callbacks import ValidationPictures
+from avprompt.cli import model_of, run
+from avprompt.errors import ArgumentError, CheckpointError
+
+EXPERIMENTS = ROOT / "experiments"
+#: experiment -> fixture of its world, columns of its table, rows a clip
+QUICKSTARTS = {
+    "quickstart": ("world", {"predicted", "annotated"}, 10),
+    "avvp_quickstart": ("llp_world", {"predicted_audio", "predicted_visual", "annotated_audio"}, 10),
+    "avs_s4_quickstart": ("avs_worlds", {"sounding_share", "iou"}, 5),
+    "avs_ms3_quickstart": ("avs_worlds", {"sounding_share", "iou"}, 5),
+    "avqa_quickstart": ("avqa_world", {"question", "predicted", "annotated", "type"}, 1),
+}
+
+
+def flags(name: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
+    root = request.getfixturevalue(QUICKSTARTS[name][0])
+    root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
+    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.init_args.root", str(root),
+            "--trainer.logger.init_args.save_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+
+
+@pytest.mark.parametrize("name", QUICKSTARTS)
+@pytest.mark.filterwarnings("ignore:parsing runs without")
+def test_visualize_draws_the_test_split(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run(["visualize", *flags(name, request, tmp_path), "--trainer.limit_predict_batches", "1",
+         "--data.init_args.eval_batch_size", "3"])
+    folder = tmp_path / name / "version_0"
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    _, columns, per_clip = QUICKSTARTS[name]
+    assert len(rows) == 3 * per_clip and columns <= rows[0].keys()
+    pictures = list((folder / "pictures").glob("*.png"))
+    assert len(pictures) == 3 and all(Image.open(path).size[0] > 400 for path in pictures)
+    masks = sorted((folder / "masks").glob("*.png"))
+    assert len(masks) == (15 if "avs" in name else 0)
+    for path in masks:
+        assert Image.open(path).size == (64, 64) and set(Image.open(path).getdata()) <= {0, 255}
+
+
+@pytest.mark.parametrize("name", ["quickstart", "avvp_quickstart", "avs_s4_quickstart", "avqa_quickstart"])
+@pytest.mark.filterwarnings("ignore:parsing runs without")
+def test_validation_shows_its_first_clips_in_tensorboard(name: str, request: pytest.FixtureRequest,
+                                                         tmp_path: Path) -> None:
+    run(["fit", *flags(name, request, tmp_path), "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
+         "--trainer.max_epochs", "1", "--trainer.callbacks", str(ROOT / "lightning_configs" / "callbacks" / "pictures.yaml")])
+    events = EventAccumulator(str(tmp_path / name / "version_0"))
+    events.Reload()
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("validation/")]
+    assert len(tags) == 2 and all(events.Images(tag)[0].width > 300 for tag in tags)
+    assert any(tag.startswith("val_") for tag in events.Tags()["scalars"])
+
+
+def test_how_many_clips_are_shown() -> None:
+    with pytest.raises(ArgumentError, match="count"):
+        ValidationPictures(count=0)
+
+
+def test_grounding_stage_is_where_question_answering_starts(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    stage = on_a_laptop(EXPERIMENTS / "avqa_grounding_dgsct.yaml", request, tmp_path)
+    save = ["--trainer.fast_dev_run", "false", "--trainer.enable_checkpointing", "true", "--trainer.max_epochs", "1",
+            "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
+            "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
+            "--trainer.logger.init_args.save_dir", str(tmp_path)]
+    run(["fit", *stage, *save])
+    path = tmp_path / "avqa_grounding_dgsct" / "version_0" / "checkpoints" / "best.ckpt"
+    trained = checkpoints.read_checkpoint(path)["state_dict"]
+    flags = on_a_laptop(EXPERIMENTS / "avqa_dgsct.yaml", request, tmp_path)
+    main = model_of([*flags[:4], *flags[7:], "--model.init_args.grounding", str(path)])
+    name = "head.grounding.merge.weight"
+    assert not torch.equal(main.state_dict()[name], trained[name])
+    main.setup("test")
+    assert not torch.equal(main.state_dict()[name], trained[name])  # a test reads its own checkpoint alone
+    main.setup("fit")
+    ours = {key: value for key, value in main.state_dict().items() if key.startswith("head.grounding.")}
+    assert ours.keys() == trained.keys() and all(torch.equal(ours[key], trained[key]) for key in ours)
+    with pytest.raises(CheckpointError, match=r"missing, unexpected or misshapen .*head\.grounding"):
+        checkpoints.load_part(nn.Linear(2, 2), path, "head.grounding.")
+
+
+def test_mixup_of_the_released_procedures() -> None:
+    """Spectrograms of mirrored places are mixed, in train mode alone."""
+    with pytest.raises(ArgumentError, match="mixup.*released_mode"):
+        SmallHTSAT(mixup=True)
+    audio = small_batch(2)[1]
+    encoder = SmallHTSAT(released_mode=True, mixup=True)
+    encoder.spec_augmenter = nn.Identity()
+    plain = SmallHTSAT(released_mode=True)
+    plain.spec_augmenter = nn.Identity()
+    plain.load_state_dict(encoder.state_dict())
+    assert torch.equal(encoder.eval().embed(audio), plain.eval().embed(audio))
+    torch.manual_seed(3)
+    mixed, alone = encoder.train().embed(audio), plain.train().embed(audio)
+    assert not torch.allclose(mixed, alone, atol=1e-3)
+    same = audio[:1, :1].expand(2, 3, -1)  # mixing equal spectrograms changes nothing
+    assert torch.allclose(encoder.embed(same), plain.embed(same), atol=1e-4)
