@@ -95,6 +95,21 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
         checkpoints.load_part(nn.Linear(2, 2), path, "head.grounding.")
 
 
+def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:
+    """With the positives' own frames as negatives both matches agree only where both went through the same network."""
+    frames, audio = torch.randn(2, 3, 3, 64, 64), 0.1 * torch.randn(2, 3, 16000)
+    batch = {"frames": frames, "audio": audio, "negative_frames": frames, "question": torch.ones(2, 14, dtype=torch.long)}
+    for prompted in (False, True):
+        task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.init_args.prompted_negatives",
+                         str(prompted).lower()]).eval()
+        with torch.no_grad():
+            for name, parameter in task.backbone.prompts.named_parameters():
+                if name.endswith("gate"):
+                    parameter.fill_(0.5)
+            outputs = task(batch)
+        assert torch.allclose(outputs["match_positive"], outputs["match_negative"], atol=1e-6) is prompted
+
+
 def test_mixup_of_the_released_procedures() -> None:
     """Spectrograms of mirrored places are mixed, in train mode alone."""
     with pytest.raises(ArgumentError, match="mixup.*released_mode"):

@@ -26,6 +26,8 @@ class AVQA(AVPromptTask):
         num_classes: answers to choose from; linked from the data module, never written in YAML.
         vocabulary_size: words of the questions, padding included; linked likewise.
         match_weight: weight of the term on negative frames, where the data module gives them (released: 0.5).
+        prompted_negatives: negative frames go through the prompted network, like the others. As released they go through the
+            plain one: the prompts then only need to leave a mark for sound and frame to be told to belong together.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
     """
@@ -34,9 +36,10 @@ class AVQA(AVPromptTask):
     mode = "max"
 
     def __init__(self, backbone: AVPromptBackbone, num_classes: int = 42, vocabulary_size: int = 93,
-                 match_weight: float = 0.5, grounding: Path | None = None, **options: Any) -> None:
+                 match_weight: float = 0.5, prompted_negatives: bool = False, grounding: Path | None = None,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
-        self.match_weight = match_weight
+        self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         with seeded("head"):
             self.head = STAVQAHead(backbone.audio_dim, backbone.visual_dim, num_classes, vocabulary_size)
         self.grounding, self.accuracy = grounding, AVQAAccuracy()
@@ -53,7 +56,7 @@ class AVQA(AVPromptTask):
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """Frames (B, T, 3, H, W), audio (B, T, S), `question` (B, L), in training `negative_frames` -> outputs.
 
-        Negative frames go through the plain frozen encoder, without prompts and without a graph, as released.
+        Negative frames go through the plain frozen encoder without a graph, as released, or see `prompted_negatives`.
 
         Returns:
             `answer` (B, A) logits; `match_positive`, `match_negative` (B*T, 2) logits when negatives are given; with `maps`
@@ -62,7 +65,9 @@ class AVQA(AVPromptTask):
         features = self.backbone(batch["frames"], batch["audio"])
         encoder, negatives = self.backbone.visual, batch.get("negative_frames")
         spec = encoder.stages[-1].blocks[-1].spec
-        if negatives is not None:
+        if negatives is not None and self.prompted_negatives:
+            negatives = self.backbone(negatives, batch["audio"]).visual_tokens[:, :, spec.prefix:]
+        elif negatives is not None:
             with torch.no_grad():
                 negatives = encoder(negatives).unflatten(0, negatives.shape[:2])[:, :, spec.prefix:]
         out = self.head(features.audio, features.visual_tokens[:, :, spec.prefix:], batch["question"], negatives)
