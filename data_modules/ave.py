@@ -6,30 +6,27 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from matplotlib.figure import Figure
-
-from avprompt.analysis.timeline import clip_figure
-from avprompt.data_modules.base import AVDataModule, Sample
+from avprompt.data_modules.few_shot import EventDataModule
 from avprompt.media import ave
 
 
-class AVEDataModule(AVDataModule):
+class AVEDataModule(EventDataModule):
     """AVE from its official annotations (Annotations.txt and the three split files in `root`).
 
     Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.media.ave` for what the published
-    files hold besides, and `AVDataModule` for every other argument.
+    files hold besides, and `FewShotDataModule` and `AVDataModule` for every other argument.
 
     Args:
         categories: names of the event categories in the order of their indices; `None` reads root/categories.txt, and
             without that file they are AVE's own 28. Where both are given they must agree.
         drop_leaked: leave out of training the clips that are also evaluated on (18 in AVE). They are reported anyway.
-        options: see `AVDataModule`.
+        options: see `FewShotDataModule` and `AVDataModule`.
     """
 
     published = ave.PUBLISHED
 
-    def __init__(self, root: Path, categories: list[str] | None = None, drop_leaked: bool = False, **options: Any) -> None:
+    def __init__(self, root: Path, categories: list[str] | None = None, drop_leaked: bool = False,
+                 **options: Any) -> None:
         super().__init__(root, **options)
         # read here, not in `setup`: the model is sized by it before any data is looked at
         self.class_names = tuple(categories) if categories else ave.read_categories(self.root)
@@ -48,13 +45,3 @@ class AVEDataModule(AVDataModule):
             out = {clip for ids in shared.values() for clip in ids}
             splits["train"] = [event for event in splits["train"] if event.id not in out]
         return splits
-
-    def annotate(self, item: ave.Event, rng: np.random.Generator) -> Sample:
-        return {"event": item.label(self.sampling.segments, self.num_classes)}
-
-    def plot(self, sample: dict[str, Any]) -> Figure:
-        """Frames, waveform, label and, if present, `prediction` (T,) of a sample."""
-        truth = sample["event"].argmax(-1) if "event" in sample else None
-        return clip_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names,
-                           sample.get("prediction"), truth, sample["id"], float(sample.get("start", 0.0)),
-                           sample.get("valid"), sample.get("map_visual"))

@@ -17,12 +17,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
+from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
-from avprompt.media.readers import ClipReader, Published, open_reader
+from avprompt.media.readers import ClipReader, Published, Segments, open_reader
 from avprompt.media.samplers import Carried, ClipLoader, ResumableLoader
 
 Sample = dict[str, Any]
+
+#: entries of a sample that are frames, and augmented alike: what differs between them must not be the augmentation
+FRAMES = ("frames", "negative_frames")
 
 
 def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
@@ -67,13 +71,17 @@ class ClipDataset(Dataset):
         substitute: in training, replace a clip that does not decode by the next one that does, marked by an all-false
             `valid`, and count it; evaluation never substitutes.
         limit: share of the split above which substitution gives up.
+        augment: frames in [0, 1] and a seed -> augmented and normalised frames; in training only.
+        mix_audio: see `AVDataModule`; in training only.
     """
 
     def __init__(self, items: list[Any], reader: ClipReader, normalise: Normalise, annotate: Any,
-                 seed: int = 0, training: bool = False, substitute: bool = False, limit: float = 0.05) -> None:
+                 seed: int = 0, training: bool = False, substitute: bool = False, limit: float = 0.05,
+                 augment: RandAugment | None = None, mix_audio: float = 0.0) -> None:
         self.items, self.reader, self.normalise, self.annotate = items, reader, normalise, annotate
         self.seed, self.training, self.epoch = seed, training, 0
         self.substitute, self.limit = training and substitute, limit
+        self.augment, self.mix_audio = augment, mix_audio
         self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
 
     @property
@@ -96,16 +104,28 @@ class ClipDataset(Dataset):
         """
         if not 0 <= index < len(self.items):
             raise IndexError(index)  # what ends a `for` loop over the dataset
+        place, (frames, audio, valid) = self._read(index)
+        item = self.items[place]
+        valid = valid if place == index else torch.zeros_like(valid)
+        rng = np.random.default_rng([self.seed, self.epoch, place])
+        sample = {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
+                  **self.annotate(item, rng)}
+        if self.training:
+            self._vary(sample, place, rng)
+        return sample
+
+    def _read(self, index: int) -> tuple[int, Segments]:
+        """Clip `index`, or the next one that decodes where that may take its place; and which one it is."""
         for offset in range(len(self.items)):
             place = (index + offset) % len(self.items)
             item = self.items[place]
             try:
-                frames, audio, valid = self.reader.read(item.id)
+                return place, self.reader.read(item.id)
             except ClipDecodeError as error:
                 if not self.substitute:
                     raise
                 if not self.corrupt[place]:
-                    warnings.warn(f"another clip takes the place of {item.id}: {error}", stacklevel=2)
+                    warnings.warn(f"another clip takes the place of {item.id}: {error}", stacklevel=3)
                 self.corrupt[place] = True
                 count, allowed = int(self.corrupt.sum()), max(1, math.floor(self.limit * len(self.items)))
                 if count > allowed:
@@ -113,13 +133,21 @@ class ClipDataset(Dataset):
                                           f"{count} of {len(self.items)} clips that do not decode, lastly: {error}",
                                           f"at most {allowed} that others may take the place of",
                                           "Something is wrong with the data: run `avprompt data verify`.") from error
-                continue
-            valid = valid if offset == 0 else torch.zeros_like(valid)
-            rng = np.random.default_rng([self.seed, self.epoch, place])
-            return {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
-                    **self.annotate(item, rng)}
         raise ClipDecodeError(self.items[index].id, "no clip of the split decodes", "readable clips",
                               "Run `avprompt data verify`.")
+
+    def _vary(self, sample: Sample, place: int, rng: np.random.Generator) -> None:
+        """Augment the frames of a training sample and mix its sound, as far as asked for."""
+        if self.augment is not None:
+            seed = int(rng.integers(2**32))
+            for key in FRAMES:
+                if key in sample:
+                    sample[key] = self.augment(self.normalise.undo(sample[key]), seed)
+        if rng.random() < self.mix_audio:
+            other = (place + int(rng.integers(1, max(2, len(self))))) % len(self)
+            _, (_, audio, _) = self._read(other)
+            share = torch.from_numpy(rng.beta(10, 10, (len(audio), 1)).astype(np.float32))
+            sample["audio"] = share * sample["audio"] + (1 - share) * audio
 
 
 class VideoWindows(Dataset):
@@ -206,9 +234,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: what checkpoints are selected on; `test` repeats the released procedure.
         predict_root: folder of videos for `avprompt predict`; `None` is the test split.
         pin_memory: copy batches to page-locked memory (CUDA).
+        augment: what is done to the frames of training clips, the same to all of a clip: `none`, or `randaugment`, see
+            `RandAugment`. Every epoch draws anew.
+        mix_audio: probability with which the sound of a training clip is mixed with that of another one, in shares from
+            Beta(10, 10) drawn for each segment; frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range.
+        ArgumentError: a number is out of its range; from `setup`, also augmented frames where masks belong to them.
         DatasetError: from `setup`, when folders or clips are missing.
     """
 
@@ -236,6 +268,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: Literal["val", "test"] = "val",
         predict_root: Path | None = None,
         pin_memory: bool = False,
+        augment: Literal["none", "randaugment"] = "none",
+        mix_audio: float = 0.0,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -243,6 +277,10 @@ class AVDataModule(LightningDataModule, abc.ABC):
                                    ("num_workers", num_workers, 0), ("seed", seed, 0)):
             if value < least:
                 raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
+        if augment not in ("none", "randaugment"):
+            raise ArgumentError("augment", augment, "none or randaugment", "Correct the argument.")
+        if not 0 <= mix_audio <= 1:
+            raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
         self.root, self.layout = Path(root), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
@@ -251,6 +289,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.normalise = Normalise(mean, std)
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
         self.predict_root = predict_root
+        self.augment, self.mix_audio = augment, mix_audio
         self.datasets: dict[str, Dataset] = {}
         self.absent: dict[str, dict[str, str]] = {}
         self.rows: dict[str, int] = {}
@@ -276,12 +315,17 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Read annotations and look for every clip of the splits that the stage needs.
 
         Raises:
+            ArgumentError: `augment` for a dataset of masks, which belong to the frames as they are.
             DatasetError: media are missing and `missing` is `error`, or a split is left without a clip.
             AnnotationError: an annotation file breaks its format.
         """
         if stage == "predict" and self.predict_root is not None:
             self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling, self.normalise)
             return
+        if self.augment != "none" and not self.published.stored:
+            raise ArgumentError("augment", self.augment, "none: masks belong to the frames as they are",
+                                "Leave it out.")
+        augment = RandAugment(self.sampling.size, self.normalise) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
         reader = open_reader(self.layout, self.root, self.sampling, self.published.folders)
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
@@ -289,7 +333,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
                 self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate, self.seed,
-                                                   split == "train", self.corrupt == "substitute")
+                                                   split == "train", self.corrupt == "substitute", augment=augment,
+                                                   mix_audio=self.mix_audio)
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}
@@ -344,8 +389,9 @@ class AVDataModule(LightningDataModule, abc.ABC):
                 for split, data in self.datasets.items()}
 
     def manifest(self) -> dict[str, Any]:
-        """What this run reads: ids by split, and why others are left out."""
+        """What this run reads: ids by split, why others are left out, and whether the world is a generated one."""
         ids = {split: data.ids for split, data in self.datasets.items()}
         left_out = {**self.absent, **{split: data.problems for split, data in self.datasets.items()
                                       if isinstance(data, VideoWindows)}}
-        return {"root": str(self.root), "layout": self.layout, "clips": self.clips(), "ids": ids, "left_out": left_out}
+        return {"root": str(self.root), "generated": (self.root / "scenes.jsonl").is_file(), "layout": self.layout,
+                "clips": self.clips(), "ids": ids, "left_out": left_out}

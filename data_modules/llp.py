@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from avprompt.analysis.parsing import parsing_figure
 from avprompt.data_modules.base import AVDataModule, Sample
-from avprompt.errors import ClipDecodeError, ConfigError, DatasetError
+from avprompt.data_modules.few_shot import FewShotDataModule
+from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, DatasetError
 from avprompt.media import llp
 from avprompt.media.readers import ClipReader, Segments
 
@@ -131,3 +133,80 @@ class LLPDataModule(AVDataModule):
             title += ": " + ", ".join(self.class_names[index] for index in sample["labels"].nonzero().flatten())
         return parsing_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names, truth,
                               prediction, title, float(sample.get("start", 0.0)), sample.get("valid"))
+
+
+class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
+    """LLP with one category a video as the answer, from the same files as `LLPDataModule`.
+
+    Adds `label` (B,) int64, the answer, and `labels` (B, C) float32, 1 for each category that occurs in the video;
+    one's own videos have neither. Categories that are answers in evaluation and occur in no training video are
+    reported: with LLP's own files, `lowest` and `single_label` that is Speech, the answer to 625 of 1200 test videos.
+
+    Args:
+        categories: see `LLPDataModule`.
+        label_policy: which of several categories is the answer: `lowest`, the one with the lowest index (released);
+            `seeded`, one drawn for each video, the same in every epoch and stage (paper: "we randomly select one");
+            `any` puts the lowest into `label` and says that evaluation counts every category in `labels` as right.
+        label_seed: of `seeded`. On its own, so that runs that differ in `seed` are tested on the same answers.
+        single_label: train on videos with exactly one category only (released); test and validation are whole.
+        options: see `FewShotDataModule` and `AVDataModule`.
+
+    Raises:
+        ArgumentError: `label_seed` is negative, or no such policy.
+        AnnotationError: `categories` contradicts categories.txt.
+    """
+
+    def __init__(self, root: Path, categories: list[str] | None = None,
+                 label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: int = 0,
+                 single_label: bool = True, **options: Any) -> None:
+        super().__init__(root, categories=categories, features=None, **options)
+        if label_policy not in ("lowest", "seeded", "any"):
+            raise ArgumentError("label_policy", label_policy, "lowest, seeded or any", "Correct the argument.")
+        if label_seed < 0:
+            raise ArgumentError("label_seed", label_seed, "at least 0", "Choose another value.")
+        self.label_policy, self.label_seed, self.single_label = label_policy, label_seed, single_label
+
+    def setup(self, stage: str) -> None:
+        AVDataModule.setup(self, stage)  # not LLPDataModule's, which is about features for parsing
+
+    def category(self, item: llp.Video) -> int:
+        labels = sorted(set(item.labels))
+        if self.label_policy != "seeded":
+            return labels[0]
+        rng = np.random.default_rng([self.label_seed, *item.id.encode()])
+        return labels[int(rng.integers(len(labels)))]
+
+    def read_annotations(self) -> dict[str, list[llp.Video]]:
+        splits = super().read_annotations()
+        if self.single_label:
+            splits["train"] = [video for video in splits["train"] if len(set(video.labels)) == 1]
+        trained = {label for video in splits["train"] for label in video.labels}
+        for split in ("val", "test"):
+            lost = [video for video in splits[split] if trained.isdisjoint(
+                video.labels if self.label_policy == "any" else {self.category(video)})]
+            if lost:
+                counts = Counter(self.class_names[self.category(video)] for video in lost)
+                share = 100 * len(lost) / len(splits[split])
+                warnings.warn(
+                    f"{split}: the answers to {len(lost)} of {len(splits[split])} videos ({share:.1f} %) are "
+                    "categories without a training clip: "
+                    f"{', '.join(f'{name} {count}' for name, count in counts.most_common())}; a model that never gives "
+                    f"them reaches {100 - share:.1f} % at most", stacklevel=2)
+        return splits
+
+    def annotate(self, item: llp.Video, rng: np.random.Generator) -> Sample:
+        return {"label": torch.tensor(self.category(item)), "labels": item.weak_label(self.num_classes)}
+
+    def plot(self, sample: Sample) -> Figure:
+        """Frames and waveform; in the title what occurs, the answer where that is one of several, and, if present,
+        `prediction`, one for the whole clip."""
+        title = sample["id"]
+        if "labels" in sample:
+            occur = sample["labels"].nonzero().flatten().tolist()
+            title += ": " + ", ".join(self.class_names[index] for index in occur)
+            if len(occur) > 1 and self.label_policy != "any":
+                title += f", answer {self.class_names[int(sample['label'])]}"
+        if "prediction" in sample:
+            title += f"; predicted {self.class_names[int(sample['prediction'].flatten()[0])]}"
+        return parsing_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names, title=title,
+                              start=float(sample.get("start", 0.0)), valid=sample.get("valid"))

@@ -74,6 +74,30 @@ def avqa_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def vggsound_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world in VGG-Sound's layout, 25 videos of five categories, prepared for the tiny encoders."""
+    from avprompt.media.prepare import prepare
+    from avprompt.synth.vggsound import synthesize
+
+    root = tmp_path_factory.mktemp("vggsound")
+    assert synthesize(root, videos=25, seed=7) == {"train": 15, "val": 5, "test": 5}
+    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
+    return root
+
+
+@pytest.fixture(scope="session")
+def ks_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The world in Kinetics-Sounds' layout, 40 clips, prepared for the tiny encoders."""
+    from avprompt.media.prepare import prepare
+    from avprompt.synth.kinetics_sounds import synthesize
+
+    root = tmp_path_factory.mktemp("kinetics_sounds")
+    assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}
+    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
+    return root
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Real annotations and clips, where they are at hand."""
     if not (SHARED / "data").is_dir():

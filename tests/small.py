@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from open_clip.transformer import VisionTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 from torchlibrosa.augmentation import SpecAugmentation
 
-from avprompt.encoders import HTSAT, SwinV2
+from avprompt.encoders import CLIP, HTSAT, CLIPSpectrogram, Fbank, SwinV2
 from avprompt.encoders.htsat import FrontEnd
 
 SEGMENTS, SIZE, SAMPLES = 3, 32, 8000
@@ -55,3 +56,28 @@ def small_batch(clips: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
     generator = torch.Generator().manual_seed(seed)
     frames = torch.randn(clips, SEGMENTS, 3, SIZE, SIZE, generator=generator)
     return frames, 0.1 * torch.randn(clips, SEGMENTS, SAMPLES, generator=generator)
+
+
+#: patches 3 x 5 against the frames' 4 x 4: positions are cropped along one axis and stretched along the other
+FBANK = Fbank(mel_bins=24, frames=40, shift_ms=12.5)
+
+
+class SmallCLIP(CLIP):
+    """CLIP's transformer over 32 x 32 frames: grid 4 x 4, two blocks of width 24 and three heads."""
+
+    def __init__(self, seed: int = 0, **options: object) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            super().__init__(fbank=FBANK, **options)
+
+    def _build(self, model: str) -> nn.Module:
+        net = VisionTransformer(SIZE, 8, 24, 2, 3, 4.0, output_dim=16)
+        enliven(net)
+        return net
+
+
+class SmallSpectrogram(CLIPSpectrogram):
+    """Another such transformer, over spectrograms."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(SmallCLIP(seed=1), FBANK, **options)

@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 def test_every_module_and_weight_is_in_the_wheel(wheel: set[str]) -> None:
     for folder, prefix in (("src/avprompt", "avprompt"), ("data_modules", "avprompt/data_modules")):
-        found = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".safetensors")]
+        found = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".safetensors", ".csv", ".txt")]
         assert found
         for path in found:
             assert f"{prefix}/{path.relative_to(ROOT / folder)}" in wheel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -114,19 +115,26 @@ class AVPromptBackbone(nn.Module):
 
     Args:
         visual: encoder of the frames.
-        audio: encoder of the waveform.
+        audio: encoder of the waveform; `shared` sends spectrograms through the visual encoder's own blocks, `separate`
+            through a copy of them (for full fine-tuning, two towers).
         prompts: the method; it is attached to this pair's sites here.
         pairing: `auto` pairs stage by stage where both have the same number of stages, else over all blocks; `stages`
             insists on the former, `even` on the latter.
         checkpointing: recompute each site in the backward pass instead of keeping its activations.
 
     Raises:
-        ArgumentError: `pairing: stages` with different numbers of stages.
+        ArgumentError: `pairing: stages` with different numbers of stages; `audio: shared` or
+            `separate` with an encoder that only sees.
     """
 
-    def __init__(self, visual: FrozenEncoder, audio: FrozenEncoder, prompts: PromptMethod | None = None,
-                 pairing: Literal["auto", "stages", "even"] = "auto", checkpointing: bool = False) -> None:
+    def __init__(self, visual: FrozenEncoder, audio: FrozenEncoder | Literal["shared", "separate"],
+                 prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto", checkpointing: bool = False) -> None:
         super().__init__()
+        if isinstance(audio, str):
+            if not hasattr(visual, "listener"):
+                raise ArgumentError("audio", f"{audio}, with {type(visual).__name__}", "a visual encoder that can listen",
+                                    "Use avprompt.encoders.CLIP, or give an audio encoder.")
+            audio = (visual if audio == "shared" else copy.deepcopy(visual)).listener()
         self.visual, self.audio, self.prompts = visual, audio, prompts or NoPrompts()
         self.checkpointing = checkpointing
         depths = [[len(stage.blocks) for stage in encoder.stages] for encoder in (visual, audio)]
@@ -166,7 +174,7 @@ class AVPromptBackbone(nn.Module):
             raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
                              "the same first two dimensions (clips B, segments T)", "Check the data module.")
         method = self.prompts if prompted else self._plain()
-        trained = not (self.visual.frozen and self.audio.frozen)
+        trained = any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
         with nullcontext() if trained or method.needs_encoder_gradient else torch.no_grad():
             return self._walk(frames, audio, method, maps)
 
@@ -201,7 +209,7 @@ class AVPromptBackbone(nn.Module):
 
     @staticmethod
     def _embed(encoder: FrozenEncoder, x: Tensor) -> Tensor:
-        with torch.no_grad() if encoder.frozen else nullcontext():
+        with torch.no_grad() if encoder.frozen and not encoder.trained else nullcontext():
             return encoder.embed(x)
 
     def _features(self, visual: Tensor, audio: Tensor, ends: dict[int, Tensor], method: PromptMethod,

@@ -20,17 +20,23 @@ usage: avprompt COMMAND [options]
   data prepare                      folders of videos -> the store that training reads
   data verify                       what a dataset needs, and what of it is there
   data synth ave|llp|...            write a generated audio-visual world in a dataset's own format
+  data stats                        mean and deviation of an experiment's training spectrograms
   convert                           the authors' released checkpoints -> ours
   sweep                             an experiment's rows times seeds, resumable
-  compare                           a table over finished runs
-  visualize                         as predict on the test split: pictures of truth, prediction and maps
+  compare                           finished runs in tables beside the published figures, and in TensorBoard
+  efficiency                        parameters, GFLOPs, seconds and memory of a training step of every experiment
+  visualize                         as predict on the test split: pictures of truth, prediction and maps; with --features
+                                    also t-SNE with and without prompts, frequency maps and temporal gates
   quickstart                        generate, prepare, fit, test and compare on this machine, in minutes
 
 `avprompt COMMAND --help` explains each. Flags come after --config and override it.
 """
+#: functions whose first argument is a list
+SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 #: commands that are one function, whose signature and docstring are options and help
-FUNCTIONS = {"sweep": "avprompt.sweep", "compare": "avprompt.analysis.compare", "quickstart": "avprompt.quickstart"}
+FUNCTIONS = {"sweep": "avprompt.sweep", "compare": "avprompt.analysis.compare",
+             "efficiency": "avprompt.analysis.efficiency", "quickstart": "avprompt.quickstart"}
 
 
 def lightning_cli() -> type:
@@ -187,7 +193,8 @@ def params(args: list[str]) -> None:
     model = model_of(rest, meta=True)
     parts = {"visual": model.backbone.visual, "audio": model.backbone.audio, "prompts": model.backbone.prompts,
              "head": model.head}
-    modules = {name: count_parameters(part) for name, part in parts.items()}
+    counted: set[int] = set()
+    modules = {name: count_parameters(part, counted) for name, part in parts.items()}
     table = {**count_parameters(model), "modules": modules}
     if as_json:
         print(json.dumps(table))
@@ -197,20 +204,61 @@ def params(args: list[str]) -> None:
         print(f"{name:<10}" + "".join(f"{counts[key]:>15,}" for key in ("trainable", "frozen", "total", "owned")))
 
 
-def functions(args: list[str], prog: str, table: dict[str, Any]) -> Any:
+def stats(args: list[str]) -> None:
+    """`avprompt data stats --config X [overrides]`: statistics of the training split's fbank features."""
+    from dataclasses import asdict
+
+    from avprompt import configs
+    from avprompt.encoders import Fbank
+    from avprompt.media.statistics import fbank_statistics
+
+    if not args or "--help" in args or "-h" in args:
+        print("usage: avprompt data stats --config experiments/X.yaml [overrides as for fit]\n\nMean and standard "
+              "deviation of the un-normalised fbank features of the training split, with the settings of\nthe "
+              "experiment's audio encoder; written to the data's root/fbank_statistics.json and printed as flags.")
+        return
+    model, datamodule = parts_of(args, meta=True)
+    audio = model.backbone.audio
+    fbank, rate = getattr(audio, "fbank", None), datamodule.sampling.sample_rate
+    if not isinstance(fbank, Fbank):
+        raise ConfigError("model.init_args.backbone.init_args.audio", type(audio).__name__,
+                          "an encoder with an fbank front end, such as CLIPSpectrogram", "Choose another experiment.")
+    if fbank.sample_rate != rate:
+        raise ConfigError("data.init_args.sample_rate", rate, f"{fbank.sample_rate}, the fbank's", "Make them equal.")
+    datamodule.setup("fit")
+    train = datamodule.datasets["train"]
+    found = fbank_statistics(train.ids, train.reader, fbank, train.substitute, datamodule.num_workers)
+    settings = {key: value for key, value in asdict(fbank).items() if key not in ("mean", "std")}
+    path = datamodule.root / "fbank_statistics.json"
+    seconds = found.segments * datamodule.sampling.seconds
+    record = {"split": "train", **asdict(found), "seconds": seconds, "fbank": settings}
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(f"{path}: {found.clips} clips, {found.segments} segments, {found.corrupt} clips left out")
+    given = [configs.dig(content, "model.init_args.backbone.init_args.audio") for _, content in configs.sources(args)]
+    # `audio: shared` or `separate` is set up by the visual encoder's arguments
+    side = "visual" if [value for value in given if value is not None][-1] in ("shared", "separate") else "audio"
+    for name in ("mean", "std"):
+        print(f"--model.init_args.backbone.init_args.{side}.init_args.fbank.{name} {getattr(found, name):.4f}")
+
+
+def functions(args: list[str], prog: str, table: dict[str, Any], **options: Any) -> Any:
     """Run one of several functions, whose signatures and docstrings are the command's options and help."""
     from jsonargparse import auto_cli
 
-    return auto_cli(table, args=args, prog=prog, as_positional=False)
+    return auto_cli(table, args=args, prog=prog, as_positional=False, **options)
 
 
 def data(args: list[str]) -> None:
-    """`avprompt data prepare|verify|synth`."""
+    """`avprompt data prepare|verify|synth|stats`."""
     from avprompt.media.prepare import prepare
     from avprompt.media.verify import verify
     from avprompt.synth import WORLDS
 
-    complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": WORLDS})
+    if args[:1] == ["stats"]:
+        stats(args[1:])
+        return
+    complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": WORLDS},
+                         epilog="And `avprompt data stats --config experiments/X.yaml`, see its own --help.")
     if args[:1] == ["verify"] and complete is False:
         sys.exit(1)
 
@@ -222,11 +270,15 @@ def convert(args: list[str]) -> None:
     parser = ArgumentParser(prog="avprompt convert", description="The authors' released checkpoints -> ours.")
     parser.add_argument("source", type=Path, help="the authors' .pt file")
     parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders go beside it")
-    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, avs_ms3, avqa")
+    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, avs_ms3, "
+                        "avqa, fewshot, or pretrain (VGG-Sound, for zero-shot transfer)")
+    parser.add_argument("--audio_scale", type=float, help="fewshot, pretrain: CLAP's scale of cosines, the exponential of "
+                        "logit_scale_a in its own file, which theirs lacks")
     given = parser.parse_args(args)
     from avprompt.convert import convert as run
 
-    run(given.task, given.source, given.target)
+    options = {} if given.audio_scale is None else {"audio_scale": given.audio_scale}
+    run(given.task, given.source, given.target, **options)
 
 
 def simple(args: list[str], command: str) -> None:
@@ -235,6 +287,9 @@ def simple(args: list[str], command: str) -> None:
 
     from jsonargparse import auto_cli
 
+    if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
+        count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
+        args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
     function = getattr(importlib.import_module(FUNCTIONS[command]), command)
     auto_cli(function, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart")
 
@@ -271,7 +326,9 @@ def dispatch(args: list[str]) -> None:
     elif command in TRAINER_COMMANDS:
         lightning_cli()(args)
     elif command == "visualize":
-        lightning_cli()(["predict", *rest, "--data.init_args.predict_root", "null"])
+        features = ["--trainer.callbacks+=avprompt.analysis.features.FeaturePictures"] * ("--features" in rest)
+        rest = [arg for arg in rest if arg != "--features"]
+        lightning_cli()(["predict", *rest, *features, "--data.init_args.predict_root", "null"])
     elif command in ("params", "data", "convert"):
         {"params": params, "data": data, "convert": convert}[command](rest)
     elif command in FUNCTIONS:

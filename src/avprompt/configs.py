@@ -12,7 +12,7 @@ import yaml
 from avprompt.errors import ConfigError
 
 #: what the data module knows of the model's sizes; the CLI fills it in, and writing it would have no effect
-SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size")
+SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size", "class_names")
 LINKED = tuple(f"model.{middle}{size}" for size in SIZES for middle in ("init_args.", ""))
 
 Source = tuple[str, dict[str, Any]]

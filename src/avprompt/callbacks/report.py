@@ -15,21 +15,35 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+from torch.utils.tensorboard.summary import hparams
 
 from avprompt.checkpoints import owned_names
 
-PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap", "av", "numpy")
+PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap",
+            "open-clip-torch", "av", "numpy")
 
 
-def count_parameters(module: nn.Module) -> dict[str, int]:
-    """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `owned` (held by a checkpoint)."""
-    trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    total = sum(p.numel() for p in module.parameters())
-    state = nn.Module.state_dict(module)
-    owned = sum(state[name].numel() for name in owned_names(module))
-    return {"trainable": trainable, "frozen": total - trainable, "total": total, "owned": owned}
+def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict[str, int]:
+    """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `owned` (held by a checkpoint).
+
+    Args:
+        module: whose.
+        counted: ids of tensors to leave out, to which those found are added: encoders may share blocks.
+    """
+    counted = set() if counted is None else counted
+    names, counts = owned_names(module), {"trainable": 0, "frozen": 0, "total": 0, "owned": 0}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) in counted:
+            continue
+        counted.add(id(tensor))
+        counts["owned"] += tensor.numel() * (name in names)
+        if isinstance(tensor, nn.Parameter):
+            counts["total"] += tensor.numel()
+            counts["trainable" if tensor.requires_grad else "frozen"] += tensor.numel()
+    return counts
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -69,10 +83,17 @@ class RunReport(Callback):
 
     def _log_hparams(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
         counts = {f"parameters/{name}": count for name, count in count_parameters(pl_module).items()}
+        given = {"experiment": self.experiment, **flatten(self.config), **counts}
         for logger in trainer.loggers:
-            if hasattr(logger, "log_hyperparams"):
-                logger.log_hyperparams({"experiment": self.experiment, **flatten(self.config), **counts}, metrics)
-                logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(given)
+                # the run's arguments, not the list of columns beside them: TensorBoard takes that from one run for all
+                for summary in hparams(given, metrics)[1:]:
+                    logger.experiment.file_writer.add_summary(summary)
+                logger.log_metrics(metrics, pl_module.global_step)
+            else:
+                logger.log_hyperparams(given)
+            logger.save()
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
         folder = self._folder(trainer)
@@ -109,7 +130,7 @@ class RunReport(Callback):
         share = 100 * counts["trainable"] / counts["total"]
         print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}")
         if self._folder(trainer) is not None:
-            self._log_hparams(trainer, pl_module, {pl_module.monitor: float("nan")})
+            self._log_hparams(trainer, pl_module, {})
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

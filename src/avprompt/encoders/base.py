@@ -26,12 +26,14 @@ class BlockSpec:
         grid: rows and columns of the token grid (audio: frequency x time as the encoder lays them out).
         stage: index of the stage that holds the block.
         prefix: tokens before the grid, such as a class token.
+        plain: whether others may look through the block's frozen projections (`PlainViTBlock.attend`).
     """
 
     dim: int
     grid: tuple[int, int]
     stage: int
     prefix: int = 0
+    plain: bool = False
 
     @property
     def tokens(self) -> int:
@@ -84,6 +86,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
     stages: nn.ModuleList
     #: names in the library's files that this class deliberately does not build, as prefixes
     unused_weights: tuple[str, ...] = ()
+    #: what is trained although the encoder is frozen, as prefixes of names
+    trained: tuple[str, ...] = ()
 
     def __init__(self, frozen: bool = True, released_mode: bool = False) -> None:
         super().__init__()
@@ -133,7 +137,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
 
     def freeze(self) -> None:
         """Apply `frozen`; subclasses call it at the end of their construction."""
-        self.requires_grad_(not self.frozen)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not self.frozen or name.startswith(self.trained))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FrozenEncoder:
@@ -155,7 +160,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         """SHA-256 over names, shapes and a strided sample of every frozen tensor: tells two sets of weights apart."""
         digest, mutable = hashlib.sha256(type(self).__name__.encode()), set(self.mutable_buffers())
         for name, tensor in sorted(self.state_dict().items()):
-            if name in mutable or not self.frozen:
+            if name in mutable or not self.frozen or name.startswith(self.trained):
                 continue
             flat = tensor.detach().flatten()
             sample = flat[:: max(1, flat.numel() // 64)].float().cpu()

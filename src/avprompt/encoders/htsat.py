@@ -7,11 +7,13 @@ import importlib.util
 import re
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import torch
+import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,6 +58,8 @@ class FrontEnd:
         mel_bins: mel bands.
         fmin: lowest frequency in Hz.
         fmax: highest frequency in Hz.
+        mel_scale: `slaney` (his scale, bands of equal area) or `htk` (HTK's, bands of equal height).
+        bank_rate: Hz that the mel bank is made for, where that is not the audio's own rate.
     """
 
     sample_rate: int = 32000
@@ -64,6 +68,8 @@ class FrontEnd:
     mel_bins: int = 64
     fmin: int = 50
     fmax: int = 14000
+    mel_scale: Literal["slaney", "htk"] = "slaney"
+    bank_rate: int | None = None
 
 
 class HTSATBlock(WindowBlock):
@@ -130,6 +136,9 @@ class HTSAT(FrozenEncoder):
 
     prefixes = ("sed_model.", "module.audio_branch.", "audio_branch.")
     drop_path = 0.1
+    front_end = FrontEnd()
+    #: arguments of laion-clap's class; empty is the AudioSet model's
+    sizes: dict[str, object] = {}
 
     def __init__(self, pretrained: str = "none", repeat: int | None = None, final_norm: bool = False,
                  frozen: bool = True, released_mode: bool = False, mixup: bool = False) -> None:
@@ -137,7 +146,7 @@ class HTSAT(FrozenEncoder):
         if mixup and not released_mode:
             raise ArgumentError("mixup", mixup, "released_mode: true beside it", "Set both, or neither.")
         self.repeat, self.mixup = repeat, mixup
-        self._take_apart(self._build(FrontEnd()), final_norm)
+        self._take_apart(self._build(self.front_end, **self.sizes), final_norm)
         self._load(pretrained)
         self.freeze()
 
@@ -145,7 +154,14 @@ class HTSAT(FrozenEncoder):
         # torchlibrosa builds its filters with numpy, which the meta device cannot hold
         with torch.device("cpu"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid")  # laion-clap's call leaves the order open
-            return htsat_module().HTSAT_Swin_Transformer(config=front_end, num_classes=1, **sizes)
+            bank = replace(front_end, sample_rate=front_end.bank_rate or front_end.sample_rate)
+            net = htsat_module().HTSAT_Swin_Transformer(config=bank, num_classes=1, **sizes)
+            net.config = front_end
+            if front_end.mel_scale == "htk":
+                bins = bank.window_size // 2 + 1
+                net.logmel_extractor.melW.data = torchaudio.functional.melscale_fbanks(
+                    bins, float(bank.fmin), float(bank.fmax), bank.mel_bins, bank.sample_rate, mel_scale="htk")
+            return net
 
     def _take_apart(self, net: nn.Module, final_norm: bool) -> None:
         self.front_end, self.spec_size, self.freq_ratio = net.config, net.spec_size, net.freq_ratio

@@ -8,18 +8,19 @@ from pathlib import Path
 from typing import Literal
 
 from avprompt.errors import DatasetError
-from avprompt.media import ave, avsbench, llp, music_avqa
+from avprompt.media import ave, avsbench, kinetics_sounds, llp, music_avqa, vggsound
 from avprompt.media.readers import STORE_TREE, Published, StoreReader, open_reader
 
 
-DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED, "avs_s4": avsbench.PUBLISHED["s4"],
-                                  "avs_ms3": avsbench.PUBLISHED["ms3"], "llp": llp.PUBLISHED,
-                                  "music_avqa": music_avqa.PUBLISHED}
+DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED, "kinetics_sounds": kinetics_sounds.PUBLISHED,
+                                  "avs_s4": avsbench.PUBLISHED["s4"], "avs_ms3": avsbench.PUBLISHED["ms3"],
+                                  "llp": llp.PUBLISHED,
+                                  "music_avqa": music_avqa.PUBLISHED, "vggsound": vggsound.PUBLISHED}
 
 
 def verify(
     root: Path,
-    dataset: Literal["ave", "avs_s4", "avs_ms3", "llp", "music_avqa"] = "ave",
+    dataset: Literal["ave", "kinetics_sounds", "avs_s4", "avs_ms3", "llp", "music_avqa", "vggsound"] = "ave",
     layout: Literal["store", "folders"] | None = None,
     report: Path | None = None,
 ) -> bool:

@@ -1,0 +1,102 @@
+"""Kaldi log-mel filter banks of one-second segments: the spectrograms that a vision transformer hears."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+from torchaudio.compliance import kaldi
+
+from avprompt.encoders.base import without_autocast
+from avprompt.errors import ArgumentError, ShapeError
+
+
+@dataclass(frozen=True)
+class Fbank:
+    """Waveform -> normalised log-mel spectrogram (AST's front end, as STG-CMA and LAVISH use it).
+
+    Kaldi's filter bank (`torchaudio.compliance.kaldi.fbank`) with Hanning windows, without energy and dither, on
+    samples in [-1, 1]. It removes the mean of every window, so that subtracting the clip's mean beforehand, as the
+    published loaders do, changes nothing. The defaults are AVE's; for MUSIC-AVQA the lineage has `mel_bins=224,
+    frames=224, shift_ms=4.4, mean=-5.2144, std=3.8699`. For other data `avprompt data stats` measures `mean` and `std`.
+
+    Args:
+        mel_bins: mel bands M.
+        frames: columns F of a spectrogram; what a segment lacks is filled with zeros after the normalisation, what is
+            beyond is cut.
+        shift_ms: milliseconds between two windows.
+        window_ms: milliseconds of a window.
+        sample_rate: Hz.
+        mean: mean of the un-normalised features over a training set.
+        std: their standard deviation; features become (x - mean) / (2 std).
+
+    Raises:
+        ArgumentError: a setting is impossible.
+    """
+
+    mel_bins: int = 128
+    frames: int = 102
+    shift_ms: float = 10.0
+    window_ms: float = 25.0
+    sample_rate: int = 16000
+    mean: float = -4.1426
+    std: float = 3.2001
+
+    def __post_init__(self) -> None:
+        hint = "See the fbank settings of the experiment's YAML."
+        for name, least in (("mel_bins", 4), ("frames", 1), ("sample_rate", 1000)):
+            if getattr(self, name) < least:
+                raise ArgumentError(f"fbank.{name}", getattr(self, name), f"at least {least}", hint)
+        for name, least in (("shift_ms", 1), ("window_ms", 2)):
+            if self._samples(getattr(self, name)) < least:
+                expected = f"at least {least} samples at {self.sample_rate} Hz"
+                raise ArgumentError(f"fbank.{name}", getattr(self, name), expected, hint)
+        if self.std <= 0:
+            raise ArgumentError("fbank.std", self.std, "a positive number", hint)
+
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Segments (N, S) float in [-1, 1], one a row -> spectrograms (N, 1, M, F) float32, mel x time.
+
+        Raises:
+            ShapeError: `waveform` is no (N, S) float tensor, or S is shorter than a window.
+        """
+        features = (self.raw(waveform) - self.mean) / (2 * self.std)
+        features = F.pad(features, (0, 0, 0, self.frames - features.shape[1]))  # a negative padding cuts
+        return features.transpose(1, 2).unsqueeze(1)
+
+    def raw(self, waveform: Tensor) -> Tensor:
+        """Segments (N, S) -> features (N, F', M) float32, neither normalised nor padded; F' follows from S.
+
+        Raises:
+            ShapeError: `waveform` is no (N, S) float tensor, or S is shorter than a window.
+        """
+        window, shift = self._samples(self.window_ms), self._samples(self.shift_ms)
+        if waveform.ndim != 2 or not waveform.is_floating_point() or waveform.shape[1] < window:
+            raise ShapeError(
+                "waveform",
+                f"{tuple(waveform.shape)} {waveform.dtype}",
+                f"float (N, S) with S of at least one window ({window} samples at {self.sample_rate} Hz)",
+                "Give one segment a row; see the data module's sample_rate and the encoder's fbank settings.",
+            )
+        with without_autocast(waveform.device):
+            windows = waveform.float().unfold(1, window, shift)  # (N, F', window)
+            if not len(waveform):
+                return windows.new_zeros(*windows.shape[:2], self.mel_bins)
+            # laid end to end, all windows go through Kaldi at once: shifted by a whole window it sees each alone
+            features = kaldi.fbank(
+                windows.reshape(1, -1),
+                sample_frequency=self.sample_rate,
+                frame_length=self.window_ms,
+                frame_shift=self.window_ms,
+                num_mel_bins=self.mel_bins,
+                window_type="hanning",
+                htk_compat=True,
+                use_energy=False,
+                dither=0.0,
+            )
+        return features.unflatten(0, windows.shape[:2])
+
+    def _samples(self, milliseconds: float) -> int:
+        """Samples of a duration, rounded down as Kaldi does."""
+        return int(self.sample_rate * milliseconds * 0.001)

@@ -1,0 +1,151 @@
+"""VGG-Sound(40K)'s annotations (VGGSound-AVEL; Zhou et al., CPSP, TPAMI 2022): 141 categories, one a ten-second video.
+
+Two files that their authors hand out and that are not shipped here:
+
+- VggsoundAVEL40kCategories.txt names the categories, one a line in the order of their indices.
+- vggsound-avel40k_labels.csv has a row for each video with the columns `split` (`train`, `test`, or a word that begins
+  with `val`), `category`, `video_id` (a whole number) and `label`, a list of ten 0 or 1: in which seconds the category
+  is both seen and heard. Its other columns are not used.
+
+A video's media are named by its number with six digits. The files were not at hand when this was written: their format
+is that which the released loader of DG-SCT expects.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from avprompt.errors import AnnotationError, DatasetError
+from avprompt.media.readers import FolderReader, Published
+
+CATEGORY_FILE, LABEL_FILE = "VggsoundAVEL40kCategories.txt", "vggsound-avel40k_labels.csv"
+COLUMNS = ("split", "category", "video_id", "label")
+SPLITS = ("train", "val", "test")
+CATEGORIES = 141  # of VGG-Sound(40K); their names are in its file only
+
+
+@dataclass(frozen=True)
+class Video:
+    """One annotated video.
+
+    Args:
+        id: its number, six digits.
+        category: index into the categories.
+        active: for every second whether the category is both seen and heard.
+    """
+
+    id: str
+    category: int
+    active: tuple[bool, ...]
+
+    def label(self, segments: int, num_classes: int) -> Tensor:
+        """One-hot (T, C + 1) float32, background last: the video's category where it is active."""
+        label = torch.zeros(segments, num_classes + 1)
+        inside = torch.tensor(self.active)
+        label[inside, self.category], label[~inside, num_classes] = 1.0, 1.0
+        return label
+
+
+def read_categories(path: Path) -> tuple[str, ...]:
+    """Names of the categories, one a line in the order of their indices.
+
+    Raises:
+        DatasetError: no such file.
+        AnnotationError: the file is empty or names a category twice.
+    """
+    if not path.is_file():
+        raise DatasetError(path, "no such file", "the names of the categories, one a line",
+                           "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `category_file`.")
+    names = tuple(line for line in path.read_text(encoding="utf-8-sig").splitlines() if line)
+    if not names or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise AnnotationError(path, f"{twice} more than once" if twice else "no name",
+                              "one category a line, each once", "Correct the file.")
+    return names
+
+
+def _active(where: str, text: str, segments: int) -> tuple[bool, ...]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not (isinstance(values, list) and len(values) == segments
+            and all(type(value) is int and value in (0, 1) for value in values)):
+        raise AnnotationError(where, f"label {text!r}", f"a list of {segments} numbers, each 0 or 1",
+                              "Correct the line.")
+    return tuple(map(bool, values))
+
+
+def read_splits(path: Path, categories: Sequence[str], segments: int = 10) -> dict[str, list[Video]]:
+    """Videos of the three splits in the file's order; `val` is empty where the file has none.
+
+    Args:
+        path: the csv file.
+        categories: names in the order of their indices.
+        segments: seconds a video.
+
+    Raises:
+        DatasetError: no such file.
+        AnnotationError: a column is missing, or a row has too few or too many fields, an unknown split or category, an
+            impossible number or label, or the number of another row; names the line.
+    """
+    if not path.is_file():
+        raise DatasetError(path, "no such file", "the labels of VGG-Sound(40K)",
+                           "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `label_file`.")
+    index = {name: number for number, name in enumerate(categories)}
+    splits: dict[str, list[Video]] = {split: [] for split in SPLITS}
+    places: dict[str, str] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, strict=True)
+        try:
+            if absent := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+                raise AnnotationError(f"{path}, line 1", f"columns {rows.fieldnames}", f"also {absent}",
+                                      "Correct the header.")
+            for row in rows:
+                where = f"{path}, line {rows.line_num}"
+                if None in row or None in row.values():
+                    raise AnnotationError(where, [value for value in row.values() if value is not None],
+                                          f"{len(rows.fieldnames)} fields", "Correct the line.")
+                split = "val" if row["split"].startswith("val") else row["split"]
+                if split not in splits:
+                    raise AnnotationError(where, f"split {split!r}", "train, test, or a word that begins with val",
+                                          "Correct the line.")
+                if row["category"] not in index:
+                    raise AnnotationError(where, f"category {row['category']!r}", f"one of {len(index)} categories",
+                                          "Use the category file of the same release.")
+                number = row["video_id"]
+                if not (number.isascii() and number.isdecimal()):
+                    raise AnnotationError(where, f"video_id {number!r}", "a whole number", "Correct the line.")
+                clip = f"{int(number):06d}"
+                if clip in places:
+                    raise AnnotationError(where, f"video_id {number} again", f"one row a video; see {places[clip]}",
+                                          "Remove one.")
+                places[clip] = where
+                splits[split].append(Video(clip, index[row["category"]], _active(where, row["label"], segments)))
+        except csv.Error as error:
+            raise AnnotationError(f"{path}, line {rows.reader.line_num}", error, "comma-separated values",
+                                  "Correct the file.") from error
+    return splits
+
+
+def remarks(splits: dict[str, list[Video]]) -> list[str]:
+    """What `avprompt data verify` says about the annotations."""
+    lines = [] if splits["val"] else [
+        "no validation rows: `validation_split: test` selects on the test split, the released procedure"]
+    for split, videos in splits.items():
+        if empty := [video.id for video in videos if not any(video.active)]:
+            more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+            lines.append(f"{len(empty)} videos of split {split} are background from beginning to end: "
+                         f"{', '.join(empty[:10])}{more}")
+    return lines
+
+
+PUBLISHED = Published((CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader,
+                      lambda root: read_splits(root / LABEL_FILE, read_categories(root / CATEGORY_FILE)), remarks)
