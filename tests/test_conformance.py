@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from small import SEGMENTS, SmallHTSAT, SmallSwin, small_batch
+from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, SmallSwin, small_batch
 from torch import nn
 
 from avprompt import AVPromptBackbone
 from avprompt.backbone import AVFeatures
 from avprompt.errors import ArgumentError
-from avprompt.prompts import DGSCT, NoPrompts, PromptMethod
+from avprompt.prompts import AVSTFP, DGSCT, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -31,16 +31,48 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "dgsct_temporal": lambda: DGSCT(**SMALL, spatial=False, channel=False),
     "dgsct_a2v": lambda: DGSCT(**SMALL, v2a=False),
     "dgsct_v2a": lambda: DGSCT(**SMALL, a2v=False),
+    "dgsct_fewshot": lambda: DGSCT(variant="fewshot", num_tokens=2, reduction=4),
+    "dgsct_fewshot_channel": lambda: DGSCT(variant="fewshot", num_tokens=0, reduction=4, spatial=False),
     "dgsct_paper": lambda: DGSCT(variant="paper"),
     "dgsct_paper_gated": lambda: DGSCT(variant="paper", gate="zero_scalar"),
     "dgsct_paper_a2v": lambda: DGSCT(variant="paper", v2a=False),
     "dgsct_paper_channel": lambda: DGSCT(variant="paper", spatial=False, temporal=False),
+    "avstfp": AVSTFP,
+    "avstfp_none": lambda: AVSTFP(temporal=False, spatial=False, fusion=False),
+    "avstfp_temporal": lambda: AVSTFP(spatial=False, fusion=False),
+    "avstfp_spatial": lambda: AVSTFP(temporal=False, fusion=False),
+    "avstfp_fusion": lambda: AVSTFP(temporal=False, spatial=False),
+    "avstfp_temporal_fusion": lambda: AVSTFP(spatial=False),
+    "avstfp_audio": lambda: AVSTFP(visual=False, fusion=False),
+    "avstfp_ungated": lambda: AVSTFP(gate="none"),
+    "avstfp_input": lambda: AVSTFP(temporal_space="input", init="xavier"),
+    "avstfp_class": lambda: AVSTFP(temporal_positions="class", init="zero_values", pooling="mean"),
+    "avstfp_kv_cross": lambda: AVSTFP(spatial_kind="kv", fusion_kind="cross"),
+    "avstfp_bottleneck": lambda: AVSTFP(fusion_kind="bottleneck", prompt_norm=False),
+    "avstfp_merged": lambda: AVSTFP(fusion_layout="merged"),
+    "avstfp_order": lambda: AVSTFP(order=("fusion", "spatial", "mlp", "temporal"), layers=[1]),
 }
 #: methods whose every added path starts behind a zero gate
-GATED = [name for name in METHODS if name not in ("dgsct_s4", "dgsct_ms3", "dgsct_avqa", "dgsct_paper", "dgsct_paper_a2v",
-                                                  "dgsct_paper_channel")]
-TRAINED = [name for name in METHODS if name != "none"]
-PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module]]] = {"swin-htsat": lambda: (SmallSwin(), SmallHTSAT())}
+GATED = ["none", "dgsct", "dgsct_no_tokens", "dgsct_channel", "dgsct_spatial", "dgsct_temporal", "dgsct_a2v", "dgsct_v2a",
+         "dgsct_fewshot", "dgsct_fewshot_channel", "dgsct_paper_gated", "avstfp_none",
+         "avstfp_temporal", "avstfp_fusion", "avstfp_temporal_fusion"]
+TRAINED = [name for name in METHODS if name not in ("none", "avstfp_none")]
+#: `dual-clip` are two separate towers
+PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
+    "swin-htsat": lambda: (SmallSwin(), SmallHTSAT()),
+    "clip-htsat": lambda: (SmallCLIP(), SmallHTSAT()),
+    "clip": lambda: (SmallCLIP(segments=SEGMENTS, train_norm=True), "shared"),
+    "dual-clip": lambda: (SmallCLIP(), SmallSpectrogram()),
+}
+#: methods that run on pairs other than their papers' own
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated"), "clip": ("none", "dgsct", "dgsct_paper"),
+         "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
+
+
+def cases(methods: list[str]) -> list[tuple[str, str]]:
+    """(method, pair): every method on its papers' own pair, and what is said above."""
+    own = [(name, "clip" if name.startswith("avstfp") else "swin-htsat") for name in methods]
+    return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
 
 def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
@@ -49,6 +81,11 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
     for name, parameter in net.prompts.named_parameters():
         if open_gates and (name.endswith("gate") or ("spatial_" in name and name.endswith("bias"))):
             nn.init.constant_(parameter, 0.5)  # a positive bias keeps tiny ReLU layers from being dead by chance
+    if open_gates:
+        for encoder in (net.visual, net.audio):
+            for name, parameter in encoder.named_parameters():
+                if name == "temporal_embedding":
+                    nn.init.normal_(parameter)
     return net.train()
 
 
@@ -58,12 +95,13 @@ def objective(features: AVFeatures) -> torch.Tensor:
     return sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
 
 
-@pytest.fixture(params=PAIRS)
-def pair(request) -> str:
-    return request.param
+def is_owned(net: AVPromptBackbone, name: str) -> bool:
+    """Prompts, and what the encoders say that they train."""
+    encoder, _, rest = name.partition(".")
+    return encoder == "prompts" or rest.startswith(getattr(net, encoder).trained)
 
 
-@pytest.mark.parametrize("method", GATED)
+@pytest.mark.parametrize(("method", "pair"), cases(GATED))
 def test_step_zero_is_the_frozen_network(method: str, pair: str) -> None:
     net, batch = build(method, pair), small_batch()
     prompted, plain = net(*batch), net(*batch, prompted=False)
@@ -71,19 +109,19 @@ def test_step_zero_is_the_frozen_network(method: str, pair: str) -> None:
     assert torch.equal(prompted.audio_tokens, plain.audio_tokens)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
 def test_gradients_reach_exactly_the_owned_parameters(method: str, pair: str) -> None:
     net = build(method, pair, open_gates=True)
     objective(net(*small_batch())).backward()
     for name, parameter in net.named_parameters():
-        if name.startswith("prompts."):
+        if is_owned(net, name):
             assert parameter.requires_grad and parameter.grad is not None, f"{name} is dead"
             assert parameter.grad.abs().sum() > 0, f"{name} never moves"
         else:
             assert not parameter.requires_grad and parameter.grad is None, f"{name} is not frozen"
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
 def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: str) -> None:
     net = build(method, pair, open_gates=True)
     before = copy.deepcopy(net.state_dict())
@@ -93,10 +131,10 @@ def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: st
         objective(net(*small_batch(seed=seed))).backward()
         optimizer.step()
     for name, after in net.state_dict().items():
-        assert torch.equal(before[name], after) is not name.startswith("prompts."), name
+        assert torch.equal(before[name], after) is not is_owned(net, name), name
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_save_and_load(method: str, pair: str) -> None:
     first, batch = build(method, pair, open_gates=True).eval(), small_batch()
     with torch.no_grad():
@@ -108,7 +146,7 @@ def test_save_and_load(method: str, pair: str) -> None:
         assert torch.equal(first(*batch).audio, second(*batch).audio)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_bfloat16_is_finite_and_near(method: str, pair: str) -> None:
     net, batch = build(method, pair, open_gates=method != "dgsct_paper").eval(), small_batch()
     with torch.no_grad():
@@ -120,7 +158,7 @@ def test_bfloat16_is_finite_and_near(method: str, pair: str) -> None:
         assert (a - b.float()).norm() < 0.1 * a.norm()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> None:
     net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch(clips=3)
     with torch.no_grad():
@@ -131,7 +169,8 @@ def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> Non
             assert torch.allclose(together.audio[clip], alone.audio[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name in TRAINED if name.startswith("dgsct") and "s4" not in name])
+@pytest.mark.parametrize(("method", "pair"),
+                         cases([name for name in TRAINED if name.startswith("dgsct") and "s4" not in name]))
 def test_directions(method: str, pair: str) -> None:
     """Audio reaches the visual features where A2V is on and nowhere else, and the other way round."""
     net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch()
@@ -159,6 +198,7 @@ def guide_parameters(n: int, m: int, c: int, d: int, k: int, r: int, g: int, bat
     return prompt_map + latent + channel + spatial + bottleneck
 
 
+@pytest.mark.parametrize("pair", ["swin-htsat", "clip-htsat", "clip"])
 def test_exact_parameter_count(pair: str) -> None:
     net = build("dgsct", pair)
     visual, audio = list(net.visual.blocks()), list(net.audio.blocks())

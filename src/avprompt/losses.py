@@ -106,3 +106,44 @@ def sound_and_frame(positive: Tensor, negative: Tensor) -> Tensor:
     logits = torch.cat((positive, negative)).float()
     target = torch.arange(2, device=logits.device).flip(0).repeat_interleave(len(positive))
     return F.cross_entropy(logits, target)
+
+
+def paired_with_texts(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
+    """Contrast within a batch, both directions: logits (N, K) of items and classes, target (N,) -> loss of each (N,).
+
+    Source: DG-SCT, equations 9 and 10 (CLIP's loss); an item's text is that of its class. Deviation: items of one class
+    share their text, so that all of them are right for each other, in equal parts; the equations count them as wrong.
+    Items without a class (`has_class` (N,) false) take no part, their loss is 0.
+    """
+    target, found = target[has_class], logits.new_zeros(len(logits), dtype=torch.float32)
+    scores = logits[has_class].float()[:, target]
+    same = (target[:, None] == target).float()
+    right = same / same.sum(1, keepdim=True)
+    both = (right * (F.log_softmax(scores, 1) + F.log_softmax(scores, 0).T)).sum(1)
+    return found.masked_scatter(has_class, -both / 2)
+
+
+def sound_and_clip(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Which picture belongs to a sound, which sound to a picture: logits (B, B), a sound in each row -> two scalars.
+
+    Source: DG-SCT's released few-shot and pretraining scripts; the paper does not have it.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    return F.cross_entropy(logits.float(), own), F.cross_entropy(logits.float().T, own)
+
+
+def released_weights(terms: tuple[Tensor, Tensor, Tensor], epoch: int,
+                     form: Literal["epochs", "proportional", "misplaced"]) -> tuple[Tensor | float, ...]:
+    """Weights of class, sound-to-picture and picture-to-sound terms in DG-SCT's scripts, `epoch` counted from 1.
+
+    `epochs` (AVE): 500 for the class up to epoch 10, then 5; 2 and 1.5. `proportional` (LLP, pretraining): each term's
+    own share, L / (epoch + sum) + 1 / epoch, with gradient. `misplaced` (AVE classification) is that with the last
+    one's parenthesis as released: L / epoch + sum + 1 / epoch.
+    """
+    if form == "epochs":
+        return (500.0 if epoch <= 10 else 5.0), 2.0, 1.5
+    total = torch.stack(terms).sum()
+    weights = [term / (epoch + total) + 1 / epoch for term in terms]
+    if form == "misplaced":
+        weights[2] = terms[2] / epoch + total + 1 / epoch
+    return tuple(weights)

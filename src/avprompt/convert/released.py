@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
+from typing import Literal
 
 import lightning
 import torch
@@ -15,11 +19,23 @@ from torch import Tensor
 
 from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
-from avprompt.encoders import HTSAT, SwinV2
+from avprompt.encoders import CLIP, HTSAT, CLAPAudio, CLAPText, CLIPText, SwinV2
+from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
 from avprompt.heads import avs_decoder, cmbs, mgn, st_avqa
-from avprompt.prompts import DGSCT
-from avprompt.tasks import AVE, AVQA, AVS, AVVP
+from avprompt.heads.contrastive import Fusion
+from avprompt.prompts import DGSCT, CoOp, FixedTexts
+from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
+
+#: weights of the frozen networks in their libraries' naming, `visual` and `audio`
+Towers = dict[str, dict[str, Tensor]]
+#: where they are in a released file: beginnings of its names -> their libraries'
+SWIN_HTSAT = {"visual": {"swin.": ""}, "audio": {"htsat.": ""}}
+CLIP_CLAP = {
+    "visual": {"ViT.": "visual.", "text_encoder.": "", "token_embedding.": "token_embedding.",
+               "logit_scale": "logit_scale"},
+    "audio": {"htsat.": "audio_branch.", "audio_projection.": "audio_projection.", "clap_text_encoder.": ""},
+}
 
 #: one released adapter: its name -> ours
 GUIDE = {
@@ -35,6 +51,7 @@ GUIDE = {
     "fc_affine_audio_2": "spatial_guide",
     "fc_affine_video_2": "spatial_own",
     "fc_affine_v_s_att": "score",
+    "temporal_gated.0": "temporal_score",
     "down_sampler": "down",
     "up_sampler": "up",
     "bn1": "bn_down",
@@ -43,7 +60,7 @@ GUIDE = {
     "ln_post": "norm_after",
 }
 #: parameters of a released adapter that never influence its output
-DEAD_IN_GUIDE = ("gate_tk", "fc_caption", "temporal_gated")
+DEAD_IN_GUIDE = ("gate_tk", "fc_caption")
 LISTS = {"audio_adapter_blocks": "audio", "vis_adapter_blocks": "visual"}
 
 
@@ -52,11 +69,17 @@ class Released:
     """How a released network's state dict maps to ours.
 
     Args:
-        build: the network with random weights; options go to `DGSCT` (e.g. `gamma`) over its own settings.
+        build: called with the weights of the frozen networks and with options, which go to `DGSCT` (e.g. `gamma`) over
+            its own settings: the network, its prompts and head random.
         keys: beginnings of the head's names -> ours.
         dead: patterns of names that never influence an output.
         parts: parts of the head's names -> ours, behind the beginnings.
         dead_in_guide: names inside an adapter that never influence an output.
+        towers: where the frozen networks are.
+        dead_in_towers: patterns of their names that no task reads.
+        experiment: which a converted checkpoint fits; `None` is the task's own.
+        flags: that the experiment needs for it.
+        places: arguments of the model below which `pretrained` takes the files of the frozen networks.
     """
 
     build: Callable[..., LightningModule]
@@ -64,37 +87,103 @@ class Released:
     dead: tuple[str, ...] = ()
     parts: dict[str, str] = field(default_factory=dict)
     dead_in_guide: tuple[str, ...] = ()
+    towers: dict[str, dict[str, str]] = field(default_factory=lambda: SWIN_HTSAT)
+    dead_in_towers: tuple[str, ...] = (r"swin\.head\.", r"htsat\.(norm|tscam_conv|head)\.")
+    experiment: str | None = None
+    flags: tuple[str, ...] = ()
+    places: tuple[str, ...] = ("backbone.init_args.{side}",)
 
 
 def network(task: Callable[..., LightningModule], settings: dict[str, object] = {},  # noqa: B006
             **arguments: object) -> Callable[..., LightningModule]:
     """Builder of a released network: the task over Swin-V2-L and HTS-AT with these settings of DG-SCT."""
-    return lambda **options: task(AVPromptBackbone(SwinV2(), HTSAT(), DGSCT(**{**settings, **options})), **arguments)
+
+    def build(towers: Towers, **options: object) -> LightningModule:
+        visual, audio = SwinV2(), HTSAT()
+        visual.load_timm_weights(towers["visual"], "released checkpoint, swin.*")
+        audio.load_htsat_weights(towers["audio"], "released checkpoint, htsat.*")
+        return task(AVPromptBackbone(visual, audio, DGSCT(**{**settings, **options})), **arguments)
+
+    return build
 
 
+def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningModule]:
+    """Builder of a released few-shot network, CLIP and CLAP with their text towers, see `from_released`."""
+
+    def build(towers: Towers, class_names: Sequence[str] = (), background: bool = False,
+              level: Literal["segment", "video"] = "segment", fusion: Fusion = fusion, audio_scale: float | None = None,
+              tokenizer: Path | None = None, cache: Path | None = None, **options: object) -> LightningModule:
+        visual, audio = CLIP("ViT-B-32", projection=True), CLAPAudio(front_end="released")
+        if audio_scale is None:
+            audio_scale = float(audio.logit_scale.exp())
+            warnings.warn(f"The released file lacks CLAP's scale of cosines: {audio_scale:.2f}, which CLAP's training "
+                          "starts from, stands in. Give audio_scale, the exponential of the CLAP file's logit_scale_a.",
+                          stacklevel=4)
+        towers["audio"]["logit_scale_a"] = torch.tensor(math.log(audio_scale))
+        source, names = "released checkpoint", CLIPText("ViT-B-32")
+        visual.load_clip_weights(towers["visual"], f"{source}, ViT.*")
+        names.load_library_weights(towers["visual"], f"{source}, text_encoder.*, token_embedding.*, logit_scale")
+        audio.load_htsat_weights(towers["audio"], f"{source}, htsat.*, audio_projection.*")
+
+        def heard_names() -> CLAPText:
+            tower = CLAPText(tokenizer=tokenizer)
+            tower.load_library_weights(towers["audio"], f"{source}, clap_text_encoder.*")
+            return tower
+
+        return Contrastive(
+            AVPromptBackbone(visual, audio, DGSCT("fewshot", **{**settings, **options})), CoOp(names, context=4),
+            FixedTexts(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache), class_names, background, level,
+            adapters=["visual", "visual_texts"], fusion=fusion, objective="released", exp_audio_scale=False)
+
+    return build
+
+
+#: head of the few-shot networks
+FEWSHOT_KEYS = {
+    "prompt_learner.ctx": "branches.visual.texts.context",
+    "clip_adapter.fc.0.": "branches.visual.adapter.down.",
+    "clip_adapter.fc.2.": "branches.visual.adapter.up.",
+    "clip_adapter_text.fc.0.": "branches.visual.text_adapter.down.",
+    "clip_adapter_text.fc.2.": "branches.visual.text_adapter.up.",
+    "audio_visual_contrastive_learner.fc_a1.": "matching.audio.",
+}
+#: never called, or (`token_`) embeddings of the class names that it was trained on, which are computed anew
+FEWSHOT_DEAD = (r"CMBS\.", r"audio_adapter\.", r"prompt_learner\.(meta_net\.|token_(prefix|suffix)$)")
+FEWSHOT = {"keys": FEWSHOT_KEYS, "dead": FEWSHOT_DEAD, "towers": CLIP_CLAP,
+           "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
+           "places": ("backbone.init_args.{side}", "{side}_texts.init_args.tower"),
+           # their moved statistics are in the encoder's file, no longer to be moved
+           "flags": ("--model.init_args.backbone.init_args.audio.init_args.released_mode", "false")}
 #: what the released networks have in common besides AVE's and AVVP's
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
 SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
 TASKS = {
     "ave": Released(network(AVE, num_classes=28), cmbs.RELEASED_KEYS,
                     (*cmbs.RELEASED_DEAD, r"adapter_token_downsampler\.")),
-    "avvp": Released(network(AVVP, {"gamma": 0.05}), mgn.RELEASED_KEYS, mgn.RELEASED_DEAD, mgn.RELEASED_PARTS),
+    "avvp": Released(network(AVVP, {"gamma": 0.05}), mgn.RELEASED_KEYS, mgn.RELEASED_DEAD, mgn.RELEASED_PARTS,
+                     ("temporal_gated",)),
     "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), avs_decoder.RELEASED_KEYS,
-                       avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS, ("conv_adapter", "ln_before")),
+                       avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS,
+                       ("conv_adapter", "ln_before", "temporal_gated")),
     "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2}, matching=0.5),
-                        avs_decoder.RELEASED_KEYS, avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS, ("ln_before",)),
+                        avs_decoder.RELEASED_KEYS, avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS,
+                        ("ln_before", "temporal_gated")),
     "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), st_avqa.RELEASED_KEYS,
                      st_avqa.RELEASED_DEAD),
+    "fewshot": Released(contrastive("sum", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01), **FEWSHOT,
+                        experiment="fewshot_ave_dgsct_released"),
+    "pretrain": Released(contrastive("weighted", num_tokens=2, alpha=0.3, beta=0.01, gamma=0.05), **FEWSHOT,
+                         experiment="zeroshot_ave_released"),
 }
 
 
 def guide_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
     """Our name of a released adapter key, `None` where it is dead, the key itself where it is unknown."""
-    match = re.fullmatch(r"(\w+_adapter_blocks)_(p[12])\.(\d+)\.(\w+)(\..+)?", key)
+    match = re.fullmatch(r"(\w+_adapter_blocks)_(p[12])\.(\d+)\.(\w+(?:\.0)?)(\.\w+)?", key)
     if match is None or match[1] not in LISTS:
         return key
     name, rest = match[4], match[5] or ""
-    if name in (*DEAD_IN_GUIDE, *dead):
+    if name.removesuffix(".0") in (*DEAD_IN_GUIDE, *dead):
         return None
     if name not in GUIDE:
         return key
@@ -120,28 +209,41 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     Every key is used, known to be dead (it has no influence on the authors' outputs), or reported by an error. A
     `module.` prefix is taken off. Constants (STFT kernels, mel filters, masks, position indices) may be absent.
 
+    Checkpoints of the few-shot scripts (`fewshot`) and of pretraining (`pretrain`) say neither their classes nor CLAP's
+    scale of cosines. They take the options `class_names` (without them the module holds all weights, but cannot classify),
+    `background`, `level` and `fusion` (see `Contrastive`), `tokenizer` or `cache` (for CLAP's texts, see `CLAPText` and
+    `FixedTexts`), and `audio_scale`, the exponential of the CLAP file's `module.logit_scale_a`. Class names may differ
+    from training's (zero-shot); the learned context is kept, where the authors' zero-shot script draws a random one.
+
     Args:
-        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, `fewshot` or `pretrain`.
         state_dict: the released file's content, name -> tensor.
-        options: settings of the prompt method that the checkpoint does not hold, such as `gamma`.
+        options: settings of the prompt method that the checkpoint does not hold, such as `gamma` (`fewshot`: 0.01, as
+            for AVE's segments; the classification scripts have 0.05), and the above.
 
     Returns:
         The task's LightningModule in eval mode.
 
     Raises:
-        ArgumentError: unknown task.
+        ArgumentError: unknown task or option.
         CheckpointError: unknown, missing or misshapen keys.
-        WeightsError: the same inside an encoder.
+        WeightsError: the same inside an encoder; class names without a tokenizer or cached embeddings of their texts.
     """
+    return _build(task, state_dict, **options)[0]
+
+
+def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple[LightningModule, Towers]:
     if task not in TASKS:
         raise ArgumentError("task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on.")
     released = TASKS[task]
+    known = {*signature(released.build).parameters, *signature(DGSCT).parameters} - {"towers", "options"}
+    if options.keys() - known:
+        raise ArgumentError("options", sorted(options.keys() - known), f"some of {sorted(known)}", "Correct the name.")
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    module = released.build(**options)
-    for prefix, load in (("swin.", module.backbone.visual.load_timm_weights),
-                         ("htsat.", module.backbone.audio.load_htsat_weights)):
-        inside = {key: state.pop(key) for key in [key for key in state if key.startswith(prefix)]}
-        load({key.removeprefix(prefix): value for key, value in inside.items()}, f"{task} checkpoint, {prefix}*")
+    state = {key: value for key, value in state.items() if not re.match("|".join(released.dead_in_towers), key)}
+    towers = {side: {ours + key.removeprefix(theirs): state.pop(key) for theirs, ours in names.items()
+                     for key in list(state) if key.startswith(theirs)} for side, names in released.towers.items()}
+    module = released.build(towers, **options)
     ours = module.state_dict()  # what the task owns: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
@@ -159,26 +261,27 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
                               f"the {len(ours)} tensors of the {task} network",
                               "Check the task name and that the file is whole.")
     module.load_state_dict(weights)
-    return module.eval()
+    return module.eval(), towers
 
 
-def convert(task: str, source: Path, target: Path) -> dict[str, Path]:
+def convert(task: str, source: Path, target: Path, **options: object) -> dict[str, Path]:
     """Convert a released checkpoint file into what `--ckpt_path` and the encoders' `pretrained` take.
 
-    The released files hold the frozen encoders too, and not as they were published: the authors' training moved batch norm
-    statistics. So three files are written: `target` with the prompts' and the head's weights, and one for each encoder
-    beside it. The command that uses them is printed.
+    The released files hold the frozen encoders too, and not as they were published: the authors' training moved batch
+    norm statistics. So three files are written: `target` with the prompts' and the head's weights, and one for each
+    modality beside it, with its encoder and its text tower where there is one. The command that uses them is printed.
 
     Args:
-        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, `fewshot` or `pretrain`.
         source: the authors' .pt file.
         target: checkpoint to write, ending in .ckpt.
+        options: see `from_released`; of these only `audio_scale` changes the files.
 
     Returns:
         `checkpoint`, `visual`, `audio`: the files.
 
     Raises:
-        ArgumentError: unknown task.
+        ArgumentError: unknown task or option.
         CheckpointError: the source is missing, broken, or not of this task; a target exists.
         WeightsError: an encoder inside the source is not the released one.
     """
@@ -187,15 +290,16 @@ def convert(task: str, source: Path, target: Path) -> dict[str, Path]:
     for path in files.values():
         if path.exists():
             raise CheckpointError(path, "an existing file", "a new path", "Remove it or choose another name.")
-    module = from_released(task, checkpoints.read_checkpoint(source))
+    module, towers = _build(task, checkpoints.read_checkpoint(source), **options)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for side in ("visual", "audio"):
-        encoder = getattr(module.backbone, side)
-        save_file({encoder.library_key(name): value.contiguous() for name, value in encoder.state_dict().items()},
-                  files[side])
+    for side, weights in towers.items():
+        whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
+        save_file(whole, files[side])
     torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
                 "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)}, target)
-    encoders = " ".join(f"--model.init_args.backbone.init_args.{side}.init_args.pretrained {files[side]}"
-                        for side in ("visual", "audio"))
-    print(f"avprompt test --config experiments/{task}_dgsct.yaml --ckpt_path {target} {encoders}")
+    released = TASKS[task]
+    flags = [f"--model.init_args.{place.format(side=side)}.init_args.pretrained {files[side]}"
+             for place in released.places for side in towers]
+    experiment = f"experiments/{released.experiment or f'{task}_dgsct'}.yaml"
+    print(" ".join((f"avprompt test --config {experiment} --ckpt_path {target}", *flags, *released.flags)))
     return files

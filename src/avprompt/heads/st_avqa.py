@@ -48,18 +48,25 @@ class Grounding(nn.Module):
 
     Args:
         audio_dim: channels of the audio features.
-        width: channels of the visual tokens, and of everything behind.
+        visual_dim: channels of the visual tokens.
+        width: channels of everything behind; `None` is `visual_dim` (DG-SCT's network). Otherwise visual tokens are first
+            projected to it and audio features to a quarter of it, as AV-STFP's lineage does with 512.
     """
 
-    def __init__(self, audio_dim: int, width: int) -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, width: int | None = None) -> None:
         super().__init__()
-        self.audio = nn.Sequential(nn.Linear(audio_dim, width), nn.ReLU(), nn.Linear(width, width))
+        narrow = () if width is None else (nn.Linear(audio_dim, width // 4),)
+        self.narrow = nn.Identity() if width is None else nn.Linear(visual_dim, width)
+        self.width = width = width or visual_dim
+        self.audio = nn.Sequential(*narrow, nn.Linear(narrow[0].out_features if narrow else audio_dim, width), nn.ReLU(),
+                                   nn.Linear(width, width))
         self.merge = nn.Linear(2 * width, width)
         self.match = nn.Sequential(nn.Linear(2 * width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(),
                                    nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
 
     def forward(self, sound: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Sound (B, T, C), visual tokens (B, T, N, C) -> sight (B, T, C), grounding map (B, T, N) that sums to 1."""
+        """Sound (B, T, C), visual tokens (B, T, N, C_v) -> sight (B, T, C), grounding map (B, T, N) that sums to 1."""
+        tokens = self.narrow(tokens)
         direction = F.normalize(tokens, dim=-1)
         weights = (direction @ F.normalize(sound, dim=-1).unsqueeze(-1)).squeeze(-1).float().softmax(-1)
         grounded = (weights.unsqueeze(2).to(direction.dtype) @ direction).squeeze(2)
@@ -114,17 +121,19 @@ class STAVQAHead(nn.Module):
 
     Args:
         audio_dim: channels of the audio features.
-        visual_dim: channels of the visual tokens; also the width of everything behind.
+        visual_dim: channels of the visual tokens.
         num_answers: answers to choose from.
         words: size of the question vocabulary, padding included.
+        width: see `Grounding`.
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int) -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int, width: int | None = None) -> None:
         super().__init__()
-        self.grounding = Grounding(audio_dim, visual_dim)
-        self.question = QuestionEncoder(words, visual_dim)
-        self.audio_reader, self.visual_reader = Reader(visual_dim), Reader(visual_dim)
-        self.fusion, self.answer = nn.Linear(2 * visual_dim, visual_dim), nn.Linear(visual_dim, num_answers)
+        self.grounding = Grounding(audio_dim, visual_dim, width)
+        width = self.grounding.width
+        self.question = QuestionEncoder(words, width)
+        self.audio_reader, self.visual_reader = Reader(width), Reader(width)
+        self.fusion, self.answer = nn.Linear(2 * width, width), nn.Linear(width, num_answers)
 
     def forward(self, audio: Tensor, tokens: Tensor, question: Tensor,
                 negative_tokens: Tensor | None = None) -> dict[str, Tensor]:

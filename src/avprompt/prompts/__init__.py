@@ -1,7 +1,14 @@
-"""Prompt methods: one file each, behind one contract (`PromptMethod`)."""
+"""Prompt methods, one file each: inside the encoders (`PromptMethod`), and in the texts that they are compared with
+(`ClassTexts`)."""
 
+from avprompt.prompts.avstfp import AVSTFP
 from avprompt.prompts.base import PromptMethod, PromptState
+from avprompt.prompts.cocoop import CoCoOp
+from avprompt.prompts.coop import CoOp
 from avprompt.prompts.dgsct import DGSCT
+from avprompt.prompts.maple import MaPLe, MaPLeTexts
 from avprompt.prompts.none import NoPrompts
+from avprompt.prompts.texts import ClassTexts, FixedTexts
 
-__all__ = ["DGSCT", "NoPrompts", "PromptMethod", "PromptState"]
+__all__ = ["AVSTFP", "ClassTexts", "CoCoOp", "CoOp", "DGSCT", "FixedTexts", "MaPLe", "MaPLeTexts", "NoPrompts",
+           "PromptMethod", "PromptState"]

@@ -7,7 +7,8 @@ At every site each modality is guided twice by the other, once around attention 
       audio  a ──┬─{ guide a|v }──┐    ┌─{ guide a|v }──┐      both guides of a step read the
                  └─[ attention, MLP ]──(+)─────────────(+)──    tokens before either is written
 
-`variant="released"` is the function of the authors' code, `variant="paper"` that of the paper's equations 1-7.
+`variant="released"` is the function of the authors' code for the downstream tasks, `variant="fewshot"` that of their
+code for few-shot learning, pretraining and zero-shot transfer, `variant="paper"` that of the paper's equations 1-7.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ class ReleasedGuide(nn.Module):
     Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. Deviations of the code from
     the paper are kept: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the spatial
     attention, factor `alpha Mc + beta Ms + 1 - alpha`, and everything from the latent tokens to the bottleneck.
-    Attention that is switched off contributes a factor of one and has no parameters.
+    Few-shot guides add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a segment.
+    What is switched off has no parameters and leaves the rest of the factor as it is, one without all three.
 
     Args:
         own: the guided block.
@@ -151,8 +153,10 @@ class ReleasedGuide(nn.Module):
         super().__init__()
         c, half, bottleneck = own.dim, own.dim // 2, own.dim // method.reduction
         self.channel, self.spatial, self.alpha, self.beta = method.channel, method.spatial, method.alpha, method.beta
+        self.temporal, self.gamma = method.temporal and method.variant == "fewshot", method.gamma
         self.gate_inside = method.gate == "inside_norm"
-        if method.num_tokens or self.channel or self.spatial:
+        self.modulates = self.channel or self.spatial or self.temporal
+        if method.num_tokens or self.modulates:
             self.map = BicubicMap(own, other) if method.prompt_map == "bicubic" else PromptMap(
                 own, other, method.num_tokens)
         self.tokens = None
@@ -165,6 +169,8 @@ class ReleasedGuide(nn.Module):
         if self.spatial:
             self.spatial_guide, self.spatial_own = Linear(c, half), Linear(c, half)
             self.score = Linear(half, 1)
+        if self.temporal:
+            self.temporal_score = Linear(c, 1)
         self.norm_before = nn.LayerNorm(c) if method.norm_before else nn.Identity()
         self.down, self.up = GroupedLinear(c, bottleneck, method.groups), GroupedLinear(bottleneck, c, method.groups)
         self.bn_down = nn.BatchNorm1d(bottleneck) if method.batch_norm else nn.Identity()
@@ -178,7 +184,7 @@ class ReleasedGuide(nn.Module):
             latent = self.tokens + self.map.read(self.tokens, other)
             attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
             x = torch.baddbmm(x, attention.to(x.dtype), (self.token_gate * latent).to(x.dtype))
-        guide = self.map.mean(other) if self.channel or self.spatial else None
+        guide = self.map.mean(other) if self.modulates else None
         channel, spatial, scores = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1), None
         attended = x
         if self.channel:
@@ -192,7 +198,9 @@ class ReleasedGuide(nn.Module):
             scores = F.relu(self.spatial_own(attended)) @ reader + self.score.bias
             spatial = self.beta * torch.sigmoid(scores)
             scores = scores.squeeze(-1)
-        if self.channel or self.spatial:
+        if self.temporal:
+            channel = channel + self.gamma * torch.sigmoid(self.temporal_score(guide)).unsqueeze(1)
+        if self.modulates:
             x = _Modulate.apply(x, channel, spatial) if self.channel and self.spatial else x * (channel + spatial)
         x = self.bottleneck(self.norm_before(x))
         return x, scores
@@ -278,8 +286,14 @@ class DGSCT(PromptMethod):
     audio side is frequency attention. The released temporal module works on pooled features behind the encoders, so it
     lives in the task's head, which reads `temporal_gates`; the paper's (equations 5 and 7) is in the last site here.
 
+    The few-shot network has the released guides with three differences: p1 reads the visual tokens after attention and
+    the audio tokens after the whole block; every guide has a temporal gate of its own (which the norm behind it cancels
+    where channel and spatial attention are off); features are pooled as in plain CLIP and CLAP. Its settings are
+    `num_tokens: 2`, and `alpha: 0.2, beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the
+    scripts for pretraining and zero-shot transfer ignore what they are given and use 0.3, 0.01 and 0.05.
+
     Args:
-        variant: `released` (authors' code) or `paper` (equations 1-7).
+        variant: `released` or `fewshot` (authors' code), or `paper` (equations 1-7).
         spatial: spatial and frequency attention, paper's M^vs and M^af.
         channel: channel attention, paper's M^vc and M^ac.
         temporal: temporal gates, paper's G^v and G^a.
@@ -288,11 +302,11 @@ class DGSCT(PromptMethod):
         alpha: weight of channel attention.
         beta: weight of spatial attention.
         gamma: weight of the temporal gate.
-        num_tokens: K latent tokens of a released guide; 0 leaves them out.
-        reduction: C over the bottleneck's width (released).
-        groups: channel groups of the bottleneck (released).
-        gate: zero-initialised scalar gate of every guide. Released: `after_norm` (AVE, AVVP, AVQA; default) or
-            `inside_norm` (S4, MS3). Paper: `none` (the equations; default) or `zero_scalar`, which lets the network
+        num_tokens: K latent tokens of a released or few-shot guide; 0 leaves them out.
+        reduction: C over the bottleneck's width (released, few-shot).
+        groups: channel groups of the bottleneck (likewise).
+        gate: zero-initialised scalar gate of every guide. Released, few-shot: `after_norm` (default) or `inside_norm`
+            (released S4, MS3). Paper: `none` (the equations; default) or `zero_scalar`, which lets the network
             start as the frozen one (a deviation; without it each of the equations' residuals doubles the features).
         audio_gate: whether audio guides have that gate too (released S4, MS3, AVQA: no).
         batch_norm: batch norm in the bottleneck (released AVE, AVVP: yes).
@@ -306,7 +320,7 @@ class DGSCT(PromptMethod):
 
     def __init__(
         self,
-        variant: Literal["released", "paper"] = "released",
+        variant: Literal["released", "fewshot", "paper"] = "released",
         spatial: bool = True,
         channel: bool = True,
         temporal: bool = True,
@@ -326,7 +340,7 @@ class DGSCT(PromptMethod):
         token_init: Literal["uniform", "zeros"] = "uniform",
     ) -> None:
         super().__init__()
-        gates = {"released": ("after_norm", "inside_norm"), "paper": ("none", "zero_scalar")}[variant]
+        gates = ("none", "zero_scalar") if variant == "paper" else ("after_norm", "inside_norm")
         if gate is None:
             gate = gates[0]
         if gate not in gates:
@@ -345,9 +359,9 @@ class DGSCT(PromptMethod):
         return (self.gamma if active and self.a2v else 0.0), (self.gamma if active and self.v2a else 0.0)
 
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
-        guide = ReleasedGuide if self.variant == "released" else PaperGuide
+        guide = PaperGuide if self.variant == "paper" else ReleasedGuide
         gated = self.gate != "none"
-        for spec in {spec for site in sites for spec in site} if self.variant == "released" else ():
+        for spec in {spec for site in sites for spec in site} if self.variant != "paper" else ():
             self._check(spec)
         self.last = sites[-1]
         for step in ("p1", "p2"):
@@ -369,7 +383,7 @@ class DGSCT(PromptMethod):
 
     def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
              state: PromptState) -> tuple[Tensor, Tensor]:
-        run = self._released_step if self.variant == "released" else self._paper_step
+        run = {"released": self._released_step, "fewshot": self._fewshot_step, "paper": self._paper_step}[self.variant]
         return run(site, visual_block, audio_block, visual, audio, state)
 
     def _guides(self, step: str, site: int, visual: Tensor, audio: Tensor, state: PromptState) -> tuple:
@@ -388,6 +402,14 @@ class DGSCT(PromptMethod):
         to_visual, to_audio = self._guides("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio_block(audio) + to_audio
+        to_visual, to_audio = self._guides("p2", site, visual, audio, state)
+        return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
+
+    def _fewshot_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
+                      audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        visual, audio = visual + visual_block.attention(visual), audio_block(audio)
+        to_visual, to_audio = self._guides("p1", site, visual, audio, state)
+        visual, audio = visual + to_visual, audio + to_audio
         to_visual, to_audio = self._guides("p2", site, visual, audio, state)
         return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
 

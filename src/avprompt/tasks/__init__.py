@@ -1,9 +1,11 @@
 """Tasks: one LightningModule each, over one backbone."""
 
-from avprompt.tasks.ave import AVE
+from avprompt.tasks.avar import AVAR
+from avprompt.tasks.ave import AVE, AVELinear
 from avprompt.tasks.avqa import AVQA, AVQAGrounding
 from avprompt.tasks.avs import AVS
 from avprompt.tasks.avvp import AVVP
 from avprompt.tasks.base import AVPromptTask
+from avprompt.tasks.contrastive import Contrastive
 
-__all__ = ["AVE", "AVQA", "AVQAGrounding", "AVS", "AVVP", "AVPromptTask"]
+__all__ = ["AVAR", "AVE", "AVELinear", "AVQA", "AVQAGrounding", "AVS", "AVVP", "AVPromptTask", "Contrastive"]

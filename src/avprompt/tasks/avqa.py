@@ -28,6 +28,7 @@ class AVQA(AVPromptTask):
         match_weight: weight of the term on negative frames, where the data module gives them (released: 0.5).
         prompted_negatives: negative frames go through the prompted network, like the others. As released they go through the
             plain one: the prompts then only need to leave a mark for sound and frame to be told to belong together.
+        width: channels of the head, see `heads.st_avqa.Grounding`.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
     """
@@ -36,12 +37,12 @@ class AVQA(AVPromptTask):
     mode = "max"
 
     def __init__(self, backbone: AVPromptBackbone, num_classes: int = 42, vocabulary_size: int = 93,
-                 match_weight: float = 0.5, prompted_negatives: bool = False, grounding: Path | None = None,
-                 **options: Any) -> None:
+                 match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
+                 grounding: Path | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         with seeded("head"):
-            self.head = STAVQAHead(backbone.audio_dim, backbone.visual_dim, num_classes, vocabulary_size)
+            self.head = STAVQAHead(backbone.audio_dim, backbone.visual_dim, num_classes, vocabulary_size, width)
         self.grounding, self.accuracy = grounding, AVQAAccuracy()
 
     def setup(self, stage: str) -> None:
@@ -120,16 +121,17 @@ class AVQAGrounding(AVPromptTask):
 
     Args:
         backbone: see `AVPromptBackbone`.
+        width: see `Grounding`; the same as in `AVQA`.
         options: see `AVPromptTask`.
     """
 
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: AVPromptBackbone, **options: Any) -> None:
+    def __init__(self, backbone: AVPromptBackbone, width: int | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("grounding"):
-            self.head = torch.nn.ModuleDict({"grounding": Grounding(backbone.audio_dim, backbone.visual_dim)})
+            self.head = torch.nn.ModuleDict({"grounding": Grounding(backbone.audio_dim, backbone.visual_dim, width)})
         self.accuracy = MeanMetric()
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
 from avprompt.errors import NonFiniteLossError
+from avprompt.schedules import WarmupCosine
 
 
 class AVPromptTask(LightningModule, abc.ABC):
@@ -27,9 +28,10 @@ class AVPromptTask(LightningModule, abc.ABC):
     Args:
         backbone: the audio-visual feature extractor.
         optimizer: called with the trained parameters.
-        lr_scheduler: called with the optimizer, stepped once an epoch; `None` keeps the learning rate.
-        prompt_lr: learning rate of the prompts; `None` is the optimizer's. Prompts behind a zero gate start slower than a
-            head.
+        lr_scheduler: called with the optimizer, stepped once an epoch (`WarmupCosine`: after every batch); `None` keeps the
+            learning rate.
+        prompt_lr: learning rate of what is trained inside the backbone (prompts; encoders where they are not frozen); `None`
+            is the optimizer's. Prompts behind a zero gate start slower than a head.
     """
 
     #: what checkpoints are selected by, and whether more or less of it is better
@@ -118,15 +120,19 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters that require a gradient, and the schedule where there is one."""
-        prompts = {id(parameter) for parameter in self.backbone.prompts.parameters()}
+        inside = {id(parameter) for parameter in self.backbone.parameters()}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in prompts]}]
-        if guided := [p for p in trained if id(p) in prompts]:
-            groups.append({"params": guided, **({} if self.prompt_lr is None else {"lr": self.prompt_lr})})
+        groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in inside]}]
+        if prompts := [p for p in trained if id(p) in inside]:
+            groups.append({"params": prompts, **({} if self.prompt_lr is None else {"lr": self.prompt_lr})})
         optimizer = self.optimizer(groups)
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "epoch",
+        scheduler, interval = self.lr_scheduler(optimizer), "epoch"
+        if isinstance(scheduler, WarmupCosine):
+            interval = "step"
+            scheduler.plan(int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval,
                                                          "monitor": self.monitor}}
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:

@@ -1,0 +1,169 @@
+"""Images and sounds compared with texts: cosines, their scales, and how the two modalities' scores become one.
+
+      image embedding (B, T, E) --{adapter}--+                    +--{adapter}-- audio embedding (B, T, E)
+                                             |                    |
+                                        cosine * scale       cosine * scale
+                                         |   |                    |   |
+      image texts (K, E) ----{adapter}---+   +------ fusion ------+   +---{adapter}---- audio texts (K, E)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avprompt.encoders.base import without_autocast
+from avprompt.errors import ArgumentError
+from avprompt.heads.clip_adapter import CLIPAdapter
+from avprompt.prompts.texts import ClassTexts
+
+Fusion = Literal["paper", "sum", "weighted"]
+#: where a feature adapter can stand
+PLACES = ("visual", "visual_texts", "audio", "audio_texts")
+
+
+def visual_weight(visual: Tensor, audio: Tensor) -> Tensor:
+    """The paper's w1 = y_v / (y_v + y_a) (equation 11): logits (..., K) of both modalities -> weight (...) in (0, 1).
+
+    A modality's matching score y is here the probability of its best class, "more certain in determining the
+    category": the paper leaves open what y is, and of the logits themselves, which have either sign, the quotient has
+    no meaning. No gradient: the paper calls it a hyperparameter.
+    """
+    certain = [scores.detach().float().softmax(-1).amax(-1) for scores in (visual, audio)]
+    return certain[0] / (certain[0] + certain[1])
+
+
+def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
+    """Logits (..., K) of both modalities -> logits (..., K).
+
+    Args:
+        visual: of images and texts.
+        audio: of sounds and texts.
+        rule: `paper`: w1 visual + (1 - w1) audio with `visual_weight`; `sum`: 2 visual + 2 audio (DG-SCT's released
+            few-shot code); `weighted`: w1 = visual / (visual + audio) for each class (its pretraining and zero-shot
+            code), which is no weight between 0 and 1 where signs differ, and infinite where the sum is zero.
+    """
+    if rule == "sum":
+        return 2 * visual + 2 * audio
+    if rule == "weighted":
+        share = visual / (visual + audio)
+    else:
+        share = visual_weight(visual, audio).unsqueeze(-1)
+    return share * visual + (1 - share) * audio
+
+
+class Matching(nn.Module):
+    """Which clip's sound belongs to which clip's pictures (DG-SCT's released code; the paper does not have it).
+
+    Args:
+        audio_dim: E_a.
+        visual_dim: E_v.
+    """
+
+    def __init__(self, audio_dim: int, visual_dim: int) -> None:
+        super().__init__()
+        self.audio = nn.Linear(audio_dim, visual_dim)
+
+    def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Embeddings (B, T, E_v), (B, T, E_a) -> cosines (B, B) of their means over segments, a sound in each row."""
+        return F.normalize(self.audio(audio).mean(1), dim=-1) @ F.normalize(visual.mean(1), dim=-1).T
+
+
+class Branch(nn.Module):
+    """One modality and its texts.
+
+    Args:
+        texts: attached to the classes.
+        adapters: `CLIPAdapter` on the embeddings, on the texts; `None` for none.
+        log_scale: logarithm of the scale of cosines.
+        learned: train it; like CLIP's it then goes no higher than 100.
+        exponential: multiply by the scale itself, not by its logarithm (a defect of DG-SCT's released audio branch).
+    """
+
+    def __init__(self, texts: ClassTexts, adapters: Sequence[CLIPAdapter | None], log_scale: Tensor, learned: bool,
+                 exponential: bool = True) -> None:
+        super().__init__()
+        self.texts, self.exponential = texts, exponential
+        self.adapter, self.text_adapter = (adapter or nn.Identity() for adapter in adapters)
+        if learned:
+            self.log_scale = nn.Parameter(log_scale.detach().clone())
+        else:
+            self.register_buffer("log_scale", log_scale.detach().clone(), persistent=False)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by."""
+        if self.training and self.log_scale.requires_grad:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(100))
+        return self.log_scale.exp() if self.exponential else self.log_scale
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B, T, E) -> logits (B, T, K), float32."""
+        features = F.normalize(self.adapter(embeddings).float(), dim=-1)
+        texts = F.normalize(self.text_adapter(self.texts(features)).float(), dim=-1)
+        with without_autocast(features.device):
+            return self.scale.float() * (features.unsqueeze(-2) @ texts.transpose(-1, -2)).squeeze(-2)
+
+
+class ContrastiveHead(nn.Module):
+    """Everything behind the encoders.
+
+    Args:
+        texts: `visual` and `audio` branch, attached to the classes; one of them may be missing.
+        log_scales: of both, by the same names.
+        adapters: places (`PLACES`) of feature adapters.
+        adapter_ratio: see `CLIPAdapter`.
+        fusion: see `fuse`.
+        learned_scales: see `Branch`.
+        exp_audio_scale: see `Branch`.
+        matching: whether sounds are also compared with pictures, see `Matching`.
+
+    Raises:
+        ArgumentError: no branch, an adapter or matching without its branch.
+    """
+
+    def __init__(self, texts: dict[str, ClassTexts], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),
+                 adapter_ratio: float = 0.2, fusion: Fusion = "paper", learned_scales: bool = False,
+                 exp_audio_scale: bool = True, matching: bool = False) -> None:
+        super().__init__()
+        known = [place for place in PLACES if place.removesuffix("_texts") in texts]
+        if not texts or not set(adapters) <= set(known) or len(set(adapters)) != len(adapters):
+            raise ArgumentError("adapters", list(adapters), f"different ones of {known or 'no branch'}",
+                                "Give visual_texts or audio_texts, and adapters only where there is a branch.")
+        if matching and len(texts) < 2:
+            raise ArgumentError("objective", "released", "image and audio texts", "Use objective: class.")
+        self.fusion = fusion
+
+        def branch(side: str) -> Branch:
+            added = [CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
+                     for place in (side, f"{side}_texts")]
+            return Branch(texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale)
+
+        self.branches = nn.ModuleDict({side: branch(side) for side in texts})
+        self.matching = Matching(texts["audio"].dim, texts["visual"].dim) if matching else None
+
+    def forward(self, visual: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
+        """Embeddings (B, T, E) of each modality that has texts -> outputs.
+
+        Returns:
+            `logits` (B, T, K); with both modalities also `visual_logits`, `audio_logits` (B, T, K) and `visual_weight`
+            (B, T) in (0, 1), see `visual_weight`; with matching `matching` (B, B) logits, a sound in each row.
+        """
+        given = {"visual": visual, "audio": audio}
+        scores = {side: branch(given[side]) for side, branch in self.branches.items()}
+        if len(scores) == 1:
+            return {"logits": next(iter(scores.values()))}
+        out = {"logits": fuse(scores["visual"], scores["audio"], self.fusion),
+               "visual_weight": visual_weight(scores["visual"], scores["audio"])}
+        out |= {f"{side}_logits": logits for side, logits in scores.items()}
+        if self.matching is not None:
+            with without_autocast(visual.device):
+                cosines = self.matching(visual.float(), audio.float())
+            out["matching"] = self.branches["visual"].scale.float() * cosines
+        return out

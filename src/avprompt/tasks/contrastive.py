@@ -1,0 +1,239 @@
+"""Few-shot and zero-shot: images and sounds compared with names of classes (DG-SCT, NeurIPS 2023, and its peers)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.aggregation import MeanMetric
+
+from avprompt import checkpoints, losses
+from avprompt.backbone import AVPromptBackbone, seeded
+from avprompt.errors import ArgumentError, ConfigError
+from avprompt.heads.contrastive import ContrastiveHead, Fusion
+from avprompt.prompts.texts import ClassTexts
+from avprompt.tasks.base import AVPromptTask
+
+
+class Contrastive(AVPromptTask):
+    """Which class a segment or a clip belongs to: the one whose text its image and its sound are nearest to.
+
+    Without anything to train it is zero-shot: `avprompt test` alone. Nothing that is trained depends on the classes
+    (but `CoOp` with `class_specific`), so a checkpoint serves other datasets too. Logged are `accuracy`, with both
+    modalities `visual_accuracy` and `audio_accuracy` of each one's own logits, at segment level `video_accuracy` of
+    their mean, and for clips with several classes `any_match`, where each of these is right.
+
+    Args:
+        backbone: with encoders that project into the texts' space: `CLIP` (`projection: true`) and `CLAPAudio`.
+        visual_texts: texts for images; `None` compares sounds alone.
+        audio_texts: texts for sounds; `None` compares images alone.
+        class_names: linked from the data module, never written in YAML.
+        background: `background` is one more class, the last one (segments of AVE and VGG-Sound). Without, segments of
+            the background have no text: they do not train and count as wrong, as in the published zero-shot figures.
+        level: what is classified: `segment`, or `video` by the mean over its segments' logits.
+        adapters: `CLIPAdapter` on some of `visual`, `visual_texts`, `audio`, `audio_texts`.
+        adapter_ratio: of these.
+        fusion: of both modalities' logits, see `heads.contrastive.fuse`.
+        objective: `paper`, equations 9 to 11: images and texts, sounds and texts against each other within a batch,
+            weighted by `visual_weight`; `released`: cross-entropy of the fused logits, and sounds against pictures of a
+            batch; `class`: that cross-entropy alone, as CoOp and its successors.
+        weighting: of the released objective, see `losses.released_weights`.
+        visual_scale: of cosines; `None` is the one that the encoder or the text tower was trained with.
+        audio_scale: likewise.
+        learned_scales: train both (the paper does, the released code does not).
+        exp_audio_scale: `false` repeats a defect of the released code, which multiplies by the logarithm of the scale.
+        pretrained: checkpoint of another run of the same network, perhaps on other classes, to start or to test from.
+        options: see `AVPromptTask`.
+
+    Raises:
+        ArgumentError: encoders that do not project, no texts, texts of another width, or contradictory settings.
+        CheckpointError: `pretrained` is missing, broken, of another network, or trained on other frozen weights.
+    """
+
+    monitor = "val_accuracy"
+    mode = "max"
+
+    def __init__(
+        self,
+        backbone: AVPromptBackbone,
+        visual_texts: ClassTexts | None = None,
+        audio_texts: ClassTexts | None = None,
+        class_names: Sequence[str] = (),
+        background: bool = False,
+        level: Literal["segment", "video"] = "segment",
+        adapters: list[str] = [],  # noqa: B006
+        adapter_ratio: float = 0.2,
+        fusion: Fusion = "paper",
+        objective: Literal["paper", "released", "class"] = "paper",
+        weighting: Literal["epochs", "proportional", "misplaced"] = "proportional",
+        visual_scale: float | None = None,
+        audio_scale: float | None = None,
+        learned_scales: bool = False,
+        exp_audio_scale: bool = True,
+        pretrained: Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(backbone, **options)
+        self.class_names, self.level = tuple(class_names), level
+        self.objective, self.weighting = objective, weighting
+        texts = {side: own for side, own in (("visual", visual_texts), ("audio", audio_texts)) if own is not None}
+        names = [*self.class_names, *(["background"] if background else [])] if self.class_names else []
+        self.num_texts = len(names)
+        scales = {"visual": visual_scale, "audio": audio_scale}
+        with seeded("head"):
+            for own in texts.values():
+                own.attach(names, backbone.prompts)
+            logs = {side: self._log_scale(side, own, scales[side]) for side, own in texts.items()}
+            self.head = ContrastiveHead(texts, logs, adapters, adapter_ratio, fusion, learned_scales, exp_audio_scale,
+                                        objective == "released")
+        self.scores = nn.ModuleDict({name: MeanMetric() for name in (
+            "accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")})
+        if pretrained is not None and not backbone.visual.is_meta():
+            content = checkpoints.read_checkpoint(pretrained)
+            checkpoints.check_record(self, content.get(checkpoints.RECORD), pretrained)
+            checkpoints.check_names(self, content["state_dict"], pretrained)
+            self.load_state_dict(content["state_dict"])
+
+    def _log_scale(self, side: str, texts: ClassTexts, given: float | None) -> Tensor:
+        encoder = getattr(self.backbone, side)
+        if not hasattr(encoder, "project"):
+            raise ArgumentError(side, type(encoder).__name__, "an encoder with a projection into the space of texts",
+                                "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.")
+        if given is not None:
+            if given <= 0:
+                raise ArgumentError(f"{side}_scale", given, "a positive number", "Choose another value.")
+            return torch.tensor(given).log()
+        own = getattr(encoder, "logit_scale", None)
+        own = texts.logit_scale if own is None else own
+        if own is None:
+            raise ArgumentError(f"{side}_scale", None, "a number: neither encoder nor text tower is there to say it",
+                                "CLIP's published models have 100.")
+        return own
+
+    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
+        """Frames (B, T, 3, H, W) and audio (B, T, S) -> outputs.
+
+        Returns:
+            `logits` (B, T, K), at video level (B, K); with both modalities also `visual_logits`, `audio_logits`
+            likewise and `visual_weight` (B, T) or (B,); with the released objective `matching` (B, B).
+
+        Raises:
+            ArgumentError: built without `class_names`.
+        """
+        if not self.class_names:
+            raise ArgumentError("class_names", "none", "the names of the classes", "Give them, or a data module.")
+        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
+        embeddings = {side: getattr(self.backbone, side).project(getattr(features, side))
+                      if side in self.head.branches else None for side in ("visual", "audio")}
+        out = self.head(**embeddings)
+        if self.level == "video":
+            out = {name: value if name == "matching" else value.mean(1) for name, value in out.items()}
+        return {**out, **{f"map_{name}": value for name, value in features.maps.items()}}
+
+    def targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Index of the right class, (B, T) or (B,) long, and whether there is a text for it, bool.
+
+        Raises:
+            ArgumentError: labels of clips, for `level: segment`.
+        """
+        if "event" in batch and self.level == "segment":
+            target = batch["event"].argmax(-1)
+            return target, target < self.num_texts
+        if "event" in batch:
+            _, category, has_event = losses.event_targets(batch["event"])
+            return category, has_event
+        if self.level == "segment":
+            raise ArgumentError("level", "segment", "video, for a dataset with one label a clip", "Set level: video.")
+        return batch["label"], torch.ones_like(batch["label"], dtype=torch.bool)
+
+    def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The terms of the objective."""
+        target, has_class = (own.flatten() for own in self.targets(batch))
+        logits = {name: outputs[name].flatten(0, -2) for name in outputs if name.endswith("logits")}
+        if self.objective == "paper":
+            return self._contrast(logits, outputs.get("visual_weight"), target, has_class)
+        fused = losses.clip_category(logits["logits"], target, has_class)
+        if self.objective == "class":
+            return {"class": fused}
+        terms = fused, *losses.sound_and_clip(outputs["matching"])
+        weights = losses.released_weights(terms, self.current_epoch + 1, self.weighting)
+        names = "class", "sound_to_clip", "clip_to_sound"
+        return {name: weight * term for name, weight, term in zip(names, weights, terms)}
+
+    @staticmethod
+    def _contrast(logits: dict[str, Tensor], share: Tensor | None, target: Tensor,
+                  has_class: Tensor) -> dict[str, Tensor]:
+        count = has_class.sum().clamp(min=1)
+        if share is None:
+            return {"contrast": losses.paired_with_texts(logits["logits"], target, has_class).sum() / count}
+        share = share.flatten()
+        return {side: (weight * losses.paired_with_texts(logits[f"{side}_logits"], target, has_class)).sum() / count
+                for side, weight in (("visual", share), ("audio", 1 - share))}
+
+    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`prediction` (B, T) or (B,) long, background being the number of classes; `map_visual` as it is."""
+        maps = {name: value for name, value in outputs.items() if name == "map_visual"}
+        return {"prediction": outputs["logits"].argmax(-1), **maps}
+
+    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """One row a segment or a clip: what is predicted, how surely, by which modality, and what is annotated."""
+        names = [*class_names, "background"]
+        best = outputs["logits"].float().softmax(-1).max(-1)
+        alone = {side: outputs[f"{side}_logits"].argmax(-1) for side in ("visual", "audio")
+                 if f"{side}_logits" in outputs}
+        truth = self.targets(batch)[0] if "event" in batch or "label" in batch else None
+        rows = []
+        for where in itertools.product(*map(range, best.indices.shape)):
+            clip, second = where[0], where[1] if self.level == "segment" else None
+            begin = float(batch["start"][clip]) if "start" in batch else 0.0
+            several = batch["labels"][clip].nonzero().flatten().tolist() if "labels" in batch else None
+            annotated = [] if truth is None else several or [int(truth[where])]
+            rows.append({
+                "id": batch["id"][clip],
+                "start": begin if second is None else begin + second,
+                **({} if second is None else {"end": begin + second + 1}),
+                "predicted": names[int(best.indices[where])],
+                "probability": round(float(best.values[where]), 4),
+                **{f"predicted_{side}": names[int(index[where])] for side, index in alone.items()},
+                "decoded": bool(batch["valid"][clip, second] if second is not None else batch["valid"][clip].all()),
+                "annotated": ", ".join(names[index] for index in annotated),
+                "path": batch["path"][clip] if "path" in batch else "",
+            })
+        return rows
+
+    def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        target, has_class = self.targets(batch)
+        if "event" in batch and self.level == "video":
+            target = target.masked_fill(~has_class, -1)  # a clip without an event is counted, and cannot be right
+        for name in ("", *(f"{side}_" for side in self.head.branches)):
+            if f"{name}logits" in outputs:
+                self.scores[f"{name}accuracy"].update((outputs[f"{name}logits"].argmax(-1) == target).float())
+        if self.level == "segment":
+            _, category, has_event = losses.event_targets(batch["event"])
+            found = outputs["logits"].mean(1).argmax(-1)
+            self.scores["video_accuracy"].update((found == category)[has_event].float())
+        if "labels" in batch:
+            found = outputs["logits"].argmax(-1, keepdim=True)
+            self.scores["any_match"].update(batch["labels"].gather(1, found).squeeze(1).float())
+
+    def compute_metrics(self) -> dict[str, Tensor]:
+        found = {name: score.compute() for name, score in self.scores.items() if score.update_called}
+        for score in self.scores.values():
+            score.reset()
+        return found
+
+    def configure_optimizers(self) -> Any:
+        """As every task's.
+
+        Raises:
+            ConfigError: nothing is trained.
+        """
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ConfigError("model", "nothing to train: plain encoders and fixed texts", "prompts, texts or adapters",
+                              "Zero-shot needs no training: run `avprompt test` with this config.")
+        return super().configure_optimizers()
