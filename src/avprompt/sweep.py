@@ -20,7 +20,8 @@ from tqdm import tqdm
 from avprompt.configs import read_yaml
 from avprompt.errors import ConfigError
 
-KEYS = {"experiment", "rows", "metric"}
+KEYS, TASK_KEYS = {"experiment", "rows", "metric"}, {"experiment", "quickstart", "metric"}
+PREFIX = "--model.init_args.backbone.init_args.prompts"
 
 
 @dataclass(frozen=True)
@@ -57,23 +58,67 @@ class Cell:
         return [["fit", *common, version, "fit"], ["test", *common, version, "test", "--ckpt_path", best]]
 
 
-def read_sweep(path: Path, seeds: list[int], out: Path) -> tuple[list[Cell], str]:
+def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
+               quickstart: bool = False) -> tuple[list[Cell], str]:
     """Cells and metric of a sweep file.
 
-    The file has `experiment` (a YAML file beside it), `rows` (name -> list of flags, as on a command line) and `metric`.
+    The file has `experiment` (a YAML file beside it), `metric`, and `rows` (name -> list of flags, as on a command
+    line). A sweep of several tasks has `tasks` (name -> `experiment`, `metric`, and `quickstart`, the experiment on
+    the generated world) instead of the first two; a row that some of them do not have is a mapping of `flags` and
+    `tasks`. In flags `prompts.X=1` is short for the prompt method's argument X.
+
+    Args:
+        path: of the file.
+        seeds: of the runs.
+        out: folder of the runs.
+        task: one of the file's; `None` is the first.
+        quickstart: take the task's experiment on the generated world.
 
     Raises:
-        ConfigError: the file is missing, or has other keys.
+        ConfigError: the file is missing, has other keys, or not this task.
     """
-    content = read_yaml(path)
-    if not isinstance(content, dict) or set(content) != KEYS:
-        raise ConfigError(path, content, "the keys experiment, rows, metric", "See experiments/sweeps/.")
-    config = (path.parent / f"{content['experiment']}.yaml").resolve()
+    content, hint = read_yaml(path), "See experiments/sweeps/."
+    if not isinstance(content, dict) or set(content) not in (KEYS, {"tasks", "rows"}):
+        raise ConfigError(path, content, "the keys experiment, rows, metric, or tasks, rows", hint)
+    if "tasks" not in content:
+        if task is not None or quickstart:
+            raise ConfigError(f"{path}: --task, --quickstart", task or "quickstart",
+                              "none: the file has one experiment", "Leave them out.")
+        chosen = content
+    else:
+        tasks = content["tasks"]
+        for name, keys in tasks.items() if isinstance(tasks, dict) else [("tasks", tasks)]:
+            if not isinstance(keys, dict) or set(keys) != TASK_KEYS:
+                raise ConfigError(f"{path}: {name}", keys, f"the keys {sorted(TASK_KEYS)}", hint)
+        task = next(iter(tasks)) if task is None else task
+        if task not in tasks:
+            raise ConfigError(f"{path}: --task", task, f"one of {', '.join(tasks)}",
+                              "The published table has no other.")
+        chosen = tasks[task]
+    experiment = chosen["quickstart" if quickstart else "experiment"]
+    config = (path.parent / f"{experiment}.yaml").resolve()
     if not config.is_file():
         raise ConfigError(f"{path}: experiment", config, "an existing experiment", "Give its path without ending.")
-    cells = [Cell(row, seed, config, [str(flag) for flag in flags or []], out / f"{row}-seed{seed}")
-             for seed in seeds for row, flags in content["rows"].items()]
-    return cells, content["metric"]
+    rows: dict[str, list[str]] = {}
+    for row, entry in content["rows"].items():
+        if isinstance(entry, dict):
+            if set(entry) != {"flags", "tasks"} or not set(entry["tasks"]) <= set(content.get("tasks", {})):
+                raise ConfigError(f"{path}: {row}", entry, "flags, or flags and tasks of this file", hint)
+            if task not in entry["tasks"]:
+                continue
+            entry = entry["flags"]
+        rows[str(row)] = [short(str(flag)) for flag in entry or []]
+    cells = [Cell(row, seed, config, flags, out / f"{row}-seed{seed}") for seed in seeds for row, flags in rows.items()]
+    return cells, chosen["metric"]
+
+
+def short(flag: str) -> str:
+    """`prompts=C` and `prompts.X=1` stand for the prompt method and its argument X; other flags are as they are."""
+    name, equals, value = flag.partition("=")
+    if name == "prompts":
+        return f"{PREFIX}=avprompt.prompts.{value}"
+    argument = name.removeprefix("prompts.")
+    return flag if argument == name else f"{PREFIX}.init_args.{argument}{equals}{value}"
 
 
 def run_cell(cell: Cell, threads: int) -> str | None:
@@ -120,7 +165,8 @@ def summarise(cells: list[Cell], metric: str, out: Path) -> str:
     return text
 
 
-def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], jobs: int = 2) -> None:  # noqa: B006
+def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], jobs: int = 2,  # noqa: B006
+          task: str | None = None, quickstart: bool = False) -> None:
     """Run every row of a sweep with every seed: fit, then test the checkpoint selected on the validation split.
 
     A cell whose test/result.json exists is not run again, so an interrupted sweep goes on where it stopped. A cell that
@@ -128,16 +174,19 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], job
 
     Args:
         file: sweep file, such as experiments/sweeps/quickstart_ablation.yaml.
-        out: folder of the runs; `None` is runs/<name of the sweep>.
+        out: folder of the runs; `None` is runs/<name of the sweep>, with the task's name after it where one is given.
         seeds: of the runs.
         jobs: cells at a time.
+        task: of a sweep of several tasks, such as ave, avvp, avs_s4, avs_ms3, avqa; `None` is its first.
+        quickstart: run the task's experiment on the generated world, which `avprompt quickstart --task X` makes.
 
     Raises:
         ConfigError: the file is missing or has other keys; at the end, when cells have failed.
     """
-    out = Path(out) if out else Path("runs") / Path(file).stem
+    name = "_".join(filter(None, (Path(file).stem, task, "quickstart" if quickstart else None)))
+    out = Path(out) if out else Path("runs") / name
+    cells, metric = read_sweep(Path(file), seeds, out, task, quickstart)
     out.mkdir(parents=True, exist_ok=True)
-    cells, metric = read_sweep(Path(file), seeds, out)
     todo = [cell for cell in cells if not cell.result.is_file()]
     threads, lock, failed = max(1, (os.cpu_count() or 1) // jobs), threading.Lock(), {}
     print(f"{len(cells)} cells, {len(cells) - len(todo)} finished before, {jobs} at a time with {threads} threads each")

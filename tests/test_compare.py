@@ -1,0 +1,310 @@
+"""Finished runs beside what is published: nothing that was measured otherwise stands unmarked in one column."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch.utils.tensorboard import SummaryWriter
+
+from avprompt.analysis.compare import gather, read_runs, tables
+from avprompt.analysis.published import read_published
+from avprompt.cli import main, run
+from avprompt.errors import AVPromptError, ConfigError, DatasetError
+from avprompt.sweep import read_sweep
+
+DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
+         "alpha": 0.3, "beta": 0.05, "gamma": 0.1}
+TINY = {"visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"pretrained": "world"}},
+        "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "world"}}}
+LARGE = {"visual": {"class_path": "avprompt.encoders.SwinV2",
+                    "init_args": {"model": "swinv2_large_window12_192", "pretrained": "ms_in22k"}},
+         "audio": {"class_path": "avprompt.encoders.HTSAT", "init_args": {"pretrained": "checkpoints/HTSAT.ckpt"}}}
+
+
+def config(seed: int, prompts: dict[str, Any] | None, encoders: dict[str, Any], data: dict[str, Any] | None = None,
+           task: str = "AVE", model: dict[str, Any] | None = None) -> dict[str, Any]:
+    method = {"class_path": "avprompt.prompts.NoPrompts"} if prompts is None else {
+        "class_path": "avprompt.prompts.DGSCT", "init_args": {**DGSCT, **prompts}}
+    module = {"AVE": "AVEDataModule", "AVQA": "MUSICAVQADataModule"}[task]
+    return {"seed_everything": seed, "ckpt_path": None, "trainer": {"max_epochs": 6, "precision": None},
+            "model": {"class_path": f"avprompt.tasks.{task}", "init_args": {
+                "backbone": {"class_path": "avprompt.backbone.AVPromptBackbone",
+                             "init_args": {**encoders, "prompts": method}},
+                **({"modality": "both", "protocol": "exact"} if task == "AVE" else {}), **(model or {})}},
+            "data": {"class_path": f"avprompt.data_modules.{module}",
+                     "init_args": {"root": "data/x", "seed": seed, "validation_split": "val", **(data or {})}}}
+
+
+def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str, float], ids: list[str],
+          missing: int = 0) -> None:
+    """A run as `avprompt sweep` leaves it: fit and test, the test's figures and the training's cost."""
+    seed = settings["seed_everything"]
+    place = folder / f"{label}-seed{seed}"
+    fitted = {"train_loss": 1.0, "best_val_accuracy": 0.99}
+    for stage, found, seconds in (("fit", fitted, 100 + seed), ("test", metrics, 2)):
+        own = copy.deepcopy(settings)
+        own["ckpt_path"] = None if stage == "fit" else f"runs/{folder.name}/{place.name}/fit/checkpoints/best.ckpt"
+        own["trainer"]["logger"] = {"init_args": {"version": stage}}
+        (place / stage).mkdir(parents=True)
+        result = {"experiment": place.name, "task": "AVE", "metrics": found, "monitor": "val_accuracy",
+                  "parameters": {"trainable": 1000, "frozen": 500, "total": 1500, "owned": 1000}, "seed": seed,
+                  "config": own, "wall_s": seconds, "peak_memory_bytes": 2_000_000_000, "epochs": 6,
+                  "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}}}
+        (place / stage / "result.json").write_text(json.dumps(result))
+        (place / stage / "manifest.json").write_text(json.dumps({"root": "data/x", "ids": {"test": ids}}))
+        with SummaryWriter(str(place / stage)) as writer:
+            if stage == "fit":
+                for step in (10, 20):
+                    writer.add_scalar("val_accuracy", 0.01 * step + 0.1 * seed, step)
+
+
+WORLD = [f"world000{number:06d}" for number in range(80)]
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Table 5's rows without T on the generated world, two seeds each, in a useless order of names."""
+    folder = tmp_path / "ablation"
+    rows = {"a everything": {}, "b S": {"channel": False, "temporal": False},
+            "c C": {"spatial": False, "temporal": False}, "d none": None,
+            "e bare": {"spatial": False, "channel": False, "temporal": False}, "f alpha": {"alpha": 0.5}}
+    for place, (label, prompts) in enumerate(rows.items()):
+        for seed in (0, 1):
+            write(folder, label, config(seed, prompts, TINY), {"test_accuracy": 0.5 + 0.01 * place + 0.02 * seed,
+                                                               "test_loss": 2.0}, WORLD)
+    return folder
+
+
+def lines_of(*folders: Path) -> list:
+    return gather(read_runs(folders), read_published())
+
+
+def test_seeds_are_grouped_and_rows_stand_in_published_order(runs: Path) -> None:
+    lines = lines_of(runs)
+    assert [line.label for line in lines] == ["e bare", "c C", "b S", "d none", "a everything", "f alpha"]
+    everything = lines[4]
+    assert everything.values("accuracy") == [0.5, 0.52]
+    cited = [(figure.value, figure.source[-7:]) for figure in everything.published["accuracy"]]
+    assert cited[:2] == [(82.2, "table 1"), (82.2, "table 5")]
+    assert [line.published["accuracy"][0].value for line in lines[:4]] == [78.6, 81.8, 80.9, 78.6]
+    assert not lines[5].published  # another alpha is not the published row
+    assert everything.mean(lambda run: run.result["wall_s"]) == 100.5  # of the training, not of the test
+
+
+def test_generated_world_never_stands_unmarked_beside_published_figures(runs: Path) -> None:
+    table, = tables(lines_of(runs), read_published())
+    ours, published = table.header.index("accuracy, %"), table.header.index("published")
+    for row in table.rows:
+        assert row[ours].endswith(" [a]") and (row[published] == "" or row[published].endswith(" [b]"))
+    assert table.rows[4][ours] == "51.0 ± 1.4 [a]" and table.rows[4][published] == "82.2 [b]"
+    assert table.marks["a"].startswith("generated world in the layout of AVE, 80 test clips; TinySwinV2 (world) + Tiny")
+    assert table.marks["b"] == ("AVE, 402 test clips; Swin-V2-L + HTS-AT; "
+                                "published, selected on test, metric as released")
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    ({"encoders": LARGE}, "Swin-V2-L + HTS-AT"),
+    ({"data": {"validation_split": "test"}}, "selected on test"),
+    ({"model": {"protocol": "released"}}, "metric as released"),
+    ({"encoders": {**TINY, "audio": {"class_path": "avprompt.encoders.TinyHTSAT",
+                                     "init_args": {"pretrained": "none"}}}}, "TinyHTSAT (random weights)"),
+])
+def test_other_encoders_data_or_protocol_get_another_mark(change: dict, told: str, runs: Path, tmp_path: Path) -> None:
+    write(tmp_path / "more", "other", config(0, {}, **{"encoders": TINY, **change}), {"test_accuracy": 0.4}, WORLD)
+    table, = tables(lines_of(runs, tmp_path / "more"), read_published())
+    other = next(row for row in table.rows if row[0] == "other")
+    mark = re.search(r"\[(\w)\]", other[table.header.index("accuracy, %")])[1]
+    assert mark != "a" and told in table.marks[mark] and told not in table.marks["a"]
+
+
+def test_other_clips_and_missing_clips_get_another_mark(runs: Path, tmp_path: Path) -> None:
+    for name, ids, missing in (("other clips", [f"world001{n:06d}" for n in range(80)], 0), ("fewer", WORLD[:70], 10)):
+        write(tmp_path / "more", name, config(0, {}, TINY), {"test_accuracy": 0.4}, ids, missing)
+    table, = tables(lines_of(runs, tmp_path / "more"), read_published())
+    column = table.header.index("accuracy, %")
+    texts = {row[0]: table.marks[re.search(r"\[(\w)\]", row[column])[1]] for row in table.rows}
+    assert len({texts["other clips"], texts["fewer"], texts["a everything"]}) == 3
+    assert "70 of 80 test clips" in texts["fewer"]
+    assert "(ids " in texts["other clips"] and "(ids " in texts["a everything"]
+
+
+def test_real_data_are_told_from_a_world_whose_ids_look_real(tmp_path: Path) -> None:
+    ids = [f"{number:08d}" for number in range(320)]
+    for name in ("real", "made"):
+        scores = {f"test_{metric}": 0.5 for metric in ("AQ", "VQ", "AVQ", "average", "Audio_Counting")}
+        settings = config(0, {"temporal": False}, TINY, {"root": f"data/{name}"}, task="AVQA")
+        write(tmp_path / "runs" / name, name, settings, scores, ids)
+        manifest = tmp_path / "runs" / name / f"{name}-seed0" / "test" / "manifest.json"
+        manifest.write_text(json.dumps({"root": f"data/{name}", "ids": {"test": ids}}))
+    (tmp_path / "data" / "made").mkdir(parents=True)
+    (tmp_path / "data" / "made" / "scenes.jsonl").write_text("")
+    data = {line.label: line.setting.data for line in lines_of(tmp_path / "runs")}
+    assert data == {"real": "MUSIC-AVQA, 320 test questions",
+                    "made": "generated world in the layout of MUSIC-AVQA, 320 test questions"}
+    table, = tables(lines_of(tmp_path / "runs"), read_published())
+    assert [name for name in table.header if name.endswith("%")] == ["AQ, %", "VQ, %", "AVQ, %", "average, %"]
+    assert "74.8 [b]" in table.rows[0]  # the released network has no temporal gate here: it is the headline's row
+
+
+def test_a_repeated_seed_counts_once_and_is_told(runs: Path, tmp_path: Path) -> None:
+    write(tmp_path / "again", "a everything", config(1, {}, TINY), {"test_accuracy": 0.7}, WORLD)
+    newest = tmp_path / "again" / "a everything-seed1" / "test" / "result.json"
+    os.utime(newest, (4e9, 4e9))
+    line = next(line for line in lines_of(runs, tmp_path / "again") if line.label == "a everything")
+    assert line.values("accuracy") == [0.5, 0.7] and "left out" in line.remarks[0]
+
+
+def test_one_name_for_two_settings_is_numbered(runs: Path, tmp_path: Path) -> None:
+    write(tmp_path / "again", "a everything", config(0, {"beta": 0.3}, TINY), {"test_accuracy": 0.7}, WORLD)
+    labels = [line.label for line in lines_of(runs, tmp_path / "again")]
+    assert "a everything #1" in labels and "a everything #2" in labels
+
+
+def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every format holds every figure; the command takes folders side by side, and the list that it took before."""
+    run(["compare", str(runs / "a everything-seed0"), str(runs / "d none-seed0"), "--out", str(tmp_path / "out"),
+         "--csv_file", str(tmp_path / "runs.csv")])
+    printed = capsys.readouterr().out
+    assert "| 50.0 [a]" in printed and "| 82.2 [b]" in printed and "± " not in printed.split("Mean")[0]
+    run(["compare", f"[{runs / 'a everything-seed0'}, {runs / 'd none-seed0'}]"])
+    assert capsys.readouterr().out == printed == (tmp_path / "out" / "compare.md").read_text() + "\n"
+    with (tmp_path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["run", "metric", "value", "trainable", "total", "seed", "epochs", "seconds"]
+    assert len(rows) == 6
+    with (tmp_path / "out" / "compare.csv").open() as file:
+        rows = {row["row"]: row for row in csv.DictReader(file)}
+    assert rows["a everything"]["published"] == "82.2" and float(rows["a everything"]["mean"]) == 50
+    assert rows["a everything"]["data"].startswith("generated world")
+    page = (tmp_path / "out" / "compare.html").read_text()
+    cells: list[str] = []
+
+    class Cells(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list) -> None:
+            assert tag not in ("link", "img", "iframe") and not dict(attrs).get("src")  # nothing from elsewhere
+            cells.extend([""] if tag == "td" else [])
+
+        def handle_data(self, data: str) -> None:
+            if cells:
+                cells[-1] += data
+
+    Cells().feed(page)
+    assert "50.0a" in cells and "82.2b" in cells and "a everything" in cells
+    tex = (tmp_path / "out" / "compare.tex").read_text()
+    assert r"50.0\textsuperscript{a}" in tex and r"82.2\textsuperscript{b}" in tex and "accuracy, \\%" in tex
+    assert tex.count("{") == tex.count("}") and not re.search(r"(?<!\\)[%#_]", tex)
+
+
+def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DatasetError, match="no result.json"):
+        run(["compare", str(tmp_path)])
+    (tmp_path / "result.json").write_text('{"metrics": {}}')
+    with pytest.raises(DatasetError, match="no result of a run"):
+        run(["compare", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main(["compare"])
+    assert stop.value.code == 2 and "folders" in capsys.readouterr().err
+
+
+def test_dashboard(runs: Path, tmp_path: Path) -> None:
+    """One line an ablation row in the hyper-parameter table, its mean, and its mean validation curve."""
+    log = tmp_path / "log"
+    (log / "compare" / "stale").mkdir(parents=True)
+    run(["compare", str(runs), "--tensorboard", str(log)])
+    assert not (log / "compare" / "stale").exists()
+
+    def events(folder: Path) -> EventAccumulator:
+        accumulator = EventAccumulator(str(folder))
+        accumulator.Reload()
+        return accumulator
+
+    def hparams(folder: Path, tag: str) -> HParamsPluginData:
+        return HParamsPluginData.FromString(events(folder).SummaryMetadata(f"_hparams_/{tag}").plugin_data.content)
+
+    top = hparams(log / "compare", "experiment").experiment
+    assert [info.name.tag for info in top.metric_infos] == ["ave/accuracy"]
+    names = {info.name for info in top.hparam_infos}
+    assert names == {"prompts", "prompts.spatial", "prompts.channel", "prompts.temporal", "prompts.alpha", "data",
+                     "encoders", "protocol", "n"}
+    row = log / "compare" / "ave" / "c C"
+    start = hparams(row, "session_start_info").session_start_info
+    assert start.group_name == "ave: c C" and start.hparams["prompts.spatial"].string_value == "False"
+    found = events(row)
+    assert found.Scalars("ave/accuracy")[0].value == pytest.approx(53)
+    curve = [(event.step, round(event.value, 3)) for event in found.Scalars("ave_validation/accuracy")]
+    assert curve == [(10, 15), (20, 25)]
+    tags = events(log / "compare").Tags()
+    assert "ave/accuracy" in tags["images"] and "custom_scalars__config__" in tags["tensors"]
+    assert [round(event.value) for event in events(log / "compare").Scalars("ave_rows/accuracy/mean")] == [
+        55, 53, 52, 54, 51, 56]
+
+
+@pytest.mark.parametrize(("content", "arguments", "message"), [
+    ("tasks: {ave: {experiment: x}}\nrows: {all: []}", {}, "experiment.*metric.*quickstart"),
+    ("tasks: 3\nrows: {all: []}", {}, "tasks"),
+    ("experiment: ../quickstart\nrows: {all: []}\nmetric: m", {"task": "ave"}, "the file has one experiment"),
+    ("experiment: ../quickstart\nrows: {all: {flags: [a]}}\nmetric: m", {}, "all: got"),
+    ("{TASKS}\nrows: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
+    ("{TASKS}\nrows: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
+])
+def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tmp_path: Path) -> None:
+    place = ROOT / "experiments" / "quickstart"
+    known = f"tasks: {{ave: {{experiment: {place}, quickstart: {place}, metric: m}}}}"
+    (tmp_path / "sweep.yaml").write_text(content.replace("{TASKS}", known).replace("../quickstart", str(place)))
+    with pytest.raises(ConfigError, match=message):
+        read_sweep(tmp_path / "sweep.yaml", [0], tmp_path, **arguments)
+
+
+def test_sweep_of_several_tasks(tmp_path: Path) -> None:
+    path = ROOT / "experiments" / "sweeps" / "dgsct_modules.yaml"
+    cells, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
+    assert metric == "test_average" and {cell.row for cell in cells} == {"no prompts", "baseline", "C", "S", "all"}
+    assert cells[0].config.name == "avqa_quickstart.yaml" and len(cells) == 10
+    prefix = "--model.init_args.backbone.init_args.prompts"
+    assert cells[0].overrides == [f"{prefix}=avprompt.prompts.NoPrompts"]
+    assert cells[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
+    cells, metric = read_sweep(path, [0], tmp_path)
+    assert metric == "test_accuracy" and len(cells) == 7 and cells[0].config.name == "ave_dgsct.yaml"
+
+
+def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table holds what `params` and the FLOP counter say, nothing is measured twice, failures are told."""
+    content = (ROOT / "experiments" / "quickstart.yaml").read_text().replace("../lightning_configs",
+                                                                             str(ROOT / "lightning_configs"))
+    (tmp_path / "good.yaml").write_text(content)
+    (tmp_path / "bad.yaml").write_text(content.replace("groups: 2", "groups: 7"))
+    command = ["efficiency", str(tmp_path / "good.yaml"), str(tmp_path / "bad.yaml"), "--steps", "1", "--out",
+               str(tmp_path / "table.csv")]
+    with pytest.raises(ConfigError, match=r"1 failed experiments: \['bad'\]"):
+        run(command)
+    with (tmp_path / "table.csv").open() as file:
+        row, = csv.DictReader(file)
+    run(["params", "--config", str(tmp_path / "good.yaml"), "--json"])
+    counted = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: int(row[name]) for name in ("trainable", "frozen", "total", "owned")} == {
+        name: counted[name] for name in ("trainable", "frozen", "total", "owned")}
+    assert 0.5 < float(row["forward_gflops_a_clip"]) < 2 and float(row["peak_gb"]) > 0.2
+    stamp = (tmp_path / "table.csv").stat().st_mtime_ns
+    run(["efficiency", str(tmp_path / "good.yaml"), "--steps", "1", "--out", str(tmp_path / "table.csv")])
+    assert (tmp_path / "table.csv").stat().st_mtime_ns == stamp and "| good " in capsys.readouterr().out
+    with pytest.raises(AVPromptError, match="measured with other settings"):
+        run(["efficiency", str(tmp_path / "good.yaml"), "--steps", "2", "--out", str(tmp_path / "table.csv")])
+
+
+def test_benchmark_uses_the_same_measurement() -> None:
+    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--help"], capture_output=True,
+                          text=True, check=True)
+    assert "avprompt.analysis.efficiency" in done.stdout
