@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avprompt.encoders import CLIPSpectrogram, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText
+from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.tiny import CONTEXT, TINY_FBANK, WEIGHTS, WORDS
 from avprompt.errors import ArgumentError, WeightsError
 from avprompt.synth import pretrain, world
@@ -193,13 +194,19 @@ def test_equal_captions_are_no_negatives() -> None:
 @pytest.mark.parametrize("modality", ["visual", "audio", "clip", "clap"])
 def test_recipe_runs(modality: str, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     recipe = pretrain.RECIPES[modality]
-    few = replace(recipe, batch_size=5, examples=type(recipe.examples)(40, 1))
+    learners = []
+    few = replace(recipe, batch_size=5, examples=type(recipe.examples)(40, 1),
+                  learner=lambda: learners.append(recipe.learner()) or learners[0])
     monkeypatch.setitem(pretrain.RECIPES, modality, few)
     pretrain.main(["--modality", modality, "--steps", "2", "--out", str(tmp_path)])
     assert str(tmp_path / recipe.file) in capsys.readouterr().out
     shipped, written = load_file(WEIGHTS / recipe.file), load_file(tmp_path / recipe.file)
     assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {k: (v.shape, v.dtype) for k, v in written.items()}
     assert any(not torch.equal(shipped[name], written[name]) for name in shipped)
+    encoder = learners[0].encoder.state_dict()
+    fresh = type(learners[0].encoder)("none").state_dict()
+    for name in filter(is_constant, fresh):  # not in the file, so training must leave them alone
+        assert torch.equal(encoder[name], fresh[name]), name
     towers = {"clip": (TinyCLIP, TinyCLIPText), "clap": (TinyCLAP, TinyCLAPText)}
     for kind in towers.get(modality, ()):
         assert kind(str(tmp_path / recipe.file)).fingerprint() != kind().fingerprint()

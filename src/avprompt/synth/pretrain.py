@@ -316,9 +316,10 @@ def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | 
     torch.manual_seed(0)
     recipe = RECIPES[modality]
     learner, steps = recipe.learner().train(), steps or recipe.steps
-    parameters = list(learner.parameters())
-    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], recipe.lr, recipe.betas,
-                                  weight_decay=recipe.weight_decay)
+    for name, parameter in learner.encoder.named_parameters():
+        parameter.requires_grad_(not is_constant(name))  # the file leaves them out: they must be what they are elsewhere
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
     loader = DataLoader(recipe.stream(steps * recipe.batch_size), recipe.batch_size, num_workers=1)
     for batch in (bar := tqdm(loader, desc=modality, unit="step")):
