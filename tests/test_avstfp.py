@@ -77,7 +77,8 @@ def test_parameters_of_avqa(model: str, trained: int, small: int, large: int) ->
             assert count(AVQA(backbone, 42, 93, width=512)) == (trained, everything)
 
 
-@pytest.mark.parametrize(("classes", "large", "base"), [(31, 1824799, 1096223), (32, 1825312, 1096736), (34, 1826338, 1097762)])
+@pytest.mark.parametrize(("classes", "large", "base"),
+                         [(31, 1824799, 1096223), (32, 1825312, 1096736), (34, 1826338, 1097762)])
 def test_parameters_of_avar(classes: int, large: int, base: int) -> None:
     for model, expected, width in (("ViT-L-14", large, 1024), ("ViT-B-16", base, 768)):
         for segments, fewer in ((10, 0), (8, 4 * width)):

@@ -128,7 +128,8 @@ class AVPromptBackbone(nn.Module):
     """
 
     def __init__(self, visual: FrozenEncoder, audio: FrozenEncoder | Literal["shared", "separate"],
-                 prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto", checkpointing: bool = False) -> None:
+                 prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
+                 checkpointing: bool = False) -> None:
         super().__init__()
         if isinstance(audio, str):
             if not hasattr(visual, "listener"):

@@ -42,8 +42,8 @@ def read_clip_weights(model: str, pretrained: str, quick_gelu: bool, key: str) -
 
     Args:
         model: architecture, as open_clip names it.
-        pretrained: a tag of open_clip's (fetched by it, such as `openai` or `laion2b_s34b_b88k`), or a local file: a state
-            dict of open_clip's (.safetensors, .bin, .pt) or OpenAI's, which may be their TorchScript archive.
+        pretrained: a tag of open_clip's (fetched by it, such as `openai` or `laion2b_s34b_b88k`), or a local file: a
+            state dict of open_clip's (.safetensors, .bin, .pt) or OpenAI's, which may be their TorchScript archive.
         quick_gelu: the activation in use; a tag says which one it was trained with.
         key: YAML key, for the error message.
 
@@ -193,11 +193,11 @@ class CLIP(PlainViT):
         model: architecture as open_clip names it: ViT-B-32, ViT-B-16, ViT-L-14.
         pretrained: `none` (random weights), a tag of open_clip's, or a local file; see `read_clip_weights`.
         quick_gelu: activation x sigmoid(1.702 x), that of OpenAI's weights; most others were trained with GELU.
-        segments: length T of a trained temporal embedding, zero at the start, that is added to the tokens before the first
-            norm (AV-STFP); `None` has none.
+        segments: length T of a trained temporal embedding, zero at the start, that is added to the tokens before the
+            first norm (AV-STFP); `None` has none.
         train_norm: train the final norm (AV-STFP).
-        projection: keep CLIP's projection into the space that it shares with text, see `project`. `logit_scale` is then the
-            logarithm of the scale of its cosines, where the weights hold one.
+        projection: keep CLIP's projection into the space that it shares with text, see `project`. `logit_scale` is
+            then the logarithm of the scale of its cosines, where the weights hold one.
         fbank: spectrogram of the audio side where the backbone has `audio: shared`, see `CLIPSpectrogram`.
         audio_axes: see `CLIPSpectrogram`.
         audio_class_token: see `CLIPSpectrogram`.
@@ -268,8 +268,8 @@ class CLIP(PlainViT):
         """Frames (B, T, 3, H, W), normalised -> (B*T, 1 + patches, C).
 
         Raises:
-            ShapeError: other than five dimensions, frames of another size than the network's, or another number of segments
-                than the temporal embedding's.
+            ShapeError: other than five dimensions, frames of another size than the network's, or another number of
+                segments than the temporal embedding's.
         """
         size = (3, *self.image_size)
         if x.ndim != 5 or tuple(x.shape[2:]) != size:
@@ -296,15 +296,15 @@ class CLIP(PlainViT):
 class CLIPSpectrogram(PlainViT):
     """CLIP's vision transformer over one-second spectrograms (AV-STFP; the stem is STG-CMA's).
 
-    The patch embedding of the single channel is the sum of CLIP's over red, green and blue. Positions are CLIP's class row and
-    the centre of its grid, of the spectrogram's own size; along an axis on which the spectrogram has more patches CLIP's grid
-    is stretched bilinearly; of equal grids the table is shared. Nothing is resized.
+    The patch embedding of the single channel is the sum of CLIP's over red, green and blue. Positions are CLIP's class
+    row and the centre of its grid, of the spectrogram's own size; along an axis on which the spectrogram has more
+    patches CLIP's grid is stretched bilinearly; of equal grids the table is shared. Nothing is resized.
 
     Args:
         tower: where blocks and norms come from; the backbone's visual encoder where they are shared.
         fbank: settings of the spectrogram.
-        axes: rows and columns of the token grid. `time_mel` is the published lineage's: tokens lie time by mel, positions
-            mel by time, so that neighbours in one are not neighbours in the other.
+        axes: rows and columns of the token grid. `time_mel` is the published lineage's: tokens lie time by mel,
+            positions mel by time, so that neighbours in one are not neighbours in the other.
         class_token: train a class token of its own, which starts as CLIP's.
 
     Raises:

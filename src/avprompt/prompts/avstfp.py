@@ -7,8 +7,8 @@ At every site, for visual tokens v and audio tokens a, with the frozen projectio
     fusion     x_m += gate * attention over the tokens of both modalities, beside learned tokens
     MLP        x_m +=        the frozen MLP, once for both modalities where they share it
 
-Prompts are keys and values only: as queries they would give outputs that nobody reads. The paper's text was not at hand; sizes
-follow from the parameter counts of its poster, the rest is marked below where it is a choice.
+Prompts are keys and values only: as queries they would give outputs that nobody reads. The paper's text was not at
+hand; sizes follow from the parameter counts of its poster, the rest is marked below where it is a choice.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class AVSTFP(PromptMethod):
     """Temporal, spatial and fusion prompts.
 
     With all three off it is the no-prompt row of the published ablation: frozen blocks, and whatever the encoders train
-    themselves (temporal embeddings, final norm). A step whose prompts are off is left out, but for the spatial one, which is the
-    block's own attention. Of the knobs that the poster leaves open, gates for each head are not offered: the output projection's
-    bias would pass them by.
+    themselves (temporal embeddings, final norm). A step whose prompts are off is left out, but for the spatial one,
+    which is the block's own attention. Of the knobs that the poster leaves open, gates for each head are not offered:
+    the output projection's bias would pass them by.
 
     Args:
         temporal: temporal prompts.
@@ -43,14 +43,15 @@ class AVSTFP(PromptMethod):
         num_temporal: l_t, key-value pairs of each modality and block.
         num_spatial: l_s, vectors of each modality and block.
         num_fusion: n_f, vectors of each block.
-        gate: of the temporal and the fusion step, a scalar for each block and modality: `zero_scalar`, zero at the start, so
-            that both steps begin as if absent, or `none`, the poster's letter.
-        temporal_space: temporal prompts are keys and values (`projected`), or tokens that go through the frozen projections
-            (`input`).
+        gate: of the temporal and the fusion step, a scalar for each block and modality: `zero_scalar`, zero at the
+            start, so that both steps begin as if absent, or `none`, the poster's letter.
+        temporal_space: temporal prompts are keys and values (`projected`), or tokens that go through the frozen
+            projections (`input`).
         temporal_positions: temporal attention at `all` token positions or at the `class` token alone.
         spatial_kind: spatial prompts are tokens, or `kv`: half of them keys, half values.
-        fusion_kind: `joint`, all tokens of both modalities and the prompts in one attention; `cross`, each modality reads the
-            other and half of the prompts; `bottleneck`, the prompts read both modalities, each modality reads them alone.
+        fusion_kind: `joint`, all tokens of both modalities and the prompts in one attention; `cross`, each modality
+            reads the other and half of the prompts; `bottleneck`, the prompts read both modalities, each modality
+            reads them alone.
         fusion_layout: `separate` step, or `merged` into the spatial one: a single attention over everything, ungated.
         prompt_norm: spatial and fusion prompts, and temporal ones of `input`, go through the block's first norm.
         order: of the four steps.
@@ -59,8 +60,8 @@ class AVSTFP(PromptMethod):
         pooling: what a segment's feature is: the `class` token, or the mean of the grid's tokens (question answering).
 
     Raises:
-        ArgumentError: settings that contradict each other; on `attach`, blocks without projections to look through or of
-            different width.
+        ArgumentError: settings that contradict each other; on `attach`, blocks without projections to look through or
+            of different width.
     """
 
     def __init__(
