@@ -23,7 +23,6 @@ from avprompt.analysis.compare import gather, read_runs, tables
 from avprompt.analysis.published import read_published
 from avprompt.cli import main, run
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
-from avprompt.sweep import read_sweep
 
 DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
          "alpha": 0.3, "beta": 0.05, "gamma": 0.1}
@@ -250,34 +249,6 @@ def test_dashboard(runs: Path, tmp_path: Path) -> None:
     assert "ave/accuracy" in tags["images"] and "custom_scalars__config__" in tags["tensors"]
     assert [round(event.value) for event in events(log / "compare").Scalars("ave_rows/accuracy/mean")] == [
         55, 53, 52, 54, 51, 56]
-
-
-@pytest.mark.parametrize(("content", "arguments", "message"), [
-    ("tasks: {ave: {experiment: x}}\nrows: {all: []}", {}, "experiment.*metric.*quickstart"),
-    ("tasks: 3\nrows: {all: []}", {}, "tasks"),
-    ("experiment: ../quickstart\nrows: {all: []}\nmetric: m", {"task": "ave"}, "the file has one experiment"),
-    ("experiment: ../quickstart\nrows: {all: {flags: [a]}}\nmetric: m", {}, "all: got"),
-    ("{TASKS}\nrows: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
-    ("{TASKS}\nrows: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
-])
-def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tmp_path: Path) -> None:
-    place = ROOT / "experiments" / "quickstart"
-    known = f"tasks: {{ave: {{experiment: {place}, quickstart: {place}, metric: m}}}}"
-    (tmp_path / "sweep.yaml").write_text(content.replace("{TASKS}", known).replace("../quickstart", str(place)))
-    with pytest.raises(ConfigError, match=message):
-        read_sweep(tmp_path / "sweep.yaml", [0], tmp_path, **arguments)
-
-
-def test_sweep_of_several_tasks(tmp_path: Path) -> None:
-    path = ROOT / "experiments" / "sweeps" / "dgsct_modules.yaml"
-    cells, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
-    assert metric == "test_average" and {cell.row for cell in cells} == {"no prompts", "baseline", "C", "S", "all"}
-    assert cells[0].config.name == "avqa_quickstart.yaml" and len(cells) == 10
-    prefix = "--model.init_args.backbone.init_args.prompts"
-    assert cells[0].overrides == [f"{prefix}=avprompt.prompts.NoPrompts"]
-    assert cells[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
-    cells, metric = read_sweep(path, [0], tmp_path)
-    assert metric == "test_accuracy" and len(cells) == 7 and cells[0].config.name == "ave_dgsct.yaml"
 
 
 def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

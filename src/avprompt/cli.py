@@ -22,7 +22,7 @@ usage: avprompt COMMAND [options]
   data synth ave|llp|...            write a generated audio-visual world in a dataset's own format
   data stats                        mean and deviation of an experiment's training spectrograms
   convert                           the authors' released checkpoints -> ours
-  sweep                             an experiment's rows times seeds, resumable
+  sweep                             rows of a table, times shots, times seeds: resumable, here or on a cluster
   compare                           finished runs in tables beside the published figures, and in TensorBoard
   efficiency                        parameters, GFLOPs, seconds and memory of a training step of every experiment
   visualize                         as predict on the test split: pictures of truth, prediction and maps; with --features
@@ -290,8 +290,15 @@ def simple(args: list[str], command: str) -> None:
     if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
         count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
         args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
+    options = {}
+    if command == "sweep":  # the parser's own --config would be a file of these arguments
+        options = {"config_help": "the sweep file, instead of as first argument"}
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if "--config" in args[:-1]:
+            place = args.index("--config")
+            args = [args[place + 1], *args[:place], *args[place + 2:]]
     function = getattr(importlib.import_module(FUNCTIONS[command]), command)
-    auto_cli(function, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart")
+    auto_cli(function, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart", **options)
 
 
 def cause(error: BaseException) -> AVPromptError | None:

@@ -131,7 +131,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         scheduler, interval = self.lr_scheduler(optimizer), "epoch"
         if isinstance(scheduler, WarmupCosine):
             interval = "step"
-            scheduler.plan(int(self.trainer.estimated_stepping_batches))
+            if self._trainer is not None:  # a step may be timed without one
+                scheduler.plan(int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval,
                                                          "monitor": self.monitor}}
 

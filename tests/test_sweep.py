@@ -1,0 +1,545 @@
+"""Sweeps: rows x values x seeds in real processes: stopped and resumed, failed and tried again, here and on SLURM."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from avprompt.analysis.compare import Run
+from avprompt.analysis.published import read_published
+from avprompt.analysis.shots import published_points, shots_figure
+from avprompt.cli import main, run
+from avprompt.configs import read_yaml
+from avprompt.errors import ArgumentError, ConfigError
+from avprompt.sweep import Cell, condense, last, read_sweep, run_cell, summarise, sweep
+
+SWEEPS = ROOT / "experiments" / "sweeps"
+#: what `python -m avprompt fit|test` is in these tests: four epochs that count, each written down once it is over
+STAND_IN = '''
+import os, sys
+words = sys.orig_argv
+if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
+    import json, pathlib, signal, time
+    given, queue = {}, words[4:]
+    while queue:
+        name, equals, value = queue.pop(0).partition("=")
+        given[name] = value if equals else queue.pop(0)
+    logger = "--trainer.logger.init_args."
+    folder = pathlib.Path(given[logger + "save_dir"], given[logger + "name"], given[logger + "version"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    def note(text):
+        with open(os.environ["LEDGER"], "a") as file:
+            file.write(f"{os.getpid()} {given[logger + 'name']} {text}\\n")
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    if given.get("--fail") == words[3]:
+        print("avprompt: DatasetError: no such clips\\n", flush=True)
+        os._exit(2)
+    value = 0.5
+    if words[3] == "fit":
+        done = int(open(given["--ckpt_path"]).read()) if "--ckpt_path" in given else 0
+        for epoch in range(done, 4):
+            time.sleep(float(os.environ.get("EPOCH", 0.02)))
+            note(epoch)
+            (folder / "checkpoints" / "last.ckpt").write_text(str(epoch + 1))
+            if stop and epoch < 3:
+                (folder / "checkpoints" / "interrupted.ckpt").write_text(str(epoch + 1))
+                os._exit(143)
+        (folder / "checkpoints" / "best.ckpt").write_text("4")
+    else:
+        note("test")
+        if "--ckpt_path" in given:
+            assert open(given["--ckpt_path"]).read() == "4"
+        value += int(given["--seed_everything"]) / 10 + int(given.get("--data.init_args.shots", 0)) / 100
+    (folder / "result.json").write_text(json.dumps({
+        "metrics": {"test_accuracy" if words[3] == "test" else "val_accuracy": value},
+        "parameters": {"trainable": 1234}, "wall_s": 10.0, "clips": {},
+        "config": {"data": {"class_path": "X"}, "model": {"class_path": "X"}}}))
+    sys.stdout.flush()
+    os._exit(0)
+'''
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the stand-ins did: lines of process, cell and epoch."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(STAND_IN)
+    path = tmp_path / "ledger.txt"
+    path.write_text("")
+    monkeypatch.setenv("LEDGER", str(path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
+    monkeypatch.setattr("avprompt.sweep.PAUSE", 0.05)
+    return path
+
+
+def done(ledger: Path) -> Counter[str]:
+    """Cell and epoch -> how often it was run."""
+    return Counter(line.partition(" ")[2] for line in ledger.read_text().splitlines())
+
+
+def inside(ledger: Path) -> list[str]:
+    """Cells in the middle of their training."""
+    epochs = done(ledger)
+    return [cell for cell in TRAINED if epochs[f"{cell} 1"] and not epochs[f"{cell} 3"]]
+
+
+def write_sweep(folder: Path, rows: str, axis: str = "axis: {--data.init_args.shots: [1, 4]}") -> Path:
+    file = folder / "grid.yaml"
+    experiment = ROOT / "experiments" / "quickstart"
+    file.write_text(f"experiment: {experiment}\nmetric: test_accuracy\n{axis}\nrows:\n{rows}\n")
+    return file
+
+
+GRID = "  CLIP: {zero_shot: true}\n  CoOp: []\n  MaPLe: [--trainer.max_epochs=4]"
+TRAINED = [f"{row}-shots{shots}-seed{seed}" for row in ("CoOp", "MaPLe") for shots in (1, 4) for seed in (0, 1)]
+WHOLE = Counter([f"{cell} {epoch}" for cell in TRAINED for epoch in (0, 1, 2, 3, "test")]
+                + [f"CLIP-seed{seed} test" for seed in (0, 1)])
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """`avprompt sweep` as a process of its own."""
+    started = []
+
+    def begin(file: Path, out: Path, *flags: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "avprompt", "sweep", "--config", str(file), "--out", str(out), *flags]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=90)
+
+
+def wait_for(condition: Any) -> None:
+    for _ in range(6000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("never happened")
+
+
+def alive(ledger: Path) -> list[int]:
+    found = []
+    for pid in {int(line.split()[0]) for line in ledger.read_text().splitlines()}:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            continue
+        found.append(pid)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Callable, tmp_path: Path,
+                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every epoch of every cell is run once, though the sweep is stopped inside trainings; then nothing is left."""
+    monkeypatch.setenv("EPOCH", "0.15")
+    file, out = write_sweep(tmp_path, GRID), tmp_path / "runs"
+    running = start(file, out, "--seeds", "[0, 1]", "--workers", "3")
+    wait_for(lambda: done(ledger).total() > 5 and inside(ledger))
+    running.send_signal(number)
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == 128 + number and "cells are finished" in said and "the same command goes on" in said
+    first = done(ledger)
+    assert not alive(ledger) and 0 < sum(first.values()) < sum(WHOLE.values())
+    assert inside(ledger)
+    assert not (out / "failed.csv").exists()
+    monkeypatch.setenv("EPOCH", "0.01")
+    sweep(file, out, [0, 1], workers=3)
+    assert done(ledger) == WHOLE
+    lines = list(csv.DictReader((out / "results.csv").open()))
+    assert len(lines) == 10 and any(line["fit_seconds"] == "" for line in lines if line["row"] == "CoOp")
+    shown = capsys.readouterr().err
+    assert "now " in shown and "10/10" in shown
+    sweep(file, out, [0, 1], workers=3)
+    assert done(ledger) == WHOLE
+
+
+def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, start: Callable, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL cannot be answered: cells go on without their sweep, and the next one does not begin them anew."""
+    monkeypatch.setenv("EPOCH", "0.4")
+    file, out = write_sweep(tmp_path, "  CoOp: []"), tmp_path / "runs"
+    running = start(file, out, "--seeds", "[0, 1]", "--workers", "2")
+    wait_for(lambda: len(done(ledger)) >= 2)
+    running.kill()
+    running.wait()
+    left = alive(ledger)
+    assert len(left) == 2
+    monkeypatch.setenv("EPOCH", "0.01")
+    with pytest.raises(ConfigError, match="2 of 4 cells not finished.*another process is running it"):
+        sweep(file, out, [0, 1], workers=2)
+    wait_for(lambda: not alive(ledger))
+    sweep(file, out, [0, 1], workers=2)
+    assert done(ledger) == Counter({name: 1 for name in WHOLE if name.startswith("CoOp")})
+
+
+def test_interrupted_run_takes_its_process_along(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Ctrl-C in `avprompt quickstart`, and the end of a cluster job's time."""
+    monkeypatch.setenv("EPOCH", "0.2")
+    cell = read_sweep(write_sweep(tmp_path, "  CoOp: []", axis=""), [0], tmp_path / "runs")[0][0]
+
+    def begin(*args: Any, **options: Any) -> subprocess.Popen:
+        process = subprocess.Popen(*args, **options)
+        wait_for(lambda: done(ledger))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        return process
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(cell, begin=begin)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not alive(ledger) and cell.start() is not None and not cell.failure.exists()
+    assert run_cell(cell) is None and set(done(ledger).values()) == {1}
+
+
+def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "  good: []\n  bad: [--fail=fit]\n  worse: [--fail=test]\n  zero: {zero_shot: true, flags: [--fail=test]}"
+    file, out = write_sweep(tmp_path, rows, axis=""), tmp_path / "runs"
+    with pytest.raises(ConfigError, match="3 of 4 cells not finished.*bad, seed 5.*failed.csv"):
+        run(["sweep", str(file), "--out", str(out), "--seeds", "[5]"])
+    failed = list(csv.DictReader((out / "failed.csv").open()))
+    assert [(line["row"], line["seed"], line["stage"], line["code"]) for line in failed] == [
+        ("bad", "5", "fit", "2"), ("worse", "5", "test", "2"), ("zero", "5", "test", "2")]
+    assert all(line["reason"] == "avprompt: DatasetError: no such clips" for line in failed)
+    table = (out / "summary.md").read_text()
+    assert "| good | 100.0 | 1 | 100.0 | 1,234 | 10 |" in table and "| bad | not finished | 0 |" in table
+    before = done(ledger)
+    file.write_text(file.read_text().replace("--fail", "--mended"))
+    with pytest.raises(ConfigError, match="1 of 4 cells not finished.*another process"):
+        with (out / "zero-seed5" / "log.txt").open("a") as held:  # as a process of a sweep on another machine holds it
+            import fcntl
+            fcntl.flock(held, fcntl.LOCK_EX)
+            sweep(file, out, [5])
+    assert list(csv.DictReader((out / "failed.csv").open()))[0]["row"] == "zero"
+    sweep(file, out, [5])
+    assert not (out / "failed.csv").exists()
+    after = done(ledger) - before  # a training that a failed test had followed is done anew
+    assert after == Counter([f"{row}-seed5 {epoch}" for row in ("bad", "worse") for epoch in (0, 1, 2, 3, "test")]
+                            + ["zero-seed5 test"])
+    assert "4/4" in capsys.readouterr().err
+
+
+def test_half_written_results_do_not_count(ledger: Path, tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, "  CoOp: []"), tmp_path / "runs"
+    sweep(file, out, [0])
+    result = out / "CoOp-shots4-seed0" / "test" / "result.json"
+    result.write_text(result.read_text()[:20])
+    sweep(file, out, [0])
+    again = Counter({name: 1 for name in WHOLE if name.startswith("CoOp") and "seed0" in name})
+    again["CoOp-shots4-seed0 test"] = 2
+    assert done(ledger) == again  # its training was whole
+
+
+def test_other_settings_are_not_mixed_with_finished_ones(ledger: Path, tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, "  CoOp: []\n  MaPLe: [--fail=fit]"), tmp_path / "runs"
+    with pytest.raises(ConfigError, match="2 of 4 cells"):
+        sweep(file, out, [0])
+    file.write_text(file.read_text().replace("CoOp: []", "CoOp: [--trainer.max_epochs=9]"))
+    with pytest.raises(ConfigError, match="other settings than those of the finished .*CoOp-shots1-seed0"):
+        sweep(file, out, [0])
+    # one that is not finished begins anew: its checkpoint is of the old settings
+    cell = read_sweep(file, [1], out)[0][0]
+    checkpoint = cell.folder / "fit" / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("3")
+    assert run_cell(cell) is None and done(ledger)[f"{cell.folder.name} 0"] == 1
+    stale = read_sweep(file, [2], out)[0][0]
+    stale.folder.mkdir()
+    stale.record.write_text(json.dumps({"recipe": stale.recipe, "resumed": 1}))
+    (stale.folder / "fit" / "checkpoints").mkdir(parents=True)
+    (stale.folder / "fit" / "checkpoints" / "last.ckpt").write_text("3")
+    assert run_cell(stale) is None and done(ledger)[f"{stale.folder.name} 0"] == 0
+
+
+@pytest.mark.parametrize(("content", "arguments", "message"), [
+    ("tasks: {ave: {experiment: x}}\nrows: {all: []}", {}, "experiment.*metric.*quickstart"),
+    ("tasks: 3\nrows: {all: []}", {}, "tasks"),
+    ("{ONE}\nrows: [all]", {}, "the keys experiment, metric, or tasks; rows"),
+    ("{ONE}\nrows: {all: []}\nrow: 3", {}, "the keys experiment, metric"),
+    ("{ONE}\nrows: {all: []}", {"task": "ave"}, "the file has one experiment"),
+    ("{ONE}\nrows: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
+    ("{ONE}\nrows: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
+    ("{ONE}\nrows: {all: [--config=nowhere.yaml]}", {}, "all: got .*nowhere.yaml; expected an existing YAML file"),
+    ("{ONE}\nrows: {all: {experiment: nowhere}}", {}, "all: experiment: got .*nowhere.yaml"),
+    ("{ONE}\nrows: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
+    ("{ONE}\naxis: [1, 2]\nrows: {all: []}", {}, "axis: got .*one flag and the list of its values"),
+    ("{ONE}\naxis: {--a: [1, 1]}\nrows: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {--a: []}\nrows: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {shots: [1]}\nrows: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {--a: [1]}\nrows: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
+    ("{ONE}\nrows: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
+    ("{TASKS}\nrows: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
+    ("{TASKS}\nrows: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
+])
+def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tmp_path: Path) -> None:
+    place = ROOT / "experiments" / "quickstart"
+    known = f"tasks: {{ave: {{experiment: {place}, quickstart: {place}, metric: m}}}}"
+    (tmp_path / "sweep.yaml").write_text(content.replace("{TASKS}", known).replace(
+        "{ONE}", f"experiment: {place}\nmetric: m"))
+    with pytest.raises(ConfigError, match=f"sweep.yaml.*{message}"):
+        read_sweep(tmp_path / "sweep.yaml", [0], tmp_path, **arguments)
+
+
+def test_sweep_of_several_tasks(tmp_path: Path) -> None:
+    path = SWEEPS / "dgsct_modules.yaml"
+    cells, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
+    assert metric == "test_average" and {cell.row for cell in cells} == {"no prompts", "baseline", "C", "S", "all"}
+    assert cells[0].config.name == "avqa_quickstart.yaml" and len(cells) == 10
+    prefix = "--model.init_args.backbone.init_args.prompts"
+    assert cells[0].overrides == [f"{prefix}=avprompt.prompts.NoPrompts"]
+    assert cells[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
+    cells, metric = read_sweep(path, [0], tmp_path)
+    assert metric == "test_accuracy" and len(cells) == 7 and cells[0].config.name == "ave_dgsct.yaml"
+
+
+@pytest.mark.parametrize("name", ["fewshot_ave", "fewshot_ave_class", "fewshot_llp_class"])
+@pytest.mark.parametrize("quickstart", [False, True])
+def test_few_shot_grids(name: str, quickstart: bool, tmp_path: Path) -> None:
+    """Seven methods, two of them zero-shot, 1 to 16 shots, three seeds."""
+    cells, metric = read_sweep(SWEEPS / f"{name}.yaml", [0, 1, 2], tmp_path, quickstart=quickstart)
+    assert metric == "test_accuracy" and len(cells) == 3 * (2 + 5 * 5) == len({cell.folder for cell in cells})
+    points = {row: [cell.axis and cell.axis[1] for cell in cells if cell.row == row and cell.seed == 1]
+              for row in dict.fromkeys(cell.row for cell in cells)}
+    trained = ("CoOp", "CoCoOp", "CLIP-Adapter", "MaPLe", "DG-SCT")
+    assert points == {"CLIP": [None], "CLAP": [None], **{row: [1, 2, 4, 8, 16] for row in trained}}
+    methods = {figure.method for figure in read_published() if figure.task == name}
+    assert methods == set(trained)  # the rows are named as published
+    for cell in cells:
+        assert cell.zero_shot is (cell.row in ("CLIP", "CLAP")) and list(cell.commands()) == (
+            ["test"] if cell.zero_shot else ["fit", "test"])
+        wanted = "LLPClassificationDataModule" if "llp" in name else "AVEDataModule"
+        level = "video" if "class" in name else "segment"
+        assert last(cell.recipe, "data.class_path").endswith(wanted), cell
+        assert last(cell.recipe, "model.init_args.level") == level, cell
+        assert last(cell.recipe, "data.init_args.shots") == (cell.axis[1] if cell.axis else last(
+            cell.recipe, "data.init_args.shots")), cell
+        assert (level == "segment") >= bool(last(cell.recipe, "model.init_args.background")), cell
+    epochs = {cell.axis[1]: last(cell.recipe, "trainer.max_epochs") for cell in cells if cell.row == "CoOp"}
+    assert epochs == dict.fromkeys((1, 2, 4, 8, 16), -1) if quickstart else {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
+
+
+def finish(cell: Cell, value: float, config: dict[str, Any] | None = None, used: int = 80) -> None:
+    """Made-up results."""
+    for stage in cell.commands():
+        (cell.folder / stage).mkdir(parents=True)
+        (cell.folder / stage / "result.json").write_text(json.dumps({
+            "metrics": {"test_accuracy": value}, "parameters": {"trainable": 5000}, "wall_s": 20.0,
+            "config": config or {"model": {"class_path": "X"}, "data": {"class_path": "X"}},
+            "clips": {"test": {"used": used, "missing": 0, "corrupt": 0}}}))
+
+
+def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
+    cells, metric = read_sweep(write_sweep(tmp_path, GRID), [0, 1, 2], tmp_path)
+    for cell in cells:
+        if cell.row == "CLIP" or cell.row == "CoOp" and (cell.axis[1] == 1 or cell.seed == 0):
+            finish(cell, 0.4 + 0.01 * cell.seed)
+    table = summarise(cells, metric, tmp_path)
+    assert table == (tmp_path / "summary.md").read_text() and table.splitlines()[:5] == [
+        "| row | zero-shot | shots 1 | shots 4 | trainable |", "| --- | --- | --- | --- | --- |",
+        "| CLIP | 41.0 ± 1.0 (3) |  |  | 5,000 |", "| CoOp |  | 41.0 ± 1.0 (3) | 40.0 (1) | 5,000 |",
+        "| MaPLe |  | not finished (0) | not finished (0) |  |"]
+    lines = {(line["row"], line["shots"]): line for line in csv.DictReader((tmp_path / "summary.csv").open())}
+    assert lines["CoOp", "1"] == {
+        "row": "CoOp", "shots": "1", "metric": "test_accuracy", "mean": "41.0", "std": "1.0", "n": "3",
+        "values": "40.0000 41.0000 42.0000", "trainable": "5000", "fit_seconds": "20.0"}
+    assert lines["CLIP", ""]["fit_seconds"] == "" and lines["CoOp", "4"]["std"] == ""
+    assert lines["MaPLe", "4"]["n"] == "0" and lines["MaPLe", "4"]["mean"] == ""
+    assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == 7
+
+
+def few_shot_config(encoders: dict[str, Any], level: str = "segment") -> dict[str, Any]:
+    return {"data": {"class_path": "avprompt.data_modules.AVEDataModule", "init_args": {"root": "x"}},
+            "model": {"class_path": "avprompt.tasks.Contrastive", "init_args": {
+                "level": level, "backbone": {"init_args": encoders}}}}
+
+
+def published_encoders() -> dict[str, Any]:
+    folder = ROOT / "lightning_configs" / "encoders"
+    return {"visual": read_yaml(folder / "clip_b32.yaml"), "audio": read_yaml(folder / "clap_tiny.yaml")}
+
+
+def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -> None:
+    figures, own = read_published(), published_encoders()
+
+    def points(row: str, encoders: dict[str, Any] = own, level: str = "segment", used: int = 402,
+               **manifest: Any) -> dict:
+        result = {"config": few_shot_config(encoders, level), "clips": {"test": {"used": used}}}
+        return published_points(Run(tmp_path, result, {"generated": False, **manifest}), row, figures)
+
+    assert points("DG-SCT") == {1: 63.0, 2: 65.0, 4: 66.3, 8: 67.9, 16: 72.4, None: 64.7}
+    assert points("CoOp", level="video")[16] == 78.1 and points("CLIP") == {None: 57.6}
+    assert points("DG-SCT", generated=True) == points("DG-SCT", used=390) == points("another method") == {}
+    tiny = {"class_path": "avprompt.encoders.TinyCLIP", "init_args": {"pretrained": "world"}}
+    large = {"class_path": "avprompt.encoders.CLIP", "init_args": {"model": "ViT-L-14", "pretrained": "openai"}}
+    assert points("CoOp", {**own, "visual": tiny}) == points("CoOp", {**own, "visual": large}) == {}
+    base = {"class_path": "avprompt.encoders.CLAPAudio", "init_args": {"model": "base", "pretrained": "x/music.pt"}}
+    assert points("DG-SCT", {**own, "audio": base}) == {} and points("CoOp", {**own, "audio": base}) != {}  # it is deaf
+    released = read_yaml(ROOT / "lightning_configs" / "encoders" / "clap_tiny_released.yaml")
+    assert points("DG-SCT", {**own, "audio": released}) != {}
+
+
+def test_plot_over_shots(tmp_path: Path) -> None:
+    rows = "  CLIP: {zero_shot: true}\n  CoOp: []\n  MaPLe: []"
+    file = write_sweep(tmp_path, rows, axis="axis: {--data.init_args.shots: [1, 2, 16]}")
+    cells, metric = read_sweep(file, [0, 1], tmp_path)
+    for cell in cells:
+        if cell.row != "MaPLe":
+            finish(cell, 0.5 + (0.01 * cell.axis[1] if cell.axis else 0) + 0.02 * cell.seed)
+    known = {"CLIP": {None: 57.6}, "CoOp": {1: 59.6, 4: 60.0, None: 59.2}}  # its zero-shot is of another training
+    figure = shots_figure(condense(cells, metric), "shots", metric, known)
+    panel, = figure.axes
+    assert panel.get_xscale() == "log" and [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "2", "16"]
+    curve, = [box for box in panel.containers if box.get_label() == "CoOp"]
+    assert curve[0].get_xydata().tolist() == [[1, pytest.approx(52)], [2, pytest.approx(53)], [16, pytest.approx(67)]]
+    low, high = curve[2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * 2 ** 0.5, abs=1e-3)  # two standard deviations of two seeds 2 points apart
+    assert len(panel.containers) == 1  # nothing of MaPLe is finished
+    horizontal, = [line for line in panel.lines if line.get_label() == "CLIP, zero-shot"]
+    assert horizontal.get_ydata() == pytest.approx([51, 51])
+    hollow = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D" and len(line.get_xdata())]
+    assert hollow == [[[0.01, 57.6]], [[1, 59.6]]]  # 4 shots were not run
+    assert [label.get_text() for label in figure.legends[0].get_texts()] == [
+        "CLIP, zero-shot", "CoOp", "published (other selection)"]
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+    named = shots_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
+                          for line in condense(cells, metric)], "shots", metric, {})
+    assert [tick.get_text() for tick in named.axes[0].get_xticklabels()] == ["few", "some", "many"]
+
+
+def test_wrong_metric_is_named(ledger: Path, tmp_path: Path) -> None:
+    file = write_sweep(tmp_path, "  CoOp: []", axis="")
+    file.write_text(file.read_text().replace("test_accuracy", "test_acuracy"))
+    with pytest.raises(ConfigError, match=r"test_acuracy: got \['test_accuracy'\]"):
+        sweep(file, tmp_path / "runs", [0])
+
+
+def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_sweep(tmp_path, "  CoOp: []")
+    for flags in ({"workers": 0}, {"seeds": [1, 1]}, {"seeds": []}):
+        with pytest.raises(ArgumentError, match=next(iter(flags))):
+            sweep(file, tmp_path / "runs", **flags)
+    for args in (["--config", "nowhere.yaml"], ["--workers", "3", "--config=nowhere.yaml"], ["nowhere.yaml"]):
+        with pytest.raises(SystemExit) as error:
+            main(["sweep", *args])
+        assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
+
+
+def test_trained_on_the_generated_world(world: Path, start: Callable, tmp_path: Path) -> None:
+    """Real runs: one is left alone, its twin is stopped inside its training and resumed; their figures are equal."""
+    flags = f"prompts=NoPrompts, --data.init_args.root={world}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
+    file, out = write_sweep(tmp_path, f"  stopped: [{flags}]", axis=""), tmp_path / "runs"
+    stopped = read_sweep(file, [0], out)[0][0]
+    whole = read_sweep(file, [0], tmp_path / "whole")[0][0]
+    with ThreadPoolExecutor() as pool:
+        alone = pool.submit(run_cell, whole, 1)
+        running = start(file, out, "--seeds", "[0]")
+        wait_for(lambda: (stopped.folder / "fit" / "checkpoints" / "last.ckpt").is_file() or running.poll() is not None)
+        running.terminate()
+        said, _ = running.communicate(timeout=90)
+        assert running.returncode == 143 and stopped.outcome("fit") is None, said
+        sweep(file, out, [0])
+        assert alone.result() is None
+    assert json.loads(stopped.record.read_text())["resumed"] == 1
+    for stage in ("fit", "test"):
+        resumed, uninterrupted = (cell.outcome(stage) for cell in (stopped, whole))
+        assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"]
+
+
+SBATCH = r"""#!/bin/sh
+cp "$1" "$SLURM_LEDGER.sbatch"
+last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
+[ -n "$SLURM_NEVER" ] || (for task in $(seq 0 "$last"); do
+  SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 sh "$1"
+done) > "$SLURM_LEDGER.out" 2>&1 &
+echo "Submitted batch job 7"
+"""
+SRUN = """#!/bin/sh
+while [ "${1#-}" != "$1" ]; do case "$1" in --output|--error) shift;; esac; shift; done
+exec "$@"
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SLURM's commands, as far as submitit calls them; tasks run one after another on this machine."""
+    pytest.importorskip("submitit")
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name, content in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State|NodeList'\n",
+                          "scancel": '#!/bin/sh\necho "$@" >> "$SLURM_LEDGER.cancelled"\n'}.items():
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_LEDGER", str(folder / "ledger"))
+    return folder
+
+
+def test_the_same_cells_go_to_a_cluster(cluster: Path, ledger: Path, tmp_path: Path) -> None:
+    file, out = write_sweep(tmp_path, "  CLIP: {zero_shot: true}\n  CoOp: []\n  bad: [--fail=fit]"), tmp_path / "runs"
+    with pytest.raises(ConfigError, match="2 of 5 cells not finished.*bad, shots 4, seed 0"):
+        run(["sweep", str(file), "--out", str(out), "--seeds", "[0]", "--workers", "3", "--slurm",
+             "{partition: gpu, time: 90, gpus_per_node: 1}"])
+    script = (cluster / "ledger.sbatch").read_text()
+    for line in ("array=0-4%3", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=1", "job-name=runs"):
+        assert f"#SBATCH --{line}\n" in script, script
+    assert done(ledger) == Counter([f"CoOp-shots{shots}-seed0 {epoch}" for shots in (1, 4)
+                                    for epoch in (0, 1, 2, 3, "test")] + ["CLIP-seed0 test"])
+    assert [line["row"] for line in csv.DictReader((out / "failed.csv").open())] == ["bad", "bad"]
+    assert (out / "shots.png").is_file() and "| CoOp |" in (out / "summary.md").read_text()
+
+
+def test_stopping_cancels_the_jobs(cluster: Path, ledger: Path, start: Callable, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NEVER", "1")
+    file = write_sweep(tmp_path, "  CoOp: []")
+    running = start(file, tmp_path / "runs", "--seeds", "[0, 1]", "--slurm", "true")
+    wait_for(lambda: (cluster / "ledger.sbatch").exists())
+    time.sleep(0.5)
+    running.terminate()
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == 143, said
+    assert (cluster / "ledger.cancelled").read_text().split() == [f"7_{task}" for task in range(4)]
+    assert "#SBATCH --time=1440\n" in (cluster / "ledger.sbatch").read_text()
+    from avprompt.sweep import SlurmCell
+
+    cell = Cell("CoOp", 0, ROOT / "experiments" / "quickstart.yaml", [], tmp_path)
+    queued = SlurmCell().checkpoint(cell)  # what submitit asks for at the end of a job's time
+    assert isinstance(queued.function, SlurmCell) and queued.args == (cell,)
+
+
+def test_slurm_needs_submitit_and_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, out = write_sweep(tmp_path, "  CoOp: []"), tmp_path / "runs"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if "submitit" in sys.modules or pytest.importorskip("submitit"):
+        with pytest.raises(ConfigError, match="--slurm: got Could not detect .srun."):
+            sweep(file, out, [0], slurm=True)
+        (tmp_path / "srun").write_text("#!/bin/sh\n")
+        (tmp_path / "srun").chmod(0o755)
+        with pytest.raises(ConfigError, match="(?s)--slurm: got .*partitoin.*array_parallelism"):
+            sweep(file, out, [0], slurm={"partitoin": "gpu"})
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"the extra `slurm`.*avprompt\[slurm\]"):
+        sweep(file, out, [0], slurm=True)
