@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT
 
 from avprompt.analysis.compare import Run
@@ -211,6 +212,22 @@ def test_interrupted_run_takes_its_process_along(ledger: Path, tmp_path: Path, m
         signal.signal(signal.SIGALRM, before)
     assert not alive(ledger) and cell.start() is not None and not cell.failure.exists()
     assert run_cell(cell) is None and set(done(ledger).values()) == {1}
+
+
+def test_killed_run_resumes(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a system that is out of memory: it is told and written down, and no failure of the cell's own."""
+    monkeypatch.setenv("EPOCH", "0.2")
+    file, out = write_sweep(tmp_path, "  CoOp: []", axis=""), tmp_path / "runs"
+    with ThreadPoolExecutor() as pool:
+        killer = pool.submit(lambda: (wait_for(lambda: done(ledger)), os.kill(alive(ledger)[0], signal.SIGKILL)))
+        with pytest.raises(ConfigError, match="stopped from outside with code -9, perhaps for want of memory"):
+            sweep(file, out, [0])
+        killer.result()
+    line, = csv.DictReader((out / "failed.csv").open())
+    assert line["row"] == "CoOp" and "code -9" in line["reason"]
+    sweep(file, out, [0])
+    assert done(ledger) == Counter([f"CoOp-seed0 {epoch}" for epoch in (0, 1, 2, 3, "test")])
+    assert not (out / "failed.csv").exists()
 
 
 def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path,
@@ -448,24 +465,27 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_trained_on_the_generated_world(world: Path, start: Callable, tmp_path: Path) -> None:
-    """Real runs: one is left alone, its twin is stopped inside its training and resumed; their figures are equal."""
+    """A real run that is stopped inside its training and resumed ends as one that was left alone."""
     flags = f"prompts=NoPrompts, --data.init_args.root={world}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
-    file, out = write_sweep(tmp_path, f"  stopped: [{flags}]", axis=""), tmp_path / "runs"
-    stopped = read_sweep(file, [0], out)[0][0]
-    whole = read_sweep(file, [0], tmp_path / "whole")[0][0]
-    with ThreadPoolExecutor() as pool:
-        alone = pool.submit(run_cell, whole, 1)
-        running = start(file, out, "--seeds", "[0]")
-        wait_for(lambda: (stopped.folder / "fit" / "checkpoints" / "last.ckpt").is_file() or running.poll() is not None)
-        running.terminate()
-        said, _ = running.communicate(timeout=90)
-        assert running.returncode == 143 and stopped.outcome("fit") is None, said
-        sweep(file, out, [0])
-        assert alone.result() is None
+    file, out = write_sweep(tmp_path, f"  CoOp: [{flags}]", axis=""), tmp_path / "runs"
+    stopped, whole = (read_sweep(file, [0], folder)[0][0] for folder in (out, tmp_path / "whole"))
+    workers = os.cpu_count() or 1  # a thread each
+    running = start(file, out, "--seeds", "[0]", "--workers", str(workers))
+    wait_for(lambda: (stopped.folder / "fit" / "checkpoints" / "last.ckpt").is_file() or running.poll() is not None)
+    running.terminate()
+    said, _ = running.communicate(timeout=90)
+    assert running.returncode == 143 and stopped.outcome("fit") is None, said
+    sweep(file, out, [0], workers=workers)
     assert json.loads(stopped.record.read_text())["resumed"] == 1
-    for stage in ("fit", "test"):
-        resumed, uninterrupted = (cell.outcome(stage) for cell in (stopped, whole))
-        assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"]
+    assert "test_accuracy" in stopped.outcome("test")["metrics"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run(whole.commands()["fit"])
+    finally:
+        torch.set_num_threads(threads)
+    resumed, uninterrupted = (cell.outcome("fit") for cell in (stopped, whole))
+    assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"] == 3
 
 
 SBATCH = r"""#!/bin/sh

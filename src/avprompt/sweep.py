@@ -31,8 +31,8 @@ KEYS, TASK_KEYS = {"experiment", "metric"}, {"experiment", "quickstart", "metric
 ROW_KEYS = {"flags", "tasks", "experiment", "quickstart", "zero_shot", "at"}
 PREFIX = "--model.init_args.backbone.init_args.prompts"
 HINT = "See experiments/sweeps/."
-#: exit codes of a run that was told to stop: Lightning's and the shell's, and Python's for a signal without a handler
-STOPPED = (143, 130, -signal.SIGTERM, -signal.SIGINT)
+#: exit codes of a run that was stopped from outside: Lightning's and the shell's, and Python's for a signal
+STOPPED = (143, 130, *(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)))
 #: seconds that a run has for its checkpoint when it is told to stop; between two looks at the runs
 GRACE, PAUSE = 60, 0.5
 
@@ -286,7 +286,8 @@ def run_cell(cell: Cell, threads: int | None = None,
                 end([process])
                 raise
             if code in STOPPED:
-                return "was stopped"
+                killed = ", perhaps for want of memory" if code == -signal.SIGKILL else ""
+                return f"{stage} was stopped from outside with code {code}{killed}"
             if code or cell.outcome(stage) is None:
                 said = cell.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 reason = next((line.strip() for line in reversed(said) if line.strip()), "")[-500:]
