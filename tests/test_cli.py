@@ -157,6 +157,14 @@ def test_unknown_top_level_keys(text: str, tmp_path: Path) -> None:
         run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "typo.yaml")])
 
 
+@pytest.mark.parametrize(("flag", "named"), [
+    (f"{PROMPTS}=avprompt.prompts.NoPromts", "NoPromts.*a class that can be imported"),
+    ("--data.init_args.batch_size=[", "--data.init_args.batch_size.*no YAML")])
+def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        run(["fit", "--config", QUICKSTART, flag])
+
+
 @pytest.mark.parametrize("flag", ["--trainer.max_epoch=1", "--data.init_args.batchsize=2", f"{PROMPTS}.init_args.alfa=1"])
 def test_misspelt_flags(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

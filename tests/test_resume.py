@@ -18,9 +18,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from avprompt import AVPromptBackbone
 from avprompt.callbacks import ExactResume, InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
+from avprompt.cli import run
 from avprompt.data_modules import AVEDataModule
 from avprompt.encoders import TinyHTSAT, TinySwinV2
-from avprompt.errors import CheckpointError, NonFiniteLossError
+from avprompt.errors import CheckpointError, DatasetError, NonFiniteLossError
 from avprompt.prompts import DGSCT
 from avprompt.synth.world import CATEGORIES
 from avprompt.tasks import AVE
@@ -121,11 +122,8 @@ def test_sigterm_leaves_a_checkpoint_that_resumes(world: Path, tmp_path: Path) -
     running = subprocess.Popen([*command, "stopped"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=environment)
     folder = tmp_path / "quickstart" / "stopped"
-    for _ in range(600):
-        if list(folder.glob("events*")):
-            break
-        time.sleep(0.1)
-    time.sleep(0.5)
+    while running.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():  # of the first epoch
+        time.sleep(0.02)
     running.send_signal(signal.SIGTERM)
     output, _ = running.communicate(timeout=120)
     interrupted = folder / "checkpoints" / "interrupted.ckpt"
@@ -138,6 +136,13 @@ def test_sigterm_leaves_a_checkpoint_that_resumes(world: Path, tmp_path: Path) -
     assert 0 < torch.load(interrupted, weights_only=True)["global_step"] < 48
     for name, value in whole["state_dict"].items():
         assert torch.equal(value, resumed["state_dict"][name]), name
+
+
+def test_nothing_to_resume_where_nothing_was_trained(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError):
+        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root",
+             str(tmp_path / "nowhere"), "--trainer.logger.init_args.save_dir", str(tmp_path)])
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_non_finite_loss_stops_before_the_step(world: Path, tmp_path: Path) -> None:

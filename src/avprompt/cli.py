@@ -44,7 +44,8 @@ def lightning_cli() -> type:
     import warnings
 
     import torch
-    from jsonargparse import Namespace
+    import yaml
+    from jsonargparse import Namespace, get_loader, set_loader
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
     from avprompt import callbacks, checkpoints, configs
@@ -54,6 +55,10 @@ def lightning_cli() -> type:
     # both are intended: arguments come from `main`, frozen encoders stay in eval mode
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+
+    # the parser hands a class's `null` to the classes within it as Python prints it
+    set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
+    parsing = {"allow_abbrev": False, "parser_mode": "flags"}
 
     class SaveConfig(SaveConfigCallback):
         """config.yaml beside the run's events; nowhere where there is no logger."""
@@ -77,8 +82,7 @@ def lightning_cli() -> type:
                 subclass_mode_data=True,
                 args=args,
                 run=run,
-                parser_kwargs={"allow_abbrev": False,
-                               **({command: {"allow_abbrev": False} for command in TRAINER_COMMANDS} if run else {})},
+                parser_kwargs={**parsing, **({command: parsing for command in TRAINER_COMMANDS} if run else {})},
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
             )

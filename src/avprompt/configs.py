@@ -44,7 +44,11 @@ def _include(node: Any, folder: Path) -> Any:
 
 
 def sources(args: list[str]) -> list[Source]:
-    """What every --config file and every flag says, in the order in which they apply: (origin, nested content)."""
+    """What every --config file and every flag says, in the order in which they apply: (origin, nested content).
+
+    Raises:
+        ConfigError: a value that is no YAML.
+    """
     found, queue = [], list(args)
     while queue:
         flag = queue.pop(0)
@@ -59,7 +63,10 @@ def sources(args: list[str]) -> list[Source]:
         if name in ("config", "c"):
             found.append((value, read_yaml(Path(value)) or {}))
             continue
-        content: Any = yaml.safe_load(value) if not value.endswith((".yaml", ".yml")) else read_yaml(Path(value))
+        try:
+            content: Any = read_yaml(Path(value)) if value.endswith((".yaml", ".yml")) else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(flag, f"no YAML ({error})", "a value in YAML", "Correct it, or quote it.") from error
         for part in reversed(name.removesuffix("+").split(".")):
             content = {part: content}
         found.append((flag, content))
@@ -99,9 +106,17 @@ def check_linked(found: list[Source]) -> None:
 
 
 def accepts(class_path: str, argument: str) -> bool:
-    """Whether a class's constructor has this argument."""
+    """Whether a class's constructor has this argument.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
     module, _, name = class_path.rpartition(".")
-    for kind in inspect.getmro(getattr(importlib.import_module(module), name)):
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError("class_path", class_path, "a class that can be imported", f"Correct it ({error}).") from error
+    for kind in inspect.getmro(found):
         if "__init__" in vars(kind):
             parameters = inspect.signature(kind.__init__).parameters
             # a constructor that hands **options on takes its parent's arguments too

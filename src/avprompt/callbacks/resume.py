@@ -80,8 +80,8 @@ class InterruptCheckpoint(Callback):
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, in training only."""
-        if trainer.training and not trainer.fast_dev_run:
+        """Save, once training has begun."""
+        if trainer.training and trainer.global_step and not trainer.fast_dev_run:
             path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path)
             print(f"stopped by {type(exception).__name__}; go on with --ckpt_path {path}")
