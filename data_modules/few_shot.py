@@ -46,11 +46,16 @@ class FewShotDataModule(AVDataModule):
     def category(self, item: Any) -> int:
         """Index of the category that an item is a shot of."""
 
+    def teaches(self, item: Any) -> bool:
+        """Whether its category occurs in an item; a seeded shot of which nothing is to be learned is not drawn."""
+        return True
+
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         if self.shots is None or split != "train":
             return super()._available(split, items, reader)
         usable = None if self.missing == "error" else super()._available(split, items, reader)
-        drawn = self.shots.draw(items, self.category, usable)
+        shots = items if self.shots.rule == "first" else [item for item in items if self.teaches(item)]
+        drawn = self.shots.draw(shots, self.category, usable)
         self.drawn = {name: [item.id for item in drawn.get(index, ())] for index, name in enumerate(self.class_names)}
         if few := [f"{name} {len(ids)}" for name, ids in self.drawn.items() if len(ids) < self.shots.number]:
             warnings.warn(f"{len(few)} of {len(self.drawn)} categories have fewer than {self.shots.number} training "
@@ -87,6 +92,9 @@ class EventDataModule(FewShotDataModule):
 
     def category(self, item: Annotated) -> int:
         return item.category
+
+    def teaches(self, item: Annotated) -> bool:
+        return bool(item.label(self.sampling.segments, self.num_classes)[:, :-1].any())
 
     def annotate(self, item: Annotated, rng: np.random.Generator) -> Sample:
         return {"event": item.label(self.sampling.segments, self.num_classes)}

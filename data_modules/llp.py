@@ -139,14 +139,14 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
     """LLP with one category a video as the answer, from the same files as `LLPDataModule`.
 
     Adds `label` (B,) int64, the answer, and `labels` (B, C) float32, 1 for each category that occurs in the video;
-    one's own videos have neither. Categories that are answers in evaluation and occur in no training video are
+    one's own videos have neither; with `label_policy: any` also `accepted`, the same as `labels`. Categories that are answers in evaluation and occur in no training video are
     reported: with LLP's own files, `lowest` and `single_label` that is Speech, the answer to 625 of 1200 test videos.
 
     Args:
         categories: see `LLPDataModule`.
         label_policy: which of several categories is the answer: `lowest`, the one with the lowest index (released);
             `seeded`, one drawn for each video, the same in every epoch and stage (paper: "we randomly select one");
-            `any` puts the lowest into `label` and says that evaluation counts every category in `labels` as right.
+            `any` trains on the lowest, and in evaluation every category of the video is right: batches get `accepted`.
         label_seed: of `seeded`. On its own, so that runs that differ in `seed` are tested on the same answers.
         single_label: train on videos with exactly one category only (released); test and validation are whole.
         options: see `FewShotDataModule` and `AVDataModule`.
@@ -195,7 +195,9 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
         return splits
 
     def annotate(self, item: llp.Video, rng: np.random.Generator) -> Sample:
-        return {"label": torch.tensor(self.category(item)), "labels": item.weak_label(self.num_classes)}
+        labels = item.weak_label(self.num_classes)
+        accepted = {"accepted": labels} if self.label_policy == "any" else {}
+        return {"label": torch.tensor(self.category(item)), "labels": labels, **accepted}
 
     def plot(self, sample: Sample) -> Figure:
         """Frames and waveform; in the title what occurs, the answer where that is one of several, and, if present,

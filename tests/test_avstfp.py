@@ -170,6 +170,24 @@ def test_merged_fusion_is_one_attention_over_everything() -> None:
     assert torch.allclose(torch.cat(got, dim=1), x, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"spatial": False}, {"fusion_layout": "merged"}])
+def test_with_two_towers_prompts_pass_each_ones_own_projections(options: dict) -> None:
+    method = AVSTFP(temporal=False, gate="none", order=("spatial", "fusion", "mlp", "temporal"), **options)
+    net = AVPromptBackbone(SmallCLIP(), SmallSpectrogram(), method)
+    blocks = next(net.visual.blocks()), next(net.audio.blocks())
+    tokens = torch.randn(2, 17, 24), torch.randn(2, 16, 24)
+    prompts = [getattr(method, name)[0] for name in ("fusion_prompts", "spatial_visual", "spatial_audio")
+               if hasattr(method, name)]
+    with torch.no_grad():
+        got = method.step(0, *blocks, *tokens, None)
+        if len(prompts) == 1:  # its spatial step is the frozen block's own
+            tokens = tuple(x + block.attention(x) for x, block in zip(tokens, blocks))
+        everything = torch.cat((*tokens, *(p.expand(2, -1, -1) for p in prompts)), dim=1)
+        for block, x, out in zip(blocks, tokens, got):
+            x = x + library_attention(block, block.norm1(x), block.norm1(everything))
+            assert torch.allclose(out, x + block.feed_forward(block.norm2(x)), atol=1e-5)
+
+
 def test_bottleneck_carries_all_exchange() -> None:
     """A modality reads the prompts alone, which have read both."""
     net = small(AVSTFP(temporal=False, spatial=False, fusion_kind="bottleneck"))

@@ -169,6 +169,8 @@ def test_positions_are_the_centre_crop_or_the_stretched_grid() -> None:
     table = torch.arange(1 + 16.0).unsqueeze(1)
     cropped = CLIPSpectrogram._positions(table, (4, 4), (2, 2))
     assert cropped.flatten().tolist() == [0, 6, 7, 10, 11]
+    odd = CLIPSpectrogram._positions(torch.arange(17.0).unsqueeze(1), (4, 4), (3, 3))  # the lineage's: 4 // 2 - 3 // 2
+    assert odd.flatten().tolist() == [0, 6, 7, 8, 10, 11, 12, 14, 15, 16]
     stretched = CLIPSpectrogram._positions(table, (4, 4), (4, 8))[1:].view(4, 8)
     assert stretched[0].tolist() == pytest.approx([1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4])
     same = CLIPSpectrogram._positions(table, (4, 4), (4, 4))

@@ -1,19 +1,28 @@
-"""Every prompt method on every encoder pair: one suite. A new method or encoder is one more row."""
+"""Every prompt method on every encoder pair: one suite.
+
+A new method, one file in `avprompt.prompts`, gets a row from its own fragments in lightning_configs/prompts; variants
+of those that ship, and encoders, have theirs here.
+"""
 
 from __future__ import annotations
 
 import copy
+import importlib
+import pkgutil
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from conftest import ROOT
 from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, SmallSwin, small_batch
 from torch import nn
 
-from avprompt import AVPromptBackbone
+from avprompt import AVPromptBackbone, prompts
 from avprompt.backbone import AVFeatures
+from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError
-from avprompt.prompts import AVSTFP, DGSCT, NoPrompts, PromptMethod
+from avprompt.prompts import AVSTFP, DGSCT, MaPLe, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -51,12 +60,31 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "avstfp_bottleneck": lambda: AVSTFP(fusion_kind="bottleneck", prompt_norm=False),
     "avstfp_merged": lambda: AVSTFP(fusion_layout="merged"),
     "avstfp_order": lambda: AVSTFP(order=("fusion", "spatial", "mlp", "temporal"), layers=[1]),
+    "avstfp_mlp_first": lambda: AVSTFP(spatial=False, order=("temporal", "mlp", "spatial", "fusion")),
+    "maple": lambda: MaPLe(num_tokens=2, depth=2, text_width=16),
 }
-#: methods whose every added path starts behind a zero gate
-GATED = ["none", "dgsct", "dgsct_no_tokens", "dgsct_channel", "dgsct_spatial", "dgsct_temporal", "dgsct_a2v", "dgsct_v2a",
-         "dgsct_fewshot", "dgsct_fewshot_channel", "dgsct_paper_gated", "avstfp_none",
-         "avstfp_temporal", "avstfp_fusion", "avstfp_temporal_fusion"]
-TRAINED = [name for name in METHODS if name not in ("none", "avstfp_none")]
+
+
+def without_a_row() -> list[type[PromptMethod]]:
+    """Every `PromptMethod` that a module of `avprompt.prompts` defines and `METHODS` lacks."""
+    modules = [importlib.import_module(module.name)
+               for module in pkgutil.iter_modules(prompts.__path__, f"{prompts.__name__}.")]
+    defined = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)
+               and issubclass(kind, PromptMethod) and kind.__module__ == module.__name__}
+    return sorted(defined - {PromptMethod, *(type(make()) for make in METHODS.values())}, key=lambda kind: kind.__name__)
+
+
+def fragments(kind: type[PromptMethod]) -> dict[str, dict[str, object]]:
+    """Name and arguments of the fragments in lightning_configs/prompts whose class_path is this method."""
+    paths = {f"{kind.__module__}.{kind.__name__}", f"{prompts.__name__}.{kind.__name__}"}
+    contents = {path.stem: read_yaml(path) for path in sorted((ROOT / "lightning_configs" / "prompts").glob("*.yaml"))}
+    return {name: content.get("init_args", {}) for name, content in contents.items() if content["class_path"] in paths}
+
+
+#: rows that nobody wrote here: name of the fragment -> the method with its arguments
+FOUND = {name: partial(kind, **arguments) for kind in without_a_row() for name, arguments in fragments(kind).items()}
+METHODS |= FOUND
+TRAINED = [name for name in METHODS if name != "none"]
 #: `dual-clip` are two separate towers
 PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
     "swin-htsat": lambda: (SmallSwin(), SmallHTSAT()),
@@ -65,13 +93,14 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
     "dual-clip": lambda: (SmallCLIP(), SmallSpectrogram()),
 }
 #: methods that run on pairs other than their papers' own
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated"), "clip": ("none", "dgsct", "dgsct_paper"),
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", *FOUND), "clip": ("none", "dgsct", "dgsct_paper"),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
 
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    own = [(name, "clip" if name.startswith("avstfp") else "swin-htsat") for name in methods]
+    papers = {"avstfp": "clip", "maple": "clip-htsat"}
+    own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
 
@@ -101,12 +130,17 @@ def is_owned(net: AVPromptBackbone, name: str) -> bool:
     return encoder == "prompts" or rest.startswith(getattr(net, encoder).trained)
 
 
-@pytest.mark.parametrize(("method", "pair"), cases(GATED))
-def test_step_zero_is_the_frozen_network(method: str, pair: str) -> None:
+def test_every_method_has_a_row() -> None:
+    assert not without_a_row(), "no fragment in lightning_configs/prompts has the class_path of these"
+
+
+@pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
+def test_step_zero_is_the_frozen_network_where_the_method_says_so(method: str, pair: str) -> None:
     net, batch = build(method, pair), small_batch()
     prompted, plain = net(*batch), net(*batch, prompted=False)
-    assert torch.equal(prompted.visual_tokens, plain.visual_tokens)
-    assert torch.equal(prompted.audio_tokens, plain.audio_tokens)
+    assert prompted.visual_tokens.shape == plain.visual_tokens.shape
+    same = torch.equal(prompted.visual_tokens, plain.visual_tokens)
+    assert (same and torch.equal(prompted.audio_tokens, plain.audio_tokens)) is net.prompts.identity_at_start
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(TRAINED))

@@ -450,6 +450,8 @@ def test_labels_of_clips(tokenizer: Path) -> None:
     out = {"logits": torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 0, 1]])}
     task.update_metrics(out, data)
     assert task.compute_metrics() == {"accuracy": pytest.approx(1 / 3), "any_match": pytest.approx(2 / 3)}
+    task.update_metrics(out, {**data, "accepted": data["labels"]})
+    assert task.compute_metrics() == {"accuracy": pytest.approx(2 / 3), "any_match": pytest.approx(2 / 3)}
     rows = task.prediction_rows(task(data), data, NAMES)
     assert [row["annotated"] for row in rows] == ["Church_bell, violin, fiddle", "dog", "Church_bell, violin, fiddle"]
     assert len(rows) == 3 and {"predicted", "predicted_visual", "predicted_audio", "decoded"} <= rows[0].keys()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from laptop import tiny
 
 from avprompt.cli import run
 from avprompt.configs import read_yaml
@@ -41,54 +42,15 @@ def test_experiment_says_how_to_run_it(path: Path) -> None:
 
 
 def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> list[str]:
-    """Flags that run an experiment's own task, prompts, losses and optimizer on tiny encoders and a generated world."""
+    """Flags that run one batch of an experiment on tiny encoders and a generated world."""
     content = read_yaml(path)
     data = content["data"]["class_path"].rpartition(".")[2]
     fixture, extra = WORLDS[data]
     root = request.getfixturevalue(fixture)
-    lines = ["model:", "  init_args:"]
     if data == "AVSBenchDataModule":
         root = root[content["data"]["init_args"]["setting"]]
-        lines.append("    decoder_width: 32")
-    contrastive = content["model"]["class_path"].endswith("Contrastive")
-    if contrastive:
-        lines += contrastive_lines(content["model"]["init_args"])
-        extra = [*extra, "shots: 2"] if "shots" in content["data"]["init_args"] else extra
-    lines += ["    backbone:", "      init_args:"]
-    if contrastive:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
-                  for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
-                                           ("audio", "TinyCLAP", "released_mode: false"))]
-    elif content["model"]["init_args"]["backbone"]["init_args"]["audio"] == "shared":
-        lines += ["        visual:", "          class_path: avprompt.encoders.TinyCLIP",
-                  "          init_args: {pretrained: world, segments: 10, train_norm: true,",
-                  "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}"]
-    else:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: world, frozen: true, "
-                  "released_mode: false}}" for side, kind in (("visual", "TinySwinV2"), ("audio", "TinyHTSAT"))]
-    lines += ["data:", "  init_args:", *(f"    {line}" for line in (
-        f"root: {root}", "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0", "batch_size: 4",
-        *extra))]
-    (folder / "tiny.yaml").write_text("\n".join(lines) + "\n")
-    flags = ["--config", str(path), "--config", str(folder / "tiny.yaml"), "--trainer",
-             str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"), "--trainer.callbacks=null"]
-    prompts, name = "--model.init_args.backbone.init_args.prompts.init_args", content["model"]["init_args"]["backbone"][
-        "init_args"]["prompts"]["class_path"].rpartition(".")[2]
-    if name == "DGSCT":
-        flags += [f"{prompts}.reduction", "4" if contrastive else "5"]  # divides the tiny widths
-    elif name == "MaPLe":
-        flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]
-    return flags
-
-
-def contrastive_lines(arguments: dict[str, object]) -> list[str]:
-    """Tiny text towers, computed anew, and no pretraining."""
-    lines = ["    pretrained: null"]
-    for side, kind, more in (("visual", "CLIP", ""), ("audio", "CLAP", ", cache: null")):
-        if f"{side}_texts" in arguments:
-            lines.append(f"    {side}_texts: {{init_args: {{tower: {{class_path: avprompt.encoders.Tiny{kind}Text, "
-                         f"init_args: {{pretrained: none}}}}{more}}}}}")
-    return lines
+    return ["--config", str(path), *tiny(path, folder / "tiny.yaml", [f"root: {root}", *extra]), "--trainer",
+            str(ROOT / "lightning_configs" / "trainer" / "debug.yaml")]
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
@@ -109,6 +71,14 @@ def test_experiment_has_parameters(path: Path, capsys: pytest.CaptureFixture[str
     table = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (table["trainable"] > 0) is (path.stem not in ZERO_SHOT)
     assert table["total"] == table["trainable"] + table["frozen"]
+
+
+def test_equations_laid_over_few_shot_learning(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four adapters, four context vectors and two temperatures instead of the released head's."""
+    run(["params", "--config", str(ROOT / "experiments" / "fewshot_ave_dgsct.yaml"),
+         "--config", str(ROOT / "lightning_configs" / "fewshot" / "equations.yaml"), "--json"])
+    table = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert table["trainable"] == 92_571_792 + 4 * 131_072 + 4 * 512 + 2
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)

@@ -226,6 +226,21 @@ def test_seeds_of_the_draw(ave_copy: Path) -> None:
     assert all(len(clips) == 1 for clips in manifests[1, None]["clips"].values())
 
 
+def test_a_clip_without_its_event_is_no_seeded_shot(ave_copy: Path) -> None:
+    """One row of AVE's training split lasts from 0 to 0 s. The released procedure takes what stands first."""
+    rows = [line.split("&") for line in (ave_copy / "trainSet.txt").read_text().splitlines()]
+    silent = next(row[1] for row in rows if row[0] == "ring")
+    for name in ("trainSet.txt", "Annotations.txt"):
+        lines = [line.split("&") for line in (ave_copy / name).read_text().splitlines()]
+        (ave_copy / name).write_text("".join("&".join([*line[:3], "0", "0"] if line[1] == silent else line) + "\n"
+                                             for line in lines))
+    for rule, seeds in (("first", [0]), ("seeded", range(8))):
+        for seed in seeds:
+            data = ave_module(ave_copy, shots=1, shot_sampling=rule, shot_seed=seed)
+            data.setup("fit")
+            assert (silent in data.drawn["ring"]) is (rule == "first") and len(data.drawn["ring"]) == 1
+
+
 def test_categories_with_too_few_clips_are_named(ave_copy: Path) -> None:
     path = ave_copy / "trainSet.txt"
     rows = path.read_text().splitlines()
@@ -300,6 +315,9 @@ class TestLLPClassification(DatasetContract):
             for sample, item in zip(data.datasets[split], data.datasets[split].items, strict=True):
                 assert int(sample["label"]) == min(item.labels) == int(sample["labels"].argmax())
                 assert sample["labels"].nonzero().flatten().tolist() == sorted(set(item.labels))
+                assert "accepted" not in sample
+        sample = self.module(root, label_policy="any").annotate(item, None)
+        assert torch.equal(sample["accepted"], sample["labels"]) and int(sample["label"]) == min(item.labels)
 
     def test_no_word_about_features(self, root: Path) -> None:
         with warnings.catch_warnings():

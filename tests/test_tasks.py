@@ -83,7 +83,7 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
     path = tmp_path / "avqa_grounding_dgsct" / "version_0" / "checkpoints" / "best.ckpt"
     trained = checkpoints.read_checkpoint(path)["state_dict"]
     flags = on_a_laptop(EXPERIMENTS / "avqa_dgsct.yaml", request, tmp_path)
-    main = model_of([*flags[:4], *flags[7:], "--model.init_args.grounding", str(path)])
+    main = model_of([*flags[:-2], "--model.init_args.grounding", str(path)])
     name = "head.grounding.merge.weight"
     assert not torch.equal(main.state_dict()[name], trained[name])
     main.setup("test")
@@ -92,7 +92,11 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
     ours = {key: value for key, value in main.state_dict().items() if key.startswith("head.grounding.")}
     assert ours.keys() == trained.keys() and all(torch.equal(ours[key], trained[key]) for key in ours)
     with pytest.raises(CheckpointError, match=r"missing, unexpected or misshapen .*head\.grounding"):
-        checkpoints.load_part(nn.Linear(2, 2), path, "head.grounding.")
+        checkpoints.load_part(main, nn.Linear(2, 2), path, "head.grounding.")
+    with torch.no_grad():
+        next(main.backbone.visual.parameters()).add_(1)  # other frozen weights
+    with pytest.raises(CheckpointError, match="backbone.visual trained on"):
+        main.setup("fit")
 
 
 def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from avprompt.checkpoints import record
 from avprompt.encoders import CLAPText, CLIPText, class_embeddings, class_texts
 from avprompt.encoders.text import CLAP_TEMPLATE, CLIP_TEMPLATE
+from avprompt.encoders.tiny import WEIGHTS, TinyCLAPText, TinyCLIPText
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 WIDTH, TEXTS = 32, ["a photo of a church bell.", "a dog", "X X X X violin, fiddle."]
@@ -233,17 +236,6 @@ def test_tokenizers_of_the_right_size_are_not_yet_right(tmp_path) -> None:
             SmallCLAPText(tokenizer=folder)
 
 
-def test_released_dropout_is_a_switch(tmp_path) -> None:
-    folder = roberta_folder(tmp_path / "roberta")
-    frozen = SmallCLAPText(tokenizer=folder).train()
-    released = SmallCLAPText(tokenizer=folder, released_mode=True).train()
-    assert torch.equal(frozen(["a dog"]), frozen(["a dog"]))
-    assert not torch.equal(released(["a dog"]), released(["a dog"]))
-    assert not any(parameter.requires_grad for parameter in released.parameters())
-    with pytest.raises(ArgumentError, match="released_mode: True"):
-        class_embeddings(released, ["a dog"])
-
-
 def test_full_size_towers_on_the_meta_device() -> None:
     with torch.device("meta"):
         clip, large, clap = CLIPText("ViT-B-32"), CLIPText("ViT-L-14"), CLAPText()
@@ -281,7 +273,7 @@ def test_wrong_caches_are_refused(clip, tmp_path) -> None:
         with pytest.raises(WeightsError, match="ave.safetensors.*other texts"):
             class_embeddings(None, texts, cache)
     other = SmallCLIPText()
-    with pytest.raises(WeightsError, match="SmallCLIPText.*Delete the file"):
+    with pytest.raises(WeightsError, match="another text tower.*fingerprint.*Delete the file"):
         class_embeddings(other, ["a dog", "a cat"], cache)
     save_file(load_file(cache), tmp_path / "bare.safetensors")
     with pytest.raises(WeightsError, match="bare.safetensors"):
@@ -293,6 +285,22 @@ def test_wrong_caches_are_refused(clip, tmp_path) -> None:
         class_embeddings(None, ["a dog"], tmp_path / "nowhere.safetensors")
     with pytest.raises(ArgumentError, match="frozen: False"):
         class_embeddings(SmallCLIPText(frozen=False), ["a dog"])
+
+
+def test_a_cache_of_other_weights_is_refused_without_building_the_tower(tmp_path) -> None:
+    texts, cache, files = ["a disc", "a ring"], tmp_path / "world.safetensors", [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for file, scale in zip(files, (1.0, 2.0)):
+        save_file({name: scale * value for name, value in load_file(WEIGHTS / "tiny_clip.safetensors").items()}, file)
+    first = class_embeddings(functools.cache(partial(TinyCLIPText, pretrained=str(files[0]))), texts, cache)
+    same, other, tag = (functools.cache(partial(TinyCLIPText, pretrained=str(name))) for name in (*files, "world"))
+    assert torch.equal(class_embeddings(same, texts, cache), first)
+    for tower in (other, tag, partial(TinyCLAPText, pretrained=str(files[0])),
+                  partial(TinyCLIPText, pretrained=str(files[0]), frozen=True)):
+        with pytest.raises(WeightsError, match="world.safetensors.*another text tower.*Delete the file"):
+            class_embeddings(tower, texts, cache)
+    assert not any(tower.cache_info().currsize for tower in (same, other, tag))
+    files[0].unlink()  # what is not there contradicts nothing
+    assert torch.equal(class_embeddings(same, texts, cache), first)
 
 
 def test_sentences_about_classes() -> None:

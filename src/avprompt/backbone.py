@@ -175,7 +175,7 @@ class AVPromptBackbone(nn.Module):
             raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
                              "the same first two dimensions (clips B, segments T)", "Check the data module.")
         method = self.prompts if prompted else self._plain()
-        trained = any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
+        trained = prompted and any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
         with nullcontext() if trained or method.needs_encoder_gradient else torch.no_grad():
             return self._walk(frames, audio, method, maps)
 

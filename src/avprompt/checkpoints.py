@@ -101,18 +101,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                               "a whole checkpoint", "It may be truncated: use another one, such as last.ckpt.") from error
 
 
-def load_part(part: nn.Module, path: str | Path, prefix: str) -> None:
+def load_part(module: nn.Module, part: nn.Module, path: str | Path, prefix: str) -> None:
     """Load one module's weights out of another task's checkpoint.
 
     Args:
-        part: the module.
+        module: the task that `part` belongs to.
+        part: what is loaded.
         path: the checkpoint.
         prefix: what its names begin with there.
 
     Raises:
-        CheckpointError: the file is missing or broken, or does not hold exactly this module under that prefix.
+        CheckpointError: the file is missing or broken, was trained on other frozen weights, or does not hold exactly
+            this part under that prefix.
     """
     content = read_checkpoint(path)
+    check_record(module, content.get(RECORD), path)
     state = content.get("state_dict", {})
     found = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
     ours = part.state_dict()

@@ -121,6 +121,8 @@ class RunReport(Callback):
             "clips": data.clips() if data is not None else {},
             "epochs": trainer.current_epoch,
         }
+        if pl_module.counts:
+            result["counts"] = pl_module.counts
         (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     @rank_zero_only

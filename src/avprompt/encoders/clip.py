@@ -340,7 +340,7 @@ class CLIPSpectrogram(PlainViT):
         """CLIP's table (1 + rows * columns, C) for another grid."""
         first, rest = table[:1], table[1:].unflatten(0, visual)
         for axis, (have, want) in enumerate(zip(visual, grid)):
-            rest = rest.narrow(axis, max(0, have - want) // 2, min(have, want))
+            rest = rest.narrow(axis, max(0, have // 2 - want // 2), min(have, want))
         rest = rest.permute(2, 0, 1)[None]
         if rest.shape[2:] != grid:
             rest = F.interpolate(rest, grid, mode="bilinear")

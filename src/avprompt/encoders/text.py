@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import abc
+import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -174,7 +177,6 @@ class CLAPText(TextTower):
         tokenizer: folder of RoBERTa's tokenizer (`vocab.json` and `merges.txt`, or `tokenizer.json`), which CLAP's file
             does not hold; `None` where texts are never tokenized. Never fetched from a hub.
         frozen: see `FrozenEncoder`.
-        released_mode: follow the owner into train mode, where dropout is active, as the DG-SCT authors' scripts do.
 
     Raises:
         WeightsError: the file is missing or of another architecture; the folder holds no tokenizer, or another one.
@@ -185,9 +187,8 @@ class CLAPText(TextTower):
     #: tokens of a text at most, begin and end included, in CLAP's training
     context_length = 77
 
-    def __init__(self, pretrained: str = "none", tokenizer: Path | None = None, frozen: bool = True,
-                 released_mode: bool = False) -> None:
-        super().__init__(frozen, released_mode)
+    def __init__(self, pretrained: str = "none", tokenizer: Path | None = None, frozen: bool = True) -> None:
+        super().__init__(frozen)
         self.text_branch = self._build()
         self.text_projection = projection(self.text_branch.config.hidden_size)
         self.tokenizer = None
@@ -292,7 +293,8 @@ def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: S
     Args:
         tower: the tower, what builds it (called only where its embeddings have to be computed), or `None`.
         texts: K sentences.
-        cache: .safetensors file of the embeddings; its metadata hold the texts and the tower's class and fingerprint.
+        cache: .safetensors file of the embeddings; its metadata hold the texts, and the tower's class, arguments,
+            fingerprint and weights. A tower that is not built is known by the last three of what its `partial` says.
 
     Returns:
         (K, E) float32 on the CPU, not normalised.
@@ -300,34 +302,60 @@ def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: S
     Raises:
         WeightsError: the file holds other texts, was written by another tower than the one given, or is no such file;
             there is neither a file nor a tower.
-        ArgumentError: the tower is trained or in `released_mode`, so that its embeddings are not constant.
+        ArgumentError: the tower is trained, so that its embeddings are not constant.
     """
+    known = {} if tower is None else _identity(tower)
     if cache is not None and Path(cache).is_file():
-        return _read_cache(Path(cache), texts, tower if isinstance(tower, TextTower) else None)
+        return _read_cache(Path(cache), texts, known)
     if tower is None:
         raise WeightsError("text", cache, "an existing file of class embeddings, or a text tower",
                            "Give one of the two.")
     tower = tower if isinstance(tower, TextTower) else tower()
-    if not tower.frozen or tower.released_mode:
-        raise ArgumentError("text", f"frozen: {tower.frozen}, released_mode: {tower.released_mode}",
-                            "a frozen tower without dropout", "Encode the texts in every step instead.")
+    if not tower.frozen:
+        raise ArgumentError("text", "frozen: False", "a frozen tower", "Encode the texts in every step instead.")
     with torch.no_grad():
         embeddings = tower(texts).float().cpu()
     if cache is not None:
         path = Path(cache)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}")  # runs of a sweep share the file: it appears whole
-        written = {"texts": json.dumps(list(texts)), **_identity(tower)}
+        written = {"texts": json.dumps(list(texts)), **known, **_identity(tower)}
         save_file({"embeddings": embeddings.contiguous()}, draft, written)
         draft.replace(path)
     return embeddings
 
 
-def _identity(tower: TextTower) -> dict[str, str]:
-    return {"tower": type(tower).__name__, "fingerprint": tower.fingerprint()}
+def _identity(tower: TextTower | Callable[[], TextTower]) -> dict[str, str]:
+    """What is known of a tower: its fingerprint, or without building it its arguments and its file's digest."""
+    if isinstance(tower, TextTower):
+        return {"tower": type(tower).__name__, "fingerprint": tower.fingerprint()}
+    recipe = inspect.unwrap(tower)
+    if not isinstance(recipe, partial):
+        return {}
+    arguments = {name: str(value) for name, value in sorted(recipe.keywords.items())
+                 if name not in ("pretrained", "tokenizer")}
+    made = next((value for value in (*recipe.args, recipe.func) if isinstance(value, type)), None)  # of a parser's partial
+    known = {"tower": getattr(made, "__name__", "unknown"), "arguments": json.dumps(arguments)}
+    source = Path(recipe.keywords.get("pretrained", ""))
+    if source.is_file():
+        known["weights"] = digest(source)
+    elif not source.suffix:  # a tag; a file that is not there says nothing
+        known["weights"] = str(source)
+    return known
 
 
-def _read_cache(path: Path, texts: Sequence[str], tower: TextTower | None) -> Tensor:
+def digest(path: Path) -> str:
+    """SHA-256 of a file's length and of 64 pieces of it, which gigabytes of other weights do not share."""
+    size, piece = path.stat().st_size, 1 << 16
+    found = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for place in range(64):
+            file.seek(max(0, size - piece) * place // 63)
+            found.update(file.read(piece))
+    return found.hexdigest()
+
+
+def _read_cache(path: Path, texts: Sequence[str], identity: dict[str, str]) -> Tensor:
     hint = "Delete the file to have it computed again, or name another one."
     try:
         with safe_open(path, "pt") as file:
@@ -338,7 +366,7 @@ def _read_cache(path: Path, texts: Sequence[str], tower: TextTower | None) -> Te
     if found != list(texts):
         other = next((pair for pair in zip(found, texts) if pair[0] != pair[1]), (f"{len(found)} texts", len(texts)))
         raise WeightsError(path, f"embeddings of other texts: {other[0]!r}", f"{other[1]!r}", hint)
-    if tower is not None and _identity(tower).items() - known.items():
-        raise WeightsError(path, f"embeddings of {known.get('tower')} {known.get('fingerprint', '')[:12]}",
-                           f"{type(tower).__name__} {tower.fingerprint()[:12]}", hint)
+    if other := [name for name, value in identity.items() if known.get(name, value) != value]:
+        raise WeightsError(path, f"embeddings of another text tower: {({name: known[name] for name in other})}",
+                           f"{({name: identity[name] for name in other})}", hint)
     return embeddings

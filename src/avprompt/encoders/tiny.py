@@ -187,13 +187,12 @@ class TinyCLAPText(CLAPText):
     Args:
         pretrained: `world` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
-        released_mode: see `CLAPText`.
     """
 
     context_length = CONTEXT
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True, released_mode: bool = False) -> None:
-        super().__init__("none", None, frozen, released_mode)
+    def __init__(self, pretrained: str = "world", frozen: bool = True) -> None:
+        super().__init__("none", None, frozen)
         self.text_projection = _projection(TEXT_DIM)
         if pretrained != "none" and not self.is_meta():
             shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "world" else pretrained

@@ -8,7 +8,7 @@ from avprompt.prompts.coop import CoOp
 from avprompt.prompts.dgsct import DGSCT
 from avprompt.prompts.maple import MaPLe, MaPLeTexts
 from avprompt.prompts.none import NoPrompts
-from avprompt.prompts.texts import ClassTexts, FixedTexts
+from avprompt.prompts.texts import ClassTexts, FixedTexts, NoiseTexts
 
 __all__ = ["AVSTFP", "ClassTexts", "CoCoOp", "CoOp", "DGSCT", "FixedTexts", "MaPLe", "MaPLeTexts", "NoPrompts",
-           "PromptMethod", "PromptState"]
+           "NoiseTexts", "PromptMethod", "PromptState"]

@@ -13,6 +13,7 @@ hand; sizes follow from the parameter counts of its poster, the rest is marked b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -113,6 +114,11 @@ class AVSTFP(PromptMethod):
     def needs_encoder_gradient(self) -> bool:
         return bool(self.fusion or self.sides["temporal"] or self.sides["spatial"])
 
+    @property
+    def identity_at_start(self) -> bool:
+        added = self.sides["spatial"] or self.merged or not self.gated and (self.sides["temporal"] or self.fusion)
+        return self.order.index("spatial") < self.order.index("mlp") and not (added and self.layers != [])
+
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
         self.last = sites[-1]
         if not all(spec.plain for site in sites for spec in site):
@@ -174,13 +180,14 @@ class AVSTFP(PromptMethod):
 
     def _spatial(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
                  state: PromptState) -> tuple[Tensor, ...]:
-        prompts = [self._spatial_prompts(place, side, block) for side, block in zip(("visual", "audio"), blocks)]
         if self.merged and place is not None:
-            extra = [*(p for p in prompts if p is not None), self._fusion_prompts(place, blocks[0])]
-            keys, values = (torch.cat(parts) for parts in zip(*extra))
-            return tuple(x + read for x, read in zip(tokens, self._joint(blocks, tokens, keys, values)))
-        return tuple(x + block.attend(block.norm1(x), None, *(own or ()))
-                     for x, block, own in zip(tokens, blocks, prompts))
+            def prompts(block: PlainViTBlock) -> tuple[Tensor, ...]:
+                extra = [self._spatial_prompts(place, side, block) for side in self.sides["spatial"]]
+                return tuple(torch.cat(parts) for parts in zip(*extra, self._fusion_prompts(place, block)))
+
+            return tuple(x + read for x, read in zip(tokens, self._joint(blocks, tokens, prompts)))
+        return tuple(x + block.attend(block.norm1(x), None, *(self._spatial_prompts(place, side, block) or ()))
+                     for x, block, side in zip(tokens, blocks, ("visual", "audio")))
 
     def _fusion(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
                 state: PromptState) -> tuple[Tensor, ...]:
@@ -207,18 +214,18 @@ class AVSTFP(PromptMethod):
     def _fusion_prompts(self, place: int, block: PlainViTBlock) -> tuple[Tensor, Tensor]:
         return block.project(self._norm(block, self.fusion_prompts[place]))
 
-    def _joint(self, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...], keys: Tensor,
-               values: Tensor) -> tuple[Tensor, ...]:
+    def _joint(self, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
+               prompts: Callable[[PlainViTBlock], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """All tokens attend over all tokens and the prompts; with two towers, each side through its own projections."""
         if blocks[0].attn is blocks[1].attn:
             x = blocks[0].norm1(torch.cat(tokens, dim=1))
-            return blocks[0].attend(x, None, keys, values).split([y.shape[1] for y in tokens], dim=1)
-        return tuple(block.attend(block.norm1(x), block.norm1(torch.cat(tokens, dim=1)), keys, values)
+            return blocks[0].attend(x, None, *prompts(blocks[0])).split([y.shape[1] for y in tokens], dim=1)
+        return tuple(block.attend(block.norm1(x), block.norm1(torch.cat(tokens, dim=1)), *prompts(block))
                      for x, block in zip(tokens, blocks))
 
     def _joint_fusion(self, place: int, blocks: tuple[PlainViTBlock, ...],
                       tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return self._joint(blocks, tokens, *self._fusion_prompts(place, blocks[0]))
+        return self._joint(blocks, tokens, lambda block: self._fusion_prompts(place, block))
 
     def _cross_fusion(self, place: int, blocks: tuple[PlainViTBlock, ...],
                       tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -36,6 +36,14 @@ class PromptMethod(nn.Module, abc.ABC):
     needs_encoder_gradient = True
 
     @property
+    def identity_at_start(self) -> bool:
+        """Whether a new network's tokens are bit for bit those of the frozen pair, as behind zero-initialised gates.
+
+        Known from the arguments alone, before `attach`; the conformance suite holds every method to its answer, yes or no.
+        """
+        return False
+
+    @property
     def temporal_gates(self) -> tuple[float, float]:
         """Strength gamma of a head's temporal gates: audio guides video, video guides audio; 0 is off."""
         return 0.0, 0.0

@@ -315,7 +315,8 @@ class DGSCT(PromptMethod):
         token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical for good).
 
     Raises:
-        ArgumentError: a setting that the variant does not have, or sizes that do not divide.
+        ArgumentError: a gate that the variant does not have, nothing switched on, or sizes that do not divide. What else
+            a variant does not have it does not read, so that one YAML serves all three.
     """
 
     def __init__(
@@ -352,6 +353,10 @@ class DGSCT(PromptMethod):
         self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
         self.gate, self.audio_gate, self.batch_norm, self.norm_before = gate, audio_gate, batch_norm, norm_before
         self.prompt_map, self.token_init = prompt_map, token_init
+
+    @property
+    def identity_at_start(self) -> bool:
+        return self.gate != "none" and (self.audio_gate or not self.v2a)
 
     @property
     def temporal_gates(self) -> tuple[float, float]:

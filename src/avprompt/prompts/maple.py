@@ -20,7 +20,8 @@ class MaPLe(PromptMethod):
 
         text prompts  P_0   P_1  ...  P_{J-1}      learned (n, W)     -> `MaPLeTexts`, which reads them here
                        |     |          |          learned linear maps F_j
-        image prompts F_0   F_1  ...  F_{J-1}      new at each of the first J sites, from site J on they flow
+        image prompts F_0   F_1  ...  F_{J-1}      new at each of the first J sites, from site J on they flow,
+                                                   and the last site leaves them behind
 
     Deviation: the published code puts the first image prompts before CLIP's first norm, here they stand behind it, as a
     method sees tokens from the first block on; from site 1 on nothing differs.
@@ -47,7 +48,7 @@ class MaPLe(PromptMethod):
                                 "Use avprompt.encoders.CLIP.")
         if self.depth > len(sites):
             raise ArgumentError("depth", self.depth, f"at most {len(sites)}, the number of sites", "Choose another.")
-        self.last, shape = sites[-1], (self.num_tokens, self.text_width)
+        self.sites, self.last, shape = len(sites), sites[-1], (self.num_tokens, self.text_width)
         self.context = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
         self.deep = nn.Parameter(nn.init.normal_(torch.empty(self.depth - 1, *shape), std=0.02))
         self.project = nn.ModuleList(Linear(self.text_width, sites[0][0].dim) for _ in range(self.depth))
@@ -59,14 +60,16 @@ class MaPLe(PromptMethod):
              state: PromptState) -> tuple[Tensor, Tensor]:
         if 0 < site < self.depth:
             visual = torch.cat((visual[:, :-self.num_tokens], self._image_prompts(site, visual)), dim=1)
-        return visual_block(visual), audio_block(audio)
+        visual = visual_block(visual)
+        if site + 1 == self.sites:  # what a task sees are the image's own tokens
+            visual = visual[:, :-self.num_tokens]
+        return visual, audio_block(audio)
 
     def _image_prompts(self, site: int, visual: Tensor) -> Tensor:
         source = self.context if site == 0 else self.deep[site - 1]
         return self.project[site](source).to(visual.dtype).expand(len(visual), -1, -1)
 
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        visual = visual[:, :-self.num_tokens]
         return mean_or_class_token(visual, self.last[0]), mean_or_class_token(audio, self.last[1])
 
 

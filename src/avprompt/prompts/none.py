@@ -12,6 +12,7 @@ class NoPrompts(PromptMethod):
     """Plain blocks; pooling by class token or mean. Owns no parameter."""
 
     needs_encoder_gradient = False
+    identity_at_start = True
 
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
         self.last = sites[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class ClassTexts(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
-        """Take the classes' names, and build what they need; may be called again.
+        """Take the classes' names, and build what they need; called once, by the task.
 
         Args:
             names: of K classes; none where they are not known (`avprompt params` without the dataset's files).
@@ -61,18 +62,13 @@ class FixedTexts(ClassTexts):
         self.register_buffer("embeddings", None, persistent=False)
 
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
-        texts, built = class_texts(names, self.template, self.spaces), []
-
-        def build() -> TextTower:
-            built.append(self.tower())
-            return built[0]
-
-        if (not names or on_meta()) and self.tower is not None:
+        texts, build = class_texts(names, self.template, self.spaces), self.tower and functools.cache(self.tower)
+        if (not names or on_meta()) and build:
             self.embeddings = torch.zeros(len(names), build().dim)
         else:
-            self.embeddings = class_embeddings(build if self.tower else None, texts, self.cache)
+            self.embeddings = class_embeddings(build, texts, self.cache)
         self.dim = self.embeddings.shape[-1]
-        self._found = getattr(built[0], "logit_scale", None) if built else None
+        self._found = getattr(build(), "logit_scale", None) if build and build.cache_info().currsize else None
 
     @property
     def logit_scale(self) -> Tensor | None:
@@ -80,6 +76,24 @@ class FixedTexts(ClassTexts):
         if self._found is None and self.tower is not None:
             self._found = getattr(self.tower(), "logit_scale", None)
         return self._found
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.embeddings
+
+
+class NoiseTexts(ClassTexts):
+    """Noise in the place of frozen texts' embeddings: a step takes as long with it, and no tower's files are needed.
+
+    Args:
+        dim: width E.
+    """
+
+    def __init__(self, dim: int = 512) -> None:
+        super().__init__()
+        self.dim, self.logit_scale = dim, torch.tensor(1 / 0.07).log()
+
+    def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
+        self.register_buffer("embeddings", torch.randn(len(names), self.dim), persistent=False)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.embeddings

@@ -52,7 +52,7 @@ class AVQA(AVPromptTask):
             CheckpointError: the grounding checkpoint is missing, broken or of another network.
         """
         if stage == "fit" and self.grounding is not None:
-            checkpoints.load_part(self.head.grounding, self.grounding, "head.grounding.")
+            checkpoints.load_part(self, self.head.grounding, self.grounding, "head.grounding.")
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """Frames (B, T, 3, H, W), audio (B, T, S), `question` (B, L), in training `negative_frames` -> outputs.
@@ -108,7 +108,7 @@ class AVQA(AVPromptTask):
         self.accuracy.update(outputs["answer"], batch["answer"], batch["question_type"])
 
     def compute_metrics(self) -> dict[str, Tensor]:
-        scores = self.accuracy.compute()
+        scores, self.counts = self.accuracy.compute(), self.accuracy.counts()
         self.accuracy.reset()
         return {name.replace(" ", "_"): torch.as_tensor(score) / 100 for name, score in scores.items()}
 

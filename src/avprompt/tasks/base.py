@@ -37,6 +37,8 @@ class AVPromptTask(LightningModule, abc.ABC):
     #: what checkpoints are selected by, and whether more or less of it is better
     monitor = "val_loss"
     mode = "min"
+    #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
+    counts: dict[str, int] = {}
 
     def __init__(self, backbone: AVPromptBackbone, optimizer: OptimizerCallable = torch.optim.Adam,
                  lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None) -> None:

@@ -25,7 +25,8 @@ class Contrastive(AVPromptTask):
     Without anything to train it is zero-shot: `avprompt test` alone. Nothing that is trained depends on the classes
     (but `CoOp` with `class_specific`), so a checkpoint serves other datasets too. Logged are `accuracy`, with both
     modalities `visual_accuracy` and `audio_accuracy` of each one's own logits, at segment level `video_accuracy` of
-    their mean, and for clips with several classes `any_match`, where each of these is right.
+    their mean, and for clips with several classes `any_match`, where each of these is right; so it is in `accuracy` where
+    a batch has `accepted`, (B, K) float with 1 for each right class.
 
     Args:
         backbone: with encoders that project into the texts' space: `CLIP` (`projection: true`) and `CLAPAudio`.
@@ -207,12 +208,14 @@ class Contrastive(AVPromptTask):
         return rows
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        target, has_class = self.targets(batch)
+        (target, has_class), accepted = self.targets(batch), batch.get("accepted")
         if "event" in batch and self.level == "video":
             target = target.masked_fill(~has_class, -1)  # a clip without an event is counted, and cannot be right
         for name in ("", *(f"{side}_" for side in self.head.branches)):
             if f"{name}logits" in outputs:
-                self.scores[f"{name}accuracy"].update((outputs[f"{name}logits"].argmax(-1) == target).float())
+                found = outputs[f"{name}logits"].argmax(-1)
+                right = accepted.gather(1, found[:, None])[:, 0] if accepted is not None else found == target
+                self.scores[f"{name}accuracy"].update(right.float())
         if self.level == "segment":
             _, category, has_event = losses.event_targets(batch["event"])
             found = outputs["logits"].mean(1).argmax(-1)
