@@ -3,7 +3,10 @@
     python benchmarks/train_step.py --config experiments/ave_dgsct.yaml
     python benchmarks/train_step.py --config experiments/ave_dgsct.yaml --against experiments/quickstart.yaml
     python benchmarks/train_step.py --config experiments/ave_dgsct.yaml \\
-        --set "--model.init_args.backbone.init_args.checkpointing true"
+        --set "--model.init_args.backbone.init_args.checkpointing=true"
+    python benchmarks/train_step.py --config experiments/ave_avstfp_l14.yaml \\
+        --against experiments/ave_avstfp_l14.yaml \\
+        --set-against "--model.init_args.backbone.init_args.prompts=avprompt.prompts.NoPrompts"
 
 What is measured and how is said in `avprompt.analysis.efficiency`; `avprompt efficiency` makes a table of many
 experiments. On a CPU each experiment runs twice, the second time with an allocator that gives memory back at once
@@ -13,6 +16,8 @@ experiments. On a CPU each experiment runs twice, the second time with an alloca
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 
 from avprompt.analysis.efficiency import measured
 
@@ -22,7 +27,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "419
 
 def run(config: str, overrides: str, given: argparse.Namespace) -> dict:
     """Measure in a process of its own; on a CPU once more for memory."""
-    call = (config, overrides.split(), given.device, given.batch, given.steps, given.precision)
+    call = (config, shlex.split(overrides), given.device, given.batch, given.steps, given.precision)
     result = measured(*call)
     if given.device == "cpu":
         trimmed = measured(*call, environment=ALLOCATOR)
@@ -41,7 +46,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
-    given = parser.parse_args()
+    words = iter(sys.argv[1:])  # argparse takes a value that begins with dashes for a flag of its own
+    given = parser.parse_args([f"{word}={next(words, '')}" if word in ("--set", "--set-against") else word
+                               for word in words])
     results = [run(config, overrides, given) for config, overrides in (
         (given.config, given.set), (given.against, given.set_against)) if config is not None]
     for name in results[0]:

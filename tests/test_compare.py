@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import csv
+import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -14,14 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
-from avprompt.analysis.compare import gather, read_runs, tables
+from avprompt.analysis.compare import DATASETS, ENCODERS, Run, encoder_name, gather, read_runs, tables, task_of
+from avprompt.analysis.efficiency import measure
 from avprompt.analysis.published import read_published
-from avprompt.cli import main, run
+from avprompt.analysis.shots import ENCODERS as SHORT
+from avprompt.cli import main, parts_of, run
+from avprompt.configs import dig, read_yaml
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
 
 DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
@@ -172,6 +178,79 @@ def test_one_name_for_two_settings_is_numbered(runs: Path, tmp_path: Path) -> No
     assert "a everything #1" in labels and "a everything #2" in labels
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_experiment_has_its_names(path: Path) -> None:
+    """Task, dataset and encoders are named as published: a new one has to be entered."""
+    content, published = read_yaml(path), read_published()
+    otherwise = {"quickstart": "ave", "zeroshot_quickstart": "zeroshot_ave_class", "fewshot_ave_clip": "zeroshot_ave",
+                 "fewshot_ave_clap": "zeroshot_ave"}
+    untrained = "zeroshot" in otherwise.get(path.stem, path.stem)
+    task = task_of(Run(path.parent, {"config": content, "metrics": {"test_accuracy": 0.5} if untrained else {}}, {}))
+    assert task == otherwise.get(path.stem) or path.stem.startswith(task)
+    assert task in {figure.task for figure in published} | {"avqa_grounding", "pretrain_vggsound"}
+    kind = content["data"]["class_path"].rpartition(".")[2]
+    assert any(figure.dataset.startswith(DATASETS[kind]) for figure in published)
+    names = {SHORT.get(name, name).removesuffix(" (shared)") for f in published for name in (f.visual, f.audio)}
+    for side in ("visual", "audio"):
+        name = encoder_name(dig(content, f"model.init_args.backbone.init_args.{side}")).partition(",")[0]
+        assert name in {*ENCODERS.values()} & names or name == "shared" or name.startswith("Tiny"), name
+
+
+FEW_SHOT = {"backbone": {**LARGE, "prompts": {"class_path": "avprompt.prompts.NoPrompts"}}, "audio_texts": None,
+            "visual_texts": {"class_path": "avprompt.prompts.CoOp"}, "adapters": [], "level": "video",
+            "background": False}
+
+
+def test_few_shot_runs_stand_beside_their_published_rows(tmp_path: Path) -> None:
+    """Named after task and shots; what is tested without training is zero-shot, whatever shots its file has."""
+    encoders = ROOT / "lightning_configs" / "encoders"
+    sides = {"visual": read_yaml(encoders / "clip_b32.yaml"), "audio": read_yaml(encoders / "clap_tiny.yaml")}
+
+    def settings(seed: int, shots: int, **model: Any) -> dict[str, Any]:
+        own = config(seed, None, sides, {"shots": shots})
+        arguments = {**FEW_SHOT, **model}
+        arguments["backbone"] = {"init_args": {**sides, "prompts": FEW_SHOT["backbone"]["prompts"]}}
+        return {**own, "model": {"class_path": "avprompt.tasks.Contrastive", "init_args": arguments}}
+
+    ids = [f"clip{number:04d}" for number in range(402)]
+    for shots in (1, 16):
+        for seed in (0, 1):
+            write(tmp_path / "grid", f"CoOp-shots{shots}", settings(seed, shots), {"test_accuracy": 0.7}, ids)
+    write(tmp_path / "grid", "segments", settings(0, 16, level="segment"), {"test_accuracy": 0.6}, ids)
+    zero = settings(0, 16, visual_texts={"class_path": "avprompt.prompts.FixedTexts"})
+    write(tmp_path / "zero", "CLIP", zero, {"test_accuracy": 0.68}, ids)
+    result = tmp_path / "zero" / "CLIP-seed0" / "test" / "result.json"
+    alone = json.loads(result.read_text())
+    alone["config"]["ckpt_path"] = None
+    result.write_text(json.dumps(alone))
+    (tmp_path / "zero" / "CLIP-seed0" / "fit" / "result.json").unlink()
+    built = {table.task: table for table in tables(lines_of(tmp_path), read_published())}
+    assert list(built) == ["fewshot_ave", "fewshot_ave_class", "zeroshot_ave_class"]
+    rows = [row[:4] for row in built["fewshot_ave_class"].rows]
+    assert rows == [["CoOp, 1 shot", "2", "70.0 ± 0.0 [a]", "70.4 [b]"],
+                    ["CoOp, 16 shots", "2", "70.0 ± 0.0 [a]", "78.1 [b]"]]
+    assert built["fewshot_ave_class"].marks == {
+        "a": "AVE, 402 test clips; CLIP ViT-B/32 + CLAP HTS-AT; selected on val",
+        "b": "AVE, 402 test clips; CLIP ViT; published, selection not stated"}
+    assert built["zeroshot_ave_class"].rows[0][:4] == ["CLIP", "1", "68.0 [a]", "69.7 [b]"]
+    assert built["zeroshot_ave_class"].marks["a"].endswith("; not trained on these data")
+    segments, = built["fewshot_ave"].rows
+    assert segments[:1] == ["segments, 16 shots"] and segments[3] == "64.4 [b]"
+    assert built["fewshot_ave"].marks["a"].endswith("selected on val, background counts as wrong")
+
+
+def test_linear_heads_are_of_the_same_task(tmp_path: Path) -> None:
+    """AV-STFP's head is a class of its own; its figures are of AVE."""
+    own = config(0, None, {**TINY, "audio": "shared"})
+    own["model"]["class_path"] = "avprompt.tasks.AVELinear"
+    off = {"temporal": False, "spatial": True, "fusion": False, "visual": True, "audio": True}
+    own["model"]["init_args"]["backbone"]["init_args"]["prompts"] = {
+        "class_path": "avprompt.prompts.AVSTFP", "init_args": off}
+    write(tmp_path, "S", own, {"test_accuracy": 0.7}, WORLD)
+    table, = tables(lines_of(tmp_path), read_published())
+    assert table.task == "ave" and table.rows[0][3] == "81.4 [b]"
+
+
 def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every format holds every figure; the command takes folders side by side, and the list that it took before."""
     run(["compare", str(runs / "a everything-seed0"), str(runs / "d none-seed0"), "--out", str(tmp_path / "out"),
@@ -279,3 +358,57 @@ def test_benchmark_uses_the_same_measurement() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--help"], capture_output=True,
                           text=True, check=True)
     assert "avprompt.analysis.efficiency" in done.stdout
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """benchmarks/train_step.py as a module that measures nothing."""
+    spec = importlib.util.spec_from_file_location("train_step", ROOT / "benchmarks" / "train_step.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.calls = []
+    monkeypatch.setattr(module, "measured", lambda config, overrides, *rest, **options: module.calls.append(
+        (config, overrides)) or {name: 2.0 for name in ("step_s", "peak_gb", "peak_with_optimizer_gb")})
+    return module
+
+
+def test_benchmark_commands_are_understood(benchmark: Any, monkeypatch: pytest.MonkeyPatch,
+                                           capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that its docstring shows; overrides begin with dashes and may hold blanks."""
+    commands = re.findall(r"^    python (benchmarks/train_step.py .*)$", benchmark.__doc__.replace("\\\n", " "), re.M)
+    assert len(commands) == 4
+    quoted = """train_step.py --config experiments/quickstart.yaml --set --d=1 --against experiments/ave_none.yaml
+        --set-against '--a.b="[1, 2]" --c null'"""
+    for command in [*commands, quoted]:
+        monkeypatch.setattr("sys.argv", shlex.split(command))
+        benchmark.main()
+        assert ("ratio 1.000" in capsys.readouterr().out) == ("--against" in command)
+    assert all((ROOT / config).is_file() for config, _ in benchmark.calls)
+    assert benchmark.calls[-4:] == [("experiments/quickstart.yaml", ["--d=1"])] * 2 + [
+        ("experiments/ave_none.yaml", ["--a.b=[1, 2]", "--c", "null"])] * 2
+    given = [overrides for _, overrides in benchmark.calls[:-4] if overrides]
+    assert len(given) == 4 and all(flag.startswith("--model.init_args.") and "=" in flag for flag, in given)
+
+
+SEGMENTS = "--model.init_args.backbone.init_args.visual.init_args.segments"
+
+
+@pytest.mark.parametrize("flags", [[f"{SEGMENTS}=null"], [SEGMENTS, "null"]])
+def test_null_reaches_a_class_within_a_class(flags: list[str]) -> None:
+    """As in a file."""
+    model, _ = parts_of(["--config", str(ROOT / "experiments" / "ave_avstfp_quickstart.yaml"), *flags], meta=True)
+    assert model.backbone.visual.segments is None
+    model, _ = parts_of(["--config", str(ROOT / "experiments" / "ave_avstfp_quickstart.yaml")], meta=True)
+    assert model.backbone.visual.segments == 10
+
+
+def test_encoders_are_measured_without_their_weights(tmp_path: Path) -> None:
+    """Whichever way overrides make them: one encoder for both has no second set of weights to leave out."""
+    base = read_yaml(ROOT / "experiments" / "ave_avstfp_quickstart.yaml")
+    encoder = base["model"]["init_args"]["backbone"]["init_args"]["visual"]
+    encoder.setdefault("init_args", {})["pretrained"] = "nowhere.safetensors"
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(base))
+    shared = measure(str(tmp_path / "own.yaml"), [f"{SEGMENTS}=null"], "cpu", 1, 1, "fp32")
+    apart = measure(str(tmp_path / "own.yaml"), ["--model.init_args.backbone.init_args.audio=separate"], "cpu", 1, 1,
+                    "fp32")
+    assert apart["frozen"] > shared["frozen"] > 0

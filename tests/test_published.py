@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import inspect
 import re
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -12,7 +16,7 @@ from conftest import ROOT
 from avprompt.analysis.published import KINDS, Figure, read_published
 from avprompt.configs import read_yaml
 from avprompt.errors import AnnotationError
-from avprompt.sweep import read_sweep
+from avprompt.sweep import Cell, read_sweep
 
 FIGURES = read_published()
 SHIPPED = (resources.files("avprompt.analysis") / "published.csv").read_text(encoding="utf-8")
@@ -120,36 +124,64 @@ def test_damaged_file(old: str, new: str, message: str, tmp_path: Path) -> None:
         read_published(tmp_path / "figures.csv")
 
 
-@pytest.mark.parametrize("name", ["dgsct_modules", "dgsct_directions", "dgsct_hyperparameters"])
-def test_sweeps_have_the_published_rows(name: str, tmp_path: Path) -> None:
+#: a network without the module, and rows of the poster's other sweep
+OTHERWISE = {("avqa", "S+C+T"), ("ave", "no fusion, both prompts"), ("ave", "AV-STFP")}
+FEW_SHOT = ["DG-SCT (NeurIPS 2023), figures 4 and 7"]
+
+
+@pytest.mark.parametrize(("name", "tables"), [
+    ("dgsct_modules", [paper(5)]), ("dgsct_directions", [paper(8), paper(9)]), ("fewshot_ave", FEW_SHOT),
+    ("fewshot_ave_class", FEW_SHOT), ("fewshot_llp_class", FEW_SHOT),
+    ("avstfp_prompts", ["AV-STFP poster (BMVC 2025), ablation of prompts"]),
+    ("avstfp_branches", ["AV-STFP poster (BMVC 2025), ablation of branches"]),
+    ("dgsct_hyperparameters", ["DG-SCT (NeurIPS 2023), appendix D, text on figure 8"])])
+def test_sweeps_have_the_published_rows(name: str, tables: list[str], tmp_path: Path) -> None:
     """Each row of a published ablation is made by exactly one row of its sweep, for every task of the table."""
     path = ROOT / "experiments" / "sweeps" / f"{name}.yaml"
-    tables = {"dgsct_modules": [5], "dgsct_directions": [8, 9], "dgsct_hyperparameters": []}[name]
     for task in read_yaml(path)["tasks"]:
         for quickstart in (False, True):
             cells, _ = read_sweep(path, [0], tmp_path, task, quickstart)
-            rows = [f for f in FIGURES if f.task == task and f.settings and f.source in map(paper, tables)]
-            for row in dict.fromkeys(figure.row for figure in rows):
-                figure = next(figure for figure in rows if figure.row == row)
-                made = [cell.row for cell in cells if figure.describes(model_of_cell(cell))]
-                assert len(made) == 1 or (task == "avqa" and row == "S+C+T"), (task, row, made)
+            configs = {(cell.row, cell.axis): config_of(cell) for cell in cells}
+            rows = {(figure.method, figure.row): figure for figure in FIGURES
+                    if figure.task == task and figure.settings and figure.source in tables}
+            assert rows
+            for (method, row), figure in rows.items():
+                made = [cell for cell, config in configs.items() if figure.describes(config)]
+                assert len(made) == 1 or (task, row) in OTHERWISE, (task, row, made)
+                if tables == FEW_SHOT:
+                    (label, (_, shots)), = made
+                    assert (label, f"{shots} shot{'s' * (shots > 1)}") == (method, row)
 
 
-def model_of_cell(cell: object) -> dict:
-    """The `model` part of a cell's configuration: defaults of the prompt method, the file, then the cell's flags."""
-    import inspect
+def config_of(cell: Cell) -> dict[str, Any]:
+    """A cell's configuration as the parser makes it: files and flags in their order, then each class's defaults."""
+    config: dict[str, Any] = {}
+    for content in cell.recipe:
+        merge(config, content)
+    return {part: with_defaults(config[part]) for part in ("model", "data")}
 
-    from avprompt.prompts import DGSCT
 
-    model = read_yaml(cell.config)["model"]
-    model["init_args"].setdefault("modality", "both")
-    prompts = model["init_args"]["backbone"]["init_args"]["prompts"]
-    defaults = {key: p.default for key, p in inspect.signature(DGSCT).parameters.items()}
-    prompts["init_args"] = {**defaults, **prompts.get("init_args", {})}
-    for flag in cell.overrides:
-        path, _, value = flag.partition("=")
-        if path.endswith(".prompts"):
-            prompts["class_path"], prompts["init_args"] = value, {}
+def merge(old: dict[str, Any], new: dict[str, Any]) -> None:
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(value, str) and isinstance(before, dict):
+            value = {"class_path": value}
+        if isinstance(value, dict) and isinstance(before, dict) and value.get(
+                "class_path") in (None, before.get("class_path")):
+            merge(before, value)
         else:
-            prompts["init_args"][path.rpartition(".")[2]] = value
-    return model
+            old[key] = copy.deepcopy(value)
+
+
+def with_defaults(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if not str(node.get("class_path")).startswith("avprompt."):
+        return {key: with_defaults(value) for key, value in node.items()}
+    module, _, name = node["class_path"].rpartition(".")
+    defaults = {parameter.name: parameter.default for kind in reversed(inspect.getmro(getattr(
+        importlib.import_module(module), name))) if "__init__" in vars(kind)
+        for parameter in inspect.signature(kind.__init__).parameters.values()
+        if parameter.default is not parameter.empty}
+    given = {key: with_defaults(value) for key, value in (node.get("init_args") or {}).items()}
+    return {**node, "init_args": {**defaults, **given}}

@@ -21,7 +21,7 @@ from conftest import ROOT
 
 from avprompt.analysis.compare import Run
 from avprompt.analysis.published import read_published
-from avprompt.analysis.shots import published_points, shots_figure
+from avprompt.analysis.shots import published_points, shots_figure, varied_figure
 from avprompt.cli import main, run
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError, ConfigError
@@ -307,6 +307,12 @@ def test_other_settings_are_not_mixed_with_finished_ones(ledger: Path, tmp_path:
     ("{ONE}\naxis: {shots: [1]}\nrows: {all: []}", {}, "axis: got"),
     ("{ONE}\naxis: {--a: [1]}\nrows: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
     ("{ONE}\nrows: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
+    ("{ONE}\nrows: {all: []}\nvary: {--a: 1}", {}, "vary: got .*with lists of values"),
+    ("{ONE}\nrows: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
+    ("{ONE}\nrows: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
+    ("{ONE}\nrows: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other row's"),
+    ("{ONE}\nrows: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "axis, vary, or none"),
+    ("{ONE}\nrows: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
     ("{TASKS}\nrows: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
     ("{TASKS}\nrows: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
 ])
@@ -402,7 +408,8 @@ def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -
 
     def points(row: str, encoders: dict[str, Any] = own, level: str = "segment", used: int = 402,
                **manifest: Any) -> dict:
-        result = {"config": few_shot_config(encoders, level), "clips": {"test": {"used": used}}}
+        result = {"config": few_shot_config(encoders, level), "metrics": {"test_accuracy": 0.5},
+                  "clips": {"test": {"used": used, "missing": 402 - used}}}
         return published_points(Run(tmp_path, result, {"generated": False, **manifest}), row, figures)
 
     assert points("DG-SCT") == {1: 63.0, 2: 65.0, 4: 66.3, 8: 67.9, 16: 72.4, None: 64.7}
@@ -444,6 +451,95 @@ def test_plot_over_shots(tmp_path: Path) -> None:
     named = shots_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
                           for line in condense(cells, metric)], "shots", metric, {})
     assert [tick.get_text() for tick in named.axes[0].get_xticklabels()] == ["few", "some", "many"]
+
+
+def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found: dict[str, float] | None = None,
+                    clips: int = 402) -> tuple[list[Cell], str]:
+    """Made-up results of some rows of the shipped sweep, two seeds half a percent apart; all rows with `None`."""
+    text = (SWEEPS / "dgsct_hyperparameters.yaml").read_text()
+    for name in ("ave_dgsct", "quickstart"):
+        own = experiment if name == "ave_dgsct" else name
+        text = text.replace(f"../{name},", f"{ROOT / 'experiments' / own},")
+    (folder / "sweep.yaml").write_text(text)
+    cells, metric = read_sweep(folder / "sweep.yaml", [0, 1], folder)
+    for cell in cells:
+        if found is None or cell.row in found:
+            settings = read_yaml(cell.config)
+            arguments = settings["model"]["init_args"]
+            arguments.update(modality="both", protocol=arguments.get("protocol", "exact"))
+            backbone = arguments["backbone"]["init_args"]
+            if cell.row == "no prompts":
+                backbone["prompts"] = {"class_path": "avprompt.prompts.NoPrompts"}
+            elif cell.varied:
+                backbone["prompts"]["init_args"][cell.varied[0].rpartition(".")[2]] = cell.varied[1]
+            finish(cell, (found or {}).get(cell.row, 0.7) + 0.005 * cell.seed, settings, clips)
+            (cell.folder / "test" / "manifest.json").write_text('{"generated": false, "ids": {"test": []}}')
+    return cells, metric
+
+
+def test_arguments_varied_alone(tmp_path: Path) -> None:
+    """Rows and folders are named after argument and value; the flag goes to the prompt method."""
+    for quickstart in (False, True):
+        cells, _ = read_sweep(SWEEPS / "dgsct_hyperparameters.yaml", [0], tmp_path, quickstart=quickstart)
+        named = {cell.row: cell for cell in cells}
+        assert list(named) == ["no prompts", "all", *(f"{name}={value}" for name, values in {
+            "alpha": (0.1, 0.2, 0.4, 0.5), "beta": (0.01, 0.1, 0.15, 0.2), "gamma": (0.01, 0.05, 0.2, 0.3)}.items()
+            for value in values)]
+        one, path = named["beta=0.15"], "model.init_args.backbone.init_args.prompts.init_args.beta"
+        assert one.folder == tmp_path / "beta=0.15-seed0" and one.overrides == [f"--{path}=0.15"]
+        assert one.varied == (path, 0.15) and named["all"].varied is None and last(one.recipe, path) == 0.15
+        assert last(named["all"].recipe, path) == 0.05  # around which it is varied
+
+
+def test_plot_of_hyperparameters(tmp_path: Path) -> None:
+    """A panel an argument; the experiment stands in each at its own value; the published point is the paper's."""
+    cells, metric = hyperparameters(tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75,
+                                                     "gamma=0.3": 0.65})
+    figure = varied_figure(cells, condense(cells, metric), metric, read_published())
+    alpha, beta, gamma = figure.axes
+    assert [panel.get_xlabel() for panel in figure.axes] == ["alpha", "beta", "gamma"]
+    assert [panel.get_title() for panel in figure.axes] == [
+        "beta = 0.05, gamma = 0.1", "alpha = 0.3, gamma = 0.1", "alpha = 0.3, beta = 0.05"]
+    curves = [panel.containers[0][0].get_xydata().tolist() for panel in figure.axes]
+    assert [[[x, round(y, 2)] for x, y in curve] for curve in curves] == [
+        [[0.1, 70.25], [0.3, 80.25], [0.5, 75.25]], [[0.05, 80.25]], [[0.1, 80.25], [0.3, 65.25]]]
+    low, high = alpha.containers[0][2][0].get_segments()[0][:, 1]
+    assert high - low == pytest.approx(2 * 0.5 / 2 ** 0.5, abs=1e-3)
+    assert [tick.get_text() for tick in beta.get_xticklabels()] == ["0.01", "0.05", "0.1", "0.15", "0.2"]
+    for panel, own in zip(figure.axes, (0.3, 0.05, 0.1)):
+        marked = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
+        assert marked["all"] == [[own, pytest.approx(80.25)]] and marked["published"] == [[own, 82.2]]
+        dashed, = [line for line in panel.lines if line.get_label() == "no prompts"]
+        assert dashed.get_linestyle() == "--" and dashed.get_ydata() == pytest.approx([60.25, 60.25])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no prompts", "all", "published"]
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("experiment", "clips"), [
+    ("ave_dgsct", 402), ("ave_dgsct_released", 390), ("quickstart", 402)])
+def test_published_hyperparameters_need_their_protocol_data_and_encoders(experiment: str, clips: int,
+                                                                         tmp_path: Path) -> None:
+    cells, metric = hyperparameters(tmp_path, experiment, {"all": 0.8}, clips)
+    figure = varied_figure(cells, condense(cells, metric), metric, read_published())
+    assert len(figure.axes) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all"]
+
+
+def test_sweep_that_varies_arguments_ends_in_a_plot(ledger: Path, tmp_path: Path,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    """Drawn of what is finished, and drawn anew by the next call."""
+    file = write_sweep(tmp_path, "  all: []", axis="vary: {--fail: ['no', fit], prompts.alpha: [0.1]}")
+    out = tmp_path / "runs"
+    plot = out / "fail-alpha.png"
+    with pytest.raises(ConfigError, match="1 of 4 cells not finished"):
+        sweep(file, out, [0])
+    first = plot.read_bytes()
+    assert f"plot: {plot}" in capsys.readouterr().out and first.startswith(b"\x89PNG")
+    assert (out / "alpha=0.1-seed0" / "test" / "result.json").is_file()
+    file.write_text(file.read_text().replace("fit]", "mended]"))
+    sweep(file, out, [0])
+    assert plot.read_bytes() != first
 
 
 def test_wrong_metric_is_named(ledger: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import os
@@ -47,8 +48,9 @@ class Cell:
         config: the experiment's file.
         overrides: flags that make the row; `--config=FILE` among them is laid over the experiment.
         folder: where the run goes; finished when test/result.json is there.
-        axis: name and value of the argument that the sweep varies, where it varies one.
+        axis: name and value of the argument that the sweep varies in every row, where it varies one.
         zero_shot: nothing is trained: the run is a test alone.
+        varied: path in the configuration and value of the argument that makes the row, where the sweep varies it alone.
     """
 
     row: str
@@ -58,6 +60,7 @@ class Cell:
     folder: Path
     axis: tuple[str, Any] | None = None
     zero_shot: bool = False
+    varied: tuple[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -130,6 +133,8 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
     - `tasks` (name -> `experiment`, `metric`, and `quickstart`, the experiment on the generated world) instead of the
       first two.
     - `axis`, one flag and the list of its values: every row is run with each of them.
+    - `vary` (flag -> list of values) instead of `axis`: each value is one more row, named as alpha=0.1, with this flag
+      alone.
     - A row may be a mapping: `flags`; `tasks`, where not all have it; an `experiment` and a `quickstart` of its own;
       `zero_shot: true`, where nothing is trained: it is tested once a seed, without the axis; `at`, for some values of
       the axis further flags of `experiment`.
@@ -148,9 +153,9 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
         ConfigError: the file is missing, has other keys, or not this task.
     """
     content = read_yaml(path)
-    keys = set(content) - {"rows", "axis"} if isinstance(content, dict) else set()
-    if keys not in (KEYS, {"tasks"}) or not isinstance(content.get("rows"), dict):
-        raise ConfigError(path, content, "the keys experiment, metric, or tasks; rows; and axis, or none", HINT)
+    keys = set(content) - {"rows", "axis", "vary"} if isinstance(content, dict) else set()
+    if keys not in (KEYS, {"tasks"}) or not isinstance(content.get("rows"), dict) or {"axis", "vary"} <= set(content):
+        raise ConfigError(path, content, "the keys experiment, metric, or tasks; rows; and axis, vary, or none", HINT)
     tasks = content.get("tasks", {})
     if "tasks" not in content:
         if task is not None or quickstart:
@@ -167,8 +172,10 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
                               "The published table has no other.")
         chosen = tasks[task]
     flag, values = read_axis(path, content.get("axis"))
+    varied = read_vary(path, content.get("vary", {}), content["rows"])
+    rows = {**content["rows"], **{row: [f"{flag}={value}"] for row, (flag, value) in varied.items()}}
     which, made = "quickstart" if quickstart else "experiment", []
-    for row, entry in content["rows"].items():
+    for row, entry in rows.items():
         where, entry = f"{path}: {row}", entry if isinstance(entry, dict) else {"flags": entry or []}
         if not set(entry) <= ROW_KEYS or not set(entry.get("tasks", [])) <= set(tasks):
             raise ConfigError(where, entry, f"flags, or some of {sorted(ROW_KEYS)}, flags and tasks of this file", HINT)
@@ -184,10 +191,11 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
             more = [] if value is None else [f"{flag}={value}"]
             more += [] if quickstart else read_flags(where, at.get(value, []), path.parent)
             point = None if value is None else (flag.rpartition(".")[2], value)
-            made.append((str(row), point, config, flags + more, zero_shot))
+            alone = (flags[-1].partition("=")[0].lstrip("-"), varied[row][1]) if row in varied else None
+            made.append((str(row), point, config, flags + more, zero_shot, alone))
     return [Cell(row, seed, config, flags, out / "-".join(
-        [row, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]), point, zero_shot)
-        for seed in seeds for row, point, config, flags, zero_shot in made], chosen["metric"]
+        [row, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]), point, zero_shot, alone)
+        for seed in seeds for row, point, config, flags, zero_shot, alone in made], chosen["metric"]
 
 
 def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:
@@ -203,6 +211,25 @@ def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:
             set(map(str, values))) < len(values):
         raise ConfigError(f"{path}: axis", entry, "one flag and the list of its values", HINT)
     return flag, values
+
+
+def read_vary(path: Path, entry: Any, rows: dict[str, Any]) -> dict[str, tuple[str, Any]]:
+    """Rows of arguments that are varied alone: name -> flag and value.
+
+    Raises:
+        ConfigError: no lists of values, or a name twice.
+    """
+    if not isinstance(entry, dict) or not all(
+            isinstance(values, list) and values and all(isinstance(value, (bool, int, float, str)) for value in values)
+            for values in entry.values()):
+        raise ConfigError(f"{path}: vary", entry, "flags, such as prompts.alpha, with lists of values", HINT)
+    made = [(f"{str(flag).rpartition('.')[2]}={value}", (flag, value)) for flag, values in entry.items()
+            for value in values]
+    names = [*rows, *(name for name, _ in made)]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{path}: vary", sorted({str(name) for name in names if names.count(name) > 1}),
+                          "names that are no other row's", "Give each value once, and other names in rows.")
+    return dict(made)
 
 
 def read_experiment(where: str, entry: Any, folder: Path) -> tuple[Path, list[str]]:
@@ -261,8 +288,9 @@ def run_cell(cell: Cell, threads: int | None = None,
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # of another sweep, perhaps of one that was killed: processes outlive that
             return "another process is running it"
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks goes without
+                raise
         before = read_json(cell.record) or {}
         if cell.failure.exists() or before.get("recipe") != cell.recipe:
             before = {}
@@ -579,7 +607,7 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
     A finished cell is not run again, and one that was stopped goes on from its last checkpoint: Ctrl-C or SIGTERM end
     the sweep, the same command resumes it. A cell that fails is told and written to failed.csv with the reason, the
     others proceed; the next call tries it anew. Results are in results.csv, summary.csv, summary.md and, of a sweep
-    with an axis, in a plot.
+    that varies arguments, in a plot.
 
     Args:
         file: of the sweep, such as experiments/sweeps/quickstart_ablation.yaml.
@@ -626,7 +654,7 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
                   f"finished in {out}; the same command goes on", flush=True)
             raise
     print(summarise(cells, metric, out))
-    if axis_of(cells):
+    if any(cell.axis or cell.varied for cell in cells):
         from avprompt.analysis.shots import write_plot
 
         print(f"plot: {write_plot(cells, condense(cells, metric), metric, out)}")

@@ -31,10 +31,14 @@ FREE = ("seed_everything", "ckpt_path", "verbose", "weights_only", "trainer.logg
         "data.init_args.pin_memory", "data.init_args.predict_root")
 DATASETS = {"AVEDataModule": "AVE", "LLPDataModule": "LLP", "AVSBenchDataModule": "AVSBench",
             "MUSICAVQADataModule": "MUSIC-AVQA", "KineticsSoundsDataModule": "Kinetics-Sounds",
-            "VGGSoundDataModule": "VGG-Sound"}
+            "VGGSoundDataModule": "VGG-Sound", "LLPClassificationDataModule": "LLP"}
 #: names of encoders in published tables
 ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT": "HTS-AT",
-            "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16", "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14"}
+            "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
+            "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14", "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
+#: tasks whose class has another name
+TASKS = {"AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
+TRAIN_MODE = ", in train mode as released"
 GENERATED = re.compile(r"(\w+_)?world\d{9}|llp\d{8}")  # ids of clips of worlds written before manifests said so
 
 
@@ -167,11 +171,27 @@ def read_results(folders: list[Path]) -> list[dict[str, Any]]:
             if name.startswith(("test_", "best_"))]
 
 
-def task_of(config: dict[str, Any]) -> str:
-    """A run's task as our experiments begin: ave, avvp, avs_s4 ..."""
-    name = config["model"]["class_path"].rpartition(".")[2].lower()
-    setting = dig(config, "data.init_args.setting")
-    return f"{name}_{setting}" if name == "avs" else name
+def task_of(run: Run) -> str:
+    """A run's task as our experiments begin: ave, avvp, avs_s4, fewshot_ave_class, zeroshot_ave ..."""
+    name = run.config["model"]["class_path"].rpartition(".")[2]
+    if name == "AVS":
+        return f"avs_{dig(run.config, 'data.init_args.setting')}"
+    if name != "Contrastive":
+        return TASKS.get(name, name.lower())
+    stage = "zeroshot" if untrained(run) else "fewshot" if shots_of(run) else "pretrain"
+    kind = run.result["config"]["data"]["class_path"].rpartition(".")[2]
+    level = "_class" if dig(run.config, "model.init_args.level") == "video" else ""
+    return f"{stage}_{DATASETS.get(kind, kind).lower().replace('-', '')}{level}"
+
+
+def shots_of(run: Run) -> int | None:
+    """Clips of each category that the run was trained on, `None` for all or for none."""
+    return None if untrained(run) else dig(run.config, "data.init_args.shots")
+
+
+def untrained(run: Run) -> bool:
+    """Whether the run tests the network as it is built, without a checkpoint of a training on its data."""
+    return run.tested and run.trained is None and not run.result["config"].get("ckpt_path")
 
 
 def encoder_name(encoder: Any) -> str:
@@ -185,7 +205,7 @@ def encoder_name(encoder: Any) -> str:
     name = ENCODERS.get(f"{kind} ({weights})") or (ENCODERS.get(kind) if weights not in ("random weights",) else None)
     name = name or f"{kind} ({weights})"
     return name + (", trained" if arguments.get("frozen") is False else "") + (
-        ", in train mode as released" if arguments.get("released_mode") else "")
+        TRAIN_MODE if arguments.get("released_mode") else "")
 
 
 def is_generated(run: Run, ids: list[str]) -> bool:
@@ -214,17 +234,28 @@ def setting_of(run: Run) -> Setting:
     encoders = f"{visual} for both" if audio == "shared" else f"{visual} + {visual if audio == 'separate' else audio}"
     released = dig(measured, "model.init_args.protocol") == "released"
     selection = dig(config, "data.init_args.validation_split") or "val"
-    protocol = f"selected on {selection}" + (", metric as released" if released else "")
+    protocol = "not trained on these data" if untrained(run) else f"selected on {selection}"
+    protocol += ", metric as released" if released else ""
+    if dig(measured, "model.init_args.level") == "segment" and not dig(measured, "model.init_args.background"):
+        protocol += ", background counts as wrong"
+    if "label_policy" in arguments:
+        protocol += f", answer among several categories: {arguments['label_policy']}"
     if not run.tested:
         protocol += f", measured on {selection}"
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:6]
     return Setting(f"{data}, {number} {split} {unit}|{digest}", encoders, protocol)
 
 
+def sizes_of(figures: list[Figure]) -> dict[str, int]:
+    """Dataset -> clips of its test split."""
+    return {figure.dataset: int(figure.value) for figure in figures if figure.metric == "test_clips"}
+
+
 def published_setting(figure: Figure, sizes: dict[str, int]) -> Setting:
     """Data, encoders and protocol of a published figure."""
     unit = "questions" if figure.task == "avqa" else "clips"
-    size = f", {sizes[figure.task]} {figure.split} {unit}" if figure.task in sizes else f", {figure.split} split"
+    known = figure.split == "test" and figure.dataset in sizes
+    size = f", {sizes[figure.dataset]} test {unit}" if known else f", {figure.split} split"
     encoders = figure.visual if not figure.audio else figure.audio.replace(" (shared)", " for both") if (
         figure.shared) else f"{figure.visual} + {figure.audio}"
     protocol = f"selected on {figure.selection}" if figure.selection else "selection not stated"
@@ -234,8 +265,10 @@ def published_setting(figure: Figure, sizes: dict[str, int]) -> Setting:
 
 
 def label_of(run: Run) -> str:
-    """The name of a run's row: that of its experiment without the seed."""
-    return re.sub(r"-seed\d+$", "", str((run.trained or run).result["experiment"]))
+    """The name of a run's row: that of its experiment without the seed, and its shots."""
+    name = re.sub(r"(-shots\d+)?(-seed\d+)?$", "", str((run.trained or run).result["experiment"]))
+    shots = shots_of(run)
+    return name + (f", {shots} shot{'s' * (shots > 1)}" if shots else "")
 
 
 def gather(runs: list[Run], figures: list[Figure]) -> list[Line]:
@@ -253,7 +286,7 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Line]:
         newest: dict[Any, Run] = {}
         for run in sorted(group, key=lambda run: (run.folder / "result.json").stat().st_mtime):
             newest[(run.trained or run).result["seed"]] = run
-        task, labels = task_of(group[0].config), [label_of(run) for run in group]
+        task, labels = task_of(group[0]), [label_of(run) for run in group]
         line = Line(task, labels[0], setting_of(group[0]), [newest[seed] for seed in sorted(newest, key=str)])
         if len(newest) < len(group):
             line.remarks.append(f"{line.label}: left out, older than another run with the same seed: "
@@ -277,9 +310,9 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Line]:
 
 def match(line: Line, figures: list[Figure]) -> None:
     """Find a line's row among what is published: the most specific settings that its configuration has."""
-    model = line.runs[0].config["model"]
+    config = line.runs[0].config
     found = [(place, figure) for place, figure in enumerate(figures)
-             if figure.task == line.task and figure.describes(model)]
+             if figure.task == line.task and figure.describes(config)]
     alike = [(place, figure) for place, figure in found
              if published_setting(figure, {}).encoders == line.setting.encoders]
     found = alike or found
@@ -336,7 +369,7 @@ def metrics_of(lines: list[Line], figures: list[Figure]) -> list[str]:
 
 def tables(lines: list[Line], figures: list[Figure]) -> list[Table]:
     """One table a task: ours beside the published figure, parameters, seconds and memory."""
-    sizes = {figure.task: int(figure.value) for figure in figures if figure.metric == "test_clips"}
+    sizes = sizes_of(figures)
     built = []
     for task in dict.fromkeys(line.task for line in lines):
         mine = [line for line in lines if line.task == task]
@@ -484,7 +517,7 @@ def html_page(tables_: list[Table]) -> str:
 
 def long_rows(lines: list[Line], figures: list[Figure]) -> list[dict[str, Any]]:
     """One row a line and metric, all metrics: for spreadsheets and plots."""
-    sizes = {figure.task: int(figure.value) for figure in figures if figure.metric == "test_clips"}
+    sizes = sizes_of(figures)
     rows = []
     for line in lines:
         for metric in dict.fromkeys(metric for run in line.runs for metric in run.metrics()):

@@ -66,7 +66,8 @@ def arguments_of(line: Line) -> dict[str, Any]:
     short = {"prompts": (prompts.get("class_path") or "NoPrompts").rpartition(".")[2],
              **{f"prompts.{name}": value for name, value in flatten(prompts.get("init_args") or {}).items()},
              **flatten({name: value for name, value in model.items() if name != "backbone"}, "model.")}
-    return {**short, "max_epochs": dig(line.runs[0].config, "trainer.max_epochs") or 0}
+    return {**short, "shots": dig(line.runs[0].config, "data.init_args.shots") or "all",
+            "max_epochs": dig(line.runs[0].config, "trainer.max_epochs") or 0}
 
 
 def curves(line: Line, tag: str) -> dict[int, list[float]]:

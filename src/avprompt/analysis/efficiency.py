@@ -1,11 +1,10 @@
 """`avprompt efficiency`: parameters, FLOPs, seconds and memory of a training step, one line an experiment.
 
-Conventions: FLOPs are those of the forward pass of one clip in training mode, two for a multiplication and an
-    addition, as
-`torch.utils.flop_counter` counts them (no LSTMs, no elementwise work). Seconds are the best of several steps after a
-first one, which pays for page faults and library start-up. Weights are random (`pretrained: none`) and clips are
-noise: neither changes time or memory. Each experiment runs in a process of its own, so that one's memory does not
-    count for another.
+Conventions: FLOPs are those of the forward pass of one clip in training mode, two for a multiplication and an addition,
+as `torch.utils.flop_counter` counts them (no elementwise work). Seconds are the best of several steps after a
+first one, which pays for page faults and library start-up. Weights are random (`pretrained: none`), clips and the
+embeddings of frozen texts are noise: neither changes time or memory. Where nothing is trained a step is the forward pass.
+Each experiment runs in a process of its own, so that one's memory does not count for another.
 """
 
 from __future__ import annotations
@@ -18,12 +17,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tqdm import tqdm
 
-from avprompt.configs import dig, read_yaml
+from avprompt.configs import dig, sources
 from avprompt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def _label(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
 #: data module -> what its batches hold besides clips
 LABELS: dict[str, Callable[[AVDataModule, tuple[int, int]], dict[str, Any]]] = {
     "AVEDataModule": _labels, "VGGSoundDataModule": _labels, "LLPDataModule": _parsing, "AVSBenchDataModule": _masks,
-    "MUSICAVQADataModule": _question, "KineticsSoundsDataModule": _label,
+    "MUSICAVQADataModule": _question, "KineticsSoundsDataModule": _label, "LLPClassificationDataModule": _label,
 }
 
 
@@ -99,6 +99,16 @@ def random_batch(data: AVDataModule, clips: int) -> dict[str, Any]:
             **LABELS[kind](data, many)}
 
 
+def _without_text_files(flags: list[str], texts: str) -> list[str]:
+    """Flags for a text branch: learned texts on random weights, noise instead of fixed ones."""
+    given = [dig(content, texts) for _, content in sources(flags)]
+    given = [own for own in given if isinstance(own, dict)][-1:]
+    kind, tower = (dig(given[0] if given else {}, key) or "" for key in ("class_path", "init_args.tower.class_path"))
+    if kind.endswith("FixedTexts") and not tower.rpartition(".")[2].startswith("Tiny"):
+        return [f"--{texts}", "avprompt.prompts.NoiseTexts"]
+    return [f"--{texts}.init_args.tower.init_args.pretrained", "none"] if tower else []
+
+
 def measure(config: str, overrides: list[str], device: str, batch: int, steps: int, precision: str) -> dict[str, Any]:
     """Run `steps` training steps on random clips in this process and measure them.
 
@@ -108,20 +118,27 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
         parameters.
     """
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     from avprompt.callbacks.report import count_parameters
     from avprompt.cli import parts_of
 
-    encoders = dig(read_yaml(Path(config)), "model.init_args.backbone.init_args") or {}
-    bare = [flag for side in ("visual", "audio") if isinstance(encoders.get(side), dict)
-            for flag in (f"--model.init_args.backbone.init_args.{side}.init_args.pretrained", "none")]
-    flags = ["--config", config, *overrides, *bare]
-    with torch.device("meta"):
-        model, data = parts_of(flags, meta=True)
-        with FlopCounterMode(display=False) as flops:
+    flags, encoders = ["--config", config, *overrides], "model.init_args.backbone.init_args"
+    for side in ("visual", "audio"):
+        given = [dig(content, f"{encoders}.{side}.class_path") or dig(content, f"{encoders}.{side}")
+                 for _, content in sources(flags)]
+        if [kind for kind in given if isinstance(kind, str)][-1:] not in (["shared"], ["separate"]):
+            flags += [f"--{encoders}.{side}.init_args.pretrained", "none"]
+        flags += _without_text_files(flags, f"model.init_args.{side}_texts")
+    if any(dig(content, "model.init_args.pretrained") for _, content in sources(flags)):
+        flags += ["--model.init_args.pretrained", "null"]
+    texts = any(dig(content, f"model.init_args.{side}_texts") for side in ("visual", "audio")
+                for _, content in sources(flags))
+    with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
+        model, data = parts_of(flags, meta=not texts)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # it does not know CPUs' fused attention
             model.train()(random_batch(data, 1))
-    forward = flops.get_total_flops()
     torch.manual_seed(0)
     model = parts_of(flags)[0].to(device).train()
     with torch.no_grad():  # gates and Swin-V2's norms start at zero: open them, so that nothing is skipped
@@ -130,7 +147,8 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
                 parameter.fill_(0.5)
     inputs = {key: value.to(device) if torch.is_tensor(value) else value
               for key, value in random_batch(data, batch).items()}
-    optimizer = model.configure_optimizers()
+    trained = any(parameter.requires_grad for parameter in model.parameters())  # zero-shot: nothing is
+    optimizer = model.configure_optimizers() if trained else None
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
     sync = torch.cuda.synchronize if device == "cuda" else (lambda: None)
     times = []
@@ -142,7 +160,8 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
             loss = torch.stack(list(model.losses(model(inputs), inputs).values())).sum()
         sync()
         middle = time.perf_counter()
-        loss.backward()
+        if trained:
+            loss.backward()
         sync()
         return middle - begun, time.perf_counter() - middle
 
@@ -152,18 +171,19 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
         return bytes_ / 1e9
 
     for _ in range(steps + 1):
-        optimizer.zero_grad()
+        model.zero_grad()
         times.append(forward_backward())
-    before, best = peak(), min(times[1:], key=sum)
-    optimizer.step()  # makes its state
-    sync()
-    begun = time.perf_counter()
-    optimizer.step()
-    sync()
-    updated = time.perf_counter() - begun
+    before, best, updated = peak(), min(times[1:], key=sum), 0.0
+    if trained:
+        optimizer.step()  # makes its state
+        sync()
+        begun = time.perf_counter()
+        optimizer.step()
+        sync()
+        updated = time.perf_counter() - begun
     return {"forward_s": best[0], "backward_s": best[1], "step_s": sum(best) + updated, "optimizer_s": updated,
             "first_step_s": sum(times[0]), "peak_gb": before, "peak_with_optimizer_gb": peak(),
-            "forward_gflops_a_clip": forward / 1e9, **count_parameters(model)}
+            "forward_gflops_a_clip": flops.get_total_flops() / 1e9, **count_parameters(model)}
 
 
 def measured(config: str | Path, overrides: list[str], device: str = "cpu", batch: int = 1, steps: int = 2,

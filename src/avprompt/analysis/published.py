@@ -37,7 +37,8 @@ class Figure:
         method: as printed.
         row: of an ablation or a shot number, empty elsewhere.
         settings: of our configuration that make the same row: the prompt method's class, then `argument=value` of it,
-            of the task or of the backbone, all separated by blanks; empty where nothing of ours is that row.
+            of the task, of the backbone or of the data module, all separated by blanks; a class stands for an object of
+            it, `none` for no value; empty where nothing of ours is that row.
         visual: visual encoder, empty where that is not known.
         audio: audio encoder; `(shared)` after it where it is the visual one.
         metric: as our tasks name it, without the stage.
@@ -73,11 +74,11 @@ class Figure:
         """Whether one encoder sees and hears."""
         return self.audio.endswith("(shared)")
 
-    def describes(self, model: dict[str, Any]) -> bool:
-        """Whether a task's configuration (`class_path`, `init_args`) has this figure's settings."""
+    def describes(self, config: dict[str, Any]) -> bool:
+        """Whether a run's configuration (`model`, `data`) has this figure's settings."""
         if not self.settings:
             return False
-        arguments = model.get("init_args") or {}
+        arguments = dig(config, "model.init_args") or {}
         backbone = dig(arguments, "backbone.init_args") or {}
         prompts = backbone.get("prompts") or {}
         name, *settings = self.settings.split()
@@ -87,8 +88,11 @@ class Figure:
             return False
         for setting in settings:
             path, _, wanted = setting.partition("=")
-            found = [dig(place, path) for place in (prompts.get("init_args") or {}, arguments, backbone)]
-            if wanted not in {str(value).lower() for value in found if value is not None}:
+            found = [dig(place, path) for place in (prompts.get("init_args"), arguments, backbone,
+                                                    dig(config, "data.init_args"))]
+            texts = {str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value).lower()
+                     for value in found if value is not None}
+            if wanted.lower() not in (texts or {"none"}):
                 return False
         return True
 

@@ -1,26 +1,29 @@
-"""Accuracy over shots (or any other argument that a sweep varies), beside published points that were measured alike."""
+"""Plots of sweeps: accuracy over shots or over arguments that are varied alone, beside published points."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
-from avprompt.analysis.compare import Run, encoder_name, is_generated
+from avprompt.analysis import compare
+from avprompt.analysis.compare import Run
 from avprompt.analysis.published import Figure, read_published
 from avprompt.configs import dig
 
 if TYPE_CHECKING:
     from avprompt.sweep import Cell
 
-#: data module and level of a run -> task and dataset as published
-PUBLISHED = {("AVEDataModule", "segment"): ("ave", "AVE"), ("AVEDataModule", "video"): ("ave_class", "AVE"),
-             ("LLPClassificationDataModule", "video"): ("llp_class", "LLP")}
-#: what the published plots call "CLIP ViT" and "CLAP HTS-AT" is, in the authors' released scripts
-ENCODERS = {"CLIP ViT": "CLIP ViT-B-32 (openai)", "CLAP HTS-AT": "CLAPAudio tiny (630k-audioset-fusion-best)"}
+#: what the published plots call "CLIP ViT" is, in the authors' released scripts
+ENCODERS = {"CLIP ViT": "CLIP ViT-B/32"}
+CURVE = colormaps["tab10"](0)
+WIDE = 100  # largest over smallest value from which on an argument has a logarithmic scale
 
 
 def published_points(run: Run, method: str, figures: list[Figure]) -> dict[int | None, float]:
@@ -34,20 +37,39 @@ def published_points(run: Run, method: str, figures: list[Figure]) -> dict[int |
         method: as published, which is also the row's name.
         figures: all that are published.
     """
-    config = run.config
-    kind = config["data"]["class_path"].rpartition(".")[2]
-    task, dataset = PUBLISHED.get((kind, dig(config, "model.init_args.level")), (None, None))
-    sizes = {figure.dataset: figure.value for figure in figures if figure.metric == "test_clips"}
-    counts, ids = run.result["clips"].get("test") or {}, (run.manifest.get("ids") or {}).get("test") or []
-    if task is None or run.manifest.get("generated", is_generated(run, ids)) or counts.get("used") != sizes[dataset]:
-        return {}
-    backbone = dig(config, "model.init_args.backbone.init_args") or {}
-    names = {side: encoder_name(backbone[side]).removesuffix(", in train mode as released")
+    task, measured = compare.task_of(run).partition("_")[2], compare.setting_of(run).data.partition("|")[0]
+    sizes, backbone = compare.sizes_of(figures), dig(run.config, "model.init_args.backbone.init_args") or {}
+    names = {side: compare.encoder_name(backbone.get(side, "?")).removesuffix(compare.TRAIN_MODE)
              for side in ("visual", "audio")}
     return {int(figure.row.split()[0]) if "fewshot" in figure.task else None: figure.value for figure in figures
             if figure.task in (f"fewshot_{task}", f"zeroshot_{task}") and figure.method == method
-            and all(not getattr(figure, side) or ENCODERS[getattr(figure, side)] == names[side] for side in names)
-            and (figure.row == "zero-shot" or "shot" in figure.row)}
+            and compare.published_setting(figure, sizes).data == measured
+            and all(ENCODERS.get(name := getattr(figure, side), name) in ("", names[side]) for side in names)}
+
+
+def published_alike(run: Run, metric: str, figures: list[Figure]) -> list[float]:
+    """Published figures of a run's row in percent, where data, encoders and protocol are the published ones.
+
+    Args:
+        run: that was tested.
+        metric: of the run, with or without its stage.
+        figures: all that are published.
+    """
+    setting = compare.setting_of(run)
+    setting = replace(setting, data=setting.data.partition("|")[0],
+                      encoders=setting.encoders.replace(compare.TRAIN_MODE, ""))
+    line = compare.Line(compare.task_of(run), "", setting, [run])
+    compare.match(line, figures)
+    alike, sizes = replace(setting, protocol=f"published, {setting.protocol}"), compare.sizes_of(figures)
+    return list(dict.fromkeys(figure.value for figure in line.published.get(metric.removeprefix("test_"), [])
+                              if compare.published_setting(figure, sizes) == alike))
+
+
+def horizontal(panel: Axes, line: dict[str, Any], label: str, color: Any) -> Artist:
+    """A dashed line with a band for the spread; returns what stands for it in a legend."""
+    mean, spread = line["mean"], line["std"] or 0.0
+    panel.axhspan(mean - spread, mean + spread, color=color, alpha=0.12, lw=0)
+    return panel.axhline(mean, color=color, ls="--", label=label)
 
 
 def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
@@ -76,9 +98,7 @@ def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
         look, known = {"color": colormaps["tab10"](number % 10)}, published.get(row, {})
         hollow = {**look, "marker": "D", "mfc": "white", "ms": 6, "ls": "none", "zorder": 3}
         if "" in mine:
-            mean, spread = mine[""]["mean"], mine[""]["std"] or 0.0
-            handles.append(panel.axhline(mean, **look, ls="--", label=f"{row}, zero-shot"))
-            panel.axhspan(mean - spread, mean + spread, **look, alpha=0.12, lw=0)
+            handles.append(horizontal(panel, mine[""], f"{row}, zero-shot", look["color"]))
             if None in known:
                 panel.plot([0.01], [known[None]], **hollow, transform=panel.get_yaxis_transform())
         if row in curves:
@@ -102,8 +122,63 @@ def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
     return figure
 
 
+def varied_figure(cells: list[Cell], lines: list[dict[str, Any]], metric: str, figures: list[Figure]) -> Picture:
+    """A panel for each argument that is varied alone; the row that it is varied around stands in each, at its value.
+
+    Other rows are horizontal; published points, of what was measured alike, are hollow.
+
+    Args:
+        cells: of a sweep with `vary`.
+        lines: of `avprompt.sweep.condense`.
+        metric: of the figures.
+        figures: all that are published.
+    """
+    runs = {cell.row: run_of(cell) for cell in cells if cell.outcome("test") is not None}
+    measured = {line["row"]: line for line in lines if line["n"]}
+    varied = [cell for cell in cells if cell.varied]
+    paths = list(dict.fromkeys(cell.varied[0] for cell in varied))
+    others = dict.fromkeys(cell.row for cell in cells if not cell.varied and cell.row in runs)
+    centre = next((cell.row for cell in cells if cell.row in others and cell.recipe == varied[0].recipe[:-1]), None)
+    own = {path: dig(runs[centre].config, path) for path in paths} if centre else {}
+    figure, handles = Picture(figsize=(1 + 2.9 * len(paths), 3.9), layout="constrained"), {}
+    for panel, path in zip(figure.subplots(1, len(paths), sharey=True, squeeze=False)[0], paths):
+        planned = {cell.varied[1]: cell.row for cell in varied if cell.varied[0] == path}
+        planned |= {own[path]: centre} if centre else {}
+        numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in planned)
+        values = sorted(planned) if numeric else list(planned)
+        places = dict(zip(values, values if numeric else range(len(values))))
+        for number, row in enumerate(others):
+            if row != centre:
+                handles[row] = horizontal(panel, measured[row], row, colormaps["tab10"](number + 1))
+        drawn = [value for value in values if planned[value] in runs]
+        found = [measured[planned[value]] for value in drawn]
+        panel.errorbar([places[value] for value in drawn], [line["mean"] for line in found],
+                       yerr=[line["std"] or 0.0 for line in found], color=CURVE, marker="o", ms=5, capsize=3)
+        if centre:
+            handles[centre], = panel.plot([places[own[path]]], [measured[centre]["mean"]], "*", color=CURVE, ms=13,
+                                          ls="none", label=centre)
+        cited = [(places[value], point) for value in drawn
+                 for point in published_alike(runs[planned[value]], metric, figures)]
+        if cited:
+            handles["published"], = panel.plot(*zip(*cited), "D", color="black", mfc="white", ms=6, ls="none",
+                                               zorder=3, label="published")
+        if numeric and values[0] > 0 and values[-1] >= WIDE * values[0]:
+            panel.set_xscale("log")
+            panel.minorticks_off()
+        panel.set_xticks(list(places.values()), [str(value) for value in values], fontsize=9)
+        panel.set_xlabel(path.rpartition(".")[2])
+        fixed = [f"{other.rpartition('.')[2]} = {own[other]}" for other in own if other != path]
+        panel.set_title(", ".join(fixed), fontsize=9)
+        panel.grid(color="#dddddd")
+        panel.set_axisbelow(True)
+    figure.axes[0].set_ylabel(f"{metric}, %, mean ± standard deviation", fontsize=9)
+    figure.legend(handles=list(handles.values()), loc="outside upper center", ncols=len(handles) or 1, frameon=False,
+                  fontsize=9)
+    return figure
+
+
 def write_plot(cells: list[Cell], lines: list[dict[str, Any]], metric: str, out: Path) -> Path:
-    """Draw a sweep with an axis to out/<axis>.png; returns the file.
+    """Draw a sweep with `axis` or `vary` to a file in its folder named after the arguments; returns the file.
 
     Args:
         cells: of the sweep.
@@ -111,11 +186,17 @@ def write_plot(cells: list[Cell], lines: list[dict[str, Any]], metric: str, out:
         metric: of the figures.
         out: folder of the sweep.
     """
-    axis, figures, published = next(cell.axis[0] for cell in cells if cell.axis), read_published(), {}
+    figures, published = read_published(), {}
+    names = dict.fromkeys(cell.axis[0] if cell.axis else cell.varied[0].rpartition(".")[2]
+                          for cell in cells if cell.axis or cell.varied)
+    path = out / f"{'-'.join(names)}.png"
+    if any(cell.varied for cell in cells):
+        varied_figure(cells, lines, metric, figures).savefig(path, dpi=130)
+        return path
+    axis, = names
     for cell in cells:
         if axis == "shots" and cell.row not in published and cell.outcome("test") is not None:
             published[cell.row] = published_points(run_of(cell), cell.row, figures)
-    path = out / f"{axis}.png"
     shots_figure(lines, axis, metric, published).savefig(path, dpi=130)
     return path
 
