@@ -99,7 +99,7 @@ def test_other_tasks_outputs_equal_the_authors(name: str, stand_in: ModuleType,
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == trained and not module.training
     batch, limit = stand_in.example_batch(name, clips), 1e-3
     if name == "ms3":
-        module, batch, limit = module.double(), {key: value.double() for key, value in batch.items()}, 1e-6
+        module, batch, limit = module.double(), {key: value.double() for key, value in batch.items()}, 1e-4
         monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)  # the softmaxes' float32 would round
     with torch.no_grad():
         outputs = module(batch)
