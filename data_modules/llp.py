@@ -139,8 +139,8 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
     """LLP with one category a video as the answer, from the same files as `LLPDataModule`.
 
     Adds `label` (B,) int64, the answer, and `labels` (B, C) float32, 1 for each category that occurs in the video;
-    one's own videos have neither; with `label_policy: any` also `accepted`, the same as `labels`. Categories that are answers in evaluation and occur in no training video are
-    reported: with LLP's own files, `lowest` and `single_label` that is Speech, the answer to 625 of 1200 test videos.
+    one's own videos have neither; with `label_policy: any` also `accepted`, the same as `labels`. Categories that are
+    answers in evaluation and occur in no training video are reported: with LLP's own files, `lowest` and `single_label` that is Speech, the answer to 625 of 1200 test videos.
 
     Args:
         categories: see `LLPDataModule`.
