@@ -358,8 +358,12 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if split != "train" and len(data) % world:
             warnings.warn(f"{split}: {-len(data) % world} of {len(data)} clips are counted twice on {world} devices; "
                           "use `--trainer.devices 1` for the exact figure", stacklevel=3)
-        return ResumableLoader(Carried(data), batch_size, self.seed, shuffle, rank, world, num_workers=self.num_workers,
-                               collate_fn=collate, pin_memory=self.pin_memory)
+        return ResumableLoader(Carried(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
+                               num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
+
+    def groups(self, split: str) -> list[str] | None:
+        """What each clip of a split belongs to, where those of a group are to follow each other."""
+        return None
 
     def train_dataloader(self) -> ResumableLoader:
         """Training batches in an order set by (seed, epoch); always the same ones under `overfit_batches`."""

@@ -58,6 +58,8 @@ class MUSICAVQADataModule(AVDataModule):
         negatives: `other_video` adds T frames that do not belong to the sound: each from a random segment of a random
             other video of the split.
         negatives_in_evaluation: add them to validation and test too, always the same ones.
+        together: questions of a video follow each other in training too, as in evaluation: a batch then holds fewer videos,
+            and each is encoded once. As released, training mixes all questions.
         question: asked of every video of `predict_root`.
         stride: see `AVDataModule`. MUSIC-AVQA's videos last 60 s and nothing published says how they become ten
             segments of one second: here every sixth second is one.
@@ -79,6 +81,7 @@ class MUSICAVQADataModule(AVDataModule):
         question_length: int = music_avqa.LENGTH,
         negatives: Literal["none", "other_video"] = "none",
         negatives_in_evaluation: bool = False,
+        together: bool = False,
         question: str | None = None,
         stride: float | None = 6.0,
         **options: Any,
@@ -95,7 +98,7 @@ class MUSICAVQADataModule(AVDataModule):
             raise ArgumentError("negatives_in_evaluation", "true with negatives: none", "negatives to add",
                                 "Set `negatives: other_video`.")
         self.release, self.question_length = release, question_length
-        self.negatives, self.negatives_in_evaluation = negatives, negatives_in_evaluation
+        self.negatives, self.negatives_in_evaluation, self.together = negatives, negatives_in_evaluation, together
         # read here, not in `setup`: the model is sized by it before any data is looked at
         self.vocabulary, self.class_names, self.unread = None, (), None
         self.num_classes, self.vocabulary_size = music_avqa.ANSWERS, music_avqa.WORDS
@@ -126,12 +129,19 @@ class MUSICAVQADataModule(AVDataModule):
                 subject = f"{path}, question_id {question.question_id}"
                 self.vocabulary.encode(question.words, self.question_length, subject, AnnotationError)
                 self.vocabulary.encode_answer(question.answer, subject)
+            if split != "train":
+                first = {question.id: place for place, question in reversed(list(enumerate(splits[split])))}
+                splits[split].sort(key=lambda question: first[question.id])
         return splits
 
     def annotate(self, item: music_avqa.Question, rng: np.random.Generator) -> Sample:
         return {"question": self.vocabulary.encode(item.words, self.question_length), "question_text": item.text,
                 "question_type": item.type, "question_id": item.question_id,
                 "answer": self.vocabulary.encode_answer(item.answer, item.question_id)}
+
+    def groups(self, split: str) -> list[str] | None:
+        """The video of every question; other splits than training hold them in that order."""
+        return self.datasets[split].ids if self.together and split == "train" else None
 
     def setup(self, stage: str) -> None:
         """See `AVDataModule.setup`.

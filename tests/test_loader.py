@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,22 @@ def test_processes_share_an_epoch_evenly(world: int) -> None:
         assert len(shards[-1]) == len(order)
     assert len({len(shard) for shard in shards}) == 1 and shards[0]
     assert set(sum(shards, [])) == set(range(23)) and len(sum(shards, [])) == -(-23 // world) * world
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_what_belongs_together_stays_together(world: int) -> None:
+    groups = [f"video {place % 6}" for place in range(20)]
+    orders = []
+    for number in range(2):
+        shards = [EpochOrder(20, 0, True, rank, world, groups) for rank in range(world)]
+        for shard in shards:
+            shard.set_epoch(number)
+        orders.append(sum(map(list, shards), []))
+        assert {len(list(shard)) for shard in shards} == {-(-20 // world)} and set(orders[-1]) == set(range(20))
+        # nothing is torn apart but by the padding at the end
+        assert len(list(itertools.groupby(groups[place] for place in orders[-1][:20]))) == 6
+    assert orders[0] != orders[1]
+    assert list(EpochOrder(20, 0, False, groups=groups))[:4] == [0, 6, 12, 18]
 
 
 def test_processes_resume_too() -> None:

@@ -102,7 +102,8 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
 def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:
     """With the positives' own frames as negatives both matches agree only where both went through the same network."""
     frames, audio = torch.randn(2, 3, 3, 64, 64), 0.1 * torch.randn(2, 3, 16000)
-    batch = {"frames": frames, "audio": audio, "negative_frames": frames, "question": torch.ones(2, 14, dtype=torch.long)}
+    batch = {"id": ["one", "other"], "frames": frames, "audio": audio, "negative_frames": frames,
+             "question": torch.ones(2, 14, dtype=torch.long)}
     for prompted in (False, True):
         task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.init_args.prompted_negatives",
                          str(prompted).lower()]).eval()
@@ -112,6 +113,36 @@ def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:
                     parameter.fill_(0.5)
             outputs = task(batch)
         assert torch.allclose(outputs["match_positive"], outputs["match_negative"], atol=1e-6) is prompted
+
+
+def test_a_video_with_several_questions_is_encoded_once() -> None:
+    """With the same answers, gradients included; examples that share a name alone are encoded one by one.
+
+    Where encoders are in train mode, as released, each example is: chance treats them differently.
+    """
+    frames, audio = torch.randn(2, 3, 3, 64, 64), 0.1 * torch.randn(2, 3, 16000)
+    frames, audio = frames[[0, 1, 0, 0]], audio[[0, 1, 0, 0]]
+    audio[3] += 0.01
+    batch = {"frames": frames, "audio": audio, "question": torch.arange(1, 57).view(4, 14), "answer": torch.arange(4)}
+    seen, gradients, answers = [], [], []
+    for names in (["a", "b", "a", "a"], ["a", "b", "c", "d"]):
+        task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml")]).eval()
+        for name, parameter in task.backbone.prompts.named_parameters():
+            if name.endswith("gate"):
+                parameter.data.fill_(0.5)
+        walk = task.backbone._walk
+        task.backbone._walk = lambda frames, *rest, walk=walk: seen.append(len(frames)) or walk(frames, *rest)
+        outputs = task({"id": names, **batch})
+        torch.nn.functional.cross_entropy(outputs["answer"], batch["answer"]).backward()
+        answers.append(outputs["answer"].detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None]))
+    assert seen == [3, 4] and not torch.allclose(answers[0][0], answers[0][2])
+    assert torch.allclose(*answers, atol=1e-5) and torch.allclose(*gradients, atol=1e-5) and gradients[0].any()
+    task({**batch, "id": ["a"] * 4})
+    task.backbone.audio.released_mode = True
+    task.train()({**batch, "id": ["a"] * 4})
+    task.eval()({key: value for key, value in batch.items() if key != "id"})
+    assert seen == [3, 4, 3, 4, 4]
 
 
 def test_mixup_of_the_released_procedures() -> None:

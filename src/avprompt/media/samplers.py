@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ def mixed(seed: int, epoch: int) -> int:
 
 
 class EpochOrder(Sampler[int]):
-    """Permutation of a dataset that depends on (seed, epoch) alone.
+    """Permutation of a dataset that depends on (seed, epoch) alone; what belongs together stays together.
 
     Lightning calls `set_epoch` on a loader's `sampler` and on its batch sampler's `sampler`, not on the batch sampler.
 
@@ -28,23 +28,32 @@ class EpochOrder(Sampler[int]):
         shuffle: `False` keeps the dataset's order in every epoch.
         rank: of this process.
         world: number of processes; the order is padded with its first clips so that every process has as many.
+        groups: name of every clip's group; clips of a group follow each other, and groups are shuffled. `None`: each
+            clip is one.
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1,
+                 groups: Sequence[str] | None = None) -> None:
         self.size, self.seed, self.shuffle, self.rank, self.world = size, seed, shuffle, rank, world
-        self.epoch = 0
+        members: dict[str | int, list[int]] = {}
+        for place, name in enumerate(range(size) if groups is None else groups):
+            members.setdefault(name, []).append(place)
+        self.groups, self.epoch = list(members.values()), 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of this epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = list(range(self.size))
+        order = range(len(self.groups))
         if self.shuffle:
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
-            order = torch.randperm(self.size, generator=generator).tolist()
-        padded = itertools.islice(itertools.cycle(order), len(self) * self.world)
-        return itertools.islice(padded, self.rank, None, self.world)
+            order = torch.randperm(len(self.groups), generator=generator).tolist()
+        clips = itertools.cycle(place for group in order for place in self.groups[group])
+        if len(self.groups) == self.size:
+            return itertools.islice(clips, self.rank, len(self) * self.world, self.world)
+        # in one piece: dealt out in turn, a group would be at every process
+        return itertools.islice(clips, self.rank * len(self), (self.rank + 1) * len(self))
 
     def __len__(self) -> int:
         return -(-self.size // self.world)
@@ -123,12 +132,13 @@ class ResumableLoader(ClipLoader):
         shuffle: new order every epoch.
         rank: of this process.
         world: number of processes.
+        groups: see `EpochOrder`.
         options: further arguments of `DataLoader`, such as `num_workers` and `collate_fn`.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0,
-                 world: int = 1, **options: Any) -> None:
-        order = EpochOrder(len(dataset), seed, shuffle, rank, world)
+                 world: int = 1, groups: Sequence[str] | None = None, **options: Any) -> None:
+        order = EpochOrder(len(dataset), seed, shuffle, rank, world, groups)
         super().__init__(dataset, batch_sampler=ResumableBatches(order, batch_size),
                          generator=torch.Generator().manual_seed(seed), **options)
         self.consumed, self.restored = 0, {}
@@ -161,8 +171,8 @@ class ResumableLoader(ClipLoader):
         return state["consumed"]
 
     def _identity(self) -> dict[str, int]:
-        return {"epoch": self.order.epoch, "clips": self.order.size, "batch_size": self.batch_sampler.batch_size,
-                "seed": self.order.seed, "processes": self.order.world}
+        return {"epoch": self.order.epoch, "clips": self.order.size, "groups": len(self.order.groups),
+                "batch_size": self.batch_sampler.batch_size, "seed": self.order.seed, "processes": self.order.world}
 
     def state_dict(self) -> dict[str, int]:
         """Batches handed out in the epoch under way, and what decides which they were."""

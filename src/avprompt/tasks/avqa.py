@@ -18,8 +18,27 @@ from avprompt.metrics.avqa import AVQAAccuracy
 from avprompt.tasks.base import AVPromptTask
 
 
+def distinct(names: Sequence[str | int], *tensors: Tensor) -> tuple[list[int], list[int]]:
+    """Which examples of a batch are needed where some are there several times.
+
+    Args:
+        names: B names; examples of different names differ.
+        tensors: (B, ...) each; those of one name are compared, since augmentation may tell them apart.
+
+    Returns:
+        Places of the first of each, and for all B examples their place among those.
+    """
+    firsts, places = [], []
+    for index, name in enumerate(names):
+        same = [place for place, first in enumerate(firsts)
+                if names[first] == name and all(torch.equal(t[first], t[index]) for t in tensors)]
+        firsts += [] if same else [index]
+        places.append(same[0] if same else len(firsts) - 1)
+    return firsts, places
+
+
 class AVQA(AVPromptTask):
-    """Answer a question about what is heard and seen.
+    """Answer a question about what is heard and seen; a video with several questions in a batch is encoded once.
 
     Args:
         backbone: see `AVPromptBackbone`.
@@ -63,7 +82,8 @@ class AVQA(AVPromptTask):
             `answer` (B, A) logits; `match_positive`, `match_negative` (B*T, 2) logits when negatives are given; with `maps`
             also `map_grounding` (B, T, rows, columns).
         """
-        features = self.backbone(batch["frames"], batch["audio"])
+        needed, places = self._needed(batch)
+        features = self.backbone(batch["frames"][needed], batch["audio"][needed])
         encoder, negatives = self.backbone.visual, batch.get("negative_frames")
         spec = encoder.stages[-1].blocks[-1].spec
         if negatives is not None and self.prompted_negatives:
@@ -71,9 +91,16 @@ class AVQA(AVPromptTask):
         elif negatives is not None:
             with torch.no_grad():
                 negatives = encoder(negatives).unflatten(0, negatives.shape[:2])[:, :, spec.prefix:]
-        out = self.head(features.audio, features.visual_tokens[:, :, spec.prefix:], batch["question"], negatives)
+        out = self.head(features.audio[places], features.visual_tokens[places][:, :, spec.prefix:], batch["question"],
+                        negatives)
         grounding = out.pop("grounding")
         return {**out, "map_grounding": grounding.unflatten(-1, spec.grid)} if maps else out
+
+    def _needed(self, batch: dict[str, Any]) -> tuple[list[int], list[int]]:
+        """See `distinct`; encoders in train mode, as released, treat each example by chance: none stands for another."""
+        chance = self.backbone.visual.training or self.backbone.audio.training
+        names = range(len(batch["question"])) if chance or "id" not in batch else batch["id"]
+        return distinct(names, batch["frames"], batch["audio"])
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy of the answer, and with negatives half that of sound and frame, as released."""
