@@ -3,7 +3,8 @@
     python benchmarks/constant_answer.py avvp|avs_s4|avs_ms3|avqa [--root DIR]
 
 The constant is the best of a family on the validation split: the k most frequent events everywhere (AVVP), the mean training
-mask above a threshold or nothing at all (AVS), the most frequent answer, and the most frequent one of each type of question (AVQA).
+mask above a threshold or nothing at all (AVS), the most frequent answer, and that of each type of question and of each
+question (AVQA).
 """
 
 from __future__ import annotations
@@ -63,17 +64,18 @@ def avs(data: AVDataModule) -> dict[str, float]:
 
 
 def avqa(data: AVDataModule) -> dict[str, float]:
-    """Accuracy of the most frequent training answer, of all and of each type of question."""
+    """Accuracy of the most frequent training answer, of all, of each type of question and of each question."""
     found = annotations(data)
-    answers, by_type = Counter(), defaultdict(Counter)
-    for sample in found["train"]:
-        answers[int(sample["answer"])] += 1
-        by_type[sample["question_type"]][int(sample["answer"])] += 1
-    test = found["test"]
-    constants = {"the most frequent answer": [answers.most_common(1)[0][0]] * len(test),
-                 "that of the question's type": [by_type[s["question_type"]].most_common(1)[0][0] for s in test]}
-    scores = {}
-    for name, chosen in constants.items():
+    test, scores = found["test"], {}
+    for name, keys in (("the most frequent answer", ()), ("that of the question's type", ("question_type",)),
+                       ("that of the question", ("question_type", "question_text"))):
+        # what was never asked in training gets the answer of its type, or of all
+        answers: dict[tuple[str, ...], Counter[int]] = defaultdict(Counter)
+        for sample in found["train"]:
+            for known in range(len(keys) + 1):
+                answers[tuple(sample[key] for key in keys[:known])][int(sample["answer"])] += 1
+        chosen = [next(answers[key].most_common(1)[0][0] for known in range(len(keys), -1, -1)
+                       if (key := tuple(sample[k] for k in keys[:known])) in answers) for sample in test]
         metric = AVQAAccuracy()
         metric.update(torch.eye(data.num_classes)[chosen], torch.stack([s["answer"] for s in test]),
                       [s["question_type"] for s in test])

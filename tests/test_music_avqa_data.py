@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,19 @@ class TestMUSICAVQA(DatasetContract):
             assert batch["question_id"][place] == item.question_id
         assert batch["question"].dtype == batch["answer"].dtype == torch.long
         assert (batch["question"][:, -1] == 0).any() and "negative_frames" not in batch
+
+    def test_questions_of_a_video_come_together(self, root: Path) -> None:
+        """Always in evaluation, and in training where that is wanted."""
+        data, mixed = self.module(root, together=True), self.module(root)
+        for each in (data, mixed):
+            each.setup("fit")
+        videos = len(set(data.datasets["train"].ids))
+
+        def turns(loader: Iterable[dict[str, Any]]) -> int:
+            return len(list(itertools.groupby(name for batch in loader for name in batch["id"])))
+
+        assert turns(data.train_dataloader()) == videos < turns(mixed.train_dataloader())
+        assert turns(mixed.val_dataloader()) == len(set(mixed.datasets["val"].ids)) < len(mixed.datasets["val"])
 
     def test_own_videos_need_a_question_of_known_words(self, root: Path, tmp_path: Path) -> None:
         with pytest.raises(ArgumentError, match="question: got none"):
@@ -752,11 +766,24 @@ def test_generated_world_repeats_and_goes_on(tmp_path: Path) -> None:
         {f"{i}": clip_scene(2, i, 5, 0.3) for i in range(10)})
 
 
+def test_some_kinds_of_questions_alone() -> None:
+    scenes = {f"{i:08d}": clip_scene(0, i, 8, 0.3) for i in range(40)}
+    for kinds in (("Counting", "Existential"), ("Temporal",)):
+        asked = questions(scenes, 3, kinds=kinds)
+        assert {json.loads(raw["type"])[1] for records in asked.values() for raw in records} == set(kinds)
+    # when something comes in cannot be asked of every video
+    assert [len(records) for records in questions(scenes, 3, kinds=("Counting",)).values()] == [72, 24, 24]
+    assert 0 < len(asked["train"]) < 72
+
+
 @pytest.mark.parametrize("wrong", [{"videos": 9}, {"classes": 3}, {"classes": 9}, {"questions_per_video": 0},
-                                   {"questions_per_video": 9}])
-def test_impossible_worlds(tmp_path: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(ArgumentError, match=f"{next(iter(wrong))}: got {next(iter(wrong.values()))}"):
+                                   {"questions_per_video": 9}, {"kinds": []}])
+def test_impossible_worlds(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    name, value = next(iter(wrong.items()))
+    with pytest.raises(ArgumentError, match=re.escape(f"{name}: got {value}")):
         synthesize(tmp_path / "world", **wrong)
+    with pytest.raises(ArgumentError, match="some of Counting, Comparative, Location, Existential, Temporal"):
+        synthesize(tmp_path / "world", kinds=["Counting", "Odour"])
     assert not (tmp_path / "world").exists()
 
 

@@ -29,7 +29,7 @@ class Plan:
         world: writes its dataset.
         metric: what the table shows, and in a few words what that is.
         stored: whether the media go through a prepared store.
-        options: further arguments of `world`.
+        options: further arguments of `world`; `videos` is 400 otherwise.
     """
 
     experiment: str
@@ -47,12 +47,13 @@ PLANS = {
         "test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events")),
     "avs_s4": Plan("avs_s4_quickstart", WORLDS["avsbench"], IOU, False, {"setting": "s4"}),
     "avs_ms3": Plan("avs_ms3_quickstart", WORLDS["avsbench"], IOU, False, {"setting": "ms3"}),
-    "avqa": Plan("avqa_quickstart", WORLDS["music_avqa"], ("test_average", "percent of questions answered right")),
+    "avqa": Plan("avqa_quickstart", WORLDS["music_avqa"], ("test_average", "percent of questions answered right"), True,
+                 {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]}),
 }
 
 
 def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
-               out: Path | None = None, videos: int = 400, epochs: int | None = None, seed: int = 0,
+               out: Path | None = None, videos: int | None = None, epochs: int | None = None, seed: int = 0,
                threads: int = 2) -> None:
     """Generate a world, prepare it, train with and without prompts, test, and print what came out.
 
@@ -62,7 +63,7 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
         task: event localisation, video parsing, segmentation (one or several sources), question answering.
         data: folder of the generated world; `None` is the experiment's own.
         out: folder of the runs; `None` is runs/<name of the experiment>.
-        videos: clips to generate; six tenths are for training.
+        videos: clips to generate, six tenths of them for training; `None` is 400, and 1200 for question answering.
         epochs: of training; `None` is the experiment's own.
         seed: of world and training.
         threads: of each training.
@@ -78,7 +79,8 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     data = Path(data or dig(read_yaml(experiment), "data.init_args.root"))
     out = Path(out or Path("runs") / plan.experiment)
     print("1/4 generate a world in the dataset's format", flush=True)
-    plan.world(data, videos=videos, seed=seed, **plan.options)
+    options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
+    plan.world(data, seed=seed, **options)
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
     if plan.stored:
         prepare(data / "videos", data / "store", size=64, sample_rate=16000)

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from avprompt.errors import ArgumentError
-from avprompt.media.music_avqa import SPLITS, Question, Vocabulary, questions_path, read_questions, tokenise
+from avprompt.media.music_avqa import SPLITS, TYPES, Question, Vocabulary, questions_path, read_questions, tokenise
 from avprompt.synth.ave import write_world
 from avprompt.synth.world import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
 
@@ -33,6 +33,7 @@ COLUMNS = {"left": SIZE / 6, "middle": SIZE / 2, "right": 5 * SIZE / 6}
 NUMBERS = ("zero", "one", "two", "three")
 QUIET, LOUD = (0.11, 0.13), (0.23, 0.26)
 MOST_QUESTIONS = 8
+KINDS = tuple(dict.fromkeys(kind for _, kind in TYPES))
 
 #: group, kind, question as the files write it, its values, answer
 Asked = tuple[str, str, str, tuple[str, ...], str]
@@ -201,13 +202,14 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
                   _place(things[one]), _place(things[two]))
 
 
-def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, classes: int = 8) -> dict[str, list[dict]]:
+def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, classes: int = 8,
+              kinds: Sequence[str] = KINDS) -> dict[str, list[dict]]:
     """Questions about a world's scenes, records of avqa-<split>.json by split.
 
     In every split each video is asked in turn, always the kind of question that has been asked least, and of that the
     wording and answer that came least: kinds, and answers to each wording, become about equally frequent. Validation
     and test use words and answers of the training questions alone. Six tenths of the videos are for training, a fifth
-    each for validation and test.
+    each for validation and test. With some of the `kinds` alone, a video may have fewer questions than `per_video`.
 
     Raises:
         ArgumentError: too few training questions for that.
@@ -216,13 +218,16 @@ def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, class
     found: dict[str, list[dict]] = {}
     known: Vocabulary | None = None
     for split, turns in zip(SPLITS, ((0, 1, 2), (3,), (4,))):
-        open_questions = {video: list(candidates(scenes[video], np.random.default_rng([seed, place, 1]), classes))
+        open_questions = {video: [asked for asked in candidates(scenes[video], np.random.default_rng([seed, place, 1]),
+                                                                classes) if asked[1] in kinds]
                           for place, video in enumerate(ids) if place % 5 in turns}
         order = np.random.default_rng([seed, turns[0], 2])
         counts: Counter[Any] = Counter()
         chosen: list[tuple[str, Asked]] = []
         for _ in range(per_video):
             for video, left in open_questions.items():
+                if not left:
+                    continue
                 usable = [asked for asked in left if known is None or (
                     asked[-1] in known.answer_index and set(tokenise(asked[2], asked[3])) <= set(known.words))]
                 if not usable:
@@ -251,6 +256,7 @@ def synthesize(
     seed: int = 0,
     classes: int = 8,
     noise: float = 0.3,
+    kinds: Sequence[str] = KINDS,
     workers: int = 2,
 ) -> dict[str, int]:
     """Write a generated world in MUSIC-AVQA's layout.
@@ -266,6 +272,7 @@ def synthesize(
         seed: of the world.
         classes: categories in use, 4 to 8.
         noise: visual clutter and background noise, 0 to 1.
+        kinds: of questions to ask, in every group that has them.
         workers: processes.
 
     Returns:
@@ -279,9 +286,11 @@ def synthesize(
                                      ("questions_per_video", questions_per_video, 1, MOST_QUESTIONS)):
         if not least <= value <= most:
             raise ArgumentError(name, value, f"{least} to {most}", "Choose another number.")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ArgumentError("kinds", list(kinds), f"some of {', '.join(KINDS)}", "Correct the argument.")
     root = Path(root)
     scenes = {f"{index + 1:08d}": clip_scene(seed, index, classes, noise) for index in range(videos)}
-    records = questions(scenes, questions_per_video, seed, classes)
+    records = questions(scenes, questions_per_video, seed, classes, kinds)
     write_world(root, scenes, workers)
     (root / "json").mkdir(exist_ok=True)
     for split, asked in records.items():
