@@ -119,7 +119,12 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
     def begin(file: Path, out: Path, *flags: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "avprompt", "sweep", "--config", str(file), "--out", str(out), *flags]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        # a shell's background job, which the whole test run may be, ignores SIGINT, and so would its processes
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        finally:
+            signal.signal(signal.SIGINT, before)
         return started[-1]
 
     yield begin
