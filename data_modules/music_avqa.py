@@ -40,9 +40,9 @@ class AskedWindows(VideoWindows):
 class MUSICAVQADataModule(AVDataModule):
     """MUSIC-AVQA from its published questions (`root`/`release`/avqa-{train,val,test}.json).
 
-    Each question is an item; many share a video. Adds `question` (B, L) int64, padded with 0; `question_text`,
-    `question_type` (such as `["Audio", "Counting"]`) and `question_id`, lists of B strings; `answer` (B,) int64; and
-    with `negatives` in training `negative_frames` (B, T, 3, H, W) float32, normalised. One's own videos have `question`
+    Each question is an item; many share a video, and evaluation takes them video by video. Adds `question` (B, L) int64,
+    padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and `question_id`, lists of B
+    strings; `answer` (B,) int64; and with `negatives` in training `negative_frames` (B, T, 3, H, W) float32, normalised. One's own videos have `question`
     and `question_text` alone. See `avprompt.media.music_avqa` for what the published files hold besides, and
     `AVDataModule` for every other argument.
 

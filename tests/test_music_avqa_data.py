@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -774,6 +775,9 @@ def test_some_kinds_of_questions_alone() -> None:
     # when something comes in cannot be asked of every video
     assert [len(records) for records in questions(scenes, 3, kinds=("Counting",)).values()] == [72, 24, 24]
     assert 0 < len(asked["train"]) < 72
+    quiet = {video: replace(scene, sounds=scene.sounds[:1], things=scene.things[:1]) for video, scene in scenes.items()}
+    with pytest.raises(ArgumentError, match="videos, kinds: got 40, .*a question for split train"):
+        questions(quiet, 3, kinds=("Comparative",))
 
 
 @pytest.mark.parametrize("wrong", [{"videos": 9}, {"classes": 3}, {"classes": 9}, {"questions_per_video": 0},

@@ -50,9 +50,7 @@ class EpochOrder(Sampler[int]):
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
             order = torch.randperm(len(self.groups), generator=generator).tolist()
         clips = itertools.cycle(place for group in order for place in self.groups[group])
-        if len(self.groups) == self.size:
-            return itertools.islice(clips, self.rank, len(self) * self.world, self.world)
-        # in one piece: dealt out in turn, a group would be at every process
+        # a process has its share in one piece: dealt out in turn, a group would be at every process
         return itertools.islice(clips, self.rank * len(self), (self.rank + 1) * len(self))
 
     def __len__(self) -> int:

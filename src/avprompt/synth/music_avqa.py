@@ -212,7 +212,7 @@ def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, class
     each for validation and test. With some of the `kinds` alone, a video may have fewer questions than `per_video`.
 
     Raises:
-        ArgumentError: too few training questions for that.
+        ArgumentError: too few training questions for that, or a split without any question.
     """
     ids = list(scenes)
     found: dict[str, list[dict]] = {}
@@ -238,6 +238,9 @@ def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, class
                 left.remove(asked)
                 counts.update((asked[:2], (asked[2], asked[-1])))
                 chosen.append((video, asked))
+        if not chosen:
+            raise ArgumentError("videos, kinds", f"{len(ids)}, {list(kinds)}", f"a question for split {split}",
+                                "Ask for more videos or kinds.")
         found[split] = [
             {"video_id": video, "question_id": len(found) * len(ids) * per_video + number,
              "type": json.dumps([group, kind]), "question_content": question, "templ_values": json.dumps(values),
