@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from avprompt.cli import parts_of
+from avprompt.cli.quickstart import PLANS
 from avprompt.data_modules import AVDataModule
 from avprompt.metrics import AVQAAccuracy, AVSJaccard, AVVPFScore
-from avprompt.quickstart import PLANS
 
 RNG = np.random.default_rng(0)
 

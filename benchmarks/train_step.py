@@ -6,9 +6,9 @@
         --set "--model.init_args.backbone.init_args.checkpointing=true"
     python benchmarks/train_step.py --config experiments/ave_avstfp_l14.yaml \\
         --against experiments/ave_avstfp_l14.yaml \\
-        --set-against "--model.init_args.backbone.init_args.prompts=avprompt.prompts.NoPrompts"
+        --set-against "--model.init_args.backbone.init_args.prompts=avprompt.methods.NoPrompts"
 
-What is measured and how is said in `avprompt.analysis.efficiency`; `avprompt efficiency` makes a table of many
+What is measured and how is said in `avprompt.reports.efficiency`; `avprompt efficiency` makes a table of many
 experiments. On a CPU each experiment runs twice, the second time with an allocator that gives memory back at once
 (`_trimmed`), as glibc's own keeps some gigabytes.
 """
@@ -19,7 +19,7 @@ import argparse
 import shlex
 import sys
 
-from avprompt.analysis.efficiency import measured
+from avprompt.reports.efficiency import measured
 
 # with these, large tensors go back to the system when they are freed: slower, and the peak is that of the tensors alone
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "4194304"}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from avprompt.data_modules.few_shot import EventDataModule
-from avprompt.media import ave
+from avprompt.datasets import ave
 
 
 class AVEDataModule(EventDataModule):
     """AVE from its official annotations (Annotations.txt and the three split files in `root`).
 
-    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.media.ave` for what the published
+    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.datasets.ave` for what the published
     files hold besides, and `FewShotDataModule` and `AVDataModule` for every other argument.
 
     Args:

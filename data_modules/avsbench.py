@@ -8,10 +8,10 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from avprompt.analysis.overlays import overlay_figure
 from avprompt.data_modules.base import AVDataModule, Sample
+from avprompt.datasets import avsbench
 from avprompt.errors import ArgumentError
-from avprompt.media import avsbench
+from avprompt.plots.overlays import overlay_figure
 
 
 class AVSBenchDataModule(AVDataModule):
@@ -19,7 +19,7 @@ class AVSBenchDataModule(AVDataModule):
 
     Adds `masks` (B, T, M, M) float32 in {0, 1}, what sounds in each frame, and `annotated` (B, T) bool: S4's training
     videos have a mask of their first frame only, the others are zeros; everywhere else all five are annotated. See
-    `avprompt.media.avsbench` for the files, and `AVDataModule` for every other argument.
+    `avprompt.datasets.avsbench` for the files, and `AVDataModule` for every other argument.
 
     Args:
         setting: `s4`, one object sounds, or `ms3`, several do.

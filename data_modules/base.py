@@ -21,7 +21,7 @@ from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, Published, Segments, open_reader
-from avprompt.media.samplers import Carried, ClipLoader, ResumableLoader
+from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader
 
 Sample = dict[str, Any]
 
@@ -358,7 +358,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if split != "train" and len(data) % world:
             warnings.warn(f"{split}: {-len(data) % world} of {len(data)} clips are counted twice on {world} devices; "
                           "use `--trainer.devices 1` for the exact figure", stacklevel=3)
-        return ResumableLoader(Carried(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
+        return ResumableLoader(ErrorsAsValues(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
                                num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
 
     def groups(self, split: str) -> list[str] | None:
@@ -383,7 +383,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         Not a resumable one, and with named arguments: Lightning builds it anew to keep track of indices.
         """
         data = self.datasets["predict" if "predict" in self.datasets else "test"]
-        return ClipLoader(Carried(data), batch_size=self.eval_batch_size, num_workers=self.num_workers,
+        return ClipLoader(ErrorsAsValues(data), batch_size=self.eval_batch_size, num_workers=self.num_workers,
                           collate_fn=collate, pin_memory=self.pin_memory)
 
     def clips(self) -> dict[str, dict[str, int]]:

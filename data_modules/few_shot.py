@@ -11,10 +11,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.analysis.timeline import clip_figure
 from avprompt.data_modules.base import AVDataModule, Sample
+from avprompt.datasets.few_shot_sampling import Rule, Shots
 from avprompt.media.readers import ClipReader
-from avprompt.media.shots import Rule, Shots
+from avprompt.plots.timeline import clip_figure
 
 
 class FewShotDataModule(AVDataModule):

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from avprompt.analysis.cards import question_figure
 from avprompt.data_modules.base import AVDataModule, Sample
-from avprompt.media import kinetics_sounds
+from avprompt.datasets import kinetics_sounds
+from avprompt.plots.cards import question_figure
 
 
 class KineticsSoundsDataModule(AVDataModule):
     """Kinetics-Sounds from Kinetics' csv files (train.csv, val.csv or validate.csv, test.csv in `root`).
 
-    Adds `label` (B,) int64. See `avprompt.media.kinetics_sounds` for the files, how media are named and what happens to
+    Adds `label` (B,) int64. See `avprompt.datasets.kinetics_sounds` for the files, how media are named and what happens to
     rows of other classes, and `AVDataModule` for every other argument.
 
     Args:

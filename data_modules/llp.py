@@ -12,12 +12,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.analysis.parsing import parsing_figure
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.data_modules.few_shot import FewShotDataModule
+from avprompt.datasets import llp
 from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, DatasetError
-from avprompt.media import llp
 from avprompt.media.readers import ClipReader, Segments
+from avprompt.plots.parsing import parsing_figure
 
 FEATURES = 512  # channels of r2plus1d_18
 
@@ -49,7 +49,7 @@ class LLPDataModule(AVDataModule):
 
     Adds `labels` (B, C) float32, 1 for each category that occurs in the video; to validation and test batches
     `audio_target` and `visual_target` (B, T, C) float32, 1 where the category is heard or seen; with `features`
-    `video_features` (B, T, 512) float32. One's own videos have none of them. See `avprompt.media.llp` for what the
+    `video_features` (B, T, 512) float32. One's own videos have none of them. See `avprompt.datasets.llp` for what the
     published files hold besides, and `AVDataModule` for every other argument.
 
     Attributes:

@@ -12,11 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.analysis.cards import question_figure
 from avprompt.data_modules.base import AVDataModule, ClipDataset, Normalise, Sample, VideoWindows
+from avprompt.datasets import music_avqa
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError
-from avprompt.media import music_avqa
 from avprompt.media.decode import Sampling
+from avprompt.plots.cards import question_figure
 
 
 class AskedWindows(VideoWindows):
@@ -43,7 +43,7 @@ class MUSICAVQADataModule(AVDataModule):
     Each question is an item; many share a video, and evaluation takes them video by video. Adds `question` (B, L) int64,
     padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and `question_id`, lists of B
     strings; `answer` (B,) int64; and with `negatives` in training `negative_frames` (B, T, 3, H, W) float32, normalised. One's own videos have `question`
-    and `question_text` alone. See `avprompt.media.music_avqa` for what the published files hold besides, and
+    and `question_text` alone. See `avprompt.datasets.music_avqa` for what the published files hold besides, and
     `AVDataModule` for every other argument.
 
     Attributes:
@@ -58,7 +58,7 @@ class MUSICAVQADataModule(AVDataModule):
         negatives: `other_video` adds T frames that do not belong to the sound: each from a random segment of a random
             other video of the split.
         negatives_in_evaluation: add them to validation and test too, always the same ones.
-        together: questions of a video follow each other in training too, as in evaluation: a batch then holds fewer videos,
+        group_by_video: questions of a video follow each other in training too, as in evaluation: a batch then holds fewer videos,
             and each is encoded once. As released, training mixes all questions.
         question: asked of every video of `predict_root`.
         stride: see `AVDataModule`. MUSIC-AVQA's videos last 60 s and nothing published says how they become ten
@@ -81,7 +81,7 @@ class MUSICAVQADataModule(AVDataModule):
         question_length: int = music_avqa.LENGTH,
         negatives: Literal["none", "other_video"] = "none",
         negatives_in_evaluation: bool = False,
-        together: bool = False,
+        group_by_video: bool = False,
         question: str | None = None,
         stride: float | None = 6.0,
         **options: Any,
@@ -98,7 +98,7 @@ class MUSICAVQADataModule(AVDataModule):
             raise ArgumentError("negatives_in_evaluation", "true with negatives: none", "negatives to add",
                                 "Set `negatives: other_video`.")
         self.release, self.question_length = release, question_length
-        self.negatives, self.negatives_in_evaluation, self.together = negatives, negatives_in_evaluation, together
+        self.negatives, self.negatives_in_evaluation, self.group_by_video = negatives, negatives_in_evaluation, group_by_video
         # read here, not in `setup`: the model is sized by it before any data is looked at
         self.vocabulary, self.class_names, self.unread = None, (), None
         self.num_classes, self.vocabulary_size = music_avqa.ANSWERS, music_avqa.WORDS
@@ -141,7 +141,7 @@ class MUSICAVQADataModule(AVDataModule):
 
     def groups(self, split: str) -> list[str] | None:
         """The video of every question; other splits than training hold them in that order."""
-        return self.datasets[split].ids if self.together and split == "train" else None
+        return self.datasets[split].ids if self.group_by_video and split == "train" else None
 
     def setup(self, stage: str) -> None:
         """See `AVDataModule.setup`.

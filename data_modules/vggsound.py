@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from avprompt.data_modules.few_shot import EventDataModule
+from avprompt.datasets import vggsound
 from avprompt.errors import DatasetError
-from avprompt.media import vggsound
 from avprompt.media.readers import ClipReader
 
 
 class VGGSoundDataModule(EventDataModule):
     """VGG-Sound(40K) from its two annotation files, which are yours to bring.
 
-    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.media.vggsound` for the files, and
+    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.datasets.vggsound` for the files, and
     `FewShotDataModule` and `AVDataModule` for every other argument.
 
     Args:

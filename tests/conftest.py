@@ -28,10 +28,10 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ave_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated world of 40 clips in AVE's layout, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
-    from avprompt.synth.ave import synthesize
+    from avprompt.synthetic.ave import synthesize
 
     root = tmp_path_factory.mktemp("world")
     synthesize(root, videos=40, seed=7)
@@ -40,10 +40,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llp_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world in LLP's layout, 40 videos, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
-    from avprompt.synth.llp import synthesize
+    from avprompt.synthetic.llp import synthesize
 
     root = tmp_path_factory.mktemp("llp")
     assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}
@@ -52,9 +52,9 @@ def llp_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def avs_worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def avs_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The world in AVSBench's layout, 25 videos for each setting."""
-    from avprompt.synth.avsbench import synthesize
+    from avprompt.synthetic.avsbench import synthesize
 
     roots = {setting: tmp_path_factory.mktemp(setting) for setting in ("s4", "ms3")}
     for setting, root in roots.items():
@@ -64,10 +64,10 @@ def avs_worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def avqa_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def avqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world in MUSIC-AVQA's layout, 20 videos and 80 questions, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
-    from avprompt.synth.music_avqa import synthesize
+    from avprompt.synthetic.music_avqa import synthesize
 
     root = tmp_path_factory.mktemp("music_avqa")
     assert synthesize(root, videos=20, seed=5) == {"train": 48, "val": 16, "test": 16}
@@ -76,10 +76,10 @@ def avqa_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vggsound_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vggsound_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world in VGG-Sound's layout, 25 videos of five categories, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
-    from avprompt.synth.vggsound import synthesize
+    from avprompt.synthetic.vggsound import synthesize
 
     root = tmp_path_factory.mktemp("vggsound")
     assert synthesize(root, videos=25, seed=7) == {"train": 15, "val": 5, "test": 5}
@@ -88,10 +88,10 @@ def vggsound_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ks_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The world in Kinetics-Sounds' layout, 40 clips, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
-    from avprompt.synth.kinetics_sounds import synthesize
+    from avprompt.synthetic.kinetics_sounds import synthesize
 
     root = tmp_path_factory.mktemp("kinetics_sounds")
     assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}

@@ -41,10 +41,10 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
                                            ("audio", "TinyCLAP", "released_mode: false"))]
     elif arguments["backbone"]["init_args"]["audio"] == "shared":
         lines += ["        visual:", "          class_path: avprompt.encoders.TinyCLIP",
-                  "          init_args: {pretrained: world, segments: 10, train_norm: true,",
+                  "          init_args: {pretrained: synthetic, segments: 10, train_norm: true,",
                   "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}"]
     else:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: world, "
+        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, "
                   "frozen: true, released_mode: false}}"
                   for side, kind in (("visual", "TinySwinV2"), ("audio", "TinyHTSAT"))]
     lines += ["data:", "  init_args:", *(f"    {line}" for line in (

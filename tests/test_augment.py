@@ -226,11 +226,11 @@ def module(root: Path, **options: object) -> AVEDataModule:
     return AVEDataModule(root, image_size=64, sample_rate=16000, batch_size=4, **options)
 
 
-def test_as_an_argument_of_a_data_module(world: Path) -> None:
+def test_as_an_argument_of_a_data_module(ave_root: Path) -> None:
     """The same batches whatever the number of workers; validation as without."""
     loaders = {}
     for workers in (0, 2):
-        data = module(world, augment="randaugment", mix_audio=0.5, num_workers=workers)
+        data = module(ave_root, augment="randaugment", mix_audio=0.5, num_workers=workers)
         data.setup("fit")
         loader = data.train_dataloader()
         loader.order.set_epoch(2)
@@ -238,7 +238,7 @@ def test_as_an_argument_of_a_data_module(world: Path) -> None:
     for one, two in zip(loaders[0], loaders[2], strict=True):
         assert one["id"] == two["id"]
         assert all(torch.equal(one[key], two[key]) for key in ("frames", "audio", "event", "valid"))
-    plain = module(world, augment="none", mix_audio=0.0)
+    plain = module(ave_root, augment="none", mix_audio=0.0)
     plain.setup("fit")
     batch = loaders[0][0]
     place = plain.datasets["train"].ids.index(batch["id"][0])

@@ -14,10 +14,10 @@ from dataset_contract import DatasetContract
 from PIL import Image
 
 from avprompt.data_modules import AVEDataModule
+from avprompt.datasets import ave
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ClipDecodeError, DatasetError
-from avprompt.media import ave
-from avprompt.media.verify import verify
-from avprompt.synth.world import CATEGORIES
+from avprompt.synthetic.scenes import CATEGORIES
 
 
 def module(root: Path, **options: object) -> AVEDataModule:
@@ -26,13 +26,13 @@ def module(root: Path, **options: object) -> AVEDataModule:
 
 
 @pytest.fixture
-def copy(world: Path, tmp_path: Path) -> Path:
+def copy(ave_root: Path, tmp_path: Path) -> Path:
     """The generated world with annotation files of its own, sharing the media."""
     root = tmp_path / "ave"
     root.mkdir()
     for name in ("Annotations.txt", "categories.txt", *ave.SPLITS.values()):
-        (root / name).write_text((world / name).read_text())
-    (root / "store").symlink_to(world / "store")
+        (root / name).write_text((ave_root / name).read_text())
+    (root / "store").symlink_to(ave_root / "store")
     return root
 
 
@@ -43,9 +43,9 @@ class TestAVE(DatasetContract):
     labels = {"event": (10, 9)}
 
     @pytest.fixture
-    def root(self, copy: Path, world: Path) -> Path:
+    def root(self, copy: Path, ave_root: Path) -> Path:
         (copy / "store").unlink()
-        shutil.copytree(world / "store", copy / "store")
+        shutil.copytree(ave_root / "store", copy / "store")
         return copy
 
     def module(self, root: Path, **options: object) -> AVEDataModule:
@@ -275,13 +275,13 @@ def test_own_videos(shared: Path, tmp_path: Path) -> None:
     assert batch["valid"][0].all() and batch["valid"][1].tolist() == [True] * 3 + [False] * 7
 
 
-def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], world: Path) -> None:
+def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], ave_root: Path) -> None:
     assert verify(copy)
     out = capsys.readouterr().out
     assert "train         24      24      24        0         0       0       0" in out
     assert all(name in out for name in ("Annotations.txt", "testSet.txt", "store/clips/<id>", "every clip can"))
     (copy / "store").unlink()
-    shutil.copytree(world / "store", copy / "store")
+    shutil.copytree(ave_root / "store", copy / "store")
     rows = (copy / "testSet.txt").read_text().splitlines()
     short, silent, broken, cut, gone = (row.split("&")[1] for row in rows[:5])
     for name in ("Annotations.txt", "testSet.txt"):
@@ -325,12 +325,12 @@ def test_verify_names_leaked_clips(copy: Path, capsys: pytest.CaptureFixture[str
     assert verify(copy) and f"1 training clips are also in split val: {clip}" in capsys.readouterr().out
 
 
-def test_store_settings_must_match(world: Path) -> None:
+def test_store_settings_must_match(ave_root: Path) -> None:
     with pytest.raises(DatasetError, match="image_size"):
-        module(world, image_size=96).setup("fit")
+        module(ave_root, image_size=96).setup("fit")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        module(world).setup("fit")
+        module(ave_root).setup("fit")
 
 
 def test_where_the_module_lives() -> None:

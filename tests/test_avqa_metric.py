@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from avprompt.datasets.music_avqa import TYPES
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.media.music_avqa import TYPES
 from avprompt.metrics.avqa import AVQAAccuracy
 
 COUNTING, LOUDER, WHERE = ("Audio", "Counting"), ("Audio", "Comparative"), ("Visual", "Location")

@@ -17,26 +17,26 @@ import torch
 from dataset_contract import DatasetContract
 from PIL import Image
 
-from avprompt.analysis.overlays import overlay_figure
 from avprompt.data_modules import AVSBenchDataModule
+from avprompt.datasets import avsbench
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError, ShapeError
-from avprompt.media import avsbench
 from avprompt.media.decode import Sampling
-from avprompt.media.verify import verify
-from avprompt.synth import world as geometry
-from avprompt.synth.avsbench import synthesize
+from avprompt.plots.overlays import overlay_figure
+from avprompt.synthetic import scenes as geometry
+from avprompt.synthetic.avsbench import synthesize
 
 COUNTS = {"train": 15, "val": 5, "test": 5}
 
 
 @pytest.fixture
-def s4(avs_worlds: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(avs_worlds["s4"], tmp_path / "s4"))
+def s4(avs_roots: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(avs_roots["s4"], tmp_path / "s4"))
 
 
 @pytest.fixture
-def ms3(avs_worlds: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(avs_worlds["ms3"], tmp_path / "ms3"))
+def ms3(avs_roots: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(avs_roots["ms3"], tmp_path / "ms3"))
 
 
 def module(root: Path, **options: object) -> AVSBenchDataModule:
@@ -104,9 +104,9 @@ class TestMS3(FoldersContract):
         return ms3
 
 
-def test_official_layout(avs_worlds: dict[str, Path]) -> None:
+def test_official_layout(avs_roots: dict[str, Path]) -> None:
     """As the published loaders build their paths."""
-    root = avs_worlds["s4"] / "Single-source"
+    root = avs_roots["s4"] / "Single-source"
     with (root / "s4_meta_data.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["name", "category", "split"]
@@ -117,9 +117,9 @@ def test_official_layout(avs_worlds: dict[str, Path]) -> None:
         masks = names[:1] if row["split"] == "train" else names
         assert sorted(p.name for p in (root / "s4_data/gt_masks" / place).iterdir()) == masks
         assert (root / f"s4_data/audio_wav/{place}.wav").is_file()
-        assert (avs_worlds["s4"] / f"videos/{row['name']}.mp4").is_file()
+        assert (avs_roots["s4"] / f"videos/{row['name']}.mp4").is_file()
     assert Image.open(root / "s4_data/gt_masks" / place / masks[0]).mode == "1"
-    root = avs_worlds["ms3"] / "Multi-sources"
+    root = avs_roots["ms3"] / "Multi-sources"
     with (root / "ms3_meta_data.csv").open() as file:
         rows = list(csv.DictReader(file))
     for row in rows:
@@ -134,7 +134,7 @@ def test_official_layout(avs_worlds: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["s4", "ms3"])
-def test_masks_are_what_sounds_and_is_seen(avs_worlds: dict[str, Path], setting: str, tmp_path: Path) -> None:
+def test_masks_are_what_sounds_and_is_seen(avs_roots: dict[str, Path], setting: str, tmp_path: Path) -> None:
     """In a world without clutter the mask is where the picture loses something when what sounds is taken out of it."""
     root = tmp_path / "plain"
     synthesize(root, setting, videos=25, seed=5, classes=5, silent_objects=1, noise=0, size=96, workers=1)
@@ -162,7 +162,7 @@ def test_masks_are_what_sounds_and_is_seen(avs_worlds: dict[str, Path], setting:
             assert bool(mask.any()) is bool(loud)
             empty, partial = empty + (not loud), partial + (0 < len(loud) < len(things))
             # clutter changes no mask, and a smaller one shows the same places
-            small = torch.from_numpy(avsbench.read_mask(avsbench.files(avs_worlds[setting], setting, item).masks[second]))
+            small = torch.from_numpy(avsbench.read_mask(avsbench.files(avs_roots[setting], setting, item).masks[second]))
             share = mask.view(32, 3, 32, 3).float().mean((1, 3)), small.view(32, 2, 32, 2).float().mean((1, 3))
             assert (share[0] - share[1]).abs().max() < 0.4
     assert same >= 10
@@ -172,8 +172,8 @@ def test_masks_are_what_sounds_and_is_seen(avs_worlds: dict[str, Path], setting:
         assert 0 < empty < 13 and partial > 5
 
 
-def test_scenes(avs_worlds: dict[str, Path]) -> None:
-    for setting, root in avs_worlds.items():
+def test_scenes(avs_roots: dict[str, Path]) -> None:
+    for setting, root in avs_roots.items():
         changes = 0
         for row in map(json.loads, (root / "scenes.jsonl").open()):
             sounding = {sound["category"] for sound in row["sounds"]}
@@ -189,9 +189,9 @@ def test_scenes(avs_worlds: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("setting", ["s4", "ms3"])
-def test_frames_are_those_of_the_video(avs_worlds: dict[str, Path], setting: str) -> None:
+def test_frames_are_those_of_the_video(avs_roots: dict[str, Path], setting: str) -> None:
     """An mp4 decoded like a user's own gives the same frames at the same seconds, and the same sound."""
-    root = avs_worlds[setting]
+    root = avs_roots[setting]
     data = module(root)
     data.setup("test")
     item, sample = data.datasets["test"].items[1], data.datasets["test"][1]
@@ -216,7 +216,7 @@ def test_annotated_frames(s4: Path, ms3: Path) -> None:
                 assert set(sample["masks"].unique().tolist()) <= {0.0, 1.0}
 
 
-def test_generating_again(avs_worlds: dict[str, Path], s4: Path) -> None:
+def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
     """Resumes, repeats itself exactly, and leaves another world alone."""
     names = [path.relative_to(s4) for path in sorted(s4.rglob("*")) if path.is_file() and path.suffix != ".mp4"]
     arguments = {"videos": 25, "seed": 5, "classes": 5, "silent_objects": 1, "workers": 1}
@@ -228,7 +228,7 @@ def test_generating_again(avs_worlds: dict[str, Path], s4: Path) -> None:
     for path in s4.glob("videos/*.mp4"):
         path.unlink()
     synthesize(s4, "s4", **arguments)
-    assert all((s4 / name).read_bytes() == (avs_worlds["s4"] / name).read_bytes() for name in names)
+    assert all((s4 / name).read_bytes() == (avs_roots["s4"] / name).read_bytes() for name in names)
     for other in ({"seed": 6}, {"size": 96}, {"setting": "ms3"}):
         with pytest.raises(DatasetError, match="another generated world"):
             synthesize(s4, **{"setting": "s4", **arguments, **other})
@@ -502,7 +502,7 @@ def test_verify(name: str, request: pytest.FixtureRequest, capsys: pytest.Captur
 
 def test_a_world_is_written_after_torch_has_used_its_threads(tmp_path: Path) -> None:
     """A process forked from such a one hangs in torch's own code, unless it keeps to one thread."""
-    code = ("import torch, sys; from pathlib import Path; from avprompt.synth.avsbench import synthesize;"
+    code = ("import torch, sys; from pathlib import Path; from avprompt.synthetic.avsbench import synthesize;"
             "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"
             "torch.nn.functional.interpolate(torch.rand(8, 3, 400, 400), (64, 64), mode='bicubic', antialias=True);"
             "synthesize(Path(sys.argv[1]), videos=10, classes=2, silent_objects=1, workers=1)")

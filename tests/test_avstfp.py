@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from avprompt import AVPromptBackbone
 from avprompt.encoders import CLIP, Fbank
 from avprompt.errors import ArgumentError
-from avprompt.prompts import AVSTFP
+from avprompt.methods import AVSTFP
 from avprompt.tasks import AVAR, AVQA, AVELinear
 
 ROWS = {"none": "", "T": "t", "S": "s", "F": "f", "T+S": "ts", "S+F": "sf", "T+F": "tf", "T+S+F": "tsf"}

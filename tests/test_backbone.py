@@ -9,7 +9,7 @@ from small import SEGMENTS, SmallHTSAT, SmallSwin, small_batch
 from avprompt import AVPromptBackbone
 from avprompt.backbone import pair_blocks, spread
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.prompts import DGSCT, NoPrompts
+from avprompt.methods import DGSCT, NoPrompts
 
 
 def test_partners_are_spread_evenly_and_end_together() -> None:

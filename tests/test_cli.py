@@ -22,16 +22,16 @@ QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 PROMPTS = "--model.init_args.backbone.init_args.prompts"
 
 
-def flags(world: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.init_args.root", str(world), "--trainer.logger.init_args.save_dir",
+def flags(ave_root: Path, out: Path, *more: str) -> list[str]:
+    return ["--config", QUICKSTART, "--data.init_args.root", str(ave_root), "--trainer.logger.init_args.save_dir",
             str(out), "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", *more]
 
 
 @pytest.fixture(scope="module")
-def fitted(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fitted(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of one epoch of the quickstart experiment."""
     out = tmp_path_factory.mktemp("fitted")
-    run(["fit", *flags(world, out, f"{PROMPTS}.init_args.alpha", "0.25")])
+    run(["fit", *flags(ave_root, out, f"{PROMPTS}.init_args.alpha", "0.25")])
     return out / "quickstart" / "version_0"
 
 
@@ -49,7 +49,7 @@ def test_run_folder(fitted: Path) -> None:
                            "device", "wall_s", "peak_memory_bytes", "clips", "epochs"}
     assert result["experiment"] == "quickstart" and result["task"] == "AVE" and result["monitor"] == "val_accuracy"
     assert result["clips"]["train"] == {"used": 24, "missing": 0, "corrupt": 0}
-    assert set(result["parameters"]) == {"trainable", "frozen", "total", "owned"}
+    assert set(result["parameters"]) == {"trainable", "frozen", "total", "checkpoint"}
     assert 0 <= result["metrics"]["best_val_accuracy"] <= 1
     assert result["config"]["model"]["init_args"]["backbone"]["init_args"]["prompts"]["init_args"]["alpha"] == 0.25
     assert len(json.loads((fitted / "manifest.json").read_text())["ids"]["val"]) == 8
@@ -70,7 +70,7 @@ def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
     assert last == pytest.approx(json.loads((fitted / "result.json").read_text())["metrics"]["best_val_accuracy"])
 
 
-def test_saved_config_runs_again_and_says_the_same(fitted: Path, world: Path, tmp_path: Path) -> None:
+def test_saved_config_runs_again_and_says_the_same(fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     """P10, and the round trip of a configuration: config.yaml names its experiment and needs no other file."""
     run(["fit", "--config", str(fitted / "config.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)])
     again = yaml.safe_load((tmp_path / "quickstart" / "version_0" / "config.yaml").read_text())
@@ -80,23 +80,23 @@ def test_saved_config_runs_again_and_says_the_same(fitted: Path, world: Path, tm
     assert again == first
 
 
-def test_checkpoint_settings_never_override_the_command_line(fitted: Path, world: Path, tmp_path: Path) -> None:
+def test_checkpoint_settings_never_override_the_command_line(fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     """P1: Lightning merges a checkpoint's hyper-parameters over YAML and flags without a word."""
     checkpoint = torch.load(fitted / "checkpoints" / "best.ckpt", weights_only=True)
     assert "hyper_parameters" not in checkpoint
     checkpoint["hyper_parameters"] = {"_class_path": "avprompt.tasks.AVE", "modality": "late"}
     torch.save(checkpoint, tmp_path / "forged.ckpt")
-    cli = lightning_cli()(["test", *flags(world, tmp_path, f"{PROMPTS}.init_args.alpha", "0.9", "--ckpt_path",
+    cli = lightning_cli()(["test", *flags(ave_root, tmp_path, f"{PROMPTS}.init_args.alpha", "0.9", "--ckpt_path",
                                           str(tmp_path / "forged.ckpt"))])
     assert cli.model.backbone.prompts.alpha == 0.9 and cli.model.modality == "both"
 
 
-def test_test_and_predict(fitted: Path, world: Path, tmp_path: Path) -> None:
+def test_test_and_predict(fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     best = ["--ckpt_path", str(fitted / "checkpoints" / "best.ckpt")]
-    run(["test", *flags(world, tmp_path, *best)])
+    run(["test", *flags(ave_root, tmp_path, *best)])
     result = json.loads((tmp_path / "quickstart" / "version_0" / "result.json").read_text())
     assert 0 <= result["metrics"]["test_accuracy"] <= 1
-    run(["predict", *flags(world, tmp_path, *best)])
+    run(["predict", *flags(ave_root, tmp_path, *best)])
     folder = tmp_path / "quickstart" / "version_1"
     rows = (folder / "predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 8 * 10 and len(list((folder / "pictures").glob("*.png"))) == 8
@@ -142,9 +142,9 @@ def test_no_experiment_writes_a_linked_argument() -> None:
         configs.check_linked([(str(path), configs.read_yaml(path))])
 
 
-def test_number_of_classes_is_the_datas(world: Path) -> None:
+def test_number_of_classes_is_the_datas(ave_root: Path) -> None:
     """P5: known without setup."""
-    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(world)])
+    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(ave_root)])
     assert model.head.localize.event.out_features == 8
     assert model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True).head.localize.event.out_features == 28
 
@@ -158,7 +158,7 @@ def test_unknown_top_level_keys(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("flag", "named"), [
-    (f"{PROMPTS}=avprompt.prompts.NoPromts", "NoPromts.*a class that can be imported"),
+    (f"{PROMPTS}=avprompt.methods.NoPromts", "NoPromts.*a class that can be imported"),
     ("--data.init_args.batch_size=[", "--data.init_args.batch_size.*no YAML")])
 def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
@@ -183,37 +183,37 @@ def test_later_wins() -> None:
     assert after.config.trainer.max_epochs == 77 and before.config.trainer.max_epochs != 77
 
 
-def test_callbacks_are_added_not_replaced(world: Path, tmp_path: Path) -> None:
+def test_callbacks_are_added_not_replaced(ave_root: Path, tmp_path: Path) -> None:
     """P8 and P9: what must hold is there whatever list a user gives, and a user's own are kept."""
     (tmp_path / "more.yaml").write_text("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]}")
-    cli = lightning_cli()(["fit", *flags(world, tmp_path, "--config", str(tmp_path / "more.yaml"),
+    cli = lightning_cli()(["fit", *flags(ave_root, tmp_path, "--config", str(tmp_path / "more.yaml"),
                                          "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")])
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
     for name in ("LearningRateMonitor", "ExactResume", "TaskCheckpoint", "LastCheckpoint", "InterruptCheckpoint", "RunReport"):
         assert names.count(name) == 1, name
 
 
-def test_no_logger_writes_nothing(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_logger_writes_nothing(ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """P10: Lightning would leave config.yaml in the working folder; P30: debugging needs no checkpointing."""
     monkeypatch.chdir(tmp_path)
     run(["fit", "--config", QUICKSTART, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
-         "--data.init_args.root", str(world)])
+         "--data.init_args.root", str(ave_root)])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_trained_parameters_reach_the_optimizer(world: Path) -> None:
+def test_only_trained_parameters_reach_the_optimizer(ave_root: Path) -> None:
     """P14: Lightning's automatic optimizer takes the frozen ones too."""
-    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(world)])
+    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(ave_root)])
     configured = model.configure_optimizers()
     given = {id(p) for group in configured["optimizer"].param_groups for p in group["params"]}
     assert given == {id(p) for p in model.parameters() if p.requires_grad}
     assert configured["optimizer"].param_groups[0]["lr"] == 1e-3
 
 
-def test_rows_of_an_ablation_start_from_the_same_head(world: Path) -> None:
+def test_rows_of_an_ablation_start_from_the_same_head(ave_root: Path) -> None:
     """P19: one module more or less before the head would otherwise shift its initial weights."""
     heads = []
-    for override in ([], [f"{PROMPTS}.init_args.num_tokens", "2"], [f"{PROMPTS}=avprompt.prompts.NoPrompts"]):
+    for override in ([], [f"{PROMPTS}.init_args.num_tokens", "2"], [f"{PROMPTS}=avprompt.methods.NoPrompts"]):
         heads.append(model_of(["--config", QUICKSTART, *override]).head.state_dict())
     for other in heads[1:]:
         assert all(torch.equal(value, other[name]) for name, value in heads[0].items())
@@ -226,14 +226,14 @@ def test_gpu_experiment_without_a_gpu_says_what_to_change() -> None:
         run(["fit", "--config", str(ROOT / "experiments" / "ave_dgsct.yaml")])
 
 
-def test_unwritable_log_folder_is_named_before_any_work(world: Path, tmp_path: Path) -> None:
+def test_unwritable_log_folder_is_named_before_any_work(ave_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="save_dir"):
-        run(["fit", *flags(world, tmp_path / "file")])
+        run(["fit", *flags(ave_root, tmp_path / "file")])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "foreign"])
-def test_checkpoints_that_cannot_be_used(damage: str, fitted: Path, world: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_cannot_be_used(damage: str, fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     """P31: PyTorch names neither the file nor a way out."""
     path, whole = tmp_path / "broken.ckpt", (fitted / "checkpoints" / "best.ckpt").read_bytes()
     if damage == "truncated":
@@ -242,7 +242,7 @@ def test_checkpoints_that_cannot_be_used(damage: str, fitted: Path, world: Path,
         torch.save({"state_dict": {"weight": torch.zeros(1)}, "pytorch-lightning_version": "2.6.4", "epoch": 0,
                     "global_step": 0}, path)
     with pytest.raises(CheckpointError, match="broken.ckpt" if damage != "foreign" else "record of frozen encoders"):
-        run(["test", *flags(world, tmp_path, "--ckpt_path", str(path))])
+        run(["test", *flags(ave_root, tmp_path, "--ckpt_path", str(path))])
 
 
 def test_params(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +252,7 @@ def test_params(capsys: pytest.CaptureFixture[str]) -> None:
     assert table["total"] == table["trainable"] + table["frozen"]
     model = model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True)
     norms = sum(buffer.numel() for name, buffer in model.backbone.prompts.named_buffers())
-    assert table["owned"] == table["trainable"] + norms
+    assert table["checkpoint"] == table["trainable"] + norms
     assert sum(part["total"] for part in table["modules"].values()) == table["total"]
 
 
@@ -296,7 +296,7 @@ def test_classes_live_outside_the_command_line() -> None:
     assert type(model).__module__ == "avprompt.tasks.ave"
 
 
-def test_errors_of_a_constructor_come_through(world: Path) -> None:
+def test_errors_of_a_constructor_come_through(ave_root: Path) -> None:
     """The parser turns what a constructor raises into a page of its own."""
     from avprompt.errors import ArgumentError
 

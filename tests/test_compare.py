@@ -22,18 +22,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
-from avprompt.analysis.compare import DATASETS, ENCODERS, Run, encoder_name, gather, read_runs, tables, task_of
-from avprompt.analysis.efficiency import measure
-from avprompt.analysis.published import read_published
-from avprompt.analysis.shots import ENCODERS as SHORT
 from avprompt.cli import main, parts_of, run
-from avprompt.configs import dig, read_yaml
+from avprompt.configs import get_nested, read_yaml
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
+from avprompt.reports.compare import DATASETS, ENCODERS, Run, encoder_name, gather, read_runs, tables, task_of
+from avprompt.reports.efficiency import measure
+from avprompt.reports.published import read_published
+from avprompt.sweeps.curves import ENCODERS as SHORT
 
 DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
          "alpha": 0.3, "beta": 0.05, "gamma": 0.1}
-TINY = {"visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"pretrained": "world"}},
-        "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "world"}}}
+TINY = {"visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"pretrained": "synthetic"}},
+        "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "synthetic"}}}
 LARGE = {"visual": {"class_path": "avprompt.encoders.SwinV2",
                     "init_args": {"model": "swinv2_large_window12_192", "pretrained": "ms_in22k"}},
          "audio": {"class_path": "avprompt.encoders.HTSAT", "init_args": {"pretrained": "checkpoints/HTSAT.ckpt"}}}
@@ -41,8 +41,8 @@ LARGE = {"visual": {"class_path": "avprompt.encoders.SwinV2",
 
 def config(seed: int, prompts: dict[str, Any] | None, encoders: dict[str, Any], data: dict[str, Any] | None = None,
            task: str = "AVE", model: dict[str, Any] | None = None) -> dict[str, Any]:
-    method = {"class_path": "avprompt.prompts.NoPrompts"} if prompts is None else {
-        "class_path": "avprompt.prompts.DGSCT", "init_args": {**DGSCT, **prompts}}
+    method = {"class_path": "avprompt.methods.NoPrompts"} if prompts is None else {
+        "class_path": "avprompt.methods.DGSCT", "init_args": {**DGSCT, **prompts}}
     module = {"AVE": "AVEDataModule", "AVQA": "MUSICAVQADataModule"}[task]
     return {"seed_everything": seed, "ckpt_path": None, "trainer": {"max_epochs": 6, "precision": None},
             "model": {"class_path": f"avprompt.tasks.{task}", "init_args": {
@@ -65,7 +65,7 @@ def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str,
         own["trainer"]["logger"] = {"init_args": {"version": stage}}
         (place / stage).mkdir(parents=True)
         result = {"experiment": place.name, "task": "AVE", "metrics": found, "monitor": "val_accuracy",
-                  "parameters": {"trainable": 1000, "frozen": 500, "total": 1500, "owned": 1000}, "seed": seed,
+                  "parameters": {"trainable": 1000, "frozen": 500, "total": 1500, "checkpoint": 1000}, "seed": seed,
                   "config": own, "wall_s": seconds, "peak_memory_bytes": 2_000_000_000, "epochs": 6,
                   "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}}}
         (place / stage / "result.json").write_text(json.dumps(result))
@@ -115,7 +115,7 @@ def test_generated_world_never_stands_unmarked_beside_published_figures(runs: Pa
     for row in table.rows:
         assert row[ours].endswith(" [a]") and (row[published] == "" or row[published].endswith(" [b]"))
     assert table.rows[4][ours] == "51.0 ± 1.4 [a]" and table.rows[4][published] == "82.2 [b]"
-    assert table.marks["a"].startswith("generated world in the layout of AVE, 80 test clips; TinySwinV2 (world) + Tiny")
+    assert table.marks["a"].startswith("generated world in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny")
     assert table.marks["b"] == ("AVE, 402 test clips; Swin-V2-L + HTS-AT; "
                                 "published, selected on test, metric as released")
 
@@ -192,12 +192,12 @@ def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     assert any(figure.dataset.startswith(DATASETS[kind]) for figure in published)
     names = {SHORT.get(name, name).removesuffix(" (shared)") for f in published for name in (f.visual, f.audio)}
     for side in ("visual", "audio"):
-        name = encoder_name(dig(content, f"model.init_args.backbone.init_args.{side}")).partition(",")[0]
+        name = encoder_name(get_nested(content, f"model.init_args.backbone.init_args.{side}")).partition(",")[0]
         assert name in {*ENCODERS.values()} & names or name == "shared" or name.startswith("Tiny"), name
 
 
-FEW_SHOT = {"backbone": {**LARGE, "prompts": {"class_path": "avprompt.prompts.NoPrompts"}}, "audio_texts": None,
-            "visual_texts": {"class_path": "avprompt.prompts.CoOp"}, "adapters": [], "level": "video",
+FEW_SHOT = {"backbone": {**LARGE, "prompts": {"class_path": "avprompt.methods.NoPrompts"}}, "audio_texts": None,
+            "visual_texts": {"class_path": "avprompt.methods.CoOp"}, "adapters": [], "level": "video",
             "background": False}
 
 
@@ -217,7 +217,7 @@ def test_few_shot_runs_stand_beside_their_published_rows(tmp_path: Path) -> None
         for seed in (0, 1):
             write(tmp_path / "grid", f"CoOp-shots{shots}", settings(seed, shots), {"test_accuracy": 0.7}, ids)
     write(tmp_path / "grid", "segments", settings(0, 16, level="segment"), {"test_accuracy": 0.6}, ids)
-    zero = settings(0, 16, visual_texts={"class_path": "avprompt.prompts.FixedTexts"})
+    zero = settings(0, 16, visual_texts={"class_path": "avprompt.methods.FixedEmbeddings"})
     write(tmp_path / "zero", "CLIP", zero, {"test_accuracy": 0.68}, ids)
     result = tmp_path / "zero" / "CLIP-seed0" / "test" / "result.json"
     alone = json.loads(result.read_text())
@@ -245,7 +245,7 @@ def test_linear_heads_are_of_the_same_task(tmp_path: Path) -> None:
     own["model"]["class_path"] = "avprompt.tasks.AVELinear"
     off = {"temporal": False, "spatial": True, "fusion": False, "visual": True, "audio": True}
     own["model"]["init_args"]["backbone"]["init_args"]["prompts"] = {
-        "class_path": "avprompt.prompts.AVSTFP", "init_args": off}
+        "class_path": "avprompt.methods.AVSTFP", "init_args": off}
     write(tmp_path, "S", own, {"test_accuracy": 0.7}, WORLD)
     table, = tables(lines_of(tmp_path), read_published())
     assert table.task == "ave" and table.rows[0][3] == "81.4 [b]"
@@ -344,8 +344,8 @@ def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         row, = csv.DictReader(file)
     run(["params", "--config", str(tmp_path / "good.yaml"), "--json"])
     counted = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert {name: int(row[name]) for name in ("trainable", "frozen", "total", "owned")} == {
-        name: counted[name] for name in ("trainable", "frozen", "total", "owned")}
+    assert {name: int(row[name]) for name in ("trainable", "frozen", "total", "checkpoint")} == {
+        name: counted[name] for name in ("trainable", "frozen", "total", "checkpoint")}
     assert 0.5 < float(row["forward_gflops_a_clip"]) < 2 and float(row["peak_gb"]) > 0.2
     stamp = (tmp_path / "table.csv").stat().st_mtime_ns
     run(["efficiency", str(tmp_path / "good.yaml"), "--steps", "1", "--out", str(tmp_path / "table.csv")])
@@ -357,7 +357,7 @@ def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_benchmark_uses_the_same_measurement() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--help"], capture_output=True,
                           text=True, check=True)
-    assert "avprompt.analysis.efficiency" in done.stdout
+    assert "avprompt.reports.efficiency" in done.stdout
 
 
 @pytest.fixture

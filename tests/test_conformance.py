@@ -1,6 +1,6 @@
 """Every prompt method on every encoder pair: one suite.
 
-A new method, one file in `avprompt.prompts`, gets a row from its own fragments in lightning_configs/prompts; variants
+A new method, one file in `avprompt.methods`, gets a row from its own fragments in lightning_configs/methods; variants
 of those that ship, and encoders, have theirs here.
 """
 
@@ -18,11 +18,11 @@ from conftest import ROOT
 from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, SmallSwin, small_batch
 from torch import nn
 
-from avprompt import AVPromptBackbone, prompts
-from avprompt.backbone import AVFeatures
+from avprompt import AVPromptBackbone, methods
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError
-from avprompt.prompts import AVSTFP, DGSCT, MaPLe, NoPrompts, PromptMethod
+from avprompt.features import AVFeatures
+from avprompt.methods import AVSTFP, DGSCT, MaPLe, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -66,18 +66,18 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
 
 
 def without_a_row() -> list[type[PromptMethod]]:
-    """Every `PromptMethod` that a module of `avprompt.prompts` defines and `METHODS` lacks."""
+    """Every `PromptMethod` that a module of `avprompt.methods` defines and `METHODS` lacks."""
     modules = [importlib.import_module(module.name)
-               for module in pkgutil.iter_modules(prompts.__path__, f"{prompts.__name__}.")]
+               for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}.")]
     defined = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)
                and issubclass(kind, PromptMethod) and kind.__module__ == module.__name__}
     return sorted(defined - {PromptMethod, *(type(make()) for make in METHODS.values())}, key=lambda kind: kind.__name__)
 
 
 def fragments(kind: type[PromptMethod]) -> dict[str, dict[str, object]]:
-    """Name and arguments of the fragments in lightning_configs/prompts whose class_path is this method."""
-    paths = {f"{kind.__module__}.{kind.__name__}", f"{prompts.__name__}.{kind.__name__}"}
-    contents = {path.stem: read_yaml(path) for path in sorted((ROOT / "lightning_configs" / "prompts").glob("*.yaml"))}
+    """Name and arguments of the fragments in lightning_configs/methods whose class_path is this method."""
+    paths = {f"{kind.__module__}.{kind.__name__}", f"{methods.__name__}.{kind.__name__}"}
+    contents = {path.stem: read_yaml(path) for path in sorted((ROOT / "lightning_configs" / "methods").glob("*.yaml"))}
     return {name: content.get("init_args", {}) for name, content in contents.items() if content["class_path"] in paths}
 
 
@@ -131,7 +131,7 @@ def is_owned(net: AVPromptBackbone, name: str) -> bool:
 
 
 def test_every_method_has_a_row() -> None:
-    assert not without_a_row(), "no fragment in lightning_configs/prompts has the class_path of these"
+    assert not without_a_row(), "no fragment in lightning_configs/methods has the class_path of these"
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
@@ -247,7 +247,7 @@ def test_exact_parameter_count(pair: str) -> None:
 
 def test_reassociated_prompt_map_is_exact() -> None:
     from avprompt.encoders import BlockSpec
-    from avprompt.prompts.dgsct import PromptMap
+    from avprompt.methods.dgsct import PromptMap
 
     torch.manual_seed(0)
     prompt_map = PromptMap(BlockSpec(6, (5, 5), 0), BlockSpec(7, (4, 4), 0), tokens=3).double()

@@ -22,7 +22,17 @@ from avprompt.encoders import CLIP, CLAPAudio, CLAPText, CLIPText
 from avprompt.errors import ArgumentError, CheckpointError, ConfigError, WeightsError
 from avprompt.heads.clip_adapter import CLIPAdapter
 from avprompt.heads.contrastive import Matching, fuse, visual_weight
-from avprompt.prompts import DGSCT, ClassTexts, CoCoOp, CoOp, FixedTexts, MaPLe, MaPLeTexts, NoPrompts, PromptMethod
+from avprompt.methods import (
+    DGSCT,
+    ClassEmbeddings,
+    CoCoOp,
+    CoOp,
+    FixedEmbeddings,
+    MaPLe,
+    MaPLeEmbeddings,
+    NoPrompts,
+    PromptMethod,
+)
 from avprompt.tasks import Contrastive
 
 NAMES, SEGMENTS = ("Church_bell", "dog", "violin, fiddle"), 2
@@ -75,8 +85,8 @@ def clap_text(tokenizer: Path) -> CLAPText:
     return SmallCLAPText(tokenizer=tokenizer)
 
 
-def sound_texts(tokenizer: Path, **options: object) -> FixedTexts:
-    return FixedTexts(partial(clap_text, tokenizer), template="The sounds of {}", spaces=False, **options)
+def sound_texts(tokenizer: Path, **options: object) -> FixedEmbeddings:
+    return FixedEmbeddings(partial(clap_text, tokenizer), template="The sounds of {}", spaces=False, **options)
 
 
 def batch(clips: int = 2, names: tuple[str, ...] = NAMES, seed: int = 0) -> dict[str, object]:
@@ -91,7 +101,7 @@ def batch(clips: int = 2, names: tuple[str, ...] = NAMES, seed: int = 0) -> dict
             "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool)}
 
 
-def build(tokenizer: Path | None, visual: Callable[[CLIPText], ClassTexts] | None = None,
+def build(tokenizer: Path | None, visual: Callable[[CLIPText], ClassEmbeddings] | None = None,
           prompts: PromptMethod | None = None, **options: object) -> Contrastive:
     torch.manual_seed(0)
     backbone = AVPromptBackbone(Eye(projection=True), copy.deepcopy(ear()), prompts)
@@ -99,8 +109,8 @@ def build(tokenizer: Path | None, visual: Callable[[CLIPText], ClassTexts] | Non
                        **{"class_names": NAMES, **options})
 
 
-def fixed(words: CLIPText) -> FixedTexts:
-    return FixedTexts(lambda: words)
+def fixed(words: CLIPText) -> FixedEmbeddings:
+    return FixedEmbeddings(lambda: words)
 
 
 def network(tokenizer: Path, name: str, **options: object) -> Contrastive:
@@ -115,7 +125,7 @@ def network(tokenizer: Path, name: str, **options: object) -> Contrastive:
         "coop": lambda: build(None, CoOp, objective="class", **options),
         "cocoop": lambda: build(None, CoCoOp, objective="class", **options),
         "clip_adapter": lambda: build(None, fixed, adapters=["visual"], objective="class", **options),
-        "maple": lambda: build(None, MaPLeTexts, maple, objective="class", **options),
+        "maple": lambda: build(None, MaPLeEmbeddings, maple, objective="class", **options),
         "dgsct": lambda: build(tokenizer, four, dgsct, **{**two, **options}),
         "dgsct_paper": lambda: build(tokenizer, four, dgsct, **{"learned_scales": True, **sounds, **options}),
     }[name]()
@@ -169,27 +179,27 @@ def test_gradients_reach_exactly_what_is_owned(tokenizer: Path, name: str) -> No
     for key, parameter in task.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) is parameter.requires_grad, key
     optimizer.step()
-    after, owned = nn.Module.state_dict(task), checkpoints.owned_names(task)
+    after, owned = nn.Module.state_dict(task), checkpoints.trainable_state_names(task)
     assert {key for key in after if not torch.equal(before[key], after[key])} == owned
     assert owned == task.state_dict().keys()
 
 
 def test_owned_parameters_are_the_published_counts() -> None:
-    def owned(texts: ClassTexts | None, prompts: PromptMethod | None = None, **options: object) -> int:
+    def owned(texts: ClassEmbeddings | None, prompts: PromptMethod | None = None, **options: object) -> int:
         task = Contrastive(AVPromptBackbone(eye, clap, prompts), texts, class_names=NAMES, **options)
         return sum(p.numel() for p in task.parameters() if p.requires_grad)
 
     with torch.device("meta"):
         eye, clap, words = CLIP("ViT-B-16", projection=True), CLAPAudio(), CLIPText("ViT-B-16")
-        sounds = partial(FixedTexts, CLAPText)
+        sounds = partial(FixedEmbeddings, CLAPText)
         assert owned(CoOp(words)) == 8192 and owned(CoOp(words, "a photo of a")) == 2048
         assert owned(CoOp(words, class_specific=True)) == 8192 * len(NAMES)
         assert owned(CoCoOp(words)) == 35360
-        assert owned(FixedTexts(lambda: words), adapters=["visual"]) == 131072
-        assert owned(MaPLeTexts(words), MaPLe()) == 3555072
+        assert owned(FixedEmbeddings(lambda: words), adapters=["visual"]) == 131072
+        assert owned(MaPLeEmbeddings(words), MaPLe()) == 3555072
         released = {"adapters": ["visual", "visual_texts"], "objective": "released", "audio_texts": sounds()}
         assert owned(CoOp(words, 4), **released) == 2 * 131072 + 262656 + 2048
-        assert owned(FixedTexts(lambda: words), audio_texts=sounds(), learned_scales=True) == 2
+        assert owned(FixedEmbeddings(lambda: words), audio_texts=sounds(), learned_scales=True) == 2
 
 
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -244,7 +254,7 @@ def test_cocoop_moves_the_context_by_the_image(condition: str) -> None:
 
 
 def maple() -> tuple[Contrastive, MaPLe, CLIPText]:
-    task = build(None, MaPLeTexts, MaPLe(num_tokens=2, depth=3, text_width=32)).eval()
+    task = build(None, MaPLeEmbeddings, MaPLe(num_tokens=2, depth=3, text_width=32)).eval()
     return task, task.backbone.prompts, task.head.branches["visual"].texts.tower
 
 
@@ -287,13 +297,13 @@ def test_maple_in_the_image_tower() -> None:
 
 def test_maple_is_coupled_to_fitting_towers() -> None:
     with pytest.raises(ArgumentError, match="NoPrompts.*MaPLe"):
-        build(None, MaPLeTexts)
+        build(None, MaPLeEmbeddings)
     with pytest.raises(ArgumentError, match="text_width: got 512; expected 32"):
-        build(None, MaPLeTexts, MaPLe(depth=3))
+        build(None, MaPLeEmbeddings, MaPLe(depth=3))
     with pytest.raises(ArgumentError, match="depth: got 9; expected at most 4"):
-        build(None, MaPLeTexts, MaPLe(text_width=32))
+        build(None, MaPLeEmbeddings, MaPLe(text_width=32))
     with pytest.raises(ArgumentError, match="words.*at least 5"):
-        build(None, MaPLeTexts, MaPLe(num_tokens=5, depth=2, text_width=32))
+        build(None, MaPLeEmbeddings, MaPLe(num_tokens=5, depth=2, text_width=32))
     with pytest.raises(ArgumentError, match="plain transformer"):
         AVPromptBackbone(SmallSwin(), SmallHTSAT(), MaPLe(depth=2))
 
@@ -368,16 +378,16 @@ def test_contrast_within_a_batch_is_the_equation() -> None:
     logits, target, everything = torch.randn(4, 6), torch.tensor([5, 0, 2, 3]), torch.ones(4, dtype=torch.bool)
     s = logits[:, target].exp()
     expected = [-0.5 * ((s[i, i] / s[i].sum()).log() + (s[i, i] / s[:, i].sum()).log()) for i in range(4)]
-    assert torch.allclose(losses.paired_with_texts(logits, target, everything), torch.stack(expected))
+    assert torch.allclose(losses.text_contrast(logits, target, everything), torch.stack(expected))
     target = torch.tensor([5, 0, 5, 3])
     s = logits[:, target]
     right = -0.25 * sum((s.log_softmax(1)[0, j] + s.log_softmax(0)[j, 0]) for j in (0, 2))
-    assert losses.paired_with_texts(logits, target, everything)[0] == pytest.approx(right.item(), rel=1e-5)
+    assert losses.text_contrast(logits, target, everything)[0] == pytest.approx(right.item(), rel=1e-5)
     some = torch.tensor([True, False, True, False])
-    part = losses.paired_with_texts(logits, target, some)
+    part = losses.text_contrast(logits, target, some)
     assert part[1] == part[3] == 0
-    assert torch.equal(part[some], losses.paired_with_texts(logits[some], target[some], everything[:2]))
-    nothing = losses.paired_with_texts(logits.requires_grad_(), target, torch.zeros(4, dtype=torch.bool))
+    assert torch.equal(part[some], losses.text_contrast(logits[some], target[some], everything[:2]))
+    nothing = losses.text_contrast(logits.requires_grad_(), target, torch.zeros(4, dtype=torch.bool))
     nothing.sum().backward()
     assert nothing.sum() == 0 and torch.equal(logits.grad, torch.zeros(4, 6))
 
@@ -388,7 +398,7 @@ def test_paper_objective_weighs_the_surer_modality(tokenizer: Path) -> None:
     terms, target = task.losses(out, data), data["event"].argmax(-1).flatten()
     w1 = visual_weight(out["visual_logits"], out["audio_logits"]).flatten()
     for side, weight in (("visual", w1), ("audio", 1 - w1)):
-        each = losses.paired_with_texts(out[f"{side}_logits"].flatten(0, 1), target, torch.ones(4, dtype=torch.bool))
+        each = losses.text_contrast(out[f"{side}_logits"].flatten(0, 1), target, torch.ones(4, dtype=torch.bool))
         assert terms[side] == pytest.approx((weight * each).mean().item(), rel=1e-5)
 
 
@@ -464,7 +474,7 @@ def test_rows_of_segments(tokenizer: Path) -> None:
     data["valid"][1, 0] = False
     with torch.no_grad():
         out = task(data)
-        rows, decided = task.prediction_rows(out, data, NAMES), task.decide(out)["prediction"]
+        rows, decided = task.prediction_rows(out, data, NAMES), task.postprocess(out)["prediction"]
     places = [(row["id"], row["start"], row["end"]) for row in rows]
     assert places == [("0", 0, 1), ("0", 1, 2), ("1", 0, 1), ("1", 1, 2)]
     assert [row["annotated"] for row in rows] == ["Church_bell", "background", "dog", "background"]
@@ -514,8 +524,8 @@ def test_wrong_checkpoints_are_refused(tokenizer: Path, tmp_path: Path) -> None:
 def test_cached_texts_need_no_tower(tokenizer: Path, tmp_path: Path) -> None:
     cache, data = tmp_path / "texts.safetensors", batch()
 
-    def texts(tower: Callable[[], CLAPText] | None) -> FixedTexts:
-        return FixedTexts(tower, "The sounds of {}", False, cache)
+    def texts(tower: Callable[[], CLAPText] | None) -> FixedEmbeddings:
+        return FixedEmbeddings(tower, "The sounds of {}", False, cache)
 
     def never() -> CLAPText:
         raise AssertionError("the tower was built")

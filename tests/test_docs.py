@@ -24,11 +24,12 @@ import pytest
 from conftest import ROOT
 from laptop import tiny
 
-from avprompt import prompts, quickstart, sweep, tasks
-from avprompt.analysis import efficiency
-from avprompt.cli import main, run
-from avprompt.sweep import Cell, read_json, write_json
-from avprompt.synth import WORLDS
+from avprompt import methods, tasks
+from avprompt.cli import main, quickstart, run
+from avprompt.reports import efficiency
+from avprompt.sweeps import sweep
+from avprompt.sweeps.sweep import Cell, read_json, write_json
+from avprompt.synthetic import SYNTHETIC_DATASETS
 
 GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md"))
 USING = README.partition("## Using it\n")[2].partition("\n## ")[0]
@@ -77,7 +78,7 @@ class Tree:
     def __init__(self, root: Path) -> None:
         self.root, self.outcomes = root, {}
         source = root / "src" / "avprompt"
-        for folder in (source / "prompts", source / "tasks"):
+        for folder in (source / "methods", source / "tasks"):
             folder.mkdir(parents=True)
             for path in (ROOT / "src" / "avprompt" / folder.name).glob("*.py"):
                 (folder / path.name).symlink_to(path)
@@ -95,7 +96,7 @@ class Tree:
             assert not (root / name).exists(), f"{name} is no new file"
             (root / name).write_text(content, encoding="utf-8")
         for number, (world, options, place, videos) in enumerate(WORLDS_OF_THE_GUIDE):
-            WORLDS[world](root / "worlds" / str(number), **{"videos": 10, "workers": 1, **options})
+            SYNTHETIC_DATASETS[world](root / "worlds" / str(number), **{"videos": 10, "workers": 1, **options})
             made = root / "worlds" / str(number) / "videos"
             if videos:
                 made.rename(root / videos)
@@ -173,7 +174,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     tree = request.getfixturevalue("tree")
     monkeypatch.chdir(tree.root)
-    for package in (prompts, tasks):
+    for package in (methods, tasks):
         place = tree.root / "src" / "avprompt" / package.__name__.rpartition(".")[2]
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(place)])
     worlds = {"ave": {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
@@ -291,9 +292,9 @@ TROUBLES: dict[str, list[list[str]]] = {
     "Option 'alphaa' is not accepted": [[*SMALL, f"{BACKBONE}.prompts.init_args.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
     "every argument that both classes have to be given anew": [
-        [*SMALL, f"{BACKBONE}.prompts", "avprompt.prompts.MaPLe"]],
+        [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],
     "expected encoders of plain transformer blocks on both sides": [
-        [*SMALL, f"{BACKBONE}.prompts", "avprompt.prompts.AVSTFP"]],
+        [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.AVSTFP"]],
     "tensors that this experiment trains": [[*TRAINED, f"{BACKBONE}.prompts.init_args.num_tokens", "2"]],
     "expected the encoder in use": [[*TRAINED, f"{BACKBONE}.visual.init_args.pretrained", "none"]],
     "expected finite loss terms": [DIVERGES],

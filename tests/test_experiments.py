@@ -12,20 +12,20 @@ from laptop import tiny
 from avprompt.cli import run
 from avprompt.configs import read_yaml
 from avprompt.errors import ConfigError
-from avprompt.sweep import read_sweep
+from avprompt.sweeps.sweep import read_sweep
 
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 CATEGORIES = "categories: [disc, square, triangle, plus, ring, star, bar, hourglass]"
 #: data module -> fixture of a small world, and what else the experiment needs to run on it
-WORLDS = {
-    "AVEDataModule": ("world", [CATEGORIES]),
-    "LLPDataModule": ("llp_world", [CATEGORIES, "features: null"]),
-    "LLPClassificationDataModule": ("llp_world", [CATEGORIES]),
-    "VGGSoundDataModule": ("vggsound_world", []),
-    "AVSBenchDataModule": ("avs_worlds", []),
-    "MUSICAVQADataModule": ("avqa_world", ["stride: null"]),
-    "KineticsSoundsDataModule": ("ks_world", []),
+SYNTHETIC_DATASETS = {
+    "AVEDataModule": ("ave_root", [CATEGORIES]),
+    "LLPDataModule": ("llp_root", [CATEGORIES, "features: null"]),
+    "LLPClassificationDataModule": ("llp_root", [CATEGORIES]),
+    "VGGSoundDataModule": ("vggsound_root", []),
+    "AVSBenchDataModule": ("avs_roots", []),
+    "MUSICAVQADataModule": ("avqa_root", ["stride: null"]),
+    "KineticsSoundsDataModule": ("ks_root", []),
 }
 #: experiments with nothing to train
 ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap")
@@ -45,7 +45,7 @@ def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> lis
     """Flags that run one batch of an experiment on tiny encoders and a generated world."""
     content = read_yaml(path)
     data = content["data"]["class_path"].rpartition(".")[2]
-    fixture, extra = WORLDS[data]
+    fixture, extra = SYNTHETIC_DATASETS[data]
     root = request.getfixturevalue(fixture)
     if data == "AVSBenchDataModule":
         root = root[content["data"]["init_args"]["setting"]]

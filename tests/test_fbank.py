@@ -12,10 +12,10 @@ import torch
 from torchaudio.compliance import kaldi
 
 from avprompt.cli import run
+from avprompt.datasets.fbank_statistics import fbank_statistics
 from avprompt.encoders.fbank import Fbank
 from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, DatasetError, ShapeError
 from avprompt.media.readers import StoreReader
-from avprompt.media.statistics import fbank_statistics
 
 AVQA = Fbank(mel_bins=224, frames=224, shift_ms=4.4, mean=-5.2144, std=3.8699)
 
@@ -114,9 +114,9 @@ model:
 
 
 @pytest.fixture
-def copy(world: Path, tmp_path: Path) -> Path:
+def copy(ave_root: Path, tmp_path: Path) -> Path:
     """The generated world with a store of its own, in whose training split one clip lasts four seconds."""
-    root = shutil.copytree(world, tmp_path / "ave", ignore=shutil.ignore_patterns("videos"))
+    root = shutil.copytree(ave_root, tmp_path / "ave", ignore=shutil.ignore_patterns("videos"))
     clip = train_ids(root)[5]
     np.save(root / "store" / "clips" / clip / "valid.npy", np.arange(10) < 4)
     return root

@@ -13,9 +13,9 @@ from conftest import ROOT
 from small import SAMPLES, SEGMENTS, SmallHTSAT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from avprompt.analysis import features
 from avprompt.cli import lightning_cli, parts_of, run
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.callbacks import feature_pictures as features
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 PROMPTS = "--model.init_args.backbone.init_args.prompts"
@@ -27,12 +27,12 @@ def flags(root: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def drawn(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, features.FeaturePictures]:
+def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, features.FeaturePictures]:
     """Run folder and callback after four clips, two of them drawn."""
     out = tmp_path_factory.mktemp("visualize")
     cli = lightning_cli()(["predict", *flags(
-        world, out, "--data.init_args.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
-        "--trainer.callbacks+=avprompt.analysis.features.FeaturePictures", "--trainer.callbacks.max_clips=2")])
+        ave_root, out, "--data.init_args.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
+        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2")])
     callback = next(one for one in cli.trainer.callbacks if isinstance(one, features.FeaturePictures))
     return out / "quickstart" / "version_0", callback
 
@@ -118,11 +118,11 @@ def test_files_and_tensorboard(drawn: tuple) -> None:
     assert {"features/tsne", "features/classes"} <= images and len(images) == 4
 
 
-def test_points_maps_and_gates_are_the_networks(drawn: tuple, world: Path) -> None:
+def test_points_maps_and_gates_are_the_networks(drawn: tuple, ave_root: Path) -> None:
     """Frozen and prompted features of each event's seconds, its frequency map and its gates, computed here again."""
     callback = drawn[1]
     torch.manual_seed(0)
-    model, data = parts_of([*flags(world, drawn[0])[:4], "--data.init_args.eval_batch_size", "4"])
+    model, data = parts_of([*flags(ave_root, drawn[0])[:4], "--data.init_args.eval_batch_size", "4"])
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     with torch.no_grad():
@@ -155,11 +155,11 @@ def test_clip_figure_draws_the_gates_it_is_given() -> None:
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["b"]
 
 
-def test_errors(world: Path, avqa_world: Path, tmp_path: Path) -> None:
+def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoPrompts"):
-        run(["visualize", *flags(world, tmp_path, "--features", f"{PROMPTS}=avprompt.prompts.NoPrompts")])
+        run(["visualize", *flags(ave_root, tmp_path, "--features", f"{PROMPTS}=avprompt.methods.NoPrompts")])
     with pytest.raises(ConfigError, match="MUSICAVQADataModule"):
         run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.init_args.root",
-             str(avqa_world), "--trainer.logger.init_args.save_dir", str(tmp_path), "--features"])
+             str(avqa_root), "--trainer.logger.init_args.save_dir", str(tmp_path), "--features"])
     with pytest.raises(ArgumentError, match="max_clips"):
         features.FeaturePictures(max_clips=-1)

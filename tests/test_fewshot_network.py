@@ -25,7 +25,7 @@ from avprompt.convert import from_released, released
 from avprompt.encoders import CLIP, BlockSpec, CLAPAudio, CLAPText, CLIPText
 from avprompt.encoders.htsat import FrontEnd
 from avprompt.errors import ArgumentError, CheckpointError, WeightsError
-from avprompt.prompts import DGSCT, CoOp, FixedTexts
+from avprompt.methods import DGSCT, CoOp, FixedEmbeddings
 from avprompt.tasks import Contrastive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,7 +256,7 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
         pretrained=str(files["audio"]), front_end="released", repeat=3)
     module = Contrastive(
         AVPromptBackbone(visual, audio, DGSCT("fewshot", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01)),
-        CoOp(names, 4), FixedTexts(lambda: heard, "The sounds of {}", spaces=False),
+        CoOp(names, 4), FixedEmbeddings(lambda: heard, "The sounds of {}", spaces=False),
         NAMES, True, adapters=["visual", "visual_texts"], fusion="sum", objective="released", exp_audio_scale=False)
     content = checkpoints.read_checkpoint(target)
     module.on_load_checkpoint(content)

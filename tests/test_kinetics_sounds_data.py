@@ -16,11 +16,11 @@ from PIL import Image
 
 from avprompt.cli import main, run
 from avprompt.data_modules import KineticsSoundsDataModule
+from avprompt.datasets import kinetics_sounds
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ArgumentError, DatasetError
-from avprompt.media import kinetics_sounds
-from avprompt.media.verify import verify
-from avprompt.synth.kinetics_sounds import action_scene, synthesize
-from avprompt.synth.world import CATEGORIES, SECONDS, Settings
+from avprompt.synthetic.kinetics_sounds import action_scene, synthesize
+from avprompt.synthetic.scenes import CATEGORIES, SECONDS, Settings
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc"
 
@@ -31,13 +31,13 @@ def module(root: Path, **options: object) -> KineticsSoundsDataModule:
 
 
 @pytest.fixture
-def copy(ks_world: Path, tmp_path: Path) -> Path:
+def copy(ks_root: Path, tmp_path: Path) -> Path:
     """The generated world with annotation files of its own, sharing the media."""
     root = tmp_path / "ks"
     root.mkdir()
     for name in ("train.csv", "val.csv", "test.csv", "classes.txt"):
-        shutil.copy(ks_world / name, root)
-    (root / "store").symlink_to(ks_world / "store")
+        shutil.copy(ks_root / name, root)
+    (root / "store").symlink_to(ks_root / "store")
     return root
 
 
@@ -65,9 +65,9 @@ class TestKineticsSounds(DatasetContract):
     labels = {"label": ()}
 
     @pytest.fixture
-    def root(self, copy: Path, ks_world: Path) -> Path:
+    def root(self, copy: Path, ks_root: Path) -> Path:
         (copy / "store").unlink()
-        shutil.copytree(ks_world / "store", copy / "store")
+        shutil.copytree(ks_root / "store", copy / "store")
         return copy
 
     def predicted(self) -> dict[str, torch.Tensor]:
@@ -229,16 +229,16 @@ def test_extracted_folders(published: Path) -> None:
     assert not verify(published, "kinetics_sounds", "folders")
 
 
-def test_world(ks_world: Path) -> None:
+def test_world(ks_root: Path) -> None:
     """Kinetics' own layout: media named by id and times, every class once in each block of its split."""
-    splits = kinetics_sounds.read_splits(ks_world)
+    splits = kinetics_sounds.read_splits(ks_root)
     assert {split: np.bincount([item.label for item in items]).tolist() for split, items in splits.items()} == {
         "train": [3] * 8, "val": [1] * 8, "test": [1] * 8}
     assert {item.id for items in splits.values() for item in items} == {
-        path.stem for path in (ks_world / "videos").glob("*.mp4")}
+        path.stem for path in (ks_root / "videos").glob("*.mp4")}
     assert all(len(item.video) == 11 for item in splits["train"])
-    assert module(ks_world).class_names == CATEGORIES
-    scenes = {line["id"]: line for line in map(json.loads, (ks_world / "scenes.jsonl").read_text().splitlines())}
+    assert module(ks_root).class_names == CATEGORIES
+    scenes = {line["id"]: line for line in map(json.loads, (ks_root / "scenes.jsonl").read_text().splitlines())}
     for item in splits["test"]:
         assert scenes[item.id]["things"][0]["category"] == scenes[item.id]["sounds"][0]["category"] == item.label
 

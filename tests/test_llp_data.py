@@ -16,15 +16,15 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from avprompt.analysis.parsing import parsing_figure
-from avprompt.analysis.timeline import category_colour
 from avprompt.data_modules import LLPDataModule
+from avprompt.datasets import llp
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, ConfigError, DatasetError
-from avprompt.media import llp
 from avprompt.media.decode import Sampling
-from avprompt.media.verify import verify
-from avprompt.synth.llp import parsing_scene, synthesize
-from avprompt.synth.world import BANDS, CATEGORIES, Settings
+from avprompt.plots.parsing import parsing_figure
+from avprompt.plots.timeline import category_colour
+from avprompt.synthetic.llp import parsing_scene, synthesize
+from avprompt.synthetic.scenes import BANDS, CATEGORIES, Settings
 
 FILES = (*llp.SPLITS.values(), *llp.EVENTS.values(), "categories.txt")
 pytestmark = pytest.mark.filterwarnings("ignore:parsing runs without the r2plus1d stream")
@@ -36,13 +36,13 @@ def module(root: Path, **options: object) -> LLPDataModule:
 
 
 @pytest.fixture
-def copy(llp_world: Path, tmp_path: Path) -> Path:
+def copy(llp_root: Path, tmp_path: Path) -> Path:
     """The generated world with annotation files of its own, sharing the media."""
     root = tmp_path / "llp"
     root.mkdir()
     for name in FILES:
-        (root / name).write_text((llp_world / name).read_text())
-    (root / "store").symlink_to(llp_world / "store")
+        (root / name).write_text((llp_root / name).read_text())
+    (root / "store").symlink_to(llp_root / "store")
     return root
 
 
@@ -58,9 +58,9 @@ class TestLLP(DatasetContract):
     labels = {"labels": (8,)}
 
     @pytest.fixture
-    def root(self, copy: Path, llp_world: Path) -> Path:
+    def root(self, copy: Path, llp_root: Path) -> Path:
         (copy / "store").unlink()
-        shutil.copytree(llp_world / "store", copy / "store")
+        shutil.copytree(llp_root / "store", copy / "store")
         return copy
 
     def module(self, root: Path, **options: object) -> LLPDataModule:
@@ -366,12 +366,12 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "LLP_dataset/frame/<id>/%08d.jpg" in "\n".join(llp.PUBLISHED.tree)
 
 
-def test_world_annotations_follow_the_scenes(llp_world: Path) -> None:
-    scenes = {scene["id"]: scene for scene in map(json.loads, (llp_world / "scenes.jsonl").read_text().splitlines())}
-    splits = llp.read_splits(llp_world)
+def test_world_annotations_follow_the_scenes(llp_root: Path) -> None:
+    scenes = {scene["id"]: scene for scene in map(json.loads, (llp_root / "scenes.jsonl").read_text().splitlines())}
+    splits = llp.read_splits(llp_root)
     videos = [video for split in splits.values() for video in split]
     assert sorted(scenes) == sorted(video.id for video in videos) == sorted(
-        path.stem for path in (llp_world / "videos").iterdir())
+        path.stem for path in (llp_root / "videos").iterdir())
     for video in videos:
         scene = scenes[video.id]
         spans = {kind: [(part["category"], part["start"], part["end"]) for part in scene[key]]
@@ -403,15 +403,15 @@ def test_world_is_varied_and_balanced() -> None:
     assert occurs.min() > 0.75 * occurs.mean()
 
 
-def test_world_is_the_same_again_and_refuses_another(llp_world: Path, tmp_path: Path,
+def test_world_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "again"
-    shutil.copytree(llp_world / "videos", root / "videos")
+    shutil.copytree(llp_root / "videos", root / "videos")
     stamps = {path.name: path.stat().st_mtime_ns for path in (root / "videos").iterdir()}
     synthesize(root, videos=40, seed=7)
     assert "40 clips of 10 s, {'train': 24, 'val': 8, 'test': 8}" in capsys.readouterr().out
     for name in (*FILES, "scenes.jsonl"):
-        assert (root / name).read_bytes() == (llp_world / name).read_bytes()
+        assert (root / name).read_bytes() == (llp_root / name).read_bytes()
     assert stamps == {path.name: path.stat().st_mtime_ns for path in (root / "videos").iterdir()}  # resumed
     with pytest.raises(DatasetError, match="another generated world"):
         synthesize(root, videos=40, seed=8)

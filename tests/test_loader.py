@@ -11,7 +11,7 @@ from lightning import LightningModule, Trainer
 from torch.utils.data import Dataset
 
 from avprompt.errors import CheckpointError, ClipDecodeError
-from avprompt.media.samplers import Carried, EpochOrder, ResumableLoader
+from avprompt.media.samplers import EpochOrder, ErrorsAsValues, ResumableLoader
 
 
 class Numbers(Dataset):
@@ -128,7 +128,7 @@ def test_typed_errors_cross_processes(workers: int) -> None:
         return next((s for s in samples if isinstance(s, Exception)), samples)
 
     with pytest.raises(ClipDecodeError, match="^seven.mp4: got nothing; expected something. Look at it.$"):
-        list(loader(workers, Carried(Broken()), collate_fn=collate))
+        list(loader(workers, ErrorsAsValues(Broken()), collate_fn=collate))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 30])

@@ -21,27 +21,35 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from avprompt.analysis.cards import RIGHT, WRONG, question_figure
 from avprompt.data_modules import MUSICAVQADataModule
+from avprompt.datasets import music_avqa
+from avprompt.datasets.music_avqa import (
+    TYPES,
+    Question,
+    Vocabulary,
+    is_generated,
+    read_splits,
+    read_vocabulary,
+    tokenise,
+)
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError, ShapeError
-from avprompt.media import music_avqa
 from avprompt.media.decode import Sampling, decode_clip
-from avprompt.media.music_avqa import TYPES, Question, Vocabulary, is_generated, read_splits, read_vocabulary, tokenise
-from avprompt.media.verify import verify
-from avprompt.synth.music_avqa import clip_scene, questions, synthesize
-from avprompt.synth.world import CATEGORIES, SAMPLE_RATE, render_sound
+from avprompt.plots.cards import RIGHT, WRONG, question_figure
+from avprompt.synthetic.music_avqa import clip_scene, questions, synthesize
+from avprompt.synthetic.scenes import CATEGORIES, SAMPLE_RATE, render_sound
 
 HOW_MANY = "How many instruments are sounding in the video?"
 
 
 @pytest.fixture
-def copy(avqa_world: Path, tmp_path: Path) -> Path:
+def copy(avqa_root: Path, tmp_path: Path) -> Path:
     """That world with annotation files of its own, sharing the media."""
     root = tmp_path / "copy"
-    shutil.copytree(avqa_world / "json", root / "json")
+    shutil.copytree(avqa_root / "json", root / "json")
     for name in ("ques_vocab.txt", "ans_vocab.txt"):
-        shutil.copy(avqa_world / name, root)
-    (root / "store").symlink_to(avqa_world / "store")
+        shutil.copy(avqa_root / name, root)
+    (root / "store").symlink_to(avqa_root / "store")
     return root
 
 
@@ -70,9 +78,9 @@ class TestMUSICAVQA(DatasetContract):
         return {"prediction": torch.tensor(1), "map_grounding": torch.rand(10, 4, 4)}
 
     @pytest.fixture
-    def root(self, copy: Path, avqa_world: Path) -> Path:
+    def root(self, copy: Path, avqa_root: Path) -> Path:
         (copy / "store").unlink()
-        shutil.copytree(avqa_world / "store", copy / "store")
+        shutil.copytree(avqa_root / "store", copy / "store")
         return copy
 
     def module(self, root: Path, **options: object) -> MUSICAVQADataModule:
@@ -95,7 +103,7 @@ class TestMUSICAVQA(DatasetContract):
 
     def test_questions_of_a_video_come_together(self, root: Path) -> None:
         """Always in evaluation, and in training where that is wanted."""
-        data, mixed = self.module(root, together=True), self.module(root)
+        data, mixed = self.module(root, group_by_video=True), self.module(root)
         for each in (data, mixed):
             each.setup("fit")
         videos = len(set(data.datasets["train"].ids))
@@ -392,9 +400,9 @@ def test_negative_frames_depend_on_seed_epoch_and_place(copy: Path) -> None:
     assert torch.equal(drawn(0, split="val"), drawn(1, split="val"))
 
 
-def test_negative_frames_come_from_decoded_segments(copy: Path, avqa_world: Path) -> None:
+def test_negative_frames_come_from_decoded_segments(copy: Path, avqa_root: Path) -> None:
     (copy / "store").unlink()
-    shutil.copytree(avqa_world / "store", copy / "store")
+    shutil.copytree(avqa_root / "store", copy / "store")
     for folder in (copy / "store" / "clips").iterdir():
         np.save(folder / "valid.npy", np.arange(10) < 4)
     data = module(copy, negatives="other_video")
@@ -403,10 +411,10 @@ def test_negative_frames_come_from_decoded_segments(copy: Path, avqa_world: Path
     assert {segment for _, segment in sources(data, "train", frames)} == {0, 1, 2, 3}
 
 
-def test_negative_videos_that_do_not_decode(copy: Path, avqa_world: Path) -> None:
+def test_negative_videos_that_do_not_decode(copy: Path, avqa_root: Path) -> None:
     """Like every training clip: an error, or the next one; in evaluation an error."""
     (copy / "store").unlink()
-    shutil.copytree(avqa_world / "store", copy / "store")
+    shutil.copytree(avqa_root / "store", copy / "store")
     data = module(copy, negatives="other_video")
     videos = list(dict.fromkeys(data.read_annotations()["train"][index].id for index in range(48)))
     for video in videos[2:]:
@@ -724,21 +732,21 @@ def test_scenes_are_what_the_questions_need(big: tuple[dict, dict]) -> None:
     assert len(seen) >= 12  # sounds without objects, objects without sounds, both
 
 
-def test_generated_world(avqa_world: Path) -> None:
-    splits = read_splits(avqa_world)
+def test_generated_world(avqa_root: Path) -> None:
+    splits = read_splits(avqa_root)
     assert not music_avqa.remarks(splits)  # ids once, no video in two splits
     videos = {split: sorted({q.id for q in items}) for split, items in splits.items()}
     assert [len(ids) for ids in videos.values()] == [12, 4, 4]
-    assert sorted(sum(videos.values(), [])) == sorted(path.stem for path in (avqa_world / "videos").glob("*.mp4"))
+    assert sorted(sum(videos.values(), [])) == sorted(path.stem for path in (avqa_root / "videos").glob("*.mp4"))
     assert not any(map(is_generated, sum(videos.values(), []))) and all(len(v) == 8 for v in sum(videos.values(), []))
-    scenes = {line["id"]: line for line in map(json.loads, (avqa_world / "scenes.jsonl").read_text().splitlines())}
+    scenes = {line["id"]: line for line in map(json.loads, (avqa_root / "scenes.jsonl").read_text().splitlines())}
     for items in splits.values():
         assert set(Counter(item.id for item in items).values()) == {4}
         assert len({(item.id, item.text) for item in items}) == len(items)
         for item in items:
             assert Watched(scenes[item.id]).answer(item.text) == item.answer
-    assert tuple((avqa_world / "categories.txt").read_text().split()) == CATEGORIES
-    assert read_vocabulary(avqa_world).answers and Vocabulary.of(splits["train"]) == read_vocabulary(avqa_world, source="files")
+    assert tuple((avqa_root / "categories.txt").read_text().split()) == CATEGORIES
+    assert read_vocabulary(avqa_root).answers and Vocabulary.of(splits["train"]) == read_vocabulary(avqa_root, source="files")
 
 
 def test_generated_world_repeats_and_goes_on(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avprompt.analysis.timeline import category_colour, clip_figure, runs
 from avprompt.callbacks import PredictionWriter
+from avprompt.datasets.ave import CATEGORIES
 from avprompt.errors import ArgumentError, ConfigError
-from avprompt.media.ave import CATEGORIES
+from avprompt.plots.timeline import category_colour, clip_figure, runs
 from avprompt.tasks import AVE
 
 SEGMENTS, NAMES = 4, ("bell", "Male speech, man speaking")
@@ -28,7 +28,7 @@ SEGMENTS, NAMES = 4, ("bell", "Male speech, man speaking")
 class Oracle(LightningModule):
     """AVE's rows and decisions on outputs that stand in the batch: category 1 in seconds 1 and 2."""
 
-    prediction_rows, decide, prediction_files = AVE.prediction_rows, AVE.decide, AVE.prediction_files
+    prediction_rows, postprocess, prediction_files = AVE.prediction_rows, AVE.postprocess, AVE.prediction_files
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         if "broken" in batch["id"]:

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from avprompt.analysis.published import KINDS, Figure, read_published
 from avprompt.configs import read_yaml
 from avprompt.errors import AnnotationError
-from avprompt.sweep import Cell, read_sweep
+from avprompt.reports.published import KINDS, Figure, read_published
+from avprompt.sweeps.sweep import Cell, read_sweep
 
 FIGURES = read_published()
-SHIPPED = (resources.files("avprompt.analysis") / "published.csv").read_text(encoding="utf-8")
+SHIPPED = (resources.files("avprompt.reports") / "published.csv").read_text(encoding="utf-8")
 
 
 def find(source: str, **wanted: str) -> dict[str, Figure]:

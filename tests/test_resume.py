@@ -22,8 +22,8 @@ from avprompt.cli import run
 from avprompt.data_modules import AVEDataModule
 from avprompt.encoders import TinyHTSAT, TinySwinV2
 from avprompt.errors import CheckpointError, DatasetError, NonFiniteLossError
-from avprompt.prompts import DGSCT
-from avprompt.synth.world import CATEGORIES
+from avprompt.methods import DGSCT
+from avprompt.synthetic.scenes import CATEGORIES
 from avprompt.tasks import AVE
 
 EPOCHS = 3
@@ -42,12 +42,12 @@ class Watch(Callback):
             raise KeyboardInterrupt
 
 
-def make(world: Path, workers: int = 0, seed: int = 0) -> tuple[AVE, AVEDataModule]:
+def make(ave_root: Path, workers: int = 0, seed: int = 0) -> tuple[AVE, AVEDataModule]:
     seed_everything(seed, verbose=False)
     backbone = AVPromptBackbone(TinySwinV2(), TinyHTSAT(), DGSCT(num_tokens=2, reduction=4))
     task = AVE(backbone, 8, optimizer=lambda p: torch.optim.Adam(p, 1e-3),
                lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5))
-    data = AVEDataModule(world, categories=list(CATEGORIES), batch_size=5, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
+    data = AVEDataModule(ave_root, categories=list(CATEGORIES), batch_size=5, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
                          sample_rate=16000, num_workers=workers)
     return task, data
 
@@ -63,9 +63,9 @@ def train(task: AVE, data: AVEDataModule, folder: Path, watch: Watch, epochs: in
 
 
 @pytest.fixture(scope="module")
-def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list, dict]:
+def whole(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list, dict]:
     """An uninterrupted run: owned weights, order of clips, optimizer state."""
-    task, data = make(world)
+    task, data = make(ave_root)
     watch = Watch()
     trainer = train(task, data, tmp_path_factory.mktemp("whole"), watch)
     return task.state_dict(), watch.ids, trainer.optimizers[0].state_dict()
@@ -91,30 +91,30 @@ def test_the_run_under_test_is_not_trivial(whole: tuple) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_at_the_end_of_an_epoch(workers: int, world: Path, whole: tuple, tmp_path: Path) -> None:
+def test_resume_at_the_end_of_an_epoch(workers: int, ave_root: Path, whole: tuple, tmp_path: Path) -> None:
     first, second = Watch(), Watch()
-    train(*make(world, workers), tmp_path, first, epochs=1)
-    task, data = make(world, workers, seed=99)
+    train(*make(ave_root, workers), tmp_path, first, epochs=1)
+    task, data = make(ave_root, workers, seed=99)
     trainer = train(task, data, tmp_path, second, ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
     assert first.ids + second.ids == whole[1]
     assert_same(task, trainer.optimizers[0], whole)
 
 
 @pytest.mark.parametrize(("workers", "stop"), [(0, 7), (2, 7), (0, 10)])
-def test_resume_inside_an_epoch(workers: int, stop: int, world: Path, whole: tuple, tmp_path: Path) -> None:
+def test_resume_inside_an_epoch(workers: int, stop: int, ave_root: Path, whole: tuple, tmp_path: Path) -> None:
     first, second = Watch(stop), Watch()
     with pytest.raises(SystemExit):
-        train(*make(world, workers), tmp_path, first)
+        train(*make(ave_root, workers), tmp_path, first)
     interrupted = tmp_path / "checkpoints" / "interrupted.ckpt"
-    task, data = make(world, workers, seed=99)
+    task, data = make(ave_root, workers, seed=99)
     trainer = train(task, data, tmp_path, second, ckpt_path=interrupted)
     assert first.ids + second.ids == whole[1]
     assert_same(task, trainer.optimizers[0], whole)
 
 
-def test_sigterm_leaves_a_checkpoint_that_resumes(world: Path, tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint_that_resumes(ave_root: Path, tmp_path: Path) -> None:
     """A job scheduler's SIGTERM, to a real process; the resumed run equals one that was left alone."""
-    common = ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root", str(world),
+    common = ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root", str(ave_root),
               "--data.init_args.batch_size", "2", "--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false",
               "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.logger.init_args.version"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -145,9 +145,9 @@ def test_nothing_to_resume_where_nothing_was_trained(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-def test_non_finite_loss_stops_before_the_step(world: Path, tmp_path: Path) -> None:
+def test_non_finite_loss_stops_before_the_step(ave_root: Path, tmp_path: Path) -> None:
     """P21: otherwise training goes on with NaN weights."""
-    task, data = make(world)
+    task, data = make(ave_root)
     before: dict[str, torch.Tensor] = {}
 
     class Poison(Callback):
@@ -198,10 +198,10 @@ def test_wrong_keys_are_listed() -> None:
         task.load_state_dict(state)
 
 
-def test_other_frozen_weights_are_refused(world: Path, tmp_path: Path) -> None:
-    task, data = make(world)
+def test_other_frozen_weights_are_refused(ave_root: Path, tmp_path: Path) -> None:
+    task, data = make(ave_root)
     train(task, data, tmp_path, Watch(), epochs=1)
-    other, data = make(world)
+    other, data = make(ave_root)
     with torch.no_grad():
         other.backbone.audio.stages[0].blocks[0].feed_forward.fc1.weight[0, 0] += 1.0
     with pytest.raises(CheckpointError, match="backbone.audio trained on TinyHTSAT"):

@@ -19,13 +19,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from avprompt.analysis.compare import Run
-from avprompt.analysis.published import read_published
-from avprompt.analysis.shots import published_points, shots_figure, varied_figure
 from avprompt.cli import main, run
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError, ConfigError
-from avprompt.sweep import Cell, condense, last, read_sweep, run_cell, summarise, sweep
+from avprompt.reports.compare import Run
+from avprompt.reports.published import read_published
+from avprompt.sweeps.curves import published_points, shots_figure, varied_figure
+from avprompt.sweeps.sweep import Cell, condense, last, read_sweep, run_cell, summarise, sweep
 
 SWEEPS = ROOT / "experiments" / "sweeps"
 #: what `python -m avprompt fit|test` is in these tests: four epochs that count, each written down once it is over
@@ -84,7 +84,7 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.write_text("")
     monkeypatch.setenv("LEDGER", str(path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
-    monkeypatch.setattr("avprompt.sweep.PAUSE", 0.05)
+    monkeypatch.setattr("avprompt.sweeps.sweep.PAUSE", 0.05)
     return path
 
 
@@ -336,7 +336,7 @@ def test_sweep_of_several_tasks(tmp_path: Path) -> None:
     assert metric == "test_average" and {cell.row for cell in cells} == {"no prompts", "baseline", "C", "S", "all"}
     assert cells[0].config.name == "avqa_quickstart.yaml" and len(cells) == 10
     prefix = "--model.init_args.backbone.init_args.prompts"
-    assert cells[0].overrides == [f"{prefix}=avprompt.prompts.NoPrompts"]
+    assert cells[0].overrides == [f"{prefix}=avprompt.methods.NoPrompts"]
     assert cells[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
     cells, metric = read_sweep(path, [0], tmp_path)
     assert metric == "test_accuracy" and len(cells) == 7 and cells[0].config.name == "ave_dgsct.yaml"
@@ -420,7 +420,7 @@ def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -
     assert points("DG-SCT") == {1: 63.0, 2: 65.0, 4: 66.3, 8: 67.9, 16: 72.4, None: 64.7}
     assert points("CoOp", level="video")[16] == 78.1 and points("CLIP") == {None: 57.6}
     assert points("DG-SCT", generated=True) == points("DG-SCT", used=390) == points("another method") == {}
-    tiny = {"class_path": "avprompt.encoders.TinyCLIP", "init_args": {"pretrained": "world"}}
+    tiny = {"class_path": "avprompt.encoders.TinyCLIP", "init_args": {"pretrained": "synthetic"}}
     large = {"class_path": "avprompt.encoders.CLIP", "init_args": {"model": "ViT-L-14", "pretrained": "openai"}}
     assert points("CoOp", {**own, "visual": tiny}) == points("CoOp", {**own, "visual": large}) == {}
     base = {"class_path": "avprompt.encoders.CLAPAudio", "init_args": {"model": "base", "pretrained": "x/music.pt"}}
@@ -474,7 +474,7 @@ def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found:
             arguments.update(modality="both", protocol=arguments.get("protocol", "exact"))
             backbone = arguments["backbone"]["init_args"]
             if cell.row == "no prompts":
-                backbone["prompts"] = {"class_path": "avprompt.prompts.NoPrompts"}
+                backbone["prompts"] = {"class_path": "avprompt.methods.NoPrompts"}
             elif cell.varied:
                 backbone["prompts"]["init_args"][cell.varied[0].rpartition(".")[2]] = cell.varied[1]
             finish(cell, (found or {}).get(cell.row, 0.7) + 0.005 * cell.seed, settings, clips)
@@ -565,9 +565,9 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
 
 
-def test_trained_on_the_generated_world(world: Path, start: Callable, tmp_path: Path) -> None:
+def test_trained_on_the_generated_world(ave_root: Path, start: Callable, tmp_path: Path) -> None:
     """A real run that is stopped inside its training and resumed ends as one that was left alone."""
-    flags = f"prompts=NoPrompts, --data.init_args.root={world}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
+    flags = f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
     file, out = write_sweep(tmp_path, f"  CoOp: [{flags}]", axis=""), tmp_path / "runs"
     stopped, whole = (read_sweep(file, [0], folder)[0][0] for folder in (out, tmp_path / "whole"))
     workers = os.cpu_count() or 1  # a thread each
@@ -644,7 +644,7 @@ def test_stopping_cancels_the_jobs(cluster: Path, ledger: Path, start: Callable,
     assert running.returncode == 143, said
     assert (cluster / "ledger.cancelled").read_text().split() == [f"7_{task}" for task in range(4)]
     assert "#SBATCH --time=1440\n" in (cluster / "ledger.sbatch").read_text()
-    from avprompt.sweep import SlurmCell
+    from avprompt.sweeps.sweep import SlurmCell
 
     cell = Cell("CoOp", 0, ROOT / "experiments" / "quickstart.yaml", [], tmp_path)
     queued = SlurmCell().checkpoint(cell)  # what submitit asks for at the end of a job's time

@@ -183,12 +183,12 @@ def test_mask_terms() -> None:
     annotated = torch.tensor([[True, False, False], [True, True, False]])
     expected = torch.stack([F.binary_cross_entropy(logits[b, t].sigmoid(), masks[b, t])
                             for b, t in ((0, 0), (1, 0), (1, 1))]).mean()
-    assert torch.isclose(losses.mask_overlap(logits, masks, annotated), expected, atol=1e-6)
+    assert torch.isclose(losses.mask_bce(logits, masks, annotated), expected, atol=1e-6)
     visual, audio = draw(2, 3, 4, 8), draw(2, 3, 4, 8, seed=1)
     by_stage = [F.kl_div(visual[:, :, k].flatten(0, 1).softmax(-1).log(), audio[:, :, k].flatten(0, 1).softmax(-1),
                          reduction="sum") for k in range(4)]
-    assert torch.isclose(losses.sound_of_mask(visual, audio), sum(by_stage) / 4, rtol=1e-5)
-    assert losses.sound_of_mask(audio, audio) < 1e-5
+    assert torch.isclose(losses.masked_audio_visual_kl(visual, audio), sum(by_stage) / 4, rtol=1e-5)
+    assert losses.masked_audio_visual_kl(audio, audio) < 1e-5
 
 
 # --- question answering
@@ -234,9 +234,9 @@ def test_match_term_is_cross_entropy_over_both_kinds() -> None:
     positive, negative = draw(6, 2), draw(6, 2, seed=1)
     interleaved = torch.stack((positive, negative), 1).flatten(0, 1)  # as the released script orders them
     expected = F.cross_entropy(interleaved, torch.tensor([1, 0]).repeat(6))
-    assert torch.isclose(losses.sound_and_frame(positive, negative), expected)
+    assert torch.isclose(losses.audio_visual_match(positive, negative), expected)
     sure = torch.tensor([[-9.0, 9.0]])
-    assert losses.sound_and_frame(sure, -sure) < 1e-6
+    assert losses.audio_visual_match(sure, -sure) < 1e-6
 
 
 def test_weak_label_terms() -> None:

@@ -22,11 +22,11 @@ from avprompt.errors import ArgumentError, CheckpointError
 EXPERIMENTS = ROOT / "experiments"
 #: experiment -> fixture of its world, columns of its table, rows a clip
 QUICKSTARTS = {
-    "quickstart": ("world", {"predicted", "annotated"}, 10),
-    "avvp_quickstart": ("llp_world", {"predicted_audio", "predicted_visual", "annotated_audio"}, 10),
-    "avs_s4_quickstart": ("avs_worlds", {"sounding_share", "iou"}, 5),
-    "avs_ms3_quickstart": ("avs_worlds", {"sounding_share", "iou"}, 5),
-    "avqa_quickstart": ("avqa_world", {"question", "predicted", "annotated", "type"}, 1),
+    "quickstart": ("ave_root", {"predicted", "annotated"}, 10),
+    "avvp_quickstart": ("llp_root", {"predicted_audio", "predicted_visual", "annotated_audio"}, 10),
+    "avs_s4_quickstart": ("avs_roots", {"sounding_share", "iou"}, 5),
+    "avs_ms3_quickstart": ("avs_roots", {"sounding_share", "iou"}, 5),
+    "avqa_quickstart": ("avqa_root", {"question", "predicted", "annotated", "type"}, 1),
 }
 
 

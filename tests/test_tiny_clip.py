@@ -17,8 +17,8 @@ from avprompt.encoders import CLIPSpectrogram, TinyCLAP, TinyCLAPText, TinyCLIP,
 from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.tiny import CONTEXT, TINY_FBANK, WEIGHTS, WORDS
 from avprompt.errors import ArgumentError, WeightsError
-from avprompt.synth import pretrain, world
-from avprompt.synth.pretrain import Captioned, Matching, Pictures, Seconds, contrastive_loss
+from avprompt.synthetic import pretrain, scenes
+from avprompt.synthetic.pretrain import Captioned, Matching, Pictures, Seconds, contrastive_loss
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,9 @@ def test_nothing_there_is_background(side: str, request: pytest.FixtureRequest) 
     matching = request.getfixturevalue(side)
     stream = Pictures(32, 7, (0, 0)) if side == "clip" else Seconds(64, 7)
     empty = torch.stack([example for example, things in map(stream.draw, range(len(stream))) if not things])
-    names = [matching.template.format(name) for name in (*world.CATEGORIES, "Background")]
+    names = [matching.template.format(name) for name in (*scenes.CATEGORIES, "Background")]
     scores = F.normalize(matching.embed(empty), dim=-1) @ F.normalize(matching.text(names), dim=-1).T
-    assert (scores.argmax(1) == len(world.CATEGORIES)).float().mean() > 0.8
+    assert (scores.argmax(1) == len(scenes.CATEGORIES)).float().mean() > 0.8
 
 
 def test_random_towers_name_nothing() -> None:
@@ -87,7 +87,7 @@ def test_shipped_clap_has_laion_clap_s_layout() -> None:
 def test_world_none_and_files(kind: type, tmp_path) -> None:
     shipped = kind()
     assert not any(parameter.requires_grad for parameter in shipped.parameters())
-    assert shipped.fingerprint() == kind("world").fingerprint() != kind("none").fingerprint()
+    assert shipped.fingerprint() == kind("synthetic").fingerprint() != kind("none").fingerprint()
     with pytest.raises(WeightsError, match="nowhere.safetensors"):
         kind(str(tmp_path / "nowhere.safetensors"))
     with torch.device("meta"):
@@ -103,8 +103,8 @@ def test_spectrograms_have_the_grid_of_frames() -> None:
     shared, apart = tower.listener(), CLIPSpectrogram(TinyCLIP(), TINY_FBANK)
     assert shared.positions is tower.positions
     assert [block.spec for block in shared.blocks()] == [block.spec for block in tower.blocks()]
-    scene = world.draw_scene(np.random.default_rng(5), world.Settings())
-    audio = torch.from_numpy(world.render_audio(scene)).view(1, 10, -1)
+    scene = scenes.draw_scene(np.random.default_rng(5), scenes.Settings())
+    audio = torch.from_numpy(scenes.render_audio(scene)).view(1, 10, -1)
     assert shared(audio).shape == apart(audio).shape == tower(torch.zeros(1, 10, 3, 64, 64)).shape == (10, 65, 96)
     spectrograms = TINY_FBANK(audio[0])
     assert abs(spectrograms.mean()) < 0.25 and 0.35 < spectrograms.std() < 0.65
@@ -153,10 +153,10 @@ def test_captions_say_what_is_there(stream: Pictures | Seconds) -> None:
         for phrase, claimed in zip(stream.phrases, said):
             if claimed:
                 assert phrase in caption
-        present = {world.CATEGORIES[stream.facts(thing)[0]] for thing in things}
-        named = {name for name in world.CATEGORIES if name in caption.replace(".", "").replace(",", "").split()}
+        present = {scenes.CATEGORIES[stream.facts(thing)[0]] for thing in things}
+        named = {name for name in scenes.CATEGORIES if name in caption.replace(".", "").replace(",", "").split()}
         assert named <= present and bool(named) == bool(things) and ("background" in caption) == (not things)
-        details.add((len(said.nonzero()), bool(said[len(world.CATEGORIES):].any())))
+        details.add((len(said.nonzero()), bool(said[len(scenes.CATEGORIES):].any())))
         text.tokenize([caption])
     assert len(details) > 3  # one and several things, plain and with more detail
     for template in stream.templates:

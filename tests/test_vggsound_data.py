@@ -15,13 +15,13 @@ from PIL import Image
 
 from avprompt.cli import main
 from avprompt.data_modules import VGGSoundDataModule
+from avprompt.datasets import vggsound
+from avprompt.datasets.ave import read_splits as read_ave
+from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ArgumentError, DatasetError
-from avprompt.media import vggsound
-from avprompt.media.ave import read_splits as read_ave
-from avprompt.media.verify import verify
-from avprompt.synth.ave import split_of
-from avprompt.synth.vggsound import HELD_OUT, active, corresponding_scene, synthesize
-from avprompt.synth.world import BANDS, CATEGORIES, Settings
+from avprompt.synthetic.ave import split_of
+from avprompt.synthetic.scenes import BANDS, CATEGORIES, Settings
+from avprompt.synthetic.vggsound import HELD_OUT, active, corresponding_scene, synthesize
 
 FILES = (vggsound.CATEGORY_FILE, vggsound.LABEL_FILE)
 HEADER = "split,category,video_id,label"
@@ -35,13 +35,13 @@ def module(root: Path, **options: object) -> VGGSoundDataModule:
 
 
 @pytest.fixture
-def copy(vggsound_world: Path, tmp_path: Path) -> Path:
+def copy(vggsound_root: Path, tmp_path: Path) -> Path:
     """The generated world with annotation files of its own, sharing the media."""
     root = tmp_path / "vggsound"
     root.mkdir()
     for name in FILES:
-        (root / name).write_text((vggsound_world / name).read_text())
-    (root / "store").symlink_to(vggsound_world / "store")
+        (root / name).write_text((vggsound_root / name).read_text())
+    (root / "store").symlink_to(vggsound_root / "store")
     return root
 
 
@@ -59,9 +59,9 @@ class TestVGGSound(DatasetContract):
     labels = {"event": (10, 6)}
 
     @pytest.fixture
-    def root(self, copy: Path, vggsound_world: Path) -> Path:
+    def root(self, copy: Path, vggsound_root: Path) -> Path:
         (copy / "store").unlink()
-        shutil.copytree(vggsound_world / "store", copy / "store")
+        shutil.copytree(vggsound_root / "store", copy / "store")
         return copy
 
     def module(self, root: Path, **options: object) -> VGGSoundDataModule:
@@ -274,25 +274,25 @@ def test_generated_scenes() -> None:
     assert (wider > 0.2).all()  # neither what is seen nor what is heard tells when
 
 
-def test_generated_world(vggsound_world: Path, tmp_path: Path) -> None:
-    data = module(vggsound_world)
+def test_generated_world(vggsound_root: Path, tmp_path: Path) -> None:
+    data = module(vggsound_root)
     assert data.class_names == NAMES and set(NAMES) | set(HELD_OUT) == set(CATEGORIES)
     splits = data.read_annotations()
     for split, items in splits.items():
         assert {name: sum(item.category == c for item in items) for c, name in enumerate(NAMES)} == (
             dict.fromkeys(NAMES, 3 if split == "train" else 1))
         assert all(split_of(int(item.id), 5) == split for item in items)
-    with (vggsound_world / "scenes.jsonl").open() as file:
+    with (vggsound_root / "scenes.jsonl").open() as file:
         scenes = {scene["id"]: scene for scene in map(json.loads, file)}
     held = {CATEGORIES.index(name) for name in HELD_OUT}
     for item in (item for items in splits.values() for item in items):
         scene = scenes[item.id]
         assert CATEGORIES[scene["things"][0]["category"]] == NAMES[item.category]
         assert held.isdisjoint(part["category"] for part in (*scene["things"], *scene["sounds"]))
-    before = {path: path.read_bytes() for path in vggsound_world.iterdir() if path.is_file()}
-    assert synthesize(vggsound_world, videos=25, seed=7, workers=1) == {"train": 15, "val": 5, "test": 5}
+    before = {path: path.read_bytes() for path in vggsound_root.iterdir() if path.is_file()}
+    assert synthesize(vggsound_root, videos=25, seed=7, workers=1) == {"train": 15, "val": 5, "test": 5}
     assert {path: path.read_bytes() for path in before} == before and len(before) >= 3
-    shutil.copy(vggsound_world / "scenes.jsonl", tmp_path)
+    shutil.copy(vggsound_root / "scenes.jsonl", tmp_path)
     with pytest.raises(DatasetError, match="another generated world"):
         synthesize(tmp_path, videos=25, seed=8, workers=1)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import zlib
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,29 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.prompts.base import PromptMethod, PromptState
-from avprompt.prompts.none import NoPrompts
-
-
-@dataclass
-class AVFeatures:
-    """What a task reads from the backbone.
-
-    Args:
-        visual: (B, T, C_v), one vector a segment.
-        audio: (B, T, C_a).
-        visual_tokens: (B, T, N_v, C_v), after the final norm.
-        audio_tokens: (B, T, N_a, C_a).
-        pyramid: visual tokens (B, T, N, C) at the end of each stage, before merging; the last after the final norm.
-        maps: attention maps by name, (B, T, rows, columns), where asked for.
-    """
-
-    visual: Tensor
-    audio: Tensor
-    visual_tokens: Tensor
-    audio_tokens: Tensor
-    pyramid: list[Tensor]
-    maps: dict[str, Tensor] = field(default_factory=dict)
+from avprompt.features import AVFeatures
+from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.methods.none import NoPrompts
 
 
 def spread(count: int, partners: int) -> list[int]:
@@ -63,7 +42,7 @@ def pair_blocks(visual: list[int], audio: list[int]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def standing_statistics(module: nn.Module):
+def frozen_batch_norm_statistics(module: nn.Module):
     """Keep batch norms from counting a batch twice while a checkpointed site is computed again."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
@@ -199,7 +178,7 @@ class AVPromptBackbone(nn.Module):
                 return method.step(site, v_walk.blocks[i][1], a_walk.blocks[j][1], visual, audio, state)
 
             if self.checkpointing and torch.is_grad_enabled():
-                contexts = lambda: (nullcontext(), standing_statistics(self))  # noqa: E731
+                contexts = lambda: (nullcontext(), frozen_batch_norm_statistics(self))  # noqa: E731
                 visual, audio = checkpoint(run, visual, audio, use_reentrant=False, context_fn=contexts)
             else:
                 visual, audio = run(visual, audio)

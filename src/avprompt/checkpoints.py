@@ -20,7 +20,7 @@ from avprompt.errors import CheckpointError
 RECORD = "avprompt"
 
 
-def owned_names(module: nn.Module) -> set[str]:
+def trainable_state_names(module: nn.Module) -> set[str]:
     """Names of the tensors that training changes.
 
     These are the parameters that require a gradient, the persistent buffers of the modules that hold them (batch norm),
@@ -36,6 +36,26 @@ def owned_names(module: nn.Module) -> set[str]:
         if isinstance(part, FrozenEncoder):
             names |= {f"{prefix}.{name}".lstrip(".") for name in part.mutable_buffers()}
     return names
+
+
+def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict[str, int]:
+    """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `checkpoint` (held by a checkpoint).
+
+    Args:
+        module: whose.
+        counted: ids of tensors to leave out, to which those found are added: encoders may share blocks.
+    """
+    counted = set() if counted is None else counted
+    names, counts = trainable_state_names(module), {"trainable": 0, "frozen": 0, "total": 0, "checkpoint": 0}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if id(tensor) in counted:
+            continue
+        counted.add(id(tensor))
+        counts["checkpoint"] += tensor.numel() * (name in names)
+        if isinstance(tensor, nn.Parameter):
+            counts["total"] += tensor.numel()
+            counts["trainable" if tensor.requires_grad else "frozen"] += tensor.numel()
+    return counts
 
 
 def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder]]:
@@ -76,7 +96,7 @@ def check_names(module: nn.Module, state: dict[str, Tensor], source: str | Path 
         CheckpointError: missing, unexpected or misshapen tensors; the message lists them.
     """
     full = nn.Module.state_dict(module)
-    owned = owned_names(module)
+    owned = trainable_state_names(module)
     missing, unexpected = sorted(owned - state.keys()), sorted(state.keys() - owned)
     misshapen = sorted(name for name in owned & state.keys() if state[name].shape != full[name].shape)
     if missing or unexpected or misshapen:

@@ -85,11 +85,19 @@ def check_top_level(found: list[Source], known: set[str]) -> None:
             raise ConfigError(origin, f"top-level {unknown}", f"keys among {sorted(known)}", "Correct the spelling.")
 
 
-def dig(tree: Any, path: str) -> Any:
+def get_nested(tree: Any, path: str) -> Any:
     """The value at a dotted path, `None` where there is none."""
     for part in path.split("."):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested configuration -> dotted names and plain values."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+    value = tree if isinstance(tree, (bool, int, float, str)) or tree is None else str(tree)
+    return {prefix.rstrip("."): "none" if value is None else value}
 
 
 def check_linked(found: list[Source]) -> None:
@@ -100,8 +108,8 @@ def check_linked(found: list[Source]) -> None:
     """
     for origin, content in found:
         for path in LINKED:
-            if dig(content, path) is not None:
-                raise ConfigError(path, f"{dig(content, path)} in {origin}", "no value: the data module sets it",
+            if get_nested(content, path) is not None:
+                raise ConfigError(path, f"{get_nested(content, path)} in {origin}", "no value: the data module sets it",
                                   "Remove it; change the data module's own arguments instead.")
 
 

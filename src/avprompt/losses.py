@@ -80,7 +80,7 @@ def token_category(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
 
 
-def mask_overlap(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
+def mask_bce(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
     """Binary cross-entropy a pixel over the annotated frames: logits, masks (B, T, H, W), annotated (B, T) -> scalar.
 
     Source: AVSBench (Zhou et al., ECCV 2022), whose S4 training knows the first mask alone.
@@ -88,7 +88,7 @@ def mask_overlap(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits[annotated].float(), masks[annotated].float())
 
 
-def sound_of_mask(visual: Tensor, audio: Tensor) -> Tensor:
+def masked_audio_visual_kl(visual: Tensor, audio: Tensor) -> Tensor:
     """KL divergence of what is seen under the mask from the sound: both (B, T, stages, C) -> scalar.
 
     Summed over clips, segments and channels, averaged over stages, as in MS3's released training script: the softmax is
@@ -98,7 +98,7 @@ def sound_of_mask(visual: Tensor, audio: Tensor) -> Tensor:
     return F.kl_div(seen, heard, reduction="sum") / visual.shape[2]
 
 
-def sound_and_frame(positive: Tensor, negative: Tensor) -> Tensor:
+def audio_visual_match(positive: Tensor, negative: Tensor) -> Tensor:
     """Do sound and frame belong together: logits (N, 2) of pairs that do and of pairs that do not -> scalar.
 
     Source: ST-AVQA (Li et al., CVPR 2022).
@@ -108,7 +108,7 @@ def sound_and_frame(positive: Tensor, negative: Tensor) -> Tensor:
     return F.cross_entropy(logits, target)
 
 
-def paired_with_texts(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
+def text_contrast(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
     """Contrast within a batch, both directions: logits (N, K) of items and classes, target (N,) -> loss of each (N,).
 
     Source: DG-SCT, equations 9 and 10 (CLIP's loss); an item's text is that of its class. Deviation: items of one class
@@ -123,7 +123,7 @@ def paired_with_texts(logits: Tensor, target: Tensor, has_class: Tensor) -> Tens
     return found.masked_scatter(has_class, -both / 2)
 
 
-def sound_and_clip(logits: Tensor) -> tuple[Tensor, Tensor]:
+def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Which picture belongs to a sound, which sound to a picture: logits (B, B), a sound in each row -> two scalars.
 
     Source: DG-SCT's released few-shot and pretraining scripts; the paper does not have it.

@@ -55,7 +55,7 @@ class ValidationPictures(Callback):
             return
         batch = few(batch, self.count)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            decided = pl_module.decide(pl_module(batch, maps=True))
+            decided = pl_module.postprocess(pl_module(batch, maps=True))
         for index, clip_id in enumerate(batch["id"]):
             figure = trainer.datamodule.plot({**clip_of(batch, index), **clip_of(decided, index)})
             for board in boards:

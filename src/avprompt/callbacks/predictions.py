@@ -17,7 +17,7 @@ from avprompt.errors import ArgumentError, ConfigError
 class PredictionWriter(Callback):
     """Write `predictions.csv` and `pictures/<id>.png` into the run's folder at `avprompt predict`.
 
-    The task turns outputs into rows (`prediction_rows`), decisions (`decide`) and, where those are pictures themselves,
+    The task turns outputs into rows (`prediction_rows`), decisions (`postprocess`) and, where those are pictures themselves,
     files (`prediction_files`); the data module draws (`plot`). Rows are written batch by batch: what was predicted
     before an interruption is there. A second example with the same id has its picture in `<id>.2.png`. With
     `fast_dev_run` nothing is written.
@@ -74,7 +74,7 @@ class PredictionWriter(Callback):
         for name, picture in pl_module.prediction_files(outputs, batch).items():
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             picture.save(self.folder / name)
-        decisions = pl_module.decide(outputs)
+        decisions = pl_module.postprocess(outputs)
         for index, clip_id in enumerate(batch["id"]):
             self.clips[clip_id] += 1
             if self.drawn < self.max_pictures:

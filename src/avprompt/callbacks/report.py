@@ -17,41 +17,13 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
 from torch.utils.tensorboard.summary import hparams
 
-from avprompt.checkpoints import owned_names
+from avprompt.checkpoints import count_parameters
+from avprompt.configs import flatten
 
 PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap",
             "open-clip-torch", "av", "numpy")
-
-
-def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict[str, int]:
-    """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `owned` (held by a checkpoint).
-
-    Args:
-        module: whose.
-        counted: ids of tensors to leave out, to which those found are added: encoders may share blocks.
-    """
-    counted = set() if counted is None else counted
-    names, counts = owned_names(module), {"trainable": 0, "frozen": 0, "total": 0, "owned": 0}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if id(tensor) in counted:
-            continue
-        counted.add(id(tensor))
-        counts["owned"] += tensor.numel() * (name in names)
-        if isinstance(tensor, nn.Parameter):
-            counts["total"] += tensor.numel()
-            counts["trainable" if tensor.requires_grad else "frozen"] += tensor.numel()
-    return counts
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested configuration -> dotted names and plain values."""
-    if isinstance(tree, dict):
-        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
-    value = tree if isinstance(tree, (bool, int, float, str)) or tree is None else str(tree)
-    return {prefix.rstrip("."): "none" if value is None else value}
 
 
 def git_revision() -> str | None:

@@ -24,7 +24,7 @@ from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
 from avprompt.heads import avs_decoder, cmbs, mgn, st_avqa
 from avprompt.heads.contrastive import Fusion
-from avprompt.prompts import DGSCT, CoOp, FixedTexts
+from avprompt.methods import DGSCT, CoOp, FixedEmbeddings
 from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
 
 #: weights of the frozen networks in their libraries' naming, `visual` and `audio`
@@ -132,7 +132,7 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
 
         return Contrastive(
             AVPromptBackbone(visual, audio, DGSCT("fewshot", **{**settings, **options})), CoOp(names, context=4),
-            FixedTexts(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache), class_names, background, level,
+            FixedEmbeddings(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache), class_names, background, level,
             adapters=["visual", "visual_texts"], fusion=fusion, objective="released", exp_audio_scale=False)
 
     return build
@@ -212,7 +212,7 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     Checkpoints of the few-shot scripts (`fewshot`) and of pretraining (`pretrain`) say neither their classes nor CLAP's
     scale of cosines. They take the options `class_names` (without them the module holds all weights, but cannot classify),
     `background`, `level` and `fusion` (see `Contrastive`), `tokenizer` or `cache` (for CLAP's texts, see `CLAPText` and
-    `FixedTexts`), and `audio_scale`, the exponential of the CLAP file's `module.logit_scale_a`. Class names may differ
+    `FixedEmbeddings`), and `audio_scale`, the exponential of the CLAP file's `module.logit_scale_a`. Class names may differ
     from training's (zero-shot); the learned context is kept, where the authors' zero-shot script draws a random one.
 
     Args:

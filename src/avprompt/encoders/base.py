@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,48 @@ class BlockSpec:
     def tokens(self) -> int:
         """Number N of tokens a segment."""
         return self.prefix + self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True)
+class VisualInput:
+    """The frames that a visual encoder takes.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        mean: of red, green and blue, in [0, 1], that the encoder was trained with.
+        std: standard deviations, likewise.
+        interpolation: how the library resizes pictures to that size.
+    """
+
+    height: int
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """The waveform segments that an audio encoder takes, mono, in [-1, 1].
+
+    Args:
+        sample_rate: in Hz.
+        seconds: length of a segment.
+    """
+
+    sample_rate: int
+    seconds: float = 1.0
+
+    @property
+    def samples(self) -> int:
+        """Number S of samples a segment."""
+        return round(self.sample_rate * self.seconds)
+
+
+#: additive edits of a block's linear layers, by name (`q`, `k`, `v`, `proj`, `fc1`, `fc2`): each receives the input of that
+#: layer and returns what is added to its output
+Edits = Mapping[str, Callable[[Tensor], Tensor]]
 
 
 class FrozenBlock(nn.Module, abc.ABC):
@@ -83,6 +125,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
             reproducing published procedures only.
     """
 
+    #: what the encoder takes; the data module's sampling is compared with it before a run
+    input: VisualInput | AudioInput
     stages: nn.ModuleList
     #: names in the library's files that this class deliberately does not build, as prefixes
     unused_weights: tuple[str, ...] = ()

@@ -1,5 +1,5 @@
 """The real encoder classes at laptop size, with weights that ship: pretrained on the generated world by
-`python -m avprompt.synth.pretrain`, Swin-V2 and HTS-AT each on its own modality alone, CLIP and CLAP with captions."""
+`python -m avprompt.synthetic.pretrain`, Swin-V2 and HTS-AT each on its own modality alone, CLIP and CLAP with captions."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class TinySwinV2(SwinV2):
     """Swin-V2 over 64 x 64 frames (normalised with mean and deviation 0.5): grids 8 x 8 and 4 x 4, width 40 and 80.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
     """
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True,
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True,
                  released_mode: bool = False) -> None:
-        shipped = str(WEIGHTS / "tiny_swinv2.safetensors") if pretrained == "world" else pretrained
+        shipped = str(WEIGHTS / "tiny_swinv2.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, frozen, released_mode)
 
     def _build(self, model: str) -> SwinTransformerV2:
@@ -57,16 +57,16 @@ class TinyHTSAT(HTSAT):
     """HTS-AT over one-second segments at 16 kHz, 32 mel bands: grids 8 x 8 and 4 x 4, width 40 and 80.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
     """
 
     front_end, sizes = TINY_FRONT_END, TINY_SIZES
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True,
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True,
                  released_mode: bool = False) -> None:
-        shipped = str(WEIGHTS / "tiny_htsat.safetensors") if pretrained == "world" else pretrained
+        shipped = str(WEIGHTS / "tiny_htsat.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__(shipped, repeat=1, frozen=frozen, released_mode=released_mode)
 
 
@@ -74,7 +74,7 @@ class TinyCLIP(CLIP):
     """CLIP's vision transformer over 64 x 64 frames (normalised with mean and deviation 0.5): grid 8 x 8, width 96.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         segments: see `CLIP`.
         train_norm: see `CLIP`.
         projection: see `CLIP`; the joint space has width 64.
@@ -84,11 +84,11 @@ class TinyCLIP(CLIP):
         frozen: see `FrozenEncoder`.
     """
 
-    def __init__(self, pretrained: str = "world", segments: int | None = None, train_norm: bool = False,
+    def __init__(self, pretrained: str = "synthetic", segments: int | None = None, train_norm: bool = False,
                  projection: bool = False, fbank: Fbank = TINY_FBANK,
                  audio_axes: Literal["mel_time", "time_mel"] = "mel_time", audio_class_token: bool = False,
                  frozen: bool = True) -> None:
-        shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "world" else pretrained
+        shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, True, segments, train_norm, projection, fbank, audio_axes, audio_class_token,
                          frozen)
 
@@ -132,12 +132,12 @@ class TinyCLIPText(CLIPText):
     """CLIP's text transformer of 2 layers and width 64 over a vocabulary of words, the tiny CLIP's other tower.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
     """
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True) -> None:
-        shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "world" else pretrained
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True) -> None:
+        shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, True, frozen)
 
     def _build(self, model: str, activation: type[nn.Module]) -> nn.Module:
@@ -164,13 +164,13 @@ class TinyCLAP(CLAPAudio):
     """CLAP's audio tower over one-second segments at 16 kHz, 32 mel bands: grids 8 x 8 and 4 x 4; joint width 64.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
     """
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True, released_mode: bool = False) -> None:
-        shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "world" else pretrained
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True, released_mode: bool = False) -> None:
+        shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, "unfused", 1, frozen, released_mode)
 
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
@@ -185,17 +185,17 @@ class TinyCLAPText(CLAPText):
     """RoBERTa of 2 layers and width 64 over a vocabulary of words, the tiny CLAP's other tower; it needs no tokenizer.
 
     Args:
-        pretrained: `world` (shipped), `none`, or a local file.
+        pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
     """
 
     context_length = CONTEXT
 
-    def __init__(self, pretrained: str = "world", frozen: bool = True) -> None:
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True) -> None:
         super().__init__("none", None, frozen)
         self.text_projection = _projection(TEXT_DIM)
         if pretrained != "none" and not self.is_meta():
-            shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "world" else pretrained
+            shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "synthetic" else pretrained
             self.load_library_weights(read_clap_weights(shipped, "text.init_args.pretrained"), shipped)
         self.freeze()
 

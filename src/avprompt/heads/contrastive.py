@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import without_autocast
 from avprompt.errors import ArgumentError
 from avprompt.heads.clip_adapter import CLIPAdapter
-from avprompt.prompts.texts import ClassTexts
+from avprompt.methods.class_embeddings import ClassEmbeddings
 
 Fusion = Literal["paper", "sum", "weighted"]
 #: where a feature adapter can stand
@@ -74,7 +74,7 @@ class Matching(nn.Module):
         return F.normalize(self.audio(audio).mean(1), dim=-1) @ F.normalize(visual.mean(1), dim=-1).T
 
 
-class Branch(nn.Module):
+class ModalityTextHead(nn.Module):
     """One modality and its texts.
 
     Args:
@@ -85,7 +85,7 @@ class Branch(nn.Module):
         exponential: multiply by the scale itself, not by its logarithm (a defect of DG-SCT's released audio branch).
     """
 
-    def __init__(self, texts: ClassTexts, adapters: Sequence[CLIPAdapter | None], log_scale: Tensor, learned: bool,
+    def __init__(self, texts: ClassEmbeddings, adapters: Sequence[CLIPAdapter | None], log_scale: Tensor, learned: bool,
                  exponential: bool = True) -> None:
         super().__init__()
         self.texts, self.exponential = texts, exponential
@@ -128,7 +128,7 @@ class ContrastiveHead(nn.Module):
         ArgumentError: no branch, an adapter or matching without its branch.
     """
 
-    def __init__(self, texts: dict[str, ClassTexts], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),
+    def __init__(self, texts: dict[str, ClassEmbeddings], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),
                  adapter_ratio: float = 0.2, fusion: Fusion = "paper", learned_scales: bool = False,
                  exp_audio_scale: bool = True, matching: bool = False) -> None:
         super().__init__()
@@ -140,10 +140,10 @@ class ContrastiveHead(nn.Module):
             raise ArgumentError("objective", "released", "image and audio texts", "Use objective: class.")
         self.fusion = fusion
 
-        def branch(side: str) -> Branch:
+        def branch(side: str) -> ModalityTextHead:
             added = [CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
                      for place in (side, f"{side}_texts")]
-            return Branch(texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale)
+            return ModalityTextHead(texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale)
 
         self.branches = nn.ModuleDict({side: branch(side) for side in texts})
         self.matching = Matching(texts["audio"].dim, texts["visual"].dim) if matching else None

@@ -78,7 +78,7 @@ class ResumableBatches(Sampler[list[int]]):
         return -(-len(self.sampler) // self.batch_size)
 
 
-class Carried(Dataset):
+class ErrorsAsValues(Dataset):
     """A dataset whose typed errors are values: torch would turn an error of a worker process into text.
 
     Args:
@@ -104,7 +104,7 @@ class Carried(Dataset):
 
 
 class ClipLoader(DataLoader):
-    """DataLoader over a `Carried` dataset that raises the error which its `collate_fn` hands on."""
+    """DataLoader over a `ErrorsAsValues` dataset that raises the error which its `collate_fn` hands on."""
 
     def __iter__(self) -> Iterator[Any]:
         for batch in super().__iter__():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from avprompt.datasets.music_avqa import TYPES
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.media.music_avqa import TYPES
 
 #: group of questions -> what published tables call its accuracy
 GROUPS = {"Audio": "AQ", "Visual": "VQ", "Audio-Visual": "AVQ"}

@@ -49,7 +49,7 @@ class AVAR(AVPromptTask):
         """Cross-entropy."""
         return {"action": torch.nn.functional.cross_entropy(outputs["logits"].float(), batch["label"])}
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B,) long."""
         return {"prediction": outputs["logits"].argmax(-1)}
 

@@ -76,7 +76,7 @@ class AVE(AVPromptTask):
             "video": losses.clip_category(outputs["video_scores"], category, has_event),
         }
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T) long, background being the number of categories; `map_visual` as it is."""
         maps = {name: value for name, value in outputs.items() if name == "map_visual"}
         return {"prediction": predicted_categories(outputs["is_event"], outputs["event"]), **maps}
@@ -88,7 +88,7 @@ class AVE(AVPromptTask):
         is_event, best = outputs["is_event"].float().sigmoid(), outputs["event"].float().softmax(-1).max(-1)
         truth = batch["event"].argmax(-1) if "event" in batch else None
         rows = []
-        for clip, categories in enumerate(self.decide(outputs)["prediction"].tolist()):
+        for clip, categories in enumerate(self.postprocess(outputs)["prediction"].tolist()):
             begin = float(batch["start"][clip]) if "start" in batch else 0.0
             for second, category in enumerate(categories):
                 rows.append({
@@ -146,7 +146,7 @@ class AVELinear(AVPromptTask):
         logits, target = outputs["logits"].float().flatten(0, 1), batch["event"].flatten(0, 1)
         return {"segment": torch.nn.functional.cross_entropy(logits, target)}
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T) long, background being the number of categories; `map_visual` as it is."""
         maps = {name: value for name, value in outputs.items() if name == "map_visual"}
         return {"prediction": outputs["logits"].argmax(-1), **maps}

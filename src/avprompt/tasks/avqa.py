@@ -106,11 +106,11 @@ class AVQA(AVPromptTask):
         """Cross-entropy of the answer, and with negatives half that of sound and frame, as released."""
         terms = {"answer": torch.nn.functional.cross_entropy(outputs["answer"].float(), batch["answer"])}
         if "match_negative" in outputs:
-            terms["match"] = self.match_weight * losses.sound_and_frame(outputs["match_positive"],
+            terms["match"] = self.match_weight * losses.audio_visual_match(outputs["match_positive"],
                                                                         outputs["match_negative"])
         return terms
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B,) long, index of the answer; `map_grounding` as it is."""
         maps = {name: value for name, value in outputs.items() if name == "map_grounding"}
         return {"prediction": outputs["answer"].argmax(-1), **maps}
@@ -186,9 +186,9 @@ class AVQAGrounding(AVPromptTask):
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy over pairs that belong together and pairs that do not."""
-        return {"match": losses.sound_and_frame(outputs["match_positive"], outputs["match_negative"])}
+        return {"match": losses.audio_visual_match(outputs["match_positive"], outputs["match_negative"])}
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`map_grounding` as it is."""
         return {name: value for name, value in outputs.items() if name == "map_grounding"}
 

@@ -59,19 +59,19 @@ class AVS(AVPromptTask):
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The terms of the released training scripts: a pixel's cross-entropy, and for MS3 the match with the sound."""
-        terms = {"mask": losses.mask_overlap(outputs["masks"], batch["masks"], batch["annotated"])}
+        terms = {"mask": losses.mask_bce(outputs["masks"], batch["masks"], batch["annotated"])}
         if self.matching:
-            terms["match"] = self.matching * losses.sound_of_mask(outputs["matched_visual"], outputs["matched_audio"])
+            terms["match"] = self.matching * losses.masked_audio_visual_kl(outputs["matched_visual"], outputs["matched_audio"])
         return terms
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T, H, W) bool: probability above one half."""
         return {"prediction": outputs["masks"] > 0}
 
     def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
         """One row a second: the share of the frame that sounds, and the overlap with the annotation where there is one."""
-        masks = self.decide(outputs)["prediction"]
+        masks = self.postprocess(outputs)["prediction"]
         rows = []
         for clip, clip_id in enumerate(batch["id"]):
             begin = float(batch["start"][clip]) if "start" in batch else 0.0
@@ -89,7 +89,7 @@ class AVS(AVPromptTask):
 
     def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
         """The masks themselves, `masks/<id>_<second>.png`, white where it sounds."""
-        masks = self.decide(outputs)["prediction"].cpu().byte() * 255
+        masks = self.postprocess(outputs)["prediction"].cpu().byte() * 255
         return {f"masks/{clip_id.replace('/', '_')}_{second}.png": Image.fromarray(mask.numpy())
                 for clip_id, clip in zip(batch["id"], masks) for second, mask in enumerate(clip, 1)}
 

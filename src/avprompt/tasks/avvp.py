@@ -59,7 +59,7 @@ class AVVP(AVPromptTask):
             "visual": losses.multi_label(outputs["visual_video_prob"], labels, self.smoothing),
         }
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction_audio`, `prediction_visual` (B, T, C) bool: where the video has the event and the segment too."""
         present = (outputs["video_prob"] >= 0.5).unsqueeze(1)
         return {f"prediction_{name}": (outputs[f"{name}_prob"] >= 0.5) & present for name in ("audio", "visual")}
@@ -67,7 +67,7 @@ class AVVP(AVPromptTask):
     def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
         """One row a second: what is heard and what is seen, and what is annotated where that is known."""
-        decided = {**{f"predicted_{key[11:]}": value for key, value in self.decide(outputs).items()},
+        decided = {**{f"predicted_{key[11:]}": value for key, value in self.postprocess(outputs).items()},
                    **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target") if key in batch}}
         rows = []
         for clip, clip_id in enumerate(batch["id"]):

@@ -56,7 +56,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Named scalar loss terms; the training loss is their sum."""
 
     @abc.abstractmethod
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Outputs -> what the data module draws of each clip: `prediction` (B, ...), and maps."""
 
     @abc.abstractmethod
@@ -141,7 +141,7 @@ class AVPromptTask(LightningModule, abc.ABC):
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:
         """What this task owns: trained parameters and the buffers beside them."""
         state = super().state_dict(*args, prefix=prefix, **kwargs)
-        owned = {prefix + name for name in checkpoints.owned_names(self)}
+        owned = {prefix + name for name in checkpoints.trainable_state_names(self)}
         for name in [name for name in state if name.startswith(prefix) and name not in owned]:
             del state[name]
         return state

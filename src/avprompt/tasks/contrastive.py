@@ -15,7 +15,7 @@ from avprompt import checkpoints, losses
 from avprompt.backbone import AVPromptBackbone, seeded
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.heads.contrastive import ContrastiveHead, Fusion
-from avprompt.prompts.texts import ClassTexts
+from avprompt.methods.class_embeddings import ClassEmbeddings
 from avprompt.tasks.base import AVPromptTask
 
 
@@ -61,8 +61,8 @@ class Contrastive(AVPromptTask):
     def __init__(
         self,
         backbone: AVPromptBackbone,
-        visual_texts: ClassTexts | None = None,
-        audio_texts: ClassTexts | None = None,
+        visual_texts: ClassEmbeddings | None = None,
+        audio_texts: ClassEmbeddings | None = None,
         class_names: Sequence[str] = (),
         background: bool = False,
         level: Literal["segment", "video"] = "segment",
@@ -99,7 +99,7 @@ class Contrastive(AVPromptTask):
             checkpoints.check_names(self, content["state_dict"], pretrained)
             self.load_state_dict(content["state_dict"])
 
-    def _log_scale(self, side: str, texts: ClassTexts, given: float | None) -> Tensor:
+    def _log_scale(self, side: str, texts: ClassEmbeddings, given: float | None) -> Tensor:
         encoder = getattr(self.backbone, side)
         if not hasattr(encoder, "project"):
             raise ArgumentError(side, type(encoder).__name__, "an encoder with a projection into the space of texts",
@@ -160,7 +160,7 @@ class Contrastive(AVPromptTask):
         fused = losses.clip_category(logits["logits"], target, has_class)
         if self.objective == "class":
             return {"class": fused}
-        terms = fused, *losses.sound_and_clip(outputs["matching"])
+        terms = fused, *losses.audio_clip_contrast(outputs["matching"])
         weights = losses.released_weights(terms, self.current_epoch + 1, self.weighting)
         names = "class", "sound_to_clip", "clip_to_sound"
         return {name: weight * term for name, weight, term in zip(names, weights, terms)}
@@ -170,12 +170,12 @@ class Contrastive(AVPromptTask):
                   has_class: Tensor) -> dict[str, Tensor]:
         count = has_class.sum().clamp(min=1)
         if share is None:
-            return {"contrast": losses.paired_with_texts(logits["logits"], target, has_class).sum() / count}
+            return {"contrast": losses.text_contrast(logits["logits"], target, has_class).sum() / count}
         share = share.flatten()
-        return {side: (weight * losses.paired_with_texts(logits[f"{side}_logits"], target, has_class)).sum() / count
+        return {side: (weight * losses.text_contrast(logits[f"{side}_logits"], target, has_class)).sum() / count
                 for side, weight in (("visual", share), ("audio", 1 - share))}
 
-    def decide(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T) or (B,) long, background being the number of classes; `map_visual` as it is."""
         maps = {name: value for name, value in outputs.items() if name == "map_visual"}
         return {"prediction": outputs["logits"].argmax(-1), **maps}

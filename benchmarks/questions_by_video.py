@@ -1,0 +1,48 @@
+"""Seconds a question of training steps on MUSIC-AVQA, questions mixed and a video's questions together, and their ratio.
+
+    python benchmarks/questions_by_video.py [--config experiments/avqa_quickstart.yaml] [--steps 10]
+
+The same experiment, batch size and questions; only the order differs (`data.init_args.group_by_video`). Loading is included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+
+import torch
+
+from avprompt.cli import parts_of
+
+
+def seconds(config: str, steps: int, group_by_video: bool) -> tuple[float, float]:
+    """Seconds a question over `steps` training steps after a first one, and videos a batch."""
+    task, data = parts_of(["--config", config, "--data.init_args.group_by_video", str(group_by_video).lower()])
+    data.setup("fit")
+    task.train()
+    questions, videos, begun = 0, 0, 0.0
+    for step, batch in enumerate(itertools.islice(data.train_dataloader(), steps + 1)):
+        if step == 1:
+            questions, videos, begun = 0, 0, time.perf_counter()
+        task.zero_grad()
+        sum(task.losses(task(batch), batch).values()).backward()
+        questions, videos = questions + len(batch["id"]), videos + len(set(batch["id"]))
+    return (time.perf_counter() - begun) / questions, videos / steps
+
+
+def main() -> None:
+    """Print a line each, and the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="experiments/avqa_quickstart.yaml")
+    parser.add_argument("--steps", type=int, default=10)
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    (mixed, many), (together, few) = (seconds(given.config, given.steps, order) for order in (False, True))
+    print(f"mixed     {1000 * mixed:8.1f} ms a question, {many:.1f} videos a batch")
+    print(f"together  {1000 * together:8.1f} ms a question, {few:.1f} videos a batch")
+    print(f"ratio     {together / mixed:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

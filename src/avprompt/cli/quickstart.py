@@ -1,0 +1,100 @@
+"""`avprompt quickstart`: from nothing to a tested result on a laptop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from avprompt.configs import get_nested, read_yaml
+from avprompt.errors import ConfigError
+from avprompt.media.prepare import prepare
+from avprompt.sweeps.sweep import Cell, run_cell, summarise
+from avprompt.synthetic import SYNTHETIC_DATASETS
+
+ROWS = {
+    "no prompts": ["--model.init_args.backbone.init_args.prompts=avprompt.methods.NoPrompts"],
+    "DG-SCT": [],
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One task's quickstart.
+
+    Args:
+        experiment: name of its YAML file in experiments/.
+        world: writes its dataset.
+        metric: what the table shows, and in a few words what that is.
+        stored: whether the media go through a prepared store.
+        options: further arguments of `world`; `videos` is 400 otherwise.
+    """
+
+    experiment: str
+    world: Callable[..., Any]
+    metric: tuple[str, str]
+    stored: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
+PLANS = {
+    "ave": Plan("quickstart", SYNTHETIC_DATASETS["ave"], (
+        "test_accuracy", "percent of seconds with the right category, background included")),
+    "avvp": Plan("avvp_quickstart", SYNTHETIC_DATASETS["llp"], (
+        "test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events")),
+    "avs_s4": Plan("avs_s4_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "s4"}),
+    "avs_ms3": Plan("avs_ms3_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "ms3"}),
+    "avqa": Plan("avqa_quickstart", SYNTHETIC_DATASETS["music_avqa"], ("test_average", "percent of questions answered right"), True,
+                 {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]}),
+}
+
+
+def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
+               out: Path | None = None, videos: int | None = None, epochs: int | None = None, seed: int = 0,
+               threads: int = 2) -> None:
+    """Generate a world, prepare it, train with and without prompts, test, and print what came out.
+
+    Run it from the root of the source tree. What is already there is used again, finished runs included.
+
+    Args:
+        task: event localisation, video parsing, segmentation (one or several sources), question answering.
+        data: folder of the generated world; `None` is the experiment's own.
+        out: folder of the runs; `None` is runs/<name of the experiment>.
+        videos: clips to generate, six tenths of them for training; `None` is 400, and 1200 for question answering.
+        epochs: of training; `None` is the experiment's own.
+        seed: of world and training.
+        threads: of each training.
+
+    Raises:
+        ConfigError: not called from the root of the source tree, or a run failed.
+    """
+    plan = PLANS[task]
+    experiment = Path("experiments") / f"{plan.experiment}.yaml"
+    if not experiment.is_file():
+        raise ConfigError(experiment, "no such file here", "the root of the avprompt source tree", "Change into it.")
+    begun = time.monotonic()
+    data = Path(data or get_nested(read_yaml(experiment), "data.init_args.root"))
+    out = Path(out or Path("runs") / plan.experiment)
+    print("1/4 generate a world in the dataset's format", flush=True)
+    options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
+    plan.world(data, seed=seed, **options)
+    print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
+    if plan.stored:
+        prepare(data / "videos", data / "store", size=64, sample_rate=16000)
+    cells = []
+    for step, (row, flags) in enumerate(ROWS.items(), 3):
+        overrides = [*flags, "--data.init_args.root", str(data)]
+        overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+        cell = Cell(row, seed, experiment, overrides, out / row.replace(" ", "_"))
+        cells.append(cell)
+        print(f"{step}/4 fit and test: {row} (progress in {cell.folder / 'log.txt'})", flush=True)
+        problem = None if cell.result.is_file() else run_cell(cell, threads)
+        if problem:
+            raise ConfigError(row, problem, "a finished run", "Read the log; then call quickstart again.")
+    metric, meaning = plan.metric
+    print(f"\n{summarise(cells, metric, out)}")
+    print(f"{metric}: {meaning}")
+    print(f"{time.monotonic() - begun:.0f} s in all. Curves, pictures and hyper-parameters: tensorboard --logdir {out}")

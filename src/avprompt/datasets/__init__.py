@@ -1,0 +1,1 @@
+"""The datasets: annotations, what each is called, where its files lie."""

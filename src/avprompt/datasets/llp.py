@@ -1,0 +1,225 @@
+"""LLP's annotations (Tian et al., ECCV 2020): what is heard and what is seen, second by second, in ten-second videos.
+
+AVVP_train.csv, AVVP_val_pd.csv and AVVP_test_pd.csv name each video (`<id>_<start>_<end>`, the id being its first 11
+characters) and the categories that occur in it. For videos of the last two, AVVP_eval_audio.csv and
+AVVP_eval_visual.csv say from which second on, and until which, each of them is heard and seen.
+
+What the published files hold besides, and what happens to it here. Targets are those of the published evaluation;
+`remarks` lists every case.
+
+- Evaluation rows are joined to videos by the whole name. Rows whose name is that of no validation or test video (10
+  names among the audio rows, 7 among the visual ones, with letters missing or one too many, such as the backtick
+  after KvIjsmANkxI_10_20) contribute nothing.
+- Six audio events end where they begin, or before (`9 0`). They contribute nothing.
+- Eight audio rows stand twice. They count once.
+- One test video names its category twice. It counts once.
+- 10 of the evaluated videos have no audio event that lasts, 191 no visual one: nothing is heard or seen there.
+- In 85 of the evaluated videos the categories named are not those of the events. Neither corrects the other.
+
+A dataset of one's own in LLP's format names its categories in `categories.txt` beside the csv files, one a line in the
+order of their indices; without that file they are LLP's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from avprompt.datasets import ave
+from avprompt.errors import AnnotationError, DatasetError
+from avprompt.media.readers import FolderReader, Published
+
+CATEGORIES = (
+    "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
+    "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner", "Baby_laughter", "Accordion",
+    "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar", "Telephone_bell_ringing", "Baby_cry_infant_cry",
+    "Blender", "Clapping",
+)
+SPLITS = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
+EVENTS = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
+VIDEO_HEADER, EVENT_HEADER = ("filename", "event_labels"), ("filename", "onset", "offset", "event_labels")
+NAME = re.compile(r"([^/\\.][^/\\]{10})_\d+(\.\d+)?_\d+(\.\d+)?")
+
+Events = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One annotated video, as the files have it.
+
+    Args:
+        name: its `filename`.
+        labels: categories that occur in it, in the row's order.
+        audio: (category, onset, offset) of every event that is heard, in whole seconds, the offset excluded; `None`
+            where that is not annotated (in training).
+        visual: likewise of every event that is seen.
+    """
+
+    name: str
+    labels: tuple[int, ...]
+    audio: Events | None = None
+    visual: Events | None = None
+
+    @property
+    def id(self) -> str:
+        """The first 11 characters of the name: the media's."""
+        return self.name[:11]
+
+    def weak_label(self, num_classes: int) -> Tensor:
+        """(C,) float32, 1 for each category that occurs."""
+        label = torch.zeros(num_classes)
+        label[list(self.labels)] = 1.0
+        return label
+
+
+def target(events: Events, segments: int, num_classes: int) -> Tensor:
+    """(T, C) float32, 1 where `onset <= t < offset` for an event of the category; an empty event changes nothing."""
+    label = torch.zeros(segments, num_classes)
+    for category, onset, offset in events:
+        label[onset:offset, category] = 1.0
+    return label
+
+
+class Splits(dict[str, list[Video]]):
+    """Videos by split, and in `unmatched` the names and events of evaluation rows that belong to none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unmatched: dict[str, dict[str, Events]] = {}
+
+
+def read_categories(root: Path, given: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Names of the categories: `root`/categories.txt where it exists, else those given, else LLP's own 25.
+
+    Raises:
+        AnnotationError: the file is empty, names a category twice, or names others than those given.
+    """
+    path = Path(root) / "categories.txt"
+    if not path.is_file():
+        return tuple(given) if given else CATEGORIES
+    names = ave.read_categories(root)
+    if given and tuple(given) != names:
+        raise AnnotationError("categories", tuple(given), f"those of {path}, {names}",
+                              "Leave `categories` out, or give the same names in the same order.")
+    return names
+
+
+def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
+    """Place and fields of every row."""
+    if not path.is_file():
+        raise DatasetError(path, "no such file", "an annotation file of LLP", "Download LLP's csv files, or fix root.")
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        where, fields = f"{path}, line {number}", line.split("\t")
+        if number == 1 and tuple(fields) != header:
+            raise AnnotationError(where, repr(line), f"the header, {header} with tabs between", "Correct the file.")
+        if number == 1 or not line:
+            continue
+        if len(fields) != len(header):
+            raise AnnotationError(where, repr(line), f"{len(header)} fields, {header} with tabs between",
+                                  "Correct the line.")
+        yield where, fields
+
+
+def _category(where: str, name: str, index: dict[str, int]) -> int:
+    if name not in index:
+        raise AnnotationError(where, f"category {name!r}", f"one of {len(index)} categories",
+                              "Name the dataset's own in categories.txt beside the csv files.")
+    return index[name]
+
+
+def _read_events(path: Path, index: dict[str, int], segments: int) -> dict[str, Events]:
+    events: dict[str, Events] = {}
+    for where, (name, onset, offset, category) in _rows(path, EVENT_HEADER):
+        if not (onset.isdecimal() and offset.isdecimal() and max(int(onset), int(offset)) <= segments):
+            raise AnnotationError(where, f"{onset} to {offset}", f"whole seconds from 0 to {segments}",
+                                  "Correct the line.")
+        event = (_category(where, category, index), int(onset), int(offset))
+        events[name] = (*events.get(name, ()), event)
+    return events
+
+
+def read_splits(root: Path, categories: Sequence[str] | None = None, segments: int = 10) -> Splits:
+    """Videos of the three splits, those of `val` and `test` with their events, joined by the whole name as published.
+
+    Args:
+        root: folder of the five csv files.
+        categories: names in the order of their indices; `None` is `read_categories(root)`.
+        segments: seconds a video.
+
+    Raises:
+        DatasetError: a file is missing.
+        AnnotationError: a file breaks its format, or two rows name the same video; names the line.
+    """
+    root = Path(root)
+    index = {name: i for i, name in enumerate(read_categories(root, categories))}
+    events = {kind: _read_events(root / file, index, segments) for kind, file in EVENTS.items()}
+    splits, places = Splits(), {}
+    for split, file in SPLITS.items():
+        splits[split] = []
+        for where, (name, labels) in _rows(root / file, VIDEO_HEADER):
+            if not (match := NAME.fullmatch(name)):
+                raise AnnotationError(where, f"filename {name!r}", "<id of 11 characters>_<start>_<end>",
+                                      "Correct the line.")
+            if match[1] in places:
+                raise AnnotationError(where, f"{match[1]} again", f"one row a video; see {places[match[1]]}",
+                                      "Remove one.")
+            places[match[1]] = where
+            found = {} if split == "train" else {kind: events[kind].pop(name, ()) for kind in EVENTS}
+            splits[split].append(Video(name, tuple(_category(where, label, index) for label in labels.split(",")),
+                                       **found))
+    splits.unmatched = events  # what nobody asked for
+    return splits
+
+
+def _listed(what: str, cases: list[str]) -> list[str]:
+    more = f" and {len(cases) - 10} more" if len(cases) > 10 else ""
+    return [f"{len(cases)} {what}: {', '.join(cases[:10])}{more}"] if cases else []
+
+
+def ignored(splits: Splits) -> list[str]:
+    """What contributes nothing to the labels: one sentence a kind, every case named."""
+    lines = []
+    for kind, file in EVENTS.items():
+        events = {video.name: getattr(video, kind) or () for videos in splits.values() for video in videos}
+        every = {**events, **splits.unmatched.get(kind, {})}
+        unmatched = [f"{name} ({len(rows)})" for name, rows in splits.unmatched.get(kind, {}).items()]
+        empty = [f"{name} {onset} to {offset}" for name, rows in every.items() for _, onset, offset in rows
+                 if onset >= offset]
+        twice = [f"{name} {onset} to {offset}" for name, rows in every.items()
+                 for (_, onset, offset), count in Counter(rows).items() for _ in range(count - 1)]
+        lines += [*_listed(f"names in {file} (rows) belong to no validation or test video", unmatched),
+                  *_listed(f"rows of {file} end no later than they begin", empty),
+                  *_listed(f"rows of {file} stand there before", twice)]
+    repeated = [video.name for videos in splits.values() for video in videos
+                if len(set(video.labels)) < len(video.labels)]
+    return [*lines, *_listed("videos name a category more than once", repeated)]
+
+
+def lasting(events: Events) -> set[int]:
+    """Categories of the events that are not empty."""
+    return {category for category, onset, offset in events if onset < offset}
+
+
+def remarks(splits: Splits) -> list[str]:
+    """What `avprompt data verify` says about the annotations."""
+    lines = ignored(splits)
+    for split in ("val", "test"):
+        videos = splits[split]
+        for kind in EVENTS:
+            silent = [video.name for video in videos if not lasting(getattr(video, kind))]
+            lines += _listed(f"videos of split {split} without {kind} events", silent)
+        differ = [video.name for video in videos if set(video.labels) != lasting((*video.audio, *video.visual))]
+        lines += _listed(f"videos of split {split} whose categories are not those of their events", differ)
+    return lines
+
+
+PUBLISHED = Published(
+    (*SPLITS.values(), *EVENTS.values()), ("LLP_dataset/frame/<id>/%08d.jpg", "LLP_dataset/wave/<id>.npy"),
+    partial(FolderReader, frames="LLP_dataset/frame", waves="LLP_dataset/wave"), read_splits, remarks)

@@ -1,0 +1,14 @@
+"""Prompt methods, one file each: inside the encoders (`PromptMethod`), and in the texts that they are compared with
+(`ClassEmbeddings`)."""
+
+from avprompt.methods.avstfp import AVSTFP
+from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.methods.class_embeddings import ClassEmbeddings, FixedEmbeddings, RandomEmbeddings
+from avprompt.methods.cocoop import CoCoOp
+from avprompt.methods.coop import CoOp
+from avprompt.methods.dgsct import DGSCT
+from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
+from avprompt.methods.none import NoPrompts
+
+__all__ = ["AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "FixedEmbeddings", "MaPLe", "MaPLeEmbeddings", "NoPrompts",
+           "RandomEmbeddings", "PromptMethod", "PromptState"]

@@ -1,0 +1,50 @@
+"""CoCoOp: CoOp's context, moved by each image (Zhou et al., CVPR 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import Tensor, nn
+
+from avprompt.encoders.text import CLIPText
+from avprompt.methods.base import PromptMethod
+from avprompt.methods.coop import CoOp
+
+
+class CoCoOp(CoOp):
+    """Every context vector is moved by a small network's answer to the image: `v + net(x)`, x its normalised embedding.
+
+    Each image has texts of its own, so that the tower runs K times an image.
+
+    Args:
+        tower: CLIP's text tower.
+        context: see `CoOp`.
+        position: see `CoOp`.
+        condition: `video`, one pass for the mean over a clip's segments, or `segment`, the published method (for single
+            images) on each frame, for T times the time and memory.
+
+    Raises:
+        ArgumentError: see `CoOp`.
+    """
+
+    def __init__(self, tower: CLIPText, context: int | str = "a photo of a",
+                 position: Literal["end", "middle", "front"] = "end",
+                 condition: Literal["video", "segment"] = "video") -> None:
+        super().__init__(tower, context, position=position)
+        self.condition = condition
+
+    def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
+        super().attach(names, prompts)
+        hidden = max(1, self.dim // 16)
+        self.meta_net = nn.Sequential(nn.Linear(self.dim, hidden), nn.ReLU(inplace=True),
+                                      nn.Linear(hidden, self.context.shape[-1]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.condition == "video":
+            features = features.mean(1, keepdim=True)
+        images = features.flatten(0, 1)
+        moved = self.context + self.meta_net(images).unsqueeze(1)
+        texts = self.splice(moved.unsqueeze(1))
+        encoded = self.tower.encode(texts.flatten(0, 1), self.end.repeat(len(images)))
+        return encoded.unflatten(0, (*features.shape[:2], -1))

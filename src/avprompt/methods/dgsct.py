@@ -1,0 +1,445 @@
+r"""DG-SCT: dual-guided spatial-channel-temporal attention (Duan et al., NeurIPS 2023).
+
+At every site each modality is guided twice by the other, once around attention (p1) and once around the MLP (p2):
+
+      visual v ──┬─[ attention ]──(+)──┬─[ MLP ]──(+)──        [ ] frozen   { } trained
+                 └─{ guide v|a }──┘    └─{ guide v|a }──┘
+      audio  a ──┬─{ guide a|v }──┐    ┌─{ guide a|v }──┐      both guides of a step read the
+                 └─[ attention, MLP ]──(+)─────────────(+)──    tokens before either is written
+
+`variant="released"` is the function of the authors' code for the downstream tasks, `variant="fewshot"` that of their
+code for few-shot learning, pretraining and zero-shot transfer, `variant="paper"` that of the paper's equations 1-7.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avprompt.dense import Linear, linear
+from avprompt.encoders.base import BlockSpec, FrozenBlock
+from avprompt.errors import ArgumentError
+from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+
+
+class PromptMap(nn.Module):
+    """The other modality's tokens in the guided one's shape: p = (W_c u + b_c) F^T + b_F (paper, section 3.2).
+
+    `W_c` is the paper's two-dimensional convolution, in the code a 1 x 1 convolution with tokens as channels; F is the
+    linear projection. The map p (N, C) itself is large and used only through its mean, `R p^T` and `A p`, which are
+    re-associated where that needs less than half the multiplications (elsewhere it is slower in practice).
+
+    Args:
+        own: the guided block.
+        other: the guiding block.
+        tokens: number K of latent tokens that will look at the map.
+    """
+
+    def __init__(self, own: BlockSpec, other: BlockSpec, tokens: int) -> None:
+        super().__init__()
+        n, m, c, d = own.tokens, other.tokens, own.dim, other.dim
+        self.weight, self.bias = nn.Parameter(torch.empty(n, m)), nn.Parameter(torch.empty(n))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        nn.init.uniform_(self.bias, -(m ** -0.5), m ** -0.5)
+        self.project = Linear(d, c)
+        direct, associated = n * m * d + n * d * c + 2 * tokens * n * c, 2 * tokens * m * (n + d)
+        self.associate = 2 * associated < direct
+
+    def forward(self, other: Tensor) -> Tensor:
+        """(B*T, M, D) -> the whole map (B*T, N, C)."""
+        mapped = linear(other.transpose(1, 2), self.weight, self.bias)
+        return self.project(mapped.transpose(1, 2))
+
+    def mean(self, other: Tensor) -> Tensor:
+        """(B*T, M, D) -> mean of the map over its N tokens, (B*T, C)."""
+        return self.project(self.weight.mean(0) @ other + self.bias.mean())
+
+    def read(self, latent: Tensor, other: Tensor) -> Tensor:
+        """Latent tokens R (K, C) attend over the map: softmax_N(R p^T) p, (B*T, K, C)."""
+        if not self.associate:
+            p = self(other)
+            return torch.softmax(latent @ p.transpose(1, 2), dim=-1) @ p
+        projected = latent @ self.project.weight
+        scores = (projected @ other.transpose(1, 2)) @ self.weight.T
+        scores = scores + projected.sum(1, keepdim=True) * self.bias + (latent @ self.project.bias)[:, None]
+        attention = torch.softmax(scores, dim=-1)
+        seen = (attention.to(other.dtype) @ self.weight) @ other + (attention @ self.bias).unsqueeze(-1)
+        return self.project(seen)
+
+
+class BicubicMap(nn.Module):
+    """The prompt map of the released S4 network: project, then resize the token grid (no convolution).
+
+    Args:
+        own: the guided block.
+        other: the guiding block.
+    """
+
+    def __init__(self, own: BlockSpec, other: BlockSpec) -> None:
+        super().__init__()
+        self.own, self.other, self.project = own.grid, other.grid, Linear(other.dim, own.dim)
+
+    def forward(self, other: Tensor) -> Tensor:
+        """(B*T, M, D) -> (B*T, N, C)."""
+        grid = self.project(other).transpose(1, 2).unflatten(2, self.other)
+        return F.interpolate(grid.float(), self.own, mode="bicubic").flatten(2).transpose(1, 2)
+
+    def mean(self, other: Tensor) -> Tensor:
+        """(B*T, M, D) -> (B*T, C)."""
+        return self(other).mean(1)
+
+    def read(self, latent: Tensor, other: Tensor) -> Tensor:
+        """Latent tokens (K, C) attend over the map, (B*T, K, C)."""
+        p = self(other)
+        return torch.softmax(latent @ p.transpose(1, 2), dim=-1) @ p
+
+
+class GroupedLinear(nn.Module):
+    """Bias-free linear map over contiguous channel groups: the released 1 x 1 grouped convolution.
+
+    Args:
+        inputs: input channels.
+        outputs: output channels.
+        groups: number of groups.
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(groups, outputs // groups, inputs // groups))
+        bound = (inputs // groups) ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs). One dense product is cheaper here than the copies that groups need."""
+        return linear(x, torch.block_diag(*self.weight))
+
+
+class _Modulate(torch.autograd.Function):
+    """x (B, N, C) * (channel (B, 1, C) + spatial (B, N, 1)), keeping x alone instead of x and the full-size factor."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
+        ctx.save_for_backward(x, channel, spatial)
+        return x * (channel + spatial)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, channel, spatial = ctx.saved_tensors
+        product = grad * x
+        return grad * (channel + spatial), product.sum(1, keepdim=True), product.sum(2, keepdim=True)
+
+
+class ReleasedAdapter(nn.Module):
+    """One adapter of the authors' code: a modality's tokens x (N, C) guided by the other's u (M, D).
+
+    Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. Deviations of the code from
+    the paper are kept: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the spatial
+    attention, factor `alpha Mc + beta Ms + 1 - alpha`, and everything from the latent tokens to the bottleneck.
+    Few-shot guides add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a segment.
+    What is switched off has no parameters and leaves the rest of the factor as it is, one without all three.
+
+    Args:
+        own: the guided block.
+        other: the guiding block.
+        method: the DG-SCT settings.
+        gated: whether the output has a scalar gate, zero at the start.
+    """
+
+    def __init__(self, own: BlockSpec, other: BlockSpec, method: DGSCT, gated: bool) -> None:
+        super().__init__()
+        c, half, bottleneck = own.dim, own.dim // 2, own.dim // method.reduction
+        self.channel, self.spatial, self.alpha, self.beta = method.channel, method.spatial, method.alpha, method.beta
+        self.temporal, self.gamma = method.temporal and method.variant == "fewshot", method.gamma
+        self.gate_inside = method.gate == "inside_norm"
+        self.modulates = self.channel or self.spatial or self.temporal
+        if method.num_tokens or self.modulates:
+            self.map = BicubicMap(own, other) if method.prompt_map == "bicubic" else PromptMap(
+                own, other, method.num_tokens)
+        self.tokens = None
+        if method.num_tokens:
+            init = torch.rand if method.token_init == "uniform" else torch.zeros
+            self.tokens, self.token_gate = nn.Parameter(init(method.num_tokens, c)), nn.Parameter(torch.zeros(1))
+        if self.channel:
+            self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
+            self.squeeze, self.excite = Linear(c, half), Linear(half, c)
+        if self.spatial:
+            self.spatial_guide, self.spatial_own = Linear(c, half), Linear(c, half)
+            self.score = Linear(half, 1)
+        if self.temporal:
+            self.temporal_score = Linear(c, 1)
+        self.norm_before = nn.LayerNorm(c) if method.norm_before else nn.Identity()
+        self.down, self.up = GroupedLinear(c, bottleneck, method.groups), GroupedLinear(bottleneck, c, method.groups)
+        self.bn_down = nn.BatchNorm1d(bottleneck) if method.batch_norm else nn.Identity()
+        self.bn_up = nn.BatchNorm1d(c) if method.batch_norm else nn.Identity()
+        self.norm_after = nn.LayerNorm(c)
+        self.gate = nn.Parameter(torch.zeros(1)) if gated else None
+
+    def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and spatial scores (B*T, N) or `None`."""
+        if self.tokens is not None:
+            latent = self.tokens + self.map.read(self.tokens, other)
+            attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
+            x = torch.baddbmm(x, attention.to(x.dtype), (self.token_gate * latent).to(x.dtype))
+        guide = self.map.mean(other) if self.modulates else None
+        channel, spatial, scores = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1), None
+        attended = x
+        if self.channel:
+            # the guide is one vector a segment, so the mean over tokens moves inside the product
+            joint = F.relu(self.channel_guide(guide)) * F.relu(self.channel_own(x)).mean(1)
+            weights = torch.sigmoid(self.excite(F.relu(self.squeeze(joint)))).unsqueeze(1)
+            attended = x * (weights + 1)
+            channel = self.alpha * weights + 1 - self.alpha
+        if self.spatial:
+            reader = (F.relu(self.spatial_guide(guide)) * self.score.weight).unsqueeze(-1)
+            scores = F.relu(self.spatial_own(attended)) @ reader + self.score.bias
+            spatial = self.beta * torch.sigmoid(scores)
+            scores = scores.squeeze(-1)
+        if self.temporal:
+            channel = channel + self.gamma * torch.sigmoid(self.temporal_score(guide)).unsqueeze(1)
+        if self.modulates:
+            x = _Modulate.apply(x, channel, spatial) if self.channel and self.spatial else x * (channel + spatial)
+        x = self.bottleneck(self.norm_before(x))
+        return x, scores
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """(B*T, N, C) -> gated, normed (B*T, N, C)."""
+        shape = x.shape
+        x = F.relu(self.bn_down(self.down(x.flatten(0, 1))))
+        x = self.bn_up(self.up(x)).view(shape)
+        norm = self.norm_after
+        if self.gate is None:
+            return norm(x)
+        if self.gate_inside:
+            return norm(self.gate * x)
+        return F.layer_norm(x, norm.normalized_shape, self.gate * norm.weight, self.gate * norm.bias, norm.eps)
+
+
+class PaperAdapter(nn.Module):
+    """Omega of the paper's equations 3, 4 and 6: x (N, C) guided by the prompt map of the other modality.
+
+    Args:
+        own: the guided block.
+        other: the guiding block.
+        method: the DG-SCT settings.
+        gated: whether the output has a scalar gate, zero at the start (a deviation: the equations have none).
+    """
+
+    hidden = 256  # d, section 3.3
+
+    def __init__(self, own: BlockSpec, other: BlockSpec, method: DGSCT, gated: bool) -> None:
+        super().__init__()
+        c = own.dim
+        self.channel, self.spatial, self.alpha, self.beta = method.channel, method.spatial, method.alpha, method.beta
+        if self.channel or self.spatial:
+            self.map = PromptMap(own, other, 0)
+        if self.channel:
+            self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
+            self.squeeze, self.excite = Linear(c, c // 2), Linear(c // 2, c)
+        if self.spatial:
+            self.spatial_guide, self.spatial_own = Linear(c, self.hidden), Linear(c, self.hidden)
+            self.score = Linear(self.hidden, 1)
+        self.gate = nn.Parameter(torch.zeros(1)) if gated else None
+
+    def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x (B*T, N, C), other (B*T, M, D) -> Omega (B*T, N, C), and spatial scores (B*T, N) or `None`."""
+        factor, attended, scores = 1.0, x, None
+        if self.channel:
+            # linear projections: the mean over tokens may be taken first (equation 3)
+            joint = self.channel_guide(self.map.mean(other)) * self.channel_own(x.mean(1))
+            weights = torch.sigmoid(self.excite(F.relu(self.squeeze(joint)))).unsqueeze(1)
+            attended, factor = (weights + 1) * x, factor + self.alpha * weights
+        if self.spatial:
+            scores = self.score(self.spatial_guide(self.map(other)) * self.spatial_own(attended))
+            factor = factor + self.beta * torch.sigmoid(scores)
+            scores = scores.squeeze(-1)
+        x = factor * x
+        return (x if self.gate is None else self.gate * x), scores
+
+
+class PaperTemporalGate(nn.Module):
+    """Equation 5: features of one modality -> RNN -> projection -> sigmoid, one gate a segment for the other.
+
+    The paper leaves the cell and its width open; here a GRU of width 256 over token means.
+
+    Args:
+        dim: channels of the guiding modality.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.rnn, self.project = nn.GRU(dim, PaperAdapter.hidden, batch_first=True), Linear(PaperAdapter.hidden, 1)
+
+    def forward(self, features: Tensor, segments: int) -> Tensor:
+        """(B*T, N, C) -> gate (B*T, 1, 1) in (0, 1)."""
+        hidden, _ = self.rnn(features.mean(1).unflatten(0, (-1, segments)))
+        return torch.sigmoid(self.project(hidden)).flatten(0, 1).unsqueeze(-1)
+
+
+class DGSCT(PromptMethod):
+    """Dual-guided spatial-channel-temporal attention between two frozen encoders.
+
+    Released and paper variant differ in nearly every step; the defaults are the released AVE network's. `spatial` on the
+    audio side is frequency attention. The released temporal module works on pooled features behind the encoders, so it
+    lives in the task's head, which reads `temporal_gates`; the paper's (equations 5 and 7) is in the last site here.
+
+    The few-shot network has the released guides with three differences: p1 reads the visual tokens after attention and
+    the audio tokens after the whole block; every guide has a temporal gate of its own (which the norm behind it cancels
+    where channel and spatial attention are off); features are pooled as in plain CLIP and CLAP. Its settings are
+    `num_tokens: 2`, and `alpha: 0.2, beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the
+    scripts for pretraining and zero-shot transfer ignore what they are given and use 0.3, 0.01 and 0.05.
+
+    Args:
+        variant: `released` or `fewshot` (authors' code), or `paper` (equations 1-7).
+        spatial: spatial and frequency attention, paper's M^vs and M^af.
+        channel: channel attention, paper's M^vc and M^ac.
+        temporal: temporal gates, paper's G^v and G^a.
+        a2v: audio guides video; off, the visual encoder gets no guide and no temporal gate.
+        v2a: video guides audio, likewise.
+        alpha: weight of channel attention.
+        beta: weight of spatial attention.
+        gamma: weight of the temporal gate.
+        num_tokens: K latent tokens of a released or few-shot guide; 0 leaves them out.
+        reduction: C over the bottleneck's width (released, few-shot).
+        groups: channel groups of the bottleneck (likewise).
+        gate: zero-initialised scalar gate of every guide. Released, few-shot: `after_norm` (default) or `inside_norm`
+            (released S4, MS3). Paper: `none` (the equations; default) or `zero_scalar`, which lets the network
+            start as the frozen one (a deviation; without it each of the equations' residuals doubles the features).
+        audio_gate: whether audio guides have that gate too (released S4, MS3, AVQA: no).
+        batch_norm: batch norm in the bottleneck (released AVE, AVVP: yes).
+        norm_before: layer norm before the bottleneck (released S4, MS3: no).
+        prompt_map: `conv`, or `bicubic` as the released S4 network has it.
+        token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical for good).
+
+    Raises:
+        ArgumentError: a gate that the variant does not have, nothing switched on, or sizes that do not divide. What else
+            a variant does not have it does not read, so that one YAML serves all three.
+    """
+
+    def __init__(
+        self,
+        variant: Literal["released", "fewshot", "paper"] = "released",
+        spatial: bool = True,
+        channel: bool = True,
+        temporal: bool = True,
+        a2v: bool = True,
+        v2a: bool = True,
+        alpha: float = 0.3,
+        beta: float = 0.05,
+        gamma: float = 0.1,
+        num_tokens: int = 32,
+        reduction: int = 8,
+        groups: int = 2,
+        gate: Literal["after_norm", "inside_norm", "zero_scalar", "none"] | None = None,
+        audio_gate: bool = True,
+        batch_norm: bool = True,
+        norm_before: bool = True,
+        prompt_map: Literal["conv", "bicubic"] = "conv",
+        token_init: Literal["uniform", "zeros"] = "uniform",
+    ) -> None:
+        super().__init__()
+        gates = ("none", "zero_scalar") if variant == "paper" else ("after_norm", "inside_norm")
+        if gate is None:
+            gate = gates[0]
+        if gate not in gates:
+            raise ArgumentError("gate", gate, f"one of {gates} for variant {variant}", "Change gate or variant.")
+        if not (a2v or v2a):
+            raise ArgumentError("a2v, v2a", "both false", "at least one direction", "Use avprompt.methods.NoPrompts.")
+        self.variant, self.spatial, self.channel, self.temporal = variant, spatial, channel, temporal
+        self.a2v, self.v2a, self.alpha, self.beta, self.gamma = a2v, v2a, alpha, beta, gamma
+        self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
+        self.gate, self.audio_gate, self.batch_norm, self.norm_before = gate, audio_gate, batch_norm, norm_before
+        self.prompt_map, self.token_init = prompt_map, token_init
+
+    @property
+    def identity_at_start(self) -> bool:
+        return self.gate != "none" and (self.audio_gate or not self.v2a)
+
+    @property
+    def temporal_gates(self) -> tuple[float, float]:
+        active = self.temporal and self.variant == "released"
+        return (self.gamma if active and self.a2v else 0.0), (self.gamma if active and self.v2a else 0.0)
+
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
+        guide = PaperAdapter if self.variant == "paper" else ReleasedAdapter
+        gated = self.gate != "none"
+        for spec in {spec for site in sites for spec in site} if self.variant != "paper" else ():
+            self._check(spec)
+        self.last = sites[-1]
+        for step in ("p1", "p2"):
+            visual = [guide(v, a, self, gated) for v, a in sites] if self.a2v else []
+            audio = [guide(a, v, self, gated and self.audio_gate) for v, a in sites] if self.v2a else []
+            self.add_module(f"visual_{step}", nn.ModuleList(visual))
+            self.add_module(f"audio_{step}", nn.ModuleList(audio))
+        if self.variant == "paper" and self.temporal:
+            self.visual_gate = PaperTemporalGate(sites[-1][1].dim) if self.a2v else None
+            self.audio_gate_rnn = PaperTemporalGate(sites[-1][0].dim) if self.v2a else None
+
+    def _check(self, spec: BlockSpec) -> None:
+        width = spec.dim // self.reduction
+        if spec.dim % self.reduction or width % self.groups:
+            raise ArgumentError("reduction, groups", f"{self.reduction}, {self.groups}",
+                                f"divisors of {spec.dim} channels and of the bottleneck", "Choose smaller values.")
+        if self.prompt_map == "bicubic" and spec.prefix:
+            raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
+
+    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
+             state: PromptState) -> tuple[Tensor, Tensor]:
+        run = {"released": self._released_step, "fewshot": self._fewshot_step, "paper": self._paper_step}[self.variant]
+        return run(site, visual_block, audio_block, visual, audio, state)
+
+    def _adapters(self, step: str, site: int, visual: Tensor, audio: Tensor, state: PromptState) -> tuple:
+        """What p1 or p2 adds to both modalities; 0 where a direction is off."""
+        guided: list = []
+        for name, own, other in (("visual", visual, audio), ("audio", audio, visual)):
+            guides = getattr(self, f"{name}_{step}")
+            added, scores = guides[site](own, other) if guides else (0, None)
+            guided.append(added)
+            if scores is not None and step == "p2" and site + 1 == len(guides):
+                state.memory[name] = scores
+        return tuple(guided)
+
+    def _released_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
+                       audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+        visual = visual + visual_block.attention(visual) + to_visual
+        audio = audio_block(audio) + to_audio
+        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
+
+    def _fewshot_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
+                      audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        visual, audio = visual + visual_block.attention(visual), audio_block(audio)
+        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+        visual, audio = visual + to_visual, audio + to_audio
+        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
+
+    def _paper_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
+                    audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+        visual = visual + visual_block.attention(visual) + to_visual
+        audio = audio + audio_block.attention(audio) + to_audio
+        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        if self.temporal and site + 1 == max(len(self.visual_p2), len(self.audio_p2)):
+            # equations 5 and 7: the guided features of one modality gate those of the other
+            from_audio, from_visual = (to_audio if self.v2a else audio), (to_visual if self.a2v else visual)
+            if self.a2v:
+                to_visual = to_visual * (1 + self.gamma * self.visual_gate(from_audio, state.segments))
+            if self.v2a:
+                to_audio = to_audio * (1 + self.gamma * self.audio_gate_rnn(from_visual, state.segments))
+        return visual + visual_block.mlp(visual) + to_visual, audio + audio_block.mlp(audio) + to_audio
+
+    def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        """Released: the last guides' spatial maps softmax(tanh s) weigh the tokens; elsewhere class token or mean."""
+        pooled = []
+        for name, tokens, spec in (("visual", visual, self.last[0]), ("audio", audio, self.last[1])):
+            if self.variant == "released" and name in state.memory:
+                weights = torch.softmax(torch.tanh(state.memory[name].float()), dim=-1)
+                pooled.append((weights.unsqueeze(1) @ tokens.float()).squeeze(1))
+            else:
+                pooled.append(mean_or_class_token(tokens, spec))
+        return pooled[0], pooled[1]

@@ -1,0 +1,80 @@
+"""A clip, second by second: frames, waveform, and what is heard and what is seen, each category a line of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from torch import Tensor
+
+from avprompt.plots.timeline import bare, category_colour, draw_frames, draw_sound, runs
+
+STYLES = {"annotated": {"lw": 0}, "predicted": {"lw": 0, "hatch": "/////"}}
+GREY = "#8c8c8c"
+BAR, INCH = 0.4, 0.34  # height of a bar where a category has 1, and inches a category
+
+
+def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[str], categories: list[int]) -> None:
+    count = len(next(iter(rows.values())))
+    axis.set_ylim(max(len(categories), 1), 0)
+    bare(axis, count, "")
+    axis.set_yticks([line + 0.5 for line in range(len(categories))], [class_names[c] for c in categories], fontsize=9,
+                    parse_math=False)
+    axis.set_xticks(range(count + 1), [""] * (count + 1))
+    axis.grid(axis="x", color="#dddddd", lw=0.6)
+    axis.set_axisbelow(True)
+    axis.set_ylabel(name, fontsize=9)
+    axis.axhline(0, color="#cccccc", lw=0.8)
+    if not categories:
+        axis.text(count / 2, 0.5, "nothing", ha="center", va="center", fontsize=9, color=GREY)
+    for line, category in enumerate(categories):
+        for place, (kind, active) in enumerate(rows.items()):
+            top = line + 0.5 + BAR * (place - len(rows) / 2)
+            for start, end, on in runs(active[:, category].tolist()):
+                if on:
+                    axis.broken_barh([(start + 0.015, end - start - 0.03)], (top + 0.02, BAR - 0.04),
+                                     facecolor=category_colour(category), edgecolor="white", **STYLES[kind])
+
+
+def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
+                   truth: tuple[Tensor, Tensor] | None = None, prediction: tuple[Tensor, Tensor] | None = None,
+                   title: str = "", start: float = 0.0, valid: Tensor | None = None) -> Figure:
+    """Draw a clip with the events that are heard and those that are seen; categories that never occur are left out.
+
+    Args:
+        frames: (T, 3, H, W) in [0, 1].
+        audio: (T, S) in [-1, 1].
+        class_names: of the categories.
+        truth: (T, C) bool of what is heard and of what is seen, as annotated.
+        prediction: likewise as predicted, drawn hatched below.
+        title: of the picture.
+        start: second of the file at which the clip begins.
+        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
+
+    Returns:
+        A figure that no window holds; save it or hand it to a logger.
+    """
+    count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()
+    pairs = {kind: pair for kind, pair in (("annotated", truth), ("predicted", prediction)) if pair is not None}
+    parts = []
+    for index, name in enumerate(("heard", "seen") if pairs else ()):
+        rows = {kind: pair[index] for kind, pair in pairs.items()}
+        categories = sum(row.any(0) for row in rows.values()).nonzero().flatten().tolist()
+        parts.append((name, rows, categories))
+    heights = [1.15, 0.7, *(0.12 + INCH * max(len(categories), 1) for _, _, categories in parts)]
+    figure = Figure(figsize=(1.25 * count + 1.5, 0.9 + sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
+    grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
+    draw_frames(figure, grid, frames, decoded)
+    draw_sound(figure.add_subplot(grid[1, :]), audio, decoded, start)
+    for row, (name, rows, categories) in enumerate(parts, 2):
+        _bars(figure.add_subplot(grid[row, :]), name, rows, class_names, categories)
+    if pairs:
+        figure.align_ylabels(figure.axes[-2:])
+        figure.legend(handles=[Patch(facecolor=GREY, edgecolor="white", label=kind, **STYLES[kind]) for kind in pairs],
+                      loc="outside lower right", ncols=len(pairs), fontsize=8, frameon=False)
+    if title:
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure

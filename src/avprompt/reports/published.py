@@ -1,0 +1,133 @@
+"""What others have published, as data: every figure of the tables and plots that runs are compared with.
+
+`published.csv` holds one figure a line. Where print and fact are known to differ (a percentage printed as millions, a
+mean over batches, a character that OCR lost) the `note` says so; values and parameters are kept as printed.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from avprompt.configs import get_nested
+from avprompt.errors import AnnotationError
+
+KINDS = {
+    "table": "typed from a table",
+    "text": "stated in words, or printed in a figure",
+    "figure": "read off a plot by eye",
+    "ocr": "typed from a poster that was read by OCR",
+}
+UNITS = ("percent", "GFLOPs", "count")
+MISSING = "lost"  # what the note of a figure without a value says
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published figure.
+
+    Args:
+        task: as our experiments begin: ave, avvp, avs_s4, avs_ms3, avqa, avar, fewshot_ave, zeroshot_ave ...
+        dataset: by its published name.
+        split: that it was measured on; `all` for facts about a dataset.
+        selection: split that the checkpoint was selected on, empty where that is not known.
+        method: as printed.
+        row: of an ablation or a shot number, empty elsewhere.
+        settings: of our configuration that make the same row: the prompt method's class, then `argument=value` of it,
+            of the task, of the backbone or of the data module, all separated by blanks; a class stands for an object of
+            it, `none` for no value; empty where nothing of ours is that row.
+        visual: visual encoder, empty where that is not known.
+        audio: audio encoder; `(shared)` after it where it is the visual one.
+        metric: as our tasks name it, without the stage.
+        value: as printed; `None` where it cannot be read.
+        unit: one of `UNITS`.
+        trainable: trained parameters as printed, empty where there are none.
+        total: all parameters as printed.
+        source: document and table.
+        kind: one of `KINDS`.
+        note: what else must be known.
+    """
+
+    task: str
+    dataset: str
+    split: str
+    selection: str
+    method: str
+    row: str
+    settings: str
+    visual: str
+    audio: str
+    metric: str
+    value: float | None
+    unit: str
+    trainable: str
+    total: str
+    source: str
+    kind: str
+    note: str
+
+    @property
+    def shared(self) -> bool:
+        """Whether one encoder sees and hears."""
+        return self.audio.endswith("(shared)")
+
+    def describes(self, config: dict[str, Any]) -> bool:
+        """Whether a run's configuration (`model`, `data`) has this figure's settings."""
+        if not self.settings:
+            return False
+        arguments = get_nested(config, "model.init_args") or {}
+        backbone = get_nested(arguments, "backbone.init_args") or {}
+        prompts = backbone.get("prompts") or {}
+        name, *settings = self.settings.split()
+        if (prompts.get("class_path") or "avprompt.methods.NoPrompts").rpartition(".")[2] != name:
+            return False
+        if self.shared != (backbone.get("audio") == "shared"):
+            return False
+        for setting in settings:
+            path, _, wanted = setting.partition("=")
+            found = [get_nested(place, path) for place in (prompts.get("init_args"), arguments, backbone,
+                                                    get_nested(config, "data.init_args"))]
+            texts = {str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value).lower()
+                     for value in found if value is not None}
+            if wanted.lower() not in (texts or {"none"}):
+                return False
+        return True
+
+
+def read_published(path: Path | None = None) -> list[Figure]:
+    """Every published figure, in published order.
+
+    Args:
+        path: a file in the format of the package's own; `None` is that one.
+
+    Raises:
+        AnnotationError: another header, a value that is no number, an unknown unit or kind, or a figure without its
+            task, dataset, method, metric or source; names file and line.
+    """
+    shipped = resources.files("avprompt.reports") / "published.csv"
+    content = (shipped if path is None else Path(path)).read_text(encoding="utf-8")
+    name, columns = "published.csv" if path is None else str(path), [field.name for field in fields(Figure)]
+    reader = csv.DictReader(content.splitlines(), strict=True)
+    if reader.fieldnames != columns:
+        raise AnnotationError(f"{name}, line 1", reader.fieldnames, f"the columns {columns}", "Restore the header.")
+    figures = []
+    for line in reader:
+        place = f"{name}, line {reader.line_num}"
+        if None in line or None in line.values():
+            raise AnnotationError(place, "another number of columns", f"{len(columns)}", "Quote texts with commas.")
+        for column in ("task", "dataset", "split", "method", "metric", "source"):
+            if not line[column].strip():
+                raise AnnotationError(f"{place}, {column}", "nothing", "a value", "Say where the figure comes from.")
+        for column, allowed in (("unit", UNITS), ("kind", tuple(KINDS))):
+            if line[column] not in allowed:
+                raise AnnotationError(f"{place}, {column}", line[column], f"one of {allowed}", "Correct it.")
+        try:
+            value = float(line["value"]) if line["value"] or MISSING not in line["note"] else None
+        except ValueError:
+            raise AnnotationError(f"{place}, value", line["value"] or "nothing",
+                                  f"a number, or none and a note that it is {MISSING}", "Type it as printed.") from None
+        figures.append(Figure(**{**line, "value": value}))
+    return figures

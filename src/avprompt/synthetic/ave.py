@@ -1,0 +1,151 @@
+"""The generated world in AVE's own layout: real mp4 files with sound, Annotations.txt and split files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from avprompt.datasets.ave import HEADER, SPLITS
+from avprompt.errors import ArgumentError, DatasetError
+from avprompt.synthetic.scenes import (
+    CATEGORIES,
+    FPS,
+    SAMPLE_RATE,
+    SECONDS,
+    SIZE,
+    Scene,
+    Settings,
+    draw_scene,
+    render_audio,
+    render_frames,
+)
+
+#: the same bytes on every run and processor, which x264 does not promise otherwise
+X264 = {"crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
+
+
+def write_video(path: Path, scene: Scene, seconds: int = SECONDS) -> None:
+    """Render the seconds of a scene into an mp4 file: H.264 picture, AAC sound."""
+    partial = path.with_suffix(".partial.mp4")
+    with av.open(str(partial), "w") as container:
+        video = container.add_stream("libx264", rate=FPS, options=X264)
+        video.width = video.height = SIZE
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        audio.bit_rate = 64000
+        for picture in render_frames(scene, seconds):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(video.encode(None))
+        frame = av.AudioFrame.from_ndarray(render_audio(scene, seconds)[None], format="fltp", layout="mono")
+        frame.sample_rate = SAMPLE_RATE
+        container.mux(audio.encode(frame))
+        container.mux(audio.encode(None))
+    partial.replace(path)
+
+
+def clip_scene(seed: int, index: int, settings: Settings) -> Scene:
+    """Scene number `index` of a world: the same whatever else is generated."""
+    return draw_scene(np.random.default_rng([seed, index]), settings, category=index % settings.classes)
+
+
+def _write(job: tuple[Path, Scene, Callable[[Path, Scene], None]]) -> None:
+    path, scene, write = job
+    if not path.is_file():
+        write(path, scene)
+
+
+def write_dataset(root: Path, scenes: dict[str, Scene], workers: int = 2,
+                write: Callable[[Path, Scene], None] = write_video) -> None:
+    """Write `root`/scenes.jsonl and render each scene into `root`/videos/<id>.mp4, those that are not there yet.
+
+    Args:
+        root: folder to write.
+        scenes: by id.
+        workers: processes.
+        write: makes the file of a scene, last of all that it makes.
+
+    Raises:
+        DatasetError: another world stands in `root`.
+    """
+    (root / "videos").mkdir(parents=True, exist_ok=True)
+    side = "".join(json.dumps({"id": clip, **scene.as_dict()}) + "\n" for clip, scene in scenes.items())
+    if (root / "scenes.jsonl").is_file() and (root / "scenes.jsonl").read_text(encoding="utf-8") != side:
+        raise DatasetError(root, "another generated world", "an empty folder, or the same arguments as before",
+                           "Choose another folder or remove this one.")
+    (root / "scenes.jsonl").write_text(side, encoding="utf-8")
+    jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
+    # one thread each: a process forked from one in which torch has used several would wait for the others for ever
+    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for _ in tqdm(pool.map(_write, jobs, chunksize=4), total=len(jobs), desc="generate", unit="clip"):
+            pass
+
+
+def split_of(index: int, classes: int) -> str:
+    """Split of clip `index` where classes take turns: six tenths train, a fifth each val and test, balanced.
+
+    Every block of 5 * classes clips holds each class five times: three for training, one each for the others.
+    """
+    return ("train", "train", "train", "val", "test")[index // classes % 5]
+
+
+def synthesize(
+    root: Path,
+    videos: int = 400,
+    seed: int = 0,
+    classes: int = 8,
+    silent_objects: int = 2,
+    offscreen_sounds: int = 1,
+    noise: float = 0.3,
+    workers: int = 2,
+) -> dict[str, int]:
+    """Write a generated world in AVE's layout.
+
+    `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), Annotations.txt, trainSet.txt, valSet.txt and
+    testSet.txt in AVE's format, categories.txt, and scenes.jsonl with everything that is in each scene. Six tenths of
+    the clips are for training, a fifth each for validation and test; every class is equally frequent in each. The
+    same arguments give the same world.
+
+    Args:
+        root: folder to write.
+        videos: number of clips.
+        seed: of the world.
+        classes: categories in use, 2 to 8.
+        silent_objects: objects in view that make no sound.
+        offscreen_sounds: sounds whose object is not in view.
+        noise: visual clutter and background noise, 0 to 1.
+        workers: processes.
+
+    Returns:
+        Number of clips by split.
+
+    Raises:
+        ArgumentError: too few videos or categories.
+        DatasetError: another world stands in `root`.
+    """
+    settings = Settings(classes, silent_objects, offscreen_sounds, noise)
+    if videos < 5 * classes:
+        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split", "Ask for more.")
+    root = Path(root)
+    ids = [f"world{seed:03d}{index:06d}" for index in range(videos)]
+    scenes = [clip_scene(seed, index, settings) for index in range(videos)]
+    write_dataset(root, dict(zip(ids, scenes)), workers)
+    rows = []
+    for clip, scene in zip(ids, scenes):
+        (category, start, end), = scene.events()
+        rows.append(f"{CATEGORIES[category]}&{clip}&good&{start}&{end}")
+    (root / "Annotations.txt").write_text("\n".join([HEADER, *sorted(rows)]) + "\n", encoding="utf-8")
+    (root / "categories.txt").write_text("\n".join(CATEGORIES[:classes]) + "\n", encoding="utf-8")
+    counts = {}
+    for split, name in SPLITS.items():
+        chosen = [row for index, row in enumerate(rows) if split_of(index, classes) == split]
+        (root / name).write_text("\n".join(chosen) + "\n", encoding="utf-8")
+        counts[split] = len(chosen)
+    print(f"{root}: {videos} clips of {SECONDS} s, {counts}")
+    return counts

@@ -1,0 +1,147 @@
+"""The generated world in AVSBench's own layout: frames, masks of what sounds, wav files, and mp4 files of the same.
+
+Objects that sound lie over those that never do. In S4 one object is seen and heard for all five seconds, among silent
+ones; in MS3 two or three come and go, and so do their sounds: masks change from second to second, and are empty where
+nothing sounds that is seen.
+"""
+
+from __future__ import annotations
+
+import csv
+import wave
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from avprompt.datasets.avsbench import LAYOUTS, SECONDS, SPLITS, Setting, Video, files
+from avprompt.errors import ArgumentError
+from avprompt.media.decode import resize
+from avprompt.synthetic.ave import split_of, write_dataset, write_video
+from avprompt.synthetic.scenes import (
+    CATEGORIES,
+    FPS,
+    SAMPLE_RATE,
+    Scene,
+    Settings,
+    draw_interval,
+    draw_sound,
+    draw_thing,
+    render_audio,
+    render_frames,
+    render_mask,
+)
+
+SOUNDING = {"s4": (1, 1), "ms3": (2, 3)}  # objects that sound, fewest and most
+
+
+def draw_scene(rng: np.random.Generator, setting: Setting, settings: Settings, category: int) -> Scene:
+    """Draw five seconds in which an object of `category` sounds, and in MS3 one or two others.
+
+    Args:
+        rng: all chance.
+        setting: `s4` or `ms3`.
+        settings: how hard the world is; nothing sounds off screen.
+        category: of the first object that sounds.
+    """
+    least, most = SOUNDING[setting]
+    others = [int(c) for c in rng.permutation(settings.classes) if c != category]
+    count = int(rng.integers(least, most + 1))
+    sounding, silent = [category, *others[:count - 1]], others[count - 1:][:settings.silent_objects]
+
+    def span(least: int) -> tuple[int, int]:
+        return (0, SECONDS) if setting == "s4" else draw_interval(rng, seconds=SECONDS, least=least)
+
+    things = [draw_thing(rng, settings, c, span(3)) for c in (*silent, *sounding)]
+    sounds = [draw_sound(rng, c, span(1)) for c in sounding]
+    return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
+
+
+def _write_clip(path: Path, scene: Scene, root: Path) -> None:
+    """Frames, masks, wav file, and last the mp4 file, whose being there says that all are."""
+    setting, size = scene.extra["setting"], scene.extra["size"]
+    target = files(root, setting, Video(**scene.extra["video"]))
+    for file in (target.frames[0], target.masks[0], target.audio):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    middles = [second * FPS + FPS // 2 for second in range(SECONDS)]
+    pictures = render_frames(scene, SECONDS)
+    for index, file in zip(middles, target.frames, strict=True):
+        Image.fromarray(resize(pictures[index], size, antialias=True)).save(file)
+    for index, file in zip(middles, target.masks):
+        mask = 255 * render_mask(scene, index / FPS)[..., None].astype(np.uint8)
+        mask = 255 * (resize(mask, size, antialias=True)[..., 0] > 127).astype(np.uint8)
+        Image.fromarray(mask).convert("1" if setting == "s4" else "P").save(file)
+    with wave.open(str(target.audio), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((render_audio(scene, SECONDS) * 32767).round().astype("<i2").tobytes())
+    write_video(path, scene, SECONDS)
+
+
+def synthesize(
+    root: Path,
+    setting: Literal["s4", "ms3"] = "s4",
+    videos: int = 400,
+    seed: int = 0,
+    classes: int = 8,
+    silent_objects: int = 2,
+    noise: float = 0.3,
+    size: int = 64,
+    workers: int = 2,
+) -> dict[str, int]:
+    """Write a generated world in AVSBench's layout.
+
+    `root` gets the setting's table and folders (`Single-source` or `Multi-sources`) with frames, masks and wav files,
+    videos/<name>.mp4 (five seconds each, picture and sound), categories.txt, and scenes.jsonl with all that is in
+    each scene. Frame and mask of a second show its middle. Six tenths of the videos are for training, a fifth each for
+    validation and test. The same arguments give the same world.
+
+    Args:
+        root: folder to write; one setting each.
+        setting: `s4`, one object sounds, or `ms3`, two or three come and go.
+        videos: number of videos.
+        seed: of the world.
+        classes: categories in use, 2 to 8.
+        silent_objects: objects in view that make no sound.
+        noise: visual clutter and background noise, 0 to 1.
+        size: height and width of frames and masks in pixels.
+        workers: processes.
+
+    Returns:
+        Number of videos by split.
+
+    Raises:
+        ArgumentError: an unknown setting, or too few videos or categories.
+        DatasetError: another world stands in `root`.
+    """
+    if setting not in SOUNDING:
+        raise ArgumentError("setting", setting, " or ".join(SOUNDING), "Correct the argument.")
+    settings, most = Settings(classes, silent_objects, 0, noise), SOUNDING[setting][1]
+    if most + silent_objects > classes:
+        raise ArgumentError("silent_objects", silent_objects, f"at most {classes - most}: all categories of a scene "
+                            "differ", "Lower it or raise classes.")
+    if videos < 5 * classes:
+        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split",
+                            "Ask for more.")
+    if size < 1:
+        raise ArgumentError("size", size, "at least 1", "Choose another value.")
+    root, layout, scenes, rows = Path(root), LAYOUTS[setting], {}, []
+    for index in range(videos):
+        name, category, split = f"world{seed:03d}{index:06d}", index % classes, split_of(index, classes)
+        row = {"name": name, **({"category": CATEGORIES[category]} if setting == "s4" else {}), "split": split}
+        scene = draw_scene(np.random.default_rng([seed, index]), setting, settings, category)
+        scenes[name] = replace(scene, extra={"setting": setting, "size": size, "video": row})
+        rows.append(row)
+    write_dataset(root, scenes, workers, partial(_write_clip, root=root))
+    with (root / layout.table).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (root / "categories.txt").write_text("\n".join(CATEGORIES[:classes]) + "\n", encoding="utf-8")
+    counts = {split: sum(row["split"] == split for row in rows) for split in SPLITS}
+    print(f"{root}: {videos} videos of {SECONDS} s, {counts}")
+    return counts

@@ -1,0 +1,307 @@
+"""The generated world in MUSIC-AVQA's layout: real mp4 files with sound, and questions in its wording.
+
+A scene shows one to three objects side by side (left, middle, right) and plays one or two sounds, whose objects are in
+view or not. Two objects may be of one category. Of two sounds one is about twice as loud, and they lie in different
+bands. What words mean here:
+
+- an object *sounds* where a sound of its category is heard while it is in view (where both exist they overlap for at
+  least two seconds), and *comes in* at the first second of that;
+- it is *always playing* where it sounds as long as it is in view;
+- a *voiceover* is a sound whose object is never in view;
+- the instrument on the left of another is the next one on that side.
+
+Audio questions follow from the sound alone and visual ones from the picture alone; audio-visual ones take both. A
+question is asked only where it has one answer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avprompt.datasets.music_avqa import SPLITS, TYPES, Question, Vocabulary, questions_path, read_questions, tokenise
+from avprompt.errors import ArgumentError
+from avprompt.synthetic.ave import write_dataset
+from avprompt.synthetic.scenes import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
+
+COLUMNS = {"left": SIZE / 6, "middle": SIZE / 2, "right": 5 * SIZE / 6}
+NUMBERS = ("zero", "one", "two", "three")
+QUIET, LOUD = (0.11, 0.13), (0.23, 0.26)
+MOST_QUESTIONS = 8
+KINDS = tuple(dict.fromkeys(kind for _, kind in TYPES))
+
+#: group, kind, question as the files write it, its values, answer
+Asked = tuple[str, str, str, tuple[str, ...], str]
+
+
+def _touching(rng: np.random.Generator, span: tuple[int, int]) -> tuple[int, int]:
+    """An interval of a sound that shares two seconds or more with `span`; it covers all of it in four cases of ten."""
+    if rng.random() < 0.4:
+        return draw_interval(rng, span)
+    while True:
+        start, end = draw_interval(rng)
+        if min(end, span[1]) - max(start, span[0]) >= 2:
+            return start, end
+
+
+def draw_scene(rng: np.random.Generator, classes: int = 8, noise: float = 0.3) -> Scene:
+    """Draw a scene of one to three objects and one or two sounds."""
+    settings = Settings(classes, noise=noise)
+    order = [int(category) for category in rng.permutation(classes)]
+    seen = order[:int(rng.choice(3, p=(0.2, 0.4, 0.4))) + 1]
+    if len(seen) > 1 and rng.random() < 0.3:
+        seen[1] = seen[0]
+    spans = {category: (0, SECONDS) if rng.random() < 0.5 else draw_interval(rng) for category in order}
+    things = []
+    for category, column in zip(seen, rng.permutation(list(COLUMNS.values()))):
+        position = float(column + rng.uniform(-2, 2)), float(rng.uniform(settings.radius[1], SIZE - settings.radius[1]))
+        things.append(Thing(category, int(rng.integers(len(COLOURS))), float(rng.uniform(*settings.radius)), position,
+                            (0.0, float(rng.uniform(-6, 6))), *spans[category]))
+    heard: list[int] = []
+    for _ in range(2 if rng.random() < 0.7 else 1):
+        free = [category for category in order if all(category % 4 != other % 4 for other in heard)]
+        inside, outside = ([c for c in free if (c in seen) is wanted] for wanted in (True, False))
+        heard.append(int(rng.choice(inside if inside and (rng.random() < 0.75 or not outside) else outside)))
+    levels = rng.permutation([rng.uniform(*QUIET), rng.uniform(*LOUD)])
+    sounds = [Sound(category, float(rng.uniform(0.94, 1.06)), float(level),
+                    *(_touching(rng, spans[category]) if category in seen else draw_interval(rng)))
+              for category, level in zip(heard, levels)]
+    return Scene(int(rng.integers(2**31)), things, sounds, noise)
+
+
+def clip_scene(seed: int, index: int, classes: int, noise: float) -> Scene:
+    """Scene number `index` of a world: the same whatever else is generated."""
+    return draw_scene(np.random.default_rng([seed, index]), classes, noise)
+
+
+def _place(thing: Thing) -> str:
+    return min(COLUMNS, key=lambda name: abs(COLUMNS[name] - thing.position[0]))
+
+
+def _beside(things: list[Thing], thing: Thing, side: str) -> list[Thing]:
+    """The next object on one side of another, of those in order from left to right; none, or one."""
+    place = things.index(thing)
+    return things[max(place - 1, 0):place] if side == "left" else things[place + 1:place + 2]
+
+
+def _ends(values: dict[int, int]) -> dict[str, int]:
+    """`first` and `last` -> the one key with the smallest and the largest value, where there is only one."""
+    found = {"first": min(values.values(), default=0), "last": max(values.values(), default=0)}
+    return {name: keys[0] for name, value in found.items()
+            if len(keys := [key for key in values if values[key] == value]) == 1}
+
+
+def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iterator[Asked]:
+    """Questions that have one answer in a scene; chance chooses objects that are not there, and the order of two."""
+    things, sounds = sorted(scene.things, key=lambda t: t.position[0]), {s.category: s for s in scene.sounds}
+    seen, heard = list(dict.fromkeys(t.category for t in things)), list(sounds)
+    alone = {c: t for t in things if (c := t.category) in seen and sum(c == o.category for o in things) == 1}
+    sounding = [t for t in things if t.category in sounds]
+    onsets = {t.category: max(t.start, sounds[t.category].start) for t in sounding}
+    # a pair of equal objects is at two places: of those no one is first
+    first_and_last = {end: c for end, c in _ends(onsets).items() if c in alone}
+
+    def pair(one: int, two: int) -> tuple[str, ...]:
+        return tuple(CATEGORIES[c] for c in rng.permutation([one, two]))
+
+    def ask(group: str, kind: str, question: str, answer: bool | int | str, *values: str) -> Asked:
+        if not isinstance(answer, str):
+            answer = ("no", "yes")[answer] if isinstance(answer, bool) else NUMBERS[answer]
+        return group, kind, question, values, answer
+
+    unseen, unheard = ([c for c in range(classes) if c not in known] for known in (seen, heard))
+    present, absent, loud, mute = (int(rng.choice(known)) for known in (seen, unseen, heard, unheard))
+
+    yield ask("Audio", "Counting", "How many musical instruments were heard throughout the video?", len(heard))
+    yield ask("Audio", "Counting", "Is there a <Object> sound?", True, CATEGORIES[loud])
+    yield ask("Audio", "Counting", "Is there a <Object> sound?", False, CATEGORIES[mute])
+    yield ask("Audio", "Counting", "Are there <Object> and <Object> sound? ", False, *pair(loud, mute))
+    if len(heard) == 2:
+        names, (one, two) = [CATEGORIES[c] for c in heard], scene.sounds
+        yield ask("Audio", "Counting", "Are there <Object> and <Object> sound? ", True, *pair(*heard))
+        for order in (1, -1):
+            yield ask("Audio", "Comparative", "Is the <Object> louder than the <Object>?",
+                      order * (one.level - two.level) > 0, *names[::order])
+            longer = (one.end - one.start) - (two.end - two.start)
+            if abs(longer) >= 2:
+                yield ask("Audio", "Comparative", "Is the <Object> playing longer than the <Object>?",
+                          order * longer > 0, *names[::order])
+
+    for category in (present, absent):
+        number = sum(t.category == category for t in things)
+        yield ask("Visual", "Counting", "How many <Object> are in the entire video?", number, CATEGORIES[category])
+        yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", number > 0, CATEGORIES[category])
+    yield ask("Visual", "Counting", "How many types of musical instruments appeared in the entire video?", len(seen))
+    yield ask("Visual", "Counting", "Are there <Object> and <Object> instruments in the video?", False,
+              *pair(present, absent))
+    if len(seen) > 1:
+        yield ask("Visual", "Counting", "Are there <Object> and <Object> instruments in the video?", True,
+                  *pair(*rng.choice(seen, 2, replace=False)))
+        for end, place in (("leftest", 0), ("rightest", -1)):
+            yield ask("Visual", "Location", "What kind of instrument is the <LRer> instrument? ",
+                      CATEGORIES[things[place].category], end)
+    if len(things) == 1:
+        yield ask("Visual", "Location", "What kind of musical instrument is it?", CATEGORIES[seen[0]])
+
+    for side in ("left", "right"):
+        for category, thing in alone.items():
+            for beside in _beside(things, thing, side):
+                yield ask("Visual", "Location", "What is the instrument on the <LR> of <Object>?",
+                          CATEGORIES[beside.category], side, CATEGORIES[category])
+        # of two objects only one has another on that side: no need to listen
+        for end, category in first_and_last.items() if len(things) > 2 else ():
+            for beside in _beside(things, alone[category], side):
+                yield ask("Audio-Visual", "Location", "What is the <LR> instrument of the <FL> sounding instrument?",
+                          CATEGORIES[beside.category], side, end)
+
+    for category in (c for c in alone if c in sounds):
+        thing, sound = alone[category], sounds[category]
+        yield ask("Audio-Visual", "Existential", "Is the <Object> in the video always playing?",
+                  sound.start <= thing.start and thing.end <= sound.end, CATEGORIES[category])
+    yield ask("Audio-Visual", "Existential", "Is there a voiceover?", any(c not in seen for c in heard))
+    if len(things) == len(heard) == 1:
+        yield ask("Audio-Visual", "Existential", "Is this sound from the instrument in the video?", seen == heard)
+
+    yield ask("Audio-Visual", "Counting", "How many instruments are sounding in the video?", len(sounding))
+    yield ask("Audio-Visual", "Counting", "How many types of musical instruments sound in the video?", len(onsets))
+    yield ask("Audio-Visual", "Counting", "How many instruments in the video did not sound from beginning to end?",
+              len(things) - len(sounding))
+    for category in seen:
+        yield ask("Audio-Visual", "Counting", "How many sounding <Object> in the video？",
+                  sum(t.category == category for t in sounding), CATEGORIES[category])
+
+    if len(heard) == 2:
+        by_level = sorted(heard, key=lambda c: sounds[c].level)
+        for end, category in (("lowest", by_level[0]), ("loudest", by_level[1])):
+            if category in alone:
+                yield ask("Audio-Visual", "Location", "Where is the <LL> instrument?", _place(alone[category]), end)
+        for end, category in _ends({c: s.start for c, s in sounds.items()}).items():
+            for thing in things:
+                yield ask("Audio-Visual", "Location", "Is the <FL> sound coming from the <LR> instrument?",
+                          thing.category == category, end, _place(thing))
+        if "first" in first_and_last:
+            yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
+                      CATEGORIES[first_and_last["first"]], "first")
+            if len(onsets) == 2:
+                yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
+                          CATEGORIES[_ends(onsets)["last"]], "second")
+    if len(things) > 1:
+        for end, category in first_and_last.items():
+            yield ask("Audio-Visual", "Temporal", "Where is the <FL> sounding instrument?", _place(alone[category]),
+                      end)
+
+    levels = [sounds[t.category].level if t in sounding else 0.0 for t in things]
+    for one, two in ((o, t) for o in range(len(things)) for t in range(len(things)) if levels[o] != levels[t]):
+        yield ask("Audio-Visual", "Comparative",
+                  "Is the instrument on the <LR> louder than the instrument on the <LR>?", levels[one] > levels[two],
+                  _place(things[one]), _place(things[two]))
+
+
+def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, classes: int = 8,
+              kinds: Sequence[str] = KINDS) -> dict[str, list[dict]]:
+    """Questions about a world's scenes, records of avqa-<split>.json by split.
+
+    In every split each video is asked in turn, always the kind of question that has been asked least, and of that the
+    wording and answer that came least: kinds, and answers to each wording, become about equally frequent. Validation
+    and test use words and answers of the training questions alone. Six tenths of the videos are for training, a fifth
+    each for validation and test. With some of the `kinds` alone, a video may have fewer questions than `per_video`.
+
+    Raises:
+        ArgumentError: too few training questions for that, or a split without any question.
+    """
+    ids = list(scenes)
+    found: dict[str, list[dict]] = {}
+    known: Vocabulary | None = None
+    for split, turns in zip(SPLITS, ((0, 1, 2), (3,), (4,))):
+        open_questions = {video: [asked for asked in candidates(scenes[video], np.random.default_rng([seed, place, 1]),
+                                                                classes) if asked[1] in kinds]
+                          for place, video in enumerate(ids) if place % 5 in turns}
+        order = np.random.default_rng([seed, turns[0], 2])
+        counts: Counter[Any] = Counter()
+        chosen: list[tuple[str, Asked]] = []
+        for _ in range(per_video):
+            for video, left in open_questions.items():
+                if not left:
+                    continue
+                usable = [asked for asked in left if known is None or (
+                    asked[-1] in known.answer_index and set(tokenise(asked[2], asked[3])) <= set(known.words))]
+                if not usable:
+                    raise ArgumentError("videos, questions_per_video", f"{len(ids)}, {per_video}",
+                                        "enough training questions to teach the words of the others", "Ask for more.")
+                ranks = [(counts[a[:2]], counts[a[2], a[-1]], order.random()) for a in usable]
+                asked = usable[ranks.index(min(ranks))]
+                left.remove(asked)
+                counts.update((asked[:2], (asked[2], asked[-1])))
+                chosen.append((video, asked))
+        if not chosen:
+            raise ArgumentError("videos, kinds", f"{len(ids)}, {list(kinds)}", f"a question for split {split}",
+                                "Ask for more videos or kinds.")
+        found[split] = [
+            {"video_id": video, "question_id": len(found) * len(ids) * per_video + number,
+             "type": json.dumps([group, kind]), "question_content": question, "templ_values": json.dumps(values),
+             "question_deleted": 0, "anser": answer}
+            for number, (video, (group, kind, question, values, answer)) in enumerate(chosen)]
+        if split == "train":
+            known = Vocabulary.of(Question(video, "", tokenise(asked[2], asked[3]), "", *asked[:2], asked[-1])
+                                  for video, asked in chosen)
+    return found
+
+
+def synthesize(
+    root: Path,
+    videos: int = 400,
+    questions_per_video: int = 4,
+    seed: int = 0,
+    classes: int = 8,
+    noise: float = 0.3,
+    kinds: Sequence[str] = KINDS,
+    workers: int = 2,
+) -> dict[str, int]:
+    """Write a generated world in MUSIC-AVQA's layout.
+
+    `root` gets videos/<id>.mp4 (ten seconds each, picture and sound: `stride: null`), json/avqa-{train,val,test}.json,
+    ques_vocab.txt and ans_vocab.txt, categories.txt, and scenes.jsonl with everything that is in each scene. Six
+    tenths of the videos are for training, a fifth each for validation and test. The same arguments give the same world.
+
+    Args:
+        root: folder to write.
+        videos: number of videos.
+        questions_per_video: of every video, all different.
+        seed: of the world.
+        classes: categories in use, 4 to 8.
+        noise: visual clutter and background noise, 0 to 1.
+        kinds: of questions to ask, in every group that has them.
+        workers: processes.
+
+    Returns:
+        Number of questions by split.
+
+    Raises:
+        ArgumentError: too few videos, or a number is out of its range.
+        DatasetError: another world stands in `root`.
+    """
+    for name, value, least, most in (("videos", videos, 10, 10**8 - 1), ("classes", classes, 4, len(CATEGORIES)),
+                                     ("questions_per_video", questions_per_video, 1, MOST_QUESTIONS)):
+        if not least <= value <= most:
+            raise ArgumentError(name, value, f"{least} to {most}", "Choose another number.")
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise ArgumentError("kinds", list(kinds), f"some of {', '.join(KINDS)}", "Correct the argument.")
+    root = Path(root)
+    scenes = {f"{index + 1:08d}": clip_scene(seed, index, classes, noise) for index in range(videos)}
+    records = questions(scenes, questions_per_video, seed, classes, kinds)
+    write_dataset(root, scenes, workers)
+    (root / "json").mkdir(exist_ok=True)
+    for split, asked in records.items():
+        questions_path(root, "json", split).write_text(json.dumps(asked, indent=1), encoding="utf-8")
+    vocabulary = Vocabulary.of(read_questions(questions_path(root, "json", "train")))
+    for name, words in (("ques_vocab.txt", vocabulary.words), ("ans_vocab.txt", vocabulary.answers),
+                        ("categories.txt", CATEGORIES[:classes])):
+        (root / name).write_text("\n".join(words) + "\n", encoding="utf-8")
+    counts = {split: len(asked) for split, asked in records.items()}
+    print(f"{root}: {videos} videos of {SECONDS} s, questions {counts}")
+    return counts

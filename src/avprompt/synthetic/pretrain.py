@@ -1,0 +1,352 @@
+"""Pretraining of the tiny encoders: `python -m avprompt.synthetic.pretrain --modality visual`.
+
+Like their large relatives they learn what is there, not what belongs together. Swin-V2 (`visual`) names every shape
+and colour in a crowded picture, HTS-AT (`audio`) every sound in a crowded second; CLIP (`clip`) and CLAP (`clap`) learn
+with a text tower which caption belongs to which picture or second. None ever meets the other modality, nor a clip of a
+generated dataset (pictures and seconds are drawn one by one from seeds of their own).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torchmetrics.functional.classification import multilabel_average_precision
+from tqdm import tqdm
+
+from avprompt.encoders.base import FrozenEncoder
+from avprompt.encoders.htsat import is_constant
+from avprompt.encoders.text import CLAP_TEMPLATE, CLIP_TEMPLATE, TextTower, class_texts
+from avprompt.encoders.tiny import WEIGHTS, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, TinyHTSAT, TinySwinV2
+from avprompt.synthetic import scenes
+
+SEED = 10**9  # far from the seeds of generated datasets
+COLOURS_SAID, ALL_SAID = 0.3, 0.6  # shares of captions that say colours, and that leave nothing out
+MAX_SCALE = math.log(100)  # CLIP's bound
+COLOUR_NAMES = ("red", "blue", "yellow", "green", "purple", "white")  # of scenes.COLOURS
+
+
+class Pictures(Dataset):
+    """Single pictures with some objects; labels say which shapes and which colours are there.
+
+    Args:
+        count: pictures.
+        seed: of the stream.
+        objects: number of objects in a picture, least and most.
+    """
+
+    labels = len(scenes.CATEGORIES) + len(scenes.COLOURS)
+    templates = ("a photo of {}.", "a picture of {}.", "an image of {}.", "there is {} in this photo.")
+    phrases = (*(f"a {name}" for name in scenes.CATEGORIES),
+               *(f"a {colour} {name}" for name in scenes.CATEGORIES for colour in COLOUR_NAMES), "a background")
+
+    def __init__(self, count: int, seed: int, objects: tuple[int, int] = (0, 4)) -> None:
+        self.count, self.seed, self.objects = count, seed, objects
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draw(self, index: int) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Picture (1, 3, 64, 64) in [-1, 1], and category and colour of each object."""
+        rng = np.random.default_rng([SEED, self.seed, index])
+        noise, objects = float(rng.uniform(0, 0.5)), []
+        image = Image.fromarray(scenes.ground(rng, noise).clip(0, 255).astype(np.uint8))
+        draw = ImageDraw.Draw(image)
+        for _ in range(rng.integers(self.objects[0], self.objects[1] + 1)):
+            category, colour = rng.integers(len(scenes.CATEGORIES)), rng.integers(len(scenes.COLOURS))
+            radius = rng.uniform(7, 16)
+            centre = tuple(rng.uniform(radius, scenes.SIZE - radius, 2))
+            scenes.paint(draw, category, centre, radius, scenes.COLOURS[colour])
+            objects.append((int(category), int(colour)))
+        pixels = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC), dtype=np.float32)
+        pixels = (pixels + rng.normal(0, 20 * noise, pixels.shape)).clip(0, 255) / 127.5 - 1
+        return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None], objects
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (1, 3, 64, 64) in [-1, 1] and labels (14,) in {0, 1}."""
+        picture, objects = self.draw(index)
+        labels = torch.zeros(self.labels)
+        for category, colour in objects:
+            labels[category] = labels[len(scenes.CATEGORIES) + colour] = 1.0
+        return picture, labels
+
+    @staticmethod
+    def facts(thing: tuple[int, int]) -> tuple[int, int]:
+        """What may be said of an object, as places in `phrases`: its shape, or shape and colour."""
+        category, colour = thing
+        return category, len(scenes.CATEGORIES) + category * len(scenes.COLOURS) + colour
+
+
+class Seconds(Dataset):
+    """Single seconds with 0 to 3 sounds; labels say which.
+
+    Args:
+        count: seconds.
+        seed: of the stream.
+    """
+
+    labels = len(scenes.CATEGORIES)
+    templates = ("the sounds of {}", "the sound of {}", "a sound of {}.", "there is {} in the sound.")
+    phrases = (*scenes.CATEGORIES, "background")
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draw(self, index: int) -> tuple[Tensor, list[int]]:
+        """Waveform (1, 16000) in [-1, 1], and the category of each sound."""
+        rng = np.random.default_rng([SEED, self.seed, index])
+        wave = rng.normal(0, 0.04 * rng.uniform(0, 0.5), scenes.SAMPLE_RATE)
+        categories = rng.choice(self.labels, rng.integers(0, 4), replace=False).tolist()
+        for category in categories:
+            sound = scenes.render_sound(category, rng.uniform(0.92, 1.08), scenes.SAMPLE_RATE, rng)
+            wave += rng.uniform(0.08, 0.3) * sound
+        return torch.from_numpy(wave.clip(-1, 1).astype(np.float32))[None], categories
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Waveform (1, 16000) in [-1, 1] and labels (8,) in {0, 1}."""
+        wave, categories = self.draw(index)
+        labels = torch.zeros(self.labels)
+        labels[categories] = 1.0
+        return wave, labels
+
+    @staticmethod
+    def facts(thing: int) -> tuple[int]:
+        """What may be said of a sound, as places in `phrases`: its name."""
+        return (thing,)
+
+
+class Captioned(Dataset):
+    """Pictures or seconds, each with a caption that names some of what is there, shapes alone or with their colours.
+
+    Args:
+        stream: pictures or seconds.
+    """
+
+    def __init__(self, stream: Pictures | Seconds) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return len(self.stream)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor, Tensor]:
+        """Picture or second, caption, and over the stream's F phrases in {0, 1}: what holds (F,), what is said (F,)."""
+        example, things = self.stream.draw(index)
+        phrases, rng = self.stream.phrases, np.random.default_rng([SEED, self.stream.seed, index, 1])
+        facts = [self.stream.facts(thing) for thing in things] or [(len(phrases) - 1,)]
+        detail = int(rng.random() < COLOURS_SAID) % len(facts[0])
+        number = len(facts) if rng.random() < ALL_SAID else rng.integers(1, len(facts) + 1)
+        spoken = list(dict.fromkeys(facts[place][detail] for place in rng.permutation(len(facts))[:number]))
+        holds, said = torch.zeros(len(phrases)), torch.zeros(len(phrases))
+        holds[[fact for known in facts for fact in known]] = said[spoken] = 1.0
+        *others, last = (phrases[fact] for fact in spoken)
+        text = f"{', '.join(others)} and {last}" if others else last
+        return example, rng.choice(self.stream.templates).format(text), holds, said
+
+
+def contrastive_loss(inputs: Tensor, texts: Tensor, holds: Tensor, said: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy where every caption that is true of an input counts as its own.
+
+    Args:
+        inputs: (B, E) embeddings of pictures or seconds.
+        texts: (B, E) embeddings of their captions.
+        holds: (B, F) in {0, 1}, facts that hold for the inputs.
+        said: (B, F) in {0, 1}, facts that the captions claim.
+        scale: logarithm of the scale of cosines.
+
+    Returns:
+        Scalar.
+    """
+    logits = scale.clamp(max=MAX_SCALE).exp() * F.normalize(inputs, dim=-1) @ F.normalize(texts, dim=-1).T
+    true = (holds @ said.T == said.sum(1)).float()
+    return (F.cross_entropy(logits, true / true.sum(1, keepdim=True))
+            + F.cross_entropy(logits.T, (true / true.sum(0)).T)) / 2
+
+
+class Naming(nn.Module):
+    """An encoder learns to name whatever is there, with a linear head that is thrown away.
+
+    Args:
+        encoder: of the stream's modality, with random weights, not frozen.
+        labels: number of things to name.
+    """
+
+    def __init__(self, encoder: FrozenEncoder, labels: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.dim, labels)
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Pictures or seconds and their labels, as the stream gives them -> loss."""
+        return F.binary_cross_entropy_with_logits(self.head(self.encoder(inputs).mean(1)), labels)
+
+    def measure(self, examples: Pictures | Seconds) -> dict[str, float]:
+        """Mean average precision over the labels of `examples`."""
+        parts = [(self.head(self.encoder(x).mean(1)), y) for x, y in DataLoader(examples, 128, num_workers=1)]
+        scores, truth = (torch.cat(part) for part in zip(*parts))
+        return {"mean average precision": float(multilabel_average_precision(scores, truth.long(), examples.labels))}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Library's name -> tensor; the head is left out."""
+        return library_weights(self.encoder)
+
+
+class Matching(nn.Module):
+    """An encoder and a text tower learn which caption belongs to which picture or second.
+
+    Args:
+        encoder: with a projection into the joint space and random weights, not frozen.
+        text: the text tower, likewise.
+        template: sentence in which a name is put for measuring.
+    """
+
+    def __init__(self, encoder: TinyCLIP | TinyCLAP, text: TextTower, template: str) -> None:
+        super().__init__()
+        self.encoder, self.text, self.template = encoder, text, template
+        self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.sees = isinstance(encoder, TinyCLIP)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Pictures or seconds (B, 1, ...) -> (B, E): CLIP's class token, or the mean of HTS-AT's tokens, projected."""
+        tokens = self.encoder(inputs)
+        return self.encoder.project(tokens[:, 0] if self.sees else tokens.mean(1))
+
+    def forward(self, inputs: Tensor, captions: list[str], holds: Tensor, said: Tensor) -> Tensor:
+        """A batch of `Captioned` -> loss."""
+        return contrastive_loss(self.embed(inputs), self.text(captions), holds, said, self.scale)
+
+    def measure(self, examples: Pictures | Seconds) -> dict[str, float]:
+        """Naming by `template`: accuracy where one kind of thing is there, mean average precision over all examples."""
+        names = F.normalize(self.text(class_texts(scenes.CATEGORIES, self.template)), dim=-1)
+        scores, truth = [], torch.zeros(len(examples), len(scenes.CATEGORIES), dtype=torch.int64)
+        for start in range(0, len(examples), 128):
+            inputs, things = zip(*map(examples.draw, range(start, min(start + 128, len(examples)))))
+            scores.append(F.normalize(self.embed(torch.stack(inputs)), dim=-1) @ names.T)
+            for row, present in zip(truth[start:], things):
+                row[[examples.facts(thing)[0] for thing in present]] = 1
+        scores, alone = torch.cat(scores), truth.sum(1) == 1
+        right = scores[alone].argmax(1) == truth[alone].argmax(1)
+        return {"accuracy of zero-shot naming": float(right.float().mean()),
+                "zero-shot mean average precision": float(multilabel_average_precision(scores, truth, len(names)))}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Library's name -> tensor, of both towers."""
+        keeper = self.text if self.sees else self.encoder  # in whose part of the file the scale lies
+        keeper.logit_scale.copy_(self.scale.clamp(max=MAX_SCALE))
+        return {**library_weights(self.encoder, "visual." if self.sees else ""), **library_weights(self.text)}
+
+
+def library_weights(encoder: FrozenEncoder, prefix: str = "") -> dict[str, Tensor]:
+    """Library's name -> tensor, without constants."""
+    return {prefix + encoder.library_key(name): value for name, value in encoder.state_dict().items()
+            if not is_constant(name)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a tiny network is pretrained.
+
+    Args:
+        file: name of the weights file.
+        learner: builds what learns, with random weights.
+        stream: draws `count` training examples, in the order of training.
+        examples: held out, for measuring.
+        steps: of AdamW under a one-cycle schedule.
+        batch_size: examples a step.
+        lr: highest learning rate.
+        weight_decay: of AdamW.
+        betas: of AdamW.
+    """
+
+    file: str
+    learner: Callable[[], Naming | Matching]
+    stream: Callable[[int], Dataset]
+    examples: Pictures | Seconds
+    steps: int
+    batch_size: int
+    lr: float
+    weight_decay: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+def easy_first(count: int) -> Dataset:
+    """Captioned pictures: the first fifth with one object each, which spares a transformer its long plateau."""
+    alone = count // 5
+    return ConcatDataset([Captioned(Pictures(alone, 2, (1, 1))), Captioned(Pictures(count - alone, 0))])
+
+
+RECIPES = {
+    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Pictures.labels),
+                     lambda count: Pictures(count, 0), Pictures(2048, 1), 3000, 64, 2e-3),
+    "audio": Recipe("tiny_htsat.safetensors", lambda: Naming(TinyHTSAT("none", frozen=False), Seconds.labels),
+                    lambda count: Seconds(count, 0), Seconds(2048, 1), 3000, 64, 2e-3),
+    "clip": Recipe("tiny_clip.safetensors",
+                   lambda: Matching(TinyCLIP("none", projection=True, frozen=False), TinyCLIPText("none", frozen=False),
+                                    CLIP_TEMPLATE),
+                   easy_first, Pictures(2048, 1), 6000, 32, 1.5e-3, 0.05, (0.9, 0.98)),
+    "clap": Recipe("tiny_clap.safetensors",
+                   lambda: Matching(TinyCLAP("none", frozen=False), TinyCLAPText("none", frozen=False), CLAP_TEMPLATE),
+                   lambda count: Captioned(Seconds(count, 0)), Seconds(2048, 1), 3000, 64, 2e-3),
+}
+
+
+def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None,
+             out: Path = WEIGHTS) -> dict[str, float]:
+    """Train one tiny network and write its weights, in half precision and the library's naming.
+
+    Args:
+        modality: which, see `RECIPES`.
+        steps: of training, where not the recipe's.
+        out: folder for the weights.
+
+    Returns:
+        What it reaches on 2048 unseen examples.
+    """
+    torch.manual_seed(0)
+    recipe = RECIPES[modality]
+    learner, steps = recipe.learner().train(), steps or recipe.steps
+    for name, parameter in learner.encoder.named_parameters():
+        parameter.requires_grad_(not is_constant(name))  # the file leaves them out: they must be what they are elsewhere
+    parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
+    loader = DataLoader(recipe.stream(steps * recipe.batch_size), recipe.batch_size, num_workers=1)
+    for batch in (bar := tqdm(loader, desc=modality, unit="step")):
+        loss = learner(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    learner.eval()
+    with torch.no_grad():
+        reached, weights = learner.measure(recipe.examples), learner.weights()
+    out.mkdir(parents=True, exist_ok=True)
+    save_file({name: (value.half() if value.is_floating_point() else value).contiguous()
+               for name, value in weights.items()}, out / recipe.file)
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
+    print(f"{modality}: {figures} on unseen examples, {out / recipe.file}")
+    return reached
+
+
+def main(args: list[str] | None = None) -> None:
+    """`pretrain` on the command line."""
+    from jsonargparse import auto_cli
+
+    auto_cli(pretrain, args=args, as_positional=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The generated world in the layout of VGG-Sound(40K), without some categories, which are left for zero-shot tests."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from avprompt.datasets.vggsound import CATEGORY_FILE, COLUMNS, LABEL_FILE, SPLITS
+from avprompt.errors import ArgumentError
+from avprompt.synthetic.ave import split_of, write_dataset
+from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
+
+#: categories that a world does not have unless it is asked to: those of the AVE and LLP worlds with `classes: 3`
+HELD_OUT = CATEGORIES[:3]
+
+
+def corresponding_scene(seed: int, index: int, settings: Settings, categories: list[int]) -> Scene:
+    """Scene number `index` of a world: the same whatever else is generated.
+
+    One category is both seen and heard from some second to another, at least five later, in half of the scenes with a
+    break of one to three seconds. Its object or its sound goes on during the break, and may begin earlier and end
+    later. Silent objects and off-screen sounds are of other categories.
+    """
+    rng = np.random.default_rng([seed, index])
+    category = categories[index % len(categories)]
+    others = [int(c) for c in rng.permutation(categories) if c != category]
+    silent, rest = others[:settings.silent_objects], others[settings.silent_objects:]
+    # as in AVE's world: what is seen tells which band counts
+    offscreen = sorted(rest, key=lambda c: c % len(BANDS) == category % len(BANDS))[:settings.offscreen_sounds]
+    start, end = draw_interval(rng, least=5)
+    spells = [(start, end)]
+    if rng.random() < 0.5:
+        begin = int(rng.integers(start + 1, end - 1))
+        resume = int(rng.integers(begin + 1, min(begin + 4, end)))
+        spells = [(start, begin), (resume, end)]
+    spans = {"seen": spells, "heard": [draw_interval(rng, (start, end))]}
+    if rng.random() < 0.5:
+        spans = {"seen": spans["heard"], "heard": spans["seen"]}
+    things = [*(draw_thing(rng, settings, category, span) for span in spans["seen"]),
+              *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent)]
+    sounds = [*(draw_sound(rng, category, span) for span in spans["heard"]),
+              *(draw_sound(rng, c, draw_interval(rng)) for c in offscreen)]
+    return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
+
+
+def active(scene: Scene) -> list[int]:
+    """For every second 1 where something is both seen and heard, else 0."""
+    return [int(any(start <= t < end for _, start, end in scene.events())) for t in range(SECONDS)]
+
+
+def synthesize(
+    root: Path,
+    videos: int = 400,
+    seed: int = 0,
+    categories: list[str] | None = None,
+    silent_objects: int = 2,
+    offscreen_sounds: int = 1,
+    noise: float = 0.3,
+    workers: int = 2,
+) -> dict[str, int]:
+    """Write a generated world in VGG-Sound(40K)'s layout.
+
+    `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), VggsoundAVEL40kCategories.txt,
+    vggsound-avel40k_labels.csv, and scenes.jsonl with everything that is in each scene. Six tenths of the videos are
+    for training, a fifth each for validation and test; every category is equally frequent in each. The same arguments
+    give the same world.
+
+    For zero-shot experiments disc, square and triangle do not occur in it, neither as events nor as distractors. They
+    are all that there is in the worlds of
+
+      avprompt data synth ave --root ROOT --classes 3 --silent_objects 1 --offscreen_sounds 1
+      avprompt data synth llp --root ROOT --classes 3
+
+    Args:
+        root: folder to write.
+        videos: number of videos.
+        seed: of the world.
+        categories: names of those in use, in the order of their indices; `null` is all but disc, square and triangle.
+        silent_objects: objects in view that make no sound.
+        offscreen_sounds: sounds whose object is not in view.
+        noise: visual clutter and background noise, 0 to 1.
+        workers: processes.
+
+    Returns:
+        Number of videos by split.
+
+    Raises:
+        ArgumentError: too few or too many videos, too few categories, an unknown or repeated one, or a negative seed.
+        DatasetError: another world stands in `root`.
+    """
+    names = [name for name in CATEGORIES if name not in HELD_OUT] if categories is None else list(categories)
+    if len(set(names)) < len(names) or not set(names) <= set(CATEGORIES):
+        raise ArgumentError("categories", names, f"some of {', '.join(CATEGORIES)}, each once", "Correct the names.")
+    settings = Settings(len(names), silent_objects, offscreen_sounds, noise)
+    if seed < 0:
+        raise ArgumentError("seed", seed, "at least 0", "Choose another seed.")
+    if not 5 * len(names) <= videos <= 1_000_000:
+        raise ArgumentError("videos", videos, f"{5 * len(names)} (one of each category in each split) to 1000000",
+                            "Choose another number.")
+    root, indices = Path(root), [CATEGORIES.index(name) for name in names]
+    scenes = {f"{index:06d}": corresponding_scene(seed, index, settings, indices) for index in range(videos)}
+    write_dataset(root, scenes, workers)
+    counts = dict.fromkeys(SPLITS, 0)
+    with (root / LABEL_FILE).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(COLUMNS)
+        for index, scene in enumerate(scenes.values()):
+            split = split_of(index, len(names))
+            counts[split] += 1
+            rows.writerow([split, names[index % len(names)], index, json.dumps(active(scene))])
+    (root / CATEGORY_FILE).write_text("\n".join(names) + "\n", encoding="utf-8")
+    print(f"{root}: {videos} clips of {SECONDS} s, {counts}")
+    return counts
