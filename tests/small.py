@@ -8,7 +8,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 from torchlibrosa.augmentation import SpecAugmentation
 
-from avprompt.encoders import CLIP, HTSAT, CLIPSpectrogram, Fbank, SwinV2
+from avprompt.encoders import CLIP, HTSAT, Fbank, SwinV2, ViTSpectrogram
 from avprompt.encoders.htsat import FrontEnd
 
 SEGMENTS, SIZE, SAMPLES = 3, 32, 8000
@@ -40,7 +40,7 @@ class SmallHTSAT(HTSAT):
     """Two stages of 2 blocks over half-second segments at 16 kHz: grids 8 x 8 and 4 x 4."""
 
     def __init__(self, **options: object) -> None:
-        super().__init__(**options)
+        super().__init__(seconds=0.5, **options)
         enliven(self)
 
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
@@ -51,6 +51,11 @@ class SmallHTSAT(HTSAT):
         return net
 
 
+def small_clips(clips: int = 2, seed: int = 0) -> dict[str, torch.Tensor]:
+    """`small_batch` as the backbone reads it."""
+    return dict(zip(("frames", "audio"), small_batch(clips, seed)))
+
+
 def small_batch(clips: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Frames (B, 3, 3, 32, 32) and audio (B, 3, 8000)."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,7 +64,7 @@ def small_batch(clips: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tens
 
 
 #: patches 3 x 5 against the frames' 4 x 4: positions are cropped along one axis and stretched along the other
-FBANK = Fbank(mel_bins=24, frames=40, shift_ms=12.5)
+FBANK = Fbank(mel_bins=24, frames=40, shift_ms=12.5, seconds=0.5)
 
 
 class SmallCLIP(CLIP):
@@ -76,7 +81,7 @@ class SmallCLIP(CLIP):
         return net
 
 
-class SmallSpectrogram(CLIPSpectrogram):
+class SmallSpectrogram(ViTSpectrogram):
     """Another such transformer, over spectrograms."""
 
     def __init__(self, **options: object) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, small_batch
+from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, small_clips
 from torch import Tensor, nn
 
 from avprompt import AVPromptBackbone
@@ -97,11 +97,11 @@ def small(method: AVSTFP, shared: bool = True) -> AVPromptBackbone:
 
 def changed(net: AVPromptBackbone, what: str, segment: int) -> tuple[list[bool], list[bool]]:
     """Which segments' visual and audio features change with one segment of `what`."""
-    frames, audio = small_batch(clips=1)
+    batch = small_clips(clips=1)
     with torch.no_grad():
-        before = net(frames, audio)
-        (frames if what == "frames" else audio)[:, segment] *= -1.3
-        after = net(frames, audio)
+        before = net(batch)
+        batch[what][:, segment] *= -1.3
+        after = net(batch)
     # a whole clip's samples are shared by nothing in the front end: only attention carries news between segments
     return tuple([not torch.allclose(a, b, atol=1e-6) for a, b in zip(x[0], y[0])]
                  for x, y in ((before.visual, after.visual), (before.audio, after.audio)))
@@ -120,7 +120,12 @@ def test_what_a_frame_reaches(row: str, visual: list[bool], audio: list[bool]) -
 
 
 def library_attention(block: nn.Module, queries: Tensor, keys: Tensor) -> Tensor:
-    return block.attn(queries, keys, keys, need_weights=False)[0]
+    """PyTorch's own multi-head attention with the block's weights."""
+    attn, dim = block.attn, queries.shape[-1]
+    library = nn.MultiheadAttention(dim, attn.num_heads, batch_first=True)
+    library.load_state_dict({"in_proj_weight": attn.qkv.weight, "in_proj_bias": attn.qkv.bias,
+                             "out_proj.weight": attn.proj.weight, "out_proj.bias": attn.proj.bias})
+    return library(queries, keys, keys, need_weights=False)[0]
 
 
 def test_a_site_equals_the_published_steps_written_out() -> None:
@@ -135,13 +140,13 @@ def test_a_site_equals_the_published_steps_written_out() -> None:
         streams = {}
         for name, x in (("visual", v), ("audio", a)):
             y = block.norm1(x).unflatten(0, (-1, SEGMENTS)).transpose(1, 2).flatten(0, 1)
-            w, b, heads = block.attn.in_proj_weight, block.attn.in_proj_bias, block.attn.num_heads
+            w, b, heads = block.attn.qkv.weight, block.attn.qkv.bias, block.attn.num_heads
             q, k, val = (y @ w.T + b).chunk(3, -1)
             k = torch.cat((getattr(method, f"temporal_keys_{name}")[0].expand(len(k), -1, -1), k), 1)
             val = torch.cat((getattr(method, f"temporal_values_{name}")[0].expand(len(k), -1, -1), val), 1)
             q, k, val = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, val))
             read = ((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ val).transpose(1, 2).flatten(2)
-            read = block.attn.out_proj(read).unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 1)
+            read = block.attn.proj(read).unflatten(0, (2, -1)).transpose(1, 2).flatten(0, 1)
             x = x + getattr(method, f"temporal_{name}_gate")[0] * read
             prompts = getattr(method, f"spatial_{name}")[0]
             z = block.norm1(torch.cat((prompts.expand(len(x), -1, -1), x), dim=1))
@@ -199,9 +204,9 @@ def test_bottleneck_carries_all_exchange() -> None:
 
 def test_prompts_of_one_side_leave_the_other_frozen() -> None:
     net = small(AVSTFP(visual=False, fusion=False))
-    frames, audio = small_batch()
+    batch = small_clips()
     with torch.no_grad():
-        prompted, plain = net(frames, audio), net(frames, audio, prompted=False)
+        prompted, plain = net(batch), net(batch, prompted=False)
     assert torch.allclose(prompted.visual, plain.visual, atol=1e-6)
     assert not torch.allclose(prompted.audio, plain.audio, atol=1e-2)
 

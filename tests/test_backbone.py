@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
-from small import SEGMENTS, SmallHTSAT, SmallSwin, small_batch
+from small import SEGMENTS, SmallHTSAT, SmallSwin, small_clips
 
 from avprompt import AVPromptBackbone
 from avprompt.backbone import pair_blocks, spread
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.methods import DGSCT, NoPrompts
+from avprompt.methods import DGSCT, DGSCTPaper, NoPrompts, PromptMethod
 
 
 def test_partners_are_spread_evenly_and_end_together() -> None:
@@ -22,10 +25,10 @@ def test_partners_are_spread_evenly_and_end_together() -> None:
     assert pair_blocks([24], [2, 2, 6, 2]) == [(2 * i + 1, i) for i in range(12)]
 
 
-def backbone(checkpointing: bool = False, **options: object) -> AVPromptBackbone:
+def backbone(checkpointing: bool = False,
+             method: Callable[..., PromptMethod] = partial(DGSCT, num_tokens=4, reduction=4)) -> AVPromptBackbone:
     torch.manual_seed(0)
-    net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), DGSCT(num_tokens=4, reduction=4, **options),
-                           checkpointing=checkpointing)
+    net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), method(), checkpointing=checkpointing)
     for name, parameter in net.prompts.named_parameters():
         if name.endswith("gate"):
             torch.nn.init.constant_(parameter, 0.5)
@@ -33,8 +36,8 @@ def backbone(checkpointing: bool = False, **options: object) -> AVPromptBackbone
 
 
 def test_features() -> None:
-    net, (frames, audio) = backbone(), small_batch()
-    features = net(frames, audio, maps=True)
+    net, batch = backbone(), small_clips()
+    features = net(batch, maps=True)
     assert features.visual.shape == (2, SEGMENTS, 32) and features.audio.shape == (2, SEGMENTS, 32)
     assert [tuple(p.shape) for p in features.pyramid] == [(2, SEGMENTS, 64, 16), (2, SEGMENTS, 16, 32)]
     assert features.maps["visual"].shape == features.maps["audio"].shape == (2, SEGMENTS, 4, 4)
@@ -44,21 +47,21 @@ def test_features() -> None:
 
 
 def test_unprompted_pass_is_the_frozen_network_without_a_graph() -> None:
-    net, (frames, audio) = backbone(), small_batch()
-    features = net(frames, audio, prompted=False)
+    net, batch = backbone(), small_clips()
+    features = net(batch, prompted=False)
     assert not features.visual.requires_grad
-    assert torch.equal(features.visual_tokens.flatten(0, 1), net.visual(frames))
-    assert torch.equal(features.audio_tokens.flatten(0, 1), net.audio(audio))
-    assert not torch.allclose(features.visual_tokens, net(frames, audio).visual_tokens)
+    assert torch.equal(features.visual_tokens.flatten(0, 1), net.visual(batch["frames"]))
+    assert torch.equal(features.audio_tokens.flatten(0, 1), net.audio(batch["audio"]))
+    assert not torch.allclose(features.visual_tokens, net(batch).visual_tokens)
 
 
-@pytest.mark.parametrize("variant", ["released", "paper"])
-def test_checkpointing_changes_nothing(variant: str) -> None:
+@pytest.mark.parametrize("method", [partial(DGSCT, num_tokens=4, reduction=4), DGSCTPaper])
+def test_checkpointing_changes_nothing(method: Callable) -> None:
     results = []
     for checkpointing in (False, True):
-        net, (frames, audio) = backbone(checkpointing, variant=variant), small_batch()
+        net, batch = backbone(checkpointing, method), small_clips()
         net.train()
-        features = net(frames, audio)
+        features = net(batch)
         (features.visual.square().sum() + features.audio.square().sum()).backward()
         results.append((features, net))
     (plain, first), (recomputed, second) = results
@@ -70,9 +73,9 @@ def test_checkpointing_changes_nothing(variant: str) -> None:
 
 
 def test_errors() -> None:
-    frames, audio = small_batch()
+    batch = small_clips()
     with pytest.raises(ShapeError, match="clips B, segments T"):
-        backbone()(frames, audio[:, :2])
+        backbone()({**batch, "audio": batch["audio"][:, :2]})
 
     class OneStage(SmallHTSAT):
         def _build(self, front_end, **sizes):
@@ -87,4 +90,4 @@ def test_errors() -> None:
         AVPromptBackbone(SmallSwin(), OneStage(), NoPrompts(), pairing="stages")
     even = AVPromptBackbone(SmallSwin(), OneStage(), NoPrompts())
     assert even.sites == [(2, 0), (5, 1)]
-    assert even(frames, audio).audio.shape == (2, SEGMENTS, 16)
+    assert even(batch).audio.shape == (2, SEGMENTS, 16)

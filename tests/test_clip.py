@@ -9,12 +9,13 @@ import pytest
 import torch
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
-from small import SAMPLES, SEGMENTS, SIZE, SmallCLIP, SmallSpectrogram, small_batch
+from small import SAMPLES, SEGMENTS, SIZE, SmallCLIP, SmallHTSAT, SmallSpectrogram, small_batch, small_clips
 from torch import Tensor, nn
 
 from avprompt import AVPromptBackbone
-from avprompt.encoders import CLIP, Fbank, SwinV2
-from avprompt.encoders.clip import CLIPSpectrogram, QuickGELU, architecture
+from avprompt.encoders import CLIP, BlockSpec, Fbank, ViTSpectrogram, clip
+from avprompt.encoders.clip import QuickGELU, architecture
+from avprompt.encoders.plain_vit import resize_positions
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 
@@ -63,13 +64,13 @@ FILES = {
 @pytest.mark.parametrize("kind", FILES)
 def test_every_kind_of_file_gives_the_library_s_function(kind: str, library: open_clip.CLIP, tmp_path: Path) -> None:
     FILES[kind](library, tmp_path / kind)
-    clip = SmallCLIP(pretrained=str(tmp_path / kind), projection=True)
+    ours = SmallCLIP(pretrained=str(tmp_path / kind), projection=True)
     with torch.no_grad():
         expected = library.encode_image(frames()[0])
-        got = clip.project(clip(frames())[:, 0])
+        got = ours.project(ours(frames())[:, 0])
     tolerance = 2e-3 if kind == "openai.pt" else 1e-6
     assert (got - expected).norm() < tolerance * expected.norm()
-    assert clip.logit_scale.item() == pytest.approx(library.logit_scale.item(), rel=1e-3)
+    assert ours.logit_scale.item() == pytest.approx(library.logit_scale.item(), rel=1e-3)
     assert SmallCLIP(pretrained=str(tmp_path / kind)).logit_scale is None  # nothing to compare with
 
 
@@ -102,46 +103,48 @@ def test_architectures() -> None:
     with torch.device("meta"):
         assert CLIP("ViT-B-16").stages[0].blocks[0].attn.num_heads == 12
         assert CLIP("ViT-L-14").stages[0].blocks[0].attn.num_heads == 16
-        clip = CLIP("ViT-B-32", projection=True)
-        assert sum(p.numel() for p in clip.parameters()) == 87_849_216
+        assert sum(p.numel() for p in CLIP("ViT-B-32", projection=True).parameters()) == 87_849_216
 
 
 def test_activations() -> None:
     x = torch.linspace(-6, 6, 101)
     assert torch.allclose(QuickGELU()(x), x * torch.sigmoid(1.702 * x), atol=1e-6)
-    assert isinstance(SmallCLIP().stages[0].blocks[0].feed_forward.gelu, QuickGELU)
-    assert isinstance(SmallCLIP(quick_gelu=False).stages[0].blocks[0].feed_forward.gelu, nn.GELU)
+    assert isinstance(SmallCLIP().stages[0].blocks[0].feed_forward.act, QuickGELU)
+    assert isinstance(SmallCLIP(quick_gelu=False).stages[0].blocks[0].feed_forward.act, nn.GELU)
 
 
 def test_attend_through_the_frozen_projections() -> None:
     """Prompts that join after projection are the library's attention with more keys and values."""
-    block = SmallCLIP().stages[0].blocks[0]
+    library = SmallCLIP()._build("small").transformer.resblocks[0]
+    block = clip._block(library, BlockSpec(24, (4, 4), 0, 1), None)
     x, y, prompts = torch.randn(2, 5, 24), torch.randn(2, 7, 24), torch.randn(3, 24)
     with torch.no_grad():
         tokens = torch.cat((prompts.expand(2, -1, -1), y), dim=1)
-        expected = block.attn(x, tokens, tokens, need_weights=False)[0]
+        expected = library.attn(x, tokens, tokens, need_weights=False)[0]
         assert torch.allclose(block.attend(x, y, *block.project(prompts)), expected, atol=1e-6)
-        assert torch.allclose(block.attend(x), block.attn(x, x, x, need_weights=False)[0], atol=1e-6)
+        assert torch.allclose(block.attend(x), library.attn(x, x, x, need_weights=False)[0], atol=1e-6)
 
 
 def test_temporal_embedding_and_final_norm_are_trained() -> None:
-    clip = SmallCLIP(segments=SEGMENTS, train_norm=True)
-    trained = {name for name, p in clip.named_parameters() if p.requires_grad}
+    ours = SmallCLIP(segments=SEGMENTS, train_norm=True)
+    trained = {name for name, p in ours.named_parameters() if p.requires_grad}
     assert trained == {"temporal_embedding", "norm.weight", "norm.bias"}
-    before = clip.fingerprint()
-    nn.init.ones_(clip.norm.bias)
-    assert clip.fingerprint() == before  # what is trained is no part of the frozen weights
-    nn.init.ones_(clip.norm_pre.bias)
-    assert clip.fingerprint() != before
+    before = ours.fingerprint()
+    nn.init.ones_(ours.norm.bias)
+    assert ours.fingerprint() == before  # what is trained is no part of the frozen weights
+    nn.init.ones_(ours.norm_pre.bias)
+    assert ours.fingerprint() != before
     with pytest.raises(ShapeError, match="segments"):
-        clip(frames()[:, :2])
+        ours(frames()[:, :2])
 
 
 def test_shape_errors() -> None:
-    with pytest.raises(ShapeError, match="image_size"):
+    with pytest.raises(ShapeError, match="--data.image_size"):
         SmallCLIP()(torch.zeros(1, 2, 3, 16, 16))
     with pytest.raises(ShapeError, match="mono"):
         SmallSpectrogram()(torch.zeros(2, SAMPLES))
+    with pytest.raises(ShapeError, match=r"8000\): 0.5 s at 16000 Hz.*--data.sample_rate"):
+        SmallSpectrogram()(torch.zeros(1, 2, SAMPLES // 2))
     with pytest.raises(ArgumentError, match="projection"):
         SmallCLIP().project(torch.zeros(1, 24))
 
@@ -159,21 +162,20 @@ def test_shared_blocks_hear() -> None:
     assert shared == sum(p.numel() for p in visual.parameters()) + extra
     separate = AVPromptBackbone(SmallCLIP(segments=SEGMENTS), "separate")
     assert not any(a.attn is v.attn for v, a in zip(separate.visual.blocks(), separate.audio.blocks()))
-    assert torch.equal(separate(*small_batch()).audio, backbone(*small_batch()).audio)
-    with pytest.raises(ArgumentError, match="can listen"):
-        with torch.device("meta"):
-            AVPromptBackbone(SwinV2(), "shared")
+    assert torch.equal(separate(small_clips()).audio, backbone(small_clips()).audio)
+    with pytest.raises(ArgumentError, match="can read spectrograms"):
+        AVPromptBackbone(SmallHTSAT(), "shared")
 
 
 def test_positions_are_the_centre_crop_or_the_stretched_grid() -> None:
     table = torch.arange(1 + 16.0).unsqueeze(1)
-    cropped = CLIPSpectrogram._positions(table, (4, 4), (2, 2))
+    cropped = resize_positions(table, 1, (4, 4), (2, 2))
     assert cropped.flatten().tolist() == [0, 6, 7, 10, 11]
-    odd = CLIPSpectrogram._positions(torch.arange(17.0).unsqueeze(1), (4, 4), (3, 3))  # the lineage's: 4 // 2 - 3 // 2
+    odd = resize_positions(torch.arange(17.0).unsqueeze(1), 1, (4, 4), (3, 3))  # the lineage's: 4 // 2 - 3 // 2
     assert odd.flatten().tolist() == [0, 6, 7, 8, 10, 11, 12, 14, 15, 16]
-    stretched = CLIPSpectrogram._positions(table, (4, 4), (4, 8))[1:].view(4, 8)
+    stretched = resize_positions(table, 1, (4, 4), (4, 8))[1:].view(4, 8)
     assert stretched[0].tolist() == pytest.approx([1, 1.25, 1.75, 2.25, 2.75, 3.25, 3.75, 4])
-    same = CLIPSpectrogram._positions(table, (4, 4), (4, 4))
+    same = resize_positions(table, 1, (4, 4), (4, 4))
     assert torch.equal(same, table)
     with torch.device("meta"):
         assert CLIP("ViT-L-14").listener().positions.shape == (64, 1024)
@@ -202,4 +204,4 @@ def test_own_class_token() -> None:
 
 def test_a_spectrogram_smaller_than_a_patch() -> None:
     with pytest.raises(ArgumentError, match="fbank"):
-        CLIPSpectrogram(SmallCLIP(), Fbank(mel_bins=24, frames=4))
+        ViTSpectrogram(SmallCLIP(), Fbank(mel_bins=24, frames=4))

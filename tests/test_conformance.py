@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+import toys
 from conftest import ROOT
-from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, SmallSwin, small_batch
+from small import SEGMENTS, SmallCLIP, SmallHTSAT, SmallSpectrogram, SmallSwin, small_clips
 from torch import nn
 
 from avprompt import AVPromptBackbone, methods
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures
-from avprompt.methods import AVSTFP, DGSCT, MaPLe, NoPrompts, PromptMethod
+from avprompt.methods import AVSTFP, DGSCT, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -40,12 +42,12 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "dgsct_temporal": lambda: DGSCT(**SMALL, spatial=False, channel=False),
     "dgsct_a2v": lambda: DGSCT(**SMALL, v2a=False),
     "dgsct_v2a": lambda: DGSCT(**SMALL, a2v=False),
-    "dgsct_fewshot": lambda: DGSCT(variant="fewshot", num_tokens=2, reduction=4),
-    "dgsct_fewshot_channel": lambda: DGSCT(variant="fewshot", num_tokens=0, reduction=4, spatial=False),
-    "dgsct_paper": lambda: DGSCT(variant="paper"),
-    "dgsct_paper_gated": lambda: DGSCT(variant="paper", gate="zero_scalar"),
-    "dgsct_paper_a2v": lambda: DGSCT(variant="paper", v2a=False),
-    "dgsct_paper_channel": lambda: DGSCT(variant="paper", spatial=False, temporal=False),
+    "dgsct_fewshot": lambda: DGSCTFewShot(num_tokens=2, reduction=4),
+    "dgsct_fewshot_channel": lambda: DGSCTFewShot(num_tokens=0, reduction=4, spatial=False),
+    "dgsct_paper": DGSCTPaper,
+    "dgsct_paper_gated": lambda: DGSCTPaper(gate="zero_scalar"),
+    "dgsct_paper_a2v": lambda: DGSCTPaper(v2a=False),
+    "dgsct_paper_channel": lambda: DGSCTPaper(spatial=False, temporal=False),
     "avstfp": AVSTFP,
     "avstfp_none": lambda: AVSTFP(temporal=False, spatial=False, fusion=False),
     "avstfp_temporal": lambda: AVSTFP(spatial=False, fusion=False),
@@ -62,6 +64,11 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "avstfp_order": lambda: AVSTFP(order=("fusion", "spatial", "mlp", "temporal"), layers=[1]),
     "avstfp_mlp_first": lambda: AVSTFP(spatial=False, order=("temporal", "mlp", "spatial", "fusion")),
     "maple": lambda: MaPLe(num_tokens=2, depth=2, text_width=16),
+    "toy_side": toys.SideNetwork,
+    "toy_loss": toys.AuxiliaryLoss,
+    "toy_edits": toys.EditedLayers,
+    "toy_lone": toys.LoneShift,
+    "toy_outputs": toys.OwnOutputs,
 }
 
 
@@ -70,8 +77,8 @@ def without_a_row() -> list[type[PromptMethod]]:
     modules = [importlib.import_module(module.name)
                for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}.")]
     defined = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)
-               and issubclass(kind, PromptMethod) and kind.__module__ == module.__name__}
-    return sorted(defined - {PromptMethod, *(type(make()) for make in METHODS.values())}, key=lambda kind: kind.__name__)
+               and issubclass(kind, PromptMethod) and kind.__module__ == module.__name__ and not inspect.isabstract(kind)}
+    return sorted(defined - {*(type(make()) for make in METHODS.values())}, key=lambda kind: kind.__name__)
 
 
 def fragments(kind: type[PromptMethod]) -> dict[str, dict[str, object]]:
@@ -93,7 +100,9 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
     "dual-clip": lambda: (SmallCLIP(), SmallSpectrogram()),
 }
 #: methods that run on pairs other than their papers' own
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", *FOUND), "clip": ("none", "dgsct", "dgsct_paper"),
+TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", *TOYS, *FOUND),
+         "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
 
 
@@ -121,7 +130,14 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
 def objective(features: AVFeatures) -> torch.Tensor:
     """A scalar that sees every feature and is flat in none (a plain mean would be blind behind a layer norm)."""
     generator = torch.Generator().manual_seed(7)
-    return sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
+    seen = sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
+    return seen + sum(features.losses.values())
+
+
+def clips(**options: int) -> dict[str, torch.Tensor]:
+    """A small batch with the input that a toy method asks for besides."""
+    batch = small_clips(**options)
+    return {**batch, "weights": batch["frames"].mean((2, 3, 4))}
 
 
 def is_owned(net: AVPromptBackbone, name: str) -> bool:
@@ -136,8 +152,8 @@ def test_every_method_has_a_row() -> None:
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_step_zero_is_the_frozen_network_where_the_method_says_so(method: str, pair: str) -> None:
-    net, batch = build(method, pair), small_batch()
-    prompted, plain = net(*batch), net(*batch, prompted=False)
+    net, batch = build(method, pair), clips()
+    prompted, plain = net(batch), net(batch, prompted=False)
     assert prompted.visual_tokens.shape == plain.visual_tokens.shape
     same = torch.equal(prompted.visual_tokens, plain.visual_tokens)
     assert (same and torch.equal(prompted.audio_tokens, plain.audio_tokens)) is net.prompts.identity_at_start
@@ -146,13 +162,59 @@ def test_step_zero_is_the_frozen_network_where_the_method_says_so(method: str, p
 @pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
 def test_gradients_reach_exactly_the_owned_parameters(method: str, pair: str) -> None:
     net = build(method, pair, open_gates=True)
-    objective(net(*small_batch())).backward()
+    objective(net(clips())).backward()
     for name, parameter in net.named_parameters():
         if is_owned(net, name):
             assert parameter.requires_grad and parameter.grad is not None, f"{name} is dead"
             assert parameter.grad.abs().sum() > 0, f"{name} never moves"
         else:
             assert not parameter.requires_grad and parameter.grad is None, f"{name} is not frozen"
+
+
+@pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
+def test_gradients_flow_where_the_method_says(method: str, pair: str) -> None:
+    """No activation inside an encoder has a graph unless the method or a trained part of an encoder needs one."""
+    net, graphs = build(method, pair, open_gates=True), []
+
+    def note(module: nn.Module, inputs: tuple, output: object) -> None:
+        graphs.append(isinstance(output, torch.Tensor) and output.requires_grad)
+
+    for encoder in (net.visual, net.audio):
+        for module in encoder.modules():
+            module.register_forward_hook(note)
+    features = net(clips())
+    trained = any(encoder.trained for encoder in (net.visual, net.audio))
+    assert any(graphs) is (net.prompts.gradient == "encoder" or trained)
+    assert (features.visual.requires_grad or features.audio.requires_grad) is (net.prompts.gradient != "none" or trained)
+    graphs.clear()
+    with torch.no_grad():
+        features = net(clips(), maps=True)
+    found = [features.visual, features.audio, *features.pyramid, *features.maps.values(), *features.tables.values(),
+             *features.losses.values()]
+    assert not any(graphs) and all(x.grad_fn is None for x in found)
+
+
+@pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
+def test_checkpointing_changes_nothing(method: str, pair: str) -> None:
+    """Same features, losses and gradients where every block pair is computed again in the backward pass."""
+    found = []
+    for checkpointing in (False, True):
+        net = build(method, pair, open_gates=True)
+        net.checkpointing = checkpointing
+        features = net(clips(), maps=True)
+        objective(features).backward()
+        found.append((features, {name: p.grad for name, p in net.named_parameters() if p.requires_grad},
+                      dict(net.named_buffers())))
+    (plain, gradients, buffers), (again, others, counted) = found
+    for name in ("visual", "audio", "visual_tokens", "audio_tokens"):
+        assert torch.equal(getattr(plain, name), getattr(again, name)), name
+    for kind in ("maps", "tables", "losses"):
+        a, b = getattr(plain, kind), getattr(again, kind)
+        assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, others[name], rtol=1e-4, atol=1e-5), name
+    for name, buffer in buffers.items():
+        assert torch.equal(buffer, counted[name]), f"{name}: a batch was counted twice"
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
@@ -162,7 +224,7 @@ def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: st
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.01)
     for seed in range(3):
         optimizer.zero_grad()
-        objective(net(*small_batch(seed=seed))).backward()
+        objective(net(clips(seed=seed))).backward()
         optimizer.step()
     for name, after in net.state_dict().items():
         assert torch.equal(before[name], after) is not is_owned(net, name), name
@@ -170,23 +232,23 @@ def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: st
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_save_and_load(method: str, pair: str) -> None:
-    first, batch = build(method, pair, open_gates=True).eval(), small_batch()
+    first, batch = build(method, pair, open_gates=True).eval(), clips()
     with torch.no_grad():
         for parameter in first.prompts.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         second = build(method, pair).eval()
         second.load_state_dict(first.state_dict())
-        assert torch.equal(first(*batch).visual, second(*batch).visual)
-        assert torch.equal(first(*batch).audio, second(*batch).audio)
+        assert torch.equal(first(batch).visual, second(batch).visual)
+        assert torch.equal(first(batch).audio, second(batch).audio)
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_bfloat16_is_finite_and_near(method: str, pair: str) -> None:
-    net, batch = build(method, pair, open_gates=method != "dgsct_paper").eval(), small_batch()
+    net, batch = build(method, pair, open_gates=method != "dgsct_paper").eval(), clips()
     with torch.no_grad():
-        exact = net(*batch)
+        exact = net(batch)
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = net(*batch)
+            mixed = net(batch)
     for a, b in ((exact.visual, mixed.visual), (exact.audio, mixed.audio)):
         assert torch.isfinite(b).all()
         assert (a - b.float()).norm() < 0.1 * a.norm()
@@ -194,11 +256,11 @@ def test_bfloat16_is_finite_and_near(method: str, pair: str) -> None:
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))
 def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> None:
-    net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch(clips=3)
+    net, batch = build(method, pair, open_gates=True).eval(), clips(clips=3)
     with torch.no_grad():
-        together = net(frames, audio)
+        together = net(batch)
         for clip in range(3):
-            alone = net(frames[clip:clip + 1], audio[clip:clip + 1])
+            alone = net({name: value[clip:clip + 1] for name, value in batch.items()})
             assert torch.allclose(together.visual[clip], alone.visual[0], rtol=1e-4, atol=1e-4)
             assert torch.allclose(together.audio[clip], alone.audio[0], rtol=1e-4, atol=1e-4)
 
@@ -207,21 +269,57 @@ def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> Non
                          cases([name for name in TRAINED if name.startswith("dgsct") and "s4" not in name]))
 def test_directions(method: str, pair: str) -> None:
     """Audio reaches the visual features where A2V is on and nowhere else, and the other way round."""
-    net, (frames, audio) = build(method, pair, open_gates=True).eval(), small_batch()
-    frames.requires_grad_(), audio.requires_grad_()
+    net, batch = build(method, pair, open_gates=True).eval(), clips()
+    frames, audio = (batch[name].requires_grad_() for name in ("frames", "audio"))
     for encoder in (net.visual, net.audio):
         encoder.frozen = False  # lets gradients through the embedding
-    for features, other, on in ((net(frames, audio).visual, audio, net.prompts.a2v),
-                                (net(frames, audio).audio, frames, net.prompts.v2a)):
+    for features, other, on in ((net(batch).visual, audio, net.prompts.a2v),
+                                (net(batch).audio, frames, net.prompts.v2a)):
         other.grad = None
         features.square().sum().backward()
         # a method without attention or latent tokens never reads the other modality
-        reads = net.prompts.num_tokens or net.prompts.channel or net.prompts.spatial
+        reads = getattr(net.prompts, "num_tokens", 0) or net.prompts.channel or net.prompts.spatial
         reached = other.grad is not None and bool(other.grad.abs().sum() > 0)
         assert reached is bool(on and reads)
 
 
-def guide_parameters(n: int, m: int, c: int, d: int, k: int, r: int, g: int, batch_norm: bool = True) -> int:
+def test_a_loss_of_weight_zero_changes_nothing() -> None:
+    gradients = []
+    for weight in (None, 0.0, 1.0):
+        net = build("toy_loss", "swin-htsat")
+        features = net(clips())
+        assert list(features.losses) == [f"draw@{site}" for site in range(len(net.sites))]
+        loss = features.visual.square().sum() + features.audio.square().sum()
+        if weight is not None:
+            loss = loss + weight * sum(features.losses.values())
+        loss.backward()
+        gradients.append(torch.cat([p.grad for p in net.prompts.parameters()]))
+    assert torch.equal(gradients[0], gradients[1]) and not torch.equal(gradients[0], gradients[2])
+
+
+def test_blocks_without_a_partner_reach_the_method() -> None:
+    net, batch = build("toy_lone", "swin-htsat"), clips()
+    assert {side: len(shifts) for side, shifts in net.prompts.shift.items()} == {"visual": 2, "audio": 0}
+    plain = net(batch)
+    nn.init.ones_(net.prompts.shift["visual"][1])
+    changed = net(batch)
+    assert not torch.allclose(plain.visual, changed.visual) and torch.equal(plain.audio, changed.audio)
+
+
+def test_a_method_names_its_own_outputs() -> None:
+    net, batch = build("toy_outputs", "swin-htsat"), clips()
+    features, plain = net(batch, maps=True), net(batch, prompted=False, maps=True)
+    assert features.maps.keys() == {"saliency"} and features.maps["saliency"].shape == (2, SEGMENTS, 4, 4)
+    assert features.tables.keys() == {"router"} and features.tables["router"].shape == (2, SEGMENTS, 2)
+    assert not net(batch).maps and not net(batch).tables and not plain.maps
+    assert (net.visual_dim, net.audio_dim) == (64, 33) == (features.visual.shape[-1], features.audio.shape[-1])
+    assert torch.allclose(features.audio[..., -1], batch["audio"].square().mean(-1))
+    assert torch.equal(features.pyramid[-1], 2 * features.visual_tokens)
+    with pytest.raises(ArgumentError, match="weights too"):
+        net({name: batch[name] for name in ("frames", "audio")})
+
+
+def adapter_parameters(n: int, m: int, c: int, d: int, k: int, r: int, g: int, batch_norm: bool = True) -> int:
     """Closed form of one released guide, from the table of shapes of the authors' adapter."""
     h = c // r
     prompt_map = n * m + n + c * d + c
@@ -240,7 +338,7 @@ def test_exact_parameter_count(pair: str) -> None:
     for i, j in net.sites:
         v, a = visual[i].spec, audio[j].spec
         for own, other in ((v, a), (a, v)):
-            expected += 2 * guide_parameters(own.tokens, other.tokens, own.dim, other.dim, 4, 4, 2)
+            expected += 2 * adapter_parameters(own.tokens, other.tokens, own.dim, other.dim, 4, 4, 2)
     assert sum(p.numel() for p in net.prompts.parameters()) == expected
     assert sum(p.numel() for p in build("none", pair).prompts.parameters()) == 0
 
@@ -300,8 +398,6 @@ def test_paper_guide_equals_equations_3_4_and_6() -> None:
 
 
 def test_impossible_settings_are_named() -> None:
-    with pytest.raises(ArgumentError, match="gate"):
-        DGSCT(variant="paper", gate="after_norm")
     with pytest.raises(ArgumentError, match="NoPrompts"):
         DGSCT(a2v=False, v2a=False)
     with pytest.raises(ArgumentError, match="reduction, groups"):
@@ -309,9 +405,9 @@ def test_impossible_settings_are_named() -> None:
 
 
 def test_segments_do_not_mix_without_the_paper_gate() -> None:
-    net, (frames, audio) = build("dgsct", "swin-htsat", open_gates=True).eval(), small_batch(clips=1)
+    net, batch = build("dgsct", "swin-htsat", open_gates=True).eval(), clips(clips=1)
     net.audio.repeat = SEGMENTS
     with torch.no_grad():
-        whole = net(frames, audio)
-        alone = net(frames[:, 1:2], audio[:, 1:2])
+        whole = net(batch)
+        alone = net({name: value[:, 1:2] for name, value in batch.items()})
     assert torch.allclose(whole.visual[:, 1], alone.visual[:, 0], rtol=1e-4, atol=1e-4)

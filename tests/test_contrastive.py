@@ -23,10 +23,10 @@ from avprompt.errors import ArgumentError, CheckpointError, ConfigError, Weights
 from avprompt.heads.clip_adapter import CLIPAdapter
 from avprompt.heads.contrastive import Matching, fuse, visual_weight
 from avprompt.methods import (
-    DGSCT,
     ClassEmbeddings,
     CoCoOp,
     CoOp,
+    DGSCTFewShot,
     FixedEmbeddings,
     MaPLe,
     MaPLeEmbeddings,
@@ -116,7 +116,7 @@ def fixed(words: CLIPText) -> FixedEmbeddings:
 def network(tokenizer: Path, name: str, **options: object) -> Contrastive:
     """Each method as its experiment has it, at toy size."""
     maple = MaPLe(num_tokens=2, depth=3, text_width=32)
-    dgsct, four = DGSCT("fewshot", num_tokens=2, reduction=4), partial(CoOp, context=4)
+    dgsct, four = DGSCTFewShot(num_tokens=2, reduction=4), partial(CoOp, context=4)
     sounds = {"adapters": ["audio", "audio_texts"]}
     two = {"adapters": ["visual", "visual_texts"], "objective": "released"}
     return {
@@ -166,7 +166,7 @@ def test_without_prompts_it_is_clip_and_clap(tokenizer: Path, background: bool) 
 def test_step_zero(tokenizer: Path, name: str) -> None:
     """Gated prompts leave the encoders alone; adapters and drawn contexts are what they are from the start."""
     task, data = network(tokenizer, name).eval(), batch()
-    features, plain = (task.backbone(data["frames"], data["audio"], prompted=on) for on in (True, False))
+    features, plain = (task.backbone(data, prompted=on) for on in (True, False))
     assert torch.equal(features.visual, plain.visual) and torch.equal(features.audio, plain.audio)
 
 
@@ -289,9 +289,9 @@ def test_maple_in_the_image_tower() -> None:
                 new = F.linear(text, prompts.project[number].weight, prompts.project[number].bias)
                 x = torch.cat((x[:, :patches], new.expand(len(x), -1, -1)), dim=1)
             x = block(x)
-        features = task.backbone(data["frames"], data["audio"])
+        features = task.backbone(data)
         assert torch.allclose(features.visual.flatten(0, 1), eye.finalize(x)[:, 0], atol=1e-5)
-        plain = task.backbone(data["frames"], data["audio"], prompted=False)
+        plain = task.backbone(data, prompted=False)
         assert torch.equal(features.audio, plain.audio) and not torch.allclose(features.visual, plain.visual, atol=1e-3)
 
 
@@ -344,7 +344,7 @@ def test_fusion() -> None:
 def test_matching_averages_segments(tokenizer: Path) -> None:
     task, data = network(tokenizer, "dgsct").eval(), batch(3)
     with torch.no_grad():
-        out, features = task(data), task.backbone(data["frames"], data["audio"])
+        out, features = task(data), task.backbone(data)
         image = task.backbone.visual.project(features.visual).mean(1)
         sound = task.head.matching.audio(task.backbone.audio.project(features.audio)).mean(1)
         expected = F.cosine_similarity(sound[:, None], image[None], dim=-1) / 0.07

@@ -117,7 +117,7 @@ def test_other_front_end_is_refused() -> None:
 
 
 def test_wrong_input_sizes_are_named() -> None:
-    with pytest.raises(ShapeError, match="image_size"):
+    with pytest.raises(ShapeError, match="--data.image_size"):
         SmallSwin().embed(torch.zeros(1, 3, 3, 64, 64))
     with pytest.raises(ShapeError, match="one row of samples a segment"):
         SmallHTSAT().embed(torch.zeros(3, 8000))

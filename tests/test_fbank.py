@@ -145,7 +145,8 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
     assert record["std"] == pytest.approx(features.std(), abs=1e-6)
     assert (record["split"], record["clips"], record["corrupt"], record["segments"], record["seconds"]) == (
         "train", 24, 0, 234, 234.0)
-    assert record["fbank"] == {"mel_bins": 64, "frames": 102, "shift_ms": 10.0, "window_ms": 25.0, "sample_rate": 16000}
+    assert record["fbank"] == {"mel_bins": 64, "frames": 102, "shift_ms": 10.0, "window_ms": 25.0, "sample_rate": 16000,
+                               "seconds": 1.0, "fill": "after"}
     printed = capsys.readouterr().out.splitlines()
     prefix = "--model.init_args.backbone.init_args.visual.init_args.fbank"
     assert printed[-2:] == [f"{prefix}.mean {record['mean']:.4f}", f"{prefix}.std {record['std']:.4f}"]
@@ -156,7 +157,7 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
 
 
 def test_stats_of_an_audio_encoder_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ("{class_path: avprompt.encoders.CLIPSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
+    own = ("{class_path: avprompt.encoders.ViTSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
            "{class_path: avprompt.encoders.CLIP, init_args: {model: ViT-B-32}}}}")
     run(["data", "stats", *experiment(tmp_path, copy, own), "--data.init_args.num_workers=1"])
     assert "\n--model.init_args.backbone.init_args.audio.init_args.fbank.mean -" in capsys.readouterr().out

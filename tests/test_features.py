@@ -127,8 +127,8 @@ def test_points_maps_and_gates_are_the_networks(drawn: tuple, ave_root: Path) ->
     batch = next(iter(data.test_dataloader()))
     with torch.no_grad():
         model.eval()
-        found = {"frozen": model.backbone(batch["frames"], batch["audio"], prompted=False),
-                 "prompted": model.backbone(batch["frames"], batch["audio"], maps=True)}
+        found = {"frozen": model.backbone(batch, prompted=False),
+                 "prompted": model.backbone(batch, maps=True)}
         gate = model.head.audio(found["prompted"].audio)[2].squeeze(-1)
     maps = features.frequency_map(model.backbone.audio, found["prompted"].maps["audio"])
     for clip, event in enumerate(batch["event"]):

@@ -25,7 +25,7 @@ from avprompt.convert import from_released, released
 from avprompt.encoders import CLIP, BlockSpec, CLAPAudio, CLAPText, CLIPText
 from avprompt.encoders.htsat import FrontEnd
 from avprompt.errors import ArgumentError, CheckpointError, WeightsError
-from avprompt.methods import DGSCT, CoOp, FixedEmbeddings
+from avprompt.methods import CoOp, DGSCTFewShot, FixedEmbeddings
 from avprompt.tasks import Contrastive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +179,7 @@ def test_outputs_equal_the_authors(state: dict[str, Tensor]) -> None:
     module.backbone.visual.norm.register_forward_pre_hook(lambda norm, inputs: tokens.append(inputs[0]))
     batch = example()
     with torch.no_grad():
-        features, out = module.backbone(**batch), module(batch)
+        features, out = module.backbone(batch), module(batch)
     out |= {"visual_tokens": tokens[0], "audio_tokens": features.audio_tokens,
             "visual": module.backbone.visual.project(features.visual),
             "audio": module.backbone.audio.project(features.audio)}
@@ -255,7 +255,7 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
     visual, audio = SmallViT(pretrained=str(files["visual"]), projection=True), SmallCLAP(
         pretrained=str(files["audio"]), front_end="released", repeat=3)
     module = Contrastive(
-        AVPromptBackbone(visual, audio, DGSCT("fewshot", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01)),
+        AVPromptBackbone(visual, audio, DGSCTFewShot(num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01)),
         CoOp(names, 4), FixedEmbeddings(lambda: heard, "The sounds of {}", spaces=False),
         NAMES, True, adapters=["visual", "visual_texts"], fusion="sum", objective="released", exp_audio_scale=False)
     content = checkpoints.read_checkpoint(target)
@@ -270,9 +270,9 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
                                                  for name in state) - 6 + 1
 
 
-def attached(sites: list) -> DGSCT:
+def attached(sites: list) -> DGSCTFewShot:
     with torch.device("meta"):
-        method = DGSCT("fewshot", num_tokens=2)
+        method = DGSCTFewShot(num_tokens=2)
         grids = {50: ((7, 7), 1), 17: ((4, 4), 1)}
 
         def spec(tokens: int, dim: int) -> BlockSpec:
@@ -280,7 +280,7 @@ def attached(sites: list) -> DGSCT:
             grid, prefix = grids.get(tokens, ((side, side), 0))
             return BlockSpec(dim, grid, 0, prefix)
 
-        method.attach([(spec(*seen), spec(*heard)) for seen, heard in sites])
+        method.attach([(spec(*seen), spec(*heard)) for seen, heard in sites], {})
     return method
 
 
@@ -292,7 +292,7 @@ def test_parameters_are_those_of_the_authors_that_ever_get_a_gradient() -> None:
     seen = [2_821_815] * 2 + [2_741_943] * 2 + [2_850_999] * 6 + [3_136_311] * 2
     assert count == [[total - dead for total in side] for side in (heard, seen)]
     assert sum(p.numel() for p in method.parameters()) == 92_571_792
-    assert sum(p.numel() for p in DGSCT("fewshot", temporal=False).parameters()) == 0
+    assert sum(p.numel() for p in DGSCTFewShot(temporal=False).parameters()) == 0
 
 
 @pytest.mark.parametrize("task", ["fewshot", "pretrain"])
@@ -314,7 +314,7 @@ def test_the_experiment_owns_what_a_published_file_holds(task: str) -> None:
             assert ours is None or owned.pop(ours).numel() == math.prod(shape), name
     assert not owned
     prompts, built = module.backbone.prompts, signature(task.build).parameters
-    assert (prompts.variant, module.head.fusion) == ("fewshot", built["fusion"].default)
+    assert (type(prompts), module.head.fusion) == (DGSCTFewShot, built["fusion"].default)
     assert not module.head.branches["audio"].exponential
 
 
@@ -334,7 +334,7 @@ def test_a_site_in_its_published_order() -> None:
     """Both guides of a step read what stands before either is added; the second reads the frames before the MLP."""
     torch.manual_seed(0)
     visual, audio = SmallViT(), SmallCLAP(repeat=3)
-    backbone = AVPromptBackbone(visual, audio, DGSCT("fewshot", num_tokens=2)).eval()
+    backbone = AVPromptBackbone(visual, audio, DGSCTFewShot(num_tokens=2)).eval()
     for name, parameter in backbone.prompts.named_parameters():
         if name.endswith("gate"):
             nn.init.constant_(parameter, 0.5)
@@ -352,8 +352,8 @@ def test_a_site_in_its_published_order() -> None:
 
 def test_the_temporal_gate_of_a_guide() -> None:
     """alpha Mc + beta Ms + gamma G + 1 - alpha, with G = sigmoid(w mean(p) + b) for each segment."""
-    method = DGSCT("fewshot", num_tokens=0, spatial=False, reduction=4, gamma=0.7)
-    method.attach([(BlockSpec(8, (2, 2), 0, 1), BlockSpec(16, (3, 3), 0))])
+    method = DGSCTFewShot(num_tokens=0, spatial=False, reduction=4, gamma=0.7)
+    method.attach([(BlockSpec(8, (2, 2), 0, 1), BlockSpec(16, (3, 3), 0))], {})
     guide = method.visual_p1[0].eval()
     nn.init.ones_(guide.gate)
     x, u = torch.randn(4, 5, 8), torch.randn(4, 9, 16)

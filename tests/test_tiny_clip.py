@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from avprompt.encoders import CLIPSpectrogram, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText
+from avprompt.encoders import ViTSpectrogram, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText
 from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.tiny import CONTEXT, TINY_FBANK, WEIGHTS, WORDS
 from avprompt.errors import ArgumentError, WeightsError
@@ -84,7 +84,7 @@ def test_shipped_clap_has_laion_clap_s_layout() -> None:
 
 
 @pytest.mark.parametrize("kind", [TinyCLIP, TinyCLIPText, TinyCLAP, TinyCLAPText])
-def test_world_none_and_files(kind: type, tmp_path) -> None:
+def test_synthetic_none_and_files(kind: type, tmp_path) -> None:
     shipped = kind()
     assert not any(parameter.requires_grad for parameter in shipped.parameters())
     assert shipped.fingerprint() == kind("synthetic").fingerprint() != kind("none").fingerprint()
@@ -100,7 +100,7 @@ def test_shipped_weights_are_small() -> None:
 
 def test_spectrograms_have_the_grid_of_frames() -> None:
     tower = TinyCLIP(segments=10)
-    shared, apart = tower.listener(), CLIPSpectrogram(TinyCLIP(), TINY_FBANK)
+    shared, apart = tower.listener(), ViTSpectrogram(TinyCLIP(), TINY_FBANK)
     assert shared.positions is tower.positions
     assert [block.spec for block in shared.blocks()] == [block.spec for block in tower.blocks()]
     scene = scenes.draw_scene(np.random.default_rng(5), scenes.Settings())

@@ -1,17 +1,21 @@
-"""The one audio-visual backbone: two encoders walked in lock-step, prompts between and inside their blocks."""
+"""The audio-visual backbone that all tasks share: two encoders walked in lock-step, prompts between and inside their blocks."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from avprompt.encoders.base import FrozenEncoder
+from avprompt.encoders.base import FrozenBlock, FrozenEncoder
+from avprompt.encoders.tags import encoder_of_tag
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.features import AVFeatures
 from avprompt.methods.base import PromptMethod, PromptState
@@ -29,7 +33,7 @@ def pair_blocks(visual: list[int], audio: list[int]) -> list[tuple[int, int]]:
     Encoders with different numbers of stages are paired over all their blocks at once.
 
     Returns:
-        (visual index, audio index) of every site, counted over all blocks of each encoder.
+        (visual index, audio index) of every pair, counted over all blocks of each encoder.
     """
     if len(visual) != len(audio):
         visual, audio = [sum(visual)], [sum(audio)]
@@ -42,8 +46,8 @@ def pair_blocks(visual: list[int], audio: list[int]) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def frozen_batch_norm_statistics(module: nn.Module):
-    """Keep batch norms from counting a batch twice while a checkpointed site is computed again."""
+def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms from counting a batch twice while a checkpointed block pair is computed again."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
@@ -57,65 +61,121 @@ def frozen_batch_norm_statistics(module: nn.Module):
 
 
 @contextmanager
-def seeded(name: str):
-    """Draw the weights of a part from a stream of its own, set by the run's seed and the part's name.
+def seeded(name: str) -> Iterator[None]:
+    """Draw the weights of a part from a random stream of its own, set by the run's seed and the part's name.
 
-    Otherwise a part's initial weights would depend on how many numbers the parts built before it had drawn, and two rows
-    of an ablation would differ in more than what they compare.
+    Otherwise a part's initial weights would depend on how many numbers the parts built before it had drawn, and two
+    variants of an ablation would differ in more than what they compare.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((torch.initial_seed() + zlib.crc32(name.encode())) % 2**63)
         yield
 
 
+class _WithoutGraph:
+    """A frozen block as a method receives it where no gradient flows through the encoders: what it computes has no graph."""
+
+    def __init__(self, block: FrozenBlock) -> None:
+        self._block = block
+
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        with torch.no_grad():
+            return self._block(*inputs, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._block, name)
+        return torch.no_grad()(value) if inspect.ismethod(value) else value
+
+
 class _Walk:
-    """Where one encoder stands: runs plain blocks up to the next site, merging between stages."""
+    """One encoder on the walk: runs blocks without a partner up to the next pair, and merges between stages.
 
-    def __init__(self, encoder: FrozenEncoder) -> None:
-        self.stages = encoder.stages
-        self.blocks = [(number, block) for number, stage in enumerate(encoder.stages) for block in stage.blocks]
+    Args:
+        modality: `visual` or `audio`.
+        encoder: its encoder.
+        partnered: indices of the blocks that have a partner.
+        method: runs the others.
+        graph: whether gradients flow through frozen parts.
+    """
 
-    def enter(self, tokens: Tensor, index: int, ends: dict[int, Tensor]) -> Tensor:
+    def __init__(self, modality: str, encoder: FrozenEncoder, partnered: list[int], method: PromptMethod,
+                 graph: bool) -> None:
+        self.modality, self.stages, self.method = modality, encoder.stages, method
+        self.blocks = [(number, block if graph else _WithoutGraph(block))
+                       for number, stage in enumerate(encoder.stages) for block in stage.blocks]
+        self.lone = {index: place for place, index in enumerate(unpaired(len(self.blocks), partnered))}
+        #: tokens at the end of each stage but the last, before merging
+        self.ends: dict[int, Tensor] = {}
+
+    def enter(self, tokens: Tensor, index: int, state: PromptState) -> Tensor:
         """Bring tokens to block `index`: where it opens a stage, note the last stage's end and merge."""
         number = self.blocks[index][0]
         if index and self.blocks[index - 1][0] != number:
-            ends[number - 1] = tokens
-            tokens = self.stages[number - 1].merge(tokens)
+            self.ends[number - 1] = tokens
+            with state.frozen():
+                tokens = self.stages[number - 1].merge(tokens)
         return tokens
 
-    def run(self, tokens: Tensor, start: int, stop: int, ends: dict[int, Tensor]) -> Tensor:
+    def run(self, tokens: Tensor, start: int, stop: int, state: PromptState) -> Tensor:
+        """Run the blocks without a partner from `start` to before `stop`."""
         for index in range(start, stop):
-            tokens = self.blocks[index][1](self.enter(tokens, index, ends))
+            tokens = self.enter(tokens, index, state)
+            tokens = self.method.lone(self.modality, self.lone[index], self.blocks[index][1], tokens, state)
         return tokens
+
+
+def unpaired(count: int, partnered: list[int]) -> list[int]:
+    """Indices below `count` that are not among `partnered`."""
+    return sorted(set(range(count)) - set(partnered))
 
 
 class AVPromptBackbone(nn.Module):
-    """Two frozen encoders and one prompt method, the feature extractor of every task.
+    """Two frozen encoders and one prompt method: the feature extractor of every task.
 
     Args:
-        visual: encoder of the frames.
-        audio: encoder of the waveform; `shared` sends spectrograms through the visual encoder's own blocks, `separate`
-            through a copy of them (for full fine-tuning, two towers).
-        prompts: the method; it is attached to this pair's sites here.
+        visual: encoder of the frames, or a tag such as `timm:vit_small_patch14_dinov2.lvd142m` (see
+            `avprompt.encoders.encoder_of_tag`).
+        audio: encoder of the waveform, or a tag; `shared` sends spectrograms through the visual encoder's own blocks,
+            `separate` through a copy of them (two towers, as full fine-tuning needs).
+        prompts: the method; it is attached to this pair's blocks here. `None` is `NoPrompts`.
         pairing: `auto` pairs stage by stage where both have the same number of stages, else over all blocks; `stages`
             insists on the former, `even` on the latter.
-        checkpointing: recompute each site in the backward pass instead of keeping its activations.
+        checkpointing: recompute each block pair in the backward pass instead of keeping its activations.
 
     Raises:
-        ArgumentError: `pairing: stages` with different numbers of stages; `audio: shared` or
-            `separate` with an encoder that only sees.
+        ArgumentError: an argument is of another kind; `pairing: stages` with different numbers of stages; `audio: shared`
+            or `separate` with an encoder that cannot read spectrograms.
+
+    Example:
+        >>> import torch
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> from avprompt.methods import DGSCT
+        >>> backbone = AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none"), DGSCT(num_tokens=4, reduction=4))
+        >>> frames = torch.randint(256, (1, 2, 3, 64, 64), dtype=torch.uint8)
+        >>> features = backbone({"frames": frames, "audio": torch.zeros(1, 2, 16000)})
+        >>> tuple(features.visual.shape), tuple(features.audio_tokens.shape)
+        ((1, 2, 80), (1, 2, 16, 80))
     """
 
-    def __init__(self, visual: FrozenEncoder, audio: FrozenEncoder | Literal["shared", "separate"],
+    def __init__(self, visual: FrozenEncoder | str, audio: FrozenEncoder | Literal["shared", "separate"] | str,
                  prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
                  checkpointing: bool = False) -> None:
         super().__init__()
-        if isinstance(audio, str):
+        visual = encoder_of_tag(visual, "visual") if isinstance(visual, str) else visual
+        if audio in ("shared", "separate"):
             if not hasattr(visual, "listener"):
-                raise ArgumentError("audio", f"{audio}, with {type(visual).__name__}", "a visual encoder that can listen",
-                                    "Use avprompt.encoders.CLIP, or give an audio encoder.")
+                raise ArgumentError("audio", f"{audio}, with {type(visual).__name__}",
+                                    "a visual encoder that can read spectrograms",
+                                    "Use a vision transformer or Swin, or give an audio encoder.")
             audio = (visual if audio == "shared" else copy.deepcopy(visual)).listener()
-        self.visual, self.audio, self.prompts = visual, audio, prompts or NoPrompts()
+        audio = encoder_of_tag(audio, "audio") if isinstance(audio, str) else audio
+        prompts = NoPrompts() if prompts is None else prompts
+        for name, value, kind in (("visual", visual, FrozenEncoder), ("audio", audio, FrozenEncoder),
+                                  ("prompts", prompts, PromptMethod)):
+            if not isinstance(value, kind):
+                raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
+                                    f"Give an object of a class of avprompt.{kind.__module__.split('.')[1]}.")
+        self.visual, self.audio, self.prompts = visual, audio, prompts
         self.checkpointing = checkpointing
         depths = [[len(stage.blocks) for stage in encoder.stages] for encoder in (visual, audio)]
         if pairing == "stages" and len(depths[0]) != len(depths[1]):
@@ -124,85 +184,104 @@ class AVPromptBackbone(nn.Module):
         if pairing == "even":
             depths = [[sum(depth)] for depth in depths]
         self.sites = pair_blocks(*depths)
-        v, a = list(visual.blocks()), list(audio.blocks())
         with seeded("prompts"):
-            self.prompts.attach([(v[i].spec, a[j].spec) for i, j in self.sites])
+            self.prompts.attach(*self._specs())
+
+    def _specs(self) -> tuple[list, dict[str, list]]:
+        """Specs of the block pairs, and of each modality's blocks without a partner."""
+        v, a = ([block.spec for block in encoder.blocks()] for encoder in (self.visual, self.audio))
+        lone = {"visual": [v[i] for i in unpaired(len(v), [i for i, _ in self.sites])],
+                "audio": [a[j] for j in unpaired(len(a), [j for _, j in self.sites])]}
+        return [(v[i], a[j]) for i, j in self.sites], lone
 
     @property
     def visual_dim(self) -> int:
         """Channels C_v of the visual features."""
-        return self.visual.dim
+        return self.prompts.widths[0]
 
     @property
     def audio_dim(self) -> int:
         """Channels C_a of the audio features."""
-        return self.audio.dim
+        return self.prompts.widths[1]
 
-    def forward(self, frames: Tensor, audio: Tensor, prompted: bool = True, maps: bool = False) -> AVFeatures:
+    def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
         """Walk both encoders.
 
         Args:
-            frames: (B, T, 3, H, W) float, normalised for the visual encoder.
-            audio: (B, T, S) float in [-1, 1], mono, one segment a row.
+            batch: `frames`, uint8 (B, T, 3, H, W), or floating and then already normalised for the visual encoder; `audio`,
+                float (B, T, S) in [-1, 1], mono, one segment a row; and what the method names in `extra_inputs`.
             prompted: `False` runs the plain frozen networks without a graph.
-            maps: return attention maps too.
+            maps: return attention maps and tables too.
 
         Raises:
+            ArgumentError: the batch lacks an entry.
             ShapeError: frames and audio disagree in clips or segments, or do not fit the encoders.
         """
+        method = self.prompts if prompted else self._plain()
+        if missing := [name for name in ("frames", "audio", *method.extra_inputs) if name not in batch]:
+            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
+                                "Check the data module, and the `extra_inputs` of the prompt method.")
+        frames, audio = batch["frames"], batch["audio"]
         if frames.shape[:2] != audio.shape[:2]:
             raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
                              "the same first two dimensions (clips B, segments T)", "Check the data module.")
-        method = self.prompts if prompted else self._plain()
         trained = prompted and any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
-        with nullcontext() if trained or method.needs_encoder_gradient else torch.no_grad():
-            return self._walk(frames, audio, method, maps)
+        state = PromptState(frames.shape[1], maps, {name: batch[name] for name in method.extra_inputs},
+                            trained or method.gradient == "encoder")
+        with nullcontext() if trained or method.gradient != "none" else torch.no_grad():
+            return self._walk(frames, audio, method, state)
 
     def _plain(self) -> NoPrompts:
         plain = NoPrompts()
-        v, a = list(self.visual.blocks()), list(self.audio.blocks())
-        plain.attach([(v[-1].spec, a[-1].spec)])
+        plain.attach(*self._specs())
         return plain
 
-    def _walk(self, frames: Tensor, waveform: Tensor, method: PromptMethod, maps: bool) -> AVFeatures:
-        state = PromptState(frames.shape[1], maps)
-        v_walk, a_walk, v_ends, a_ends = _Walk(self.visual), _Walk(self.audio), {}, {}
+    def _walk(self, frames: Tensor, waveform: Tensor, method: PromptMethod, state: PromptState) -> AVFeatures:
+        v_walk, a_walk = (_Walk(name, encoder, [pair[side] for pair in self.sites], method, state.encoder_graph)
+                          for side, (name, encoder) in enumerate((("visual", self.visual), ("audio", self.audio))))
         visual, audio = (self._embed(e, x) for e, x in ((self.visual, frames), (self.audio, waveform)))
         visual, audio = method.begin(visual, audio, state)
         v_next = a_next = 0
         for site, (i, j) in enumerate(self.sites):
 
-            def run(visual: Tensor, audio: Tensor, site=site, i=i, j=j, v_next=v_next, a_next=a_next):
-                visual = v_walk.enter(v_walk.run(visual, v_next, i, v_ends), i, v_ends)
-                audio = a_walk.enter(a_walk.run(audio, a_next, j, a_ends), j, a_ends)
-                return method.step(site, v_walk.blocks[i][1], a_walk.blocks[j][1], visual, audio, state)
+            def run(visual: Tensor, audio: Tensor, own: PromptState, site=site, i=i, j=j, v_next=v_next, a_next=a_next):
+                visual = v_walk.enter(v_walk.run(visual, v_next, i, own), i, own)
+                audio = a_walk.enter(a_walk.run(audio, a_next, j, own), j, own)
+                return method.step(site, v_walk.blocks[i][1], a_walk.blocks[j][1], visual, audio, own)
 
-            if self.checkpointing and torch.is_grad_enabled():
-                contexts = lambda: (nullcontext(), frozen_batch_norm_statistics(self))  # noqa: E731
-                visual, audio = checkpoint(run, visual, audio, use_reentrant=False, context_fn=contexts)
-            else:
-                visual, audio = run(visual, audio)
+            visual, audio = self._run(run, visual, audio, state)
             v_next, a_next = i + 1, j + 1
-        visual = self.visual.finalize(v_walk.run(visual, v_next, len(v_walk.blocks), v_ends))
-        audio = self.audio.finalize(a_walk.run(audio, a_next, len(a_walk.blocks), a_ends))
-        return self._features(visual, audio, v_ends, method, state)
+        visual = v_walk.run(visual, v_next, len(v_walk.blocks), state)
+        audio = a_walk.run(audio, a_next, len(a_walk.blocks), state)
+        visual, audio = method.end(visual, audio, state)
+        with state.frozen():
+            visual, audio = self.visual.finalize(visual), self.audio.finalize(audio)
+        pooled_visual, pooled_audio = (state.clips(x) for x in method.pool(visual, audio, state))
+        pyramid = [state.clips(v_walk.ends[number]) for number in sorted(v_walk.ends)] + [state.clips(visual)]
+        features = AVFeatures(pooled_visual, pooled_audio, state.clips(visual), state.clips(audio), pyramid, state.maps,
+                              state.tables, state.losses)
+        return method.finish(features, state)
+
+    def _run(self, run: Callable, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        """One block pair, recomputed in the backward pass where that is asked for."""
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return run(visual, audio, state)
+        before = dict(state.memory)
+        written: list[PromptState] = []
+
+        def again(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+            # later block pairs overwrite the memory: a second run needs it as it was, and may not write to it
+            written.append(replace(state, losses={}, maps={}, tables={}, memory=dict(before)))
+            return run(visual, audio, written[-1])
+
+        visual, audio = checkpoint(again, visual, audio, use_reentrant=False,
+                                   context_fn=lambda: (nullcontext(), frozen_batch_norm_statistics(self)))
+        for name in ("losses", "maps", "tables"):
+            getattr(state, name).update(getattr(written[0], name))
+        state.memory = written[0].memory
+        return visual, audio
 
     @staticmethod
     def _embed(encoder: FrozenEncoder, x: Tensor) -> Tensor:
         with torch.no_grad() if encoder.frozen and not encoder.trained else nullcontext():
             return encoder.embed(x)
-
-    def _features(self, visual: Tensor, audio: Tensor, ends: dict[int, Tensor], method: PromptMethod,
-                  state: PromptState) -> AVFeatures:
-        def clips(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, state.segments))
-
-        pooled_visual, pooled_audio = method.pool(visual, audio, state)
-        maps = {}
-        for name, encoder in (("visual", self.visual), ("audio", self.audio)) if state.maps else ():
-            if name in state.memory:
-                spec = encoder.stages[-1].blocks[-1].spec
-                weights = torch.softmax(torch.tanh(state.memory[name].float()), dim=-1)[:, spec.prefix:]
-                maps[name] = clips(weights.unflatten(1, spec.grid))
-        pyramid = [clips(ends[number]) for number in sorted(ends)] + [clips(visual)]
-        return AVFeatures(clips(pooled_visual), clips(pooled_audio), clips(visual), clips(audio), pyramid, maps)

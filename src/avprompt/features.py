@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class AVFeatures:
-    """What a task reads from the backbone.
+    """Features of B clips of T segments.
 
     Args:
         visual: (B, T, C_v), one vector a segment.
@@ -18,6 +18,8 @@ class AVFeatures:
         audio_tokens: (B, T, N_a, C_a).
         pyramid: visual tokens (B, T, N, C) at the end of each stage, before merging; the last after the final norm.
         maps: attention maps by name, (B, T, rows, columns), where asked for.
+        tables: numbers by name, (B, T, K), such as the weights of a router, where asked for.
+        losses: auxiliary losses of the prompt method, scalars; `balance@3` is the loss `balance` of block pair 3.
     """
 
     visual: Tensor
@@ -26,3 +28,5 @@ class AVFeatures:
     audio_tokens: Tensor
     pyramid: list[Tensor]
     maps: dict[str, Tensor] = field(default_factory=dict)
+    tables: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)

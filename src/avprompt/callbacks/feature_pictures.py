@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avprompt.encoders.base import FrozenEncoder
-from avprompt.encoders.clip import CLIPSpectrogram
+from avprompt.encoders.plain_vit import ViTSpectrogram
 from avprompt.encoders.htsat import HTSAT
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.heads.temporal import TemporalGate
@@ -68,7 +68,7 @@ def spectrogram(encoder: FrozenEncoder, waveform: Tensor) -> Tensor | None:
     segments = waveform.flatten(0, 1)
     if isinstance(encoder, HTSAT):
         bands = encoder.log_mel(segments, 1)[:, 0].transpose(1, 2)
-    elif isinstance(encoder, CLIPSpectrogram):
+    elif isinstance(encoder, ViTSpectrogram):
         bands = encoder.fbank(segments)[:, 0]
     else:
         return None
@@ -326,11 +326,11 @@ class FeaturePictures(Callback):
                               "data that say which category is seen and heard, such as AVE or LLP",
                               "Without --features pictures of the clips are drawn.")
         backbone, shape = pl_module.backbone, batch["valid"].shape
-        frames, audio = self.inputs[0][:2]
+        clips = self.inputs[0][0]
         gates = {name: gate.view(shape) for name, gate in self.gates.items()}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            prompted, plain = backbone(frames, audio, maps=True), backbone(frames, audio, prompted=False)
-            sound = spectrogram(backbone.audio, audio)
+            prompted, plain = backbone(clips, maps=True), backbone(clips, prompted=False)
+            sound = spectrogram(backbone.audio, clips["audio"])
         maps = {name: value.float().cpu() for name, value in prompted.maps.items()}
         if "audio" in maps:
             maps["audio"] = frequency_map(backbone.audio, maps["audio"])

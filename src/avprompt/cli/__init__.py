@@ -226,7 +226,7 @@ def stats(args: list[str]) -> None:
     fbank, rate = getattr(audio, "fbank", None), datamodule.sampling.sample_rate
     if not isinstance(fbank, Fbank):
         raise ConfigError("model.init_args.backbone.init_args.audio", type(audio).__name__,
-                          "an encoder with an fbank front end, such as CLIPSpectrogram", "Choose another experiment.")
+                          "an encoder with an fbank front end, such as ViTSpectrogram", "Choose another experiment.")
     if fbank.sample_rate != rate:
         raise ConfigError("data.init_args.sample_rate", rate, f"{fbank.sample_rate}, the fbank's", "Make them equal.")
     datamodule.setup("fit")

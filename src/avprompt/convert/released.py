@@ -24,7 +24,7 @@ from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
 from avprompt.heads import avs_decoder, cmbs, mgn, st_avqa
 from avprompt.heads.contrastive import Fusion
-from avprompt.methods import DGSCT, CoOp, FixedEmbeddings
+from avprompt.methods import DGSCT, CoOp, DGSCTFewShot, FixedEmbeddings, PromptMethod
 from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
 
 #: weights of the frozen networks in their libraries' naming, `visual` and `audio`
@@ -69,7 +69,7 @@ class Released:
     """How a released network's state dict maps to ours.
 
     Args:
-        build: called with the weights of the frozen networks and with options, which go to `DGSCT` (e.g. `gamma`) over
+        build: called with the weights of the frozen networks and with options, which go to `method` (e.g. `gamma`) over
             its own settings: the network, its prompts and head random.
         keys: beginnings of the head's names -> ours.
         dead: patterns of names that never influence an output.
@@ -80,6 +80,7 @@ class Released:
         experiment: which a converted checkpoint fits; `None` is the task's own.
         flags: that the experiment needs for it.
         places: arguments of the model below which `pretrained` takes the files of the frozen networks.
+        method: what guides the two encoders.
     """
 
     build: Callable[..., LightningModule]
@@ -92,6 +93,7 @@ class Released:
     experiment: str | None = None
     flags: tuple[str, ...] = ()
     places: tuple[str, ...] = ("backbone.init_args.{side}",)
+    method: type[PromptMethod] = DGSCT
 
 
 def network(task: Callable[..., LightningModule], settings: dict[str, object] = {},  # noqa: B006
@@ -131,7 +133,7 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
             return tower
 
         return Contrastive(
-            AVPromptBackbone(visual, audio, DGSCT("fewshot", **{**settings, **options})), CoOp(names, context=4),
+            AVPromptBackbone(visual, audio, DGSCTFewShot(**{**settings, **options})), CoOp(names, context=4),
             FixedEmbeddings(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache), class_names, background, level,
             adapters=["visual", "visual_texts"], fusion=fusion, objective="released", exp_audio_scale=False)
 
@@ -153,7 +155,8 @@ FEWSHOT = {"keys": FEWSHOT_KEYS, "dead": FEWSHOT_DEAD, "towers": CLIP_CLAP,
            "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
            "places": ("backbone.init_args.{side}", "{side}_texts.init_args.tower"),
            # their moved statistics are in the encoder's file, no longer to be moved
-           "flags": ("--model.init_args.backbone.init_args.audio.init_args.released_mode", "false")}
+           "flags": ("--model.init_args.backbone.init_args.audio.init_args.released_mode", "false"),
+           "method": DGSCTFewShot}
 #: what the released networks have in common besides AVE's and AVVP's
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
 SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
@@ -236,7 +239,7 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
     if task not in TASKS:
         raise ArgumentError("task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on.")
     released = TASKS[task]
-    known = {*signature(released.build).parameters, *signature(DGSCT).parameters} - {"towers", "options"}
+    known = {*signature(released.build).parameters, *signature(released.method).parameters} - {"towers", "options"}
     if options.keys() - known:
         raise ArgumentError("options", sorted(options.keys() - known), f"some of {sorted(known)}", "Correct the name.")
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}

@@ -1,12 +1,13 @@
-"""The contract of a frozen encoder: small plain pieces that a backbone walks and a prompt method may stand between."""
+"""The contract of a frozen encoder: a pretrained network in pieces that a backbone walks and a prompt method works on."""
 
 from __future__ import annotations
 
 import abc
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.errors import WeightsError
+from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,14 @@ class BlockSpec:
         dim: channels C of a token.
         grid: rows and columns of the token grid (audio: frequency x time as the encoder lays them out).
         stage: index of the stage that holds the block.
-        prefix: tokens before the grid, such as a class token.
-        plain: whether others may look through the block's frozen projections (`PlainViTBlock.attend`).
+        prefix: number of tokens before the grid, such as a class token and registers.
+        plain: whether others may attend through the block's frozen projections (`PlainViTBlock.attend`).
+        hidden: width of the MLP's hidden layer, which is what `fc2` reads; 0 in a spec that no block of an encoder has.
+        gated: whether the MLP is a gated linear unit, whose `fc1` gives the gate and the value, 2 x `hidden` in all.
+
+    >>> spec = BlockSpec(dim=768, grid=(14, 14), stage=0, prefix=1, plain=True, hidden=3072)
+    >>> spec.tokens, spec.linear("fc1")
+    (197, (768, 3072))
     """
 
     dim: int
@@ -34,11 +41,23 @@ class BlockSpec:
     stage: int
     prefix: int = 0
     plain: bool = False
+    hidden: int = 0
+    gated: bool = False
 
     @property
     def tokens(self) -> int:
         """Number N of tokens a segment."""
         return self.prefix + self.grid[0] * self.grid[1]
+
+    def linear(self, name: str) -> tuple[int, int]:
+        """Input and output channels of the linear layer `name`, one of `LAYERS`: the sizes of an edit.
+
+        Raises:
+            ArgumentError: there is no such layer.
+        """
+        check_edits({name: None})
+        wide = self.hidden * (2 if self.gated else 1)
+        return {"fc1": (self.dim, wide), "fc2": (self.hidden, self.dim)}.get(name, (self.dim, self.dim))
 
 
 @dataclass(frozen=True)
@@ -67,10 +86,18 @@ class AudioInput:
     Args:
         sample_rate: in Hz.
         seconds: length of a segment.
+
+    Raises:
+        ArgumentError: a number is not positive.
     """
 
     sample_rate: int
     seconds: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "seconds"):
+            if getattr(self, name) <= 0:
+                raise ArgumentError(name, getattr(self, name), "a positive number", "Correct the audio encoder's argument.")
 
     @property
     def samples(self) -> int:
@@ -78,9 +105,34 @@ class AudioInput:
         return round(self.sample_rate * self.seconds)
 
 
-#: additive edits of a block's linear layers, by name (`q`, `k`, `v`, `proj`, `fc1`, `fc2`): each receives the input of that
-#: layer and returns what is added to its output
+#: linear layers of a block, under the names that edits use for every architecture
+LAYERS = ("q", "k", "v", "proj", "fc1", "fc2")
+#: additive edits of a block's linear layers: name in `LAYERS` -> what receives the input of that layer, (B*T, ..., C),
+#: and returns what is added to its output. Where an architecture fuses q, k and v, each is a third of that layer.
 Edits = Mapping[str, Callable[[Tensor], Tensor]]
+
+
+def check_edits(edits: Mapping[str, object] | None) -> None:
+    """Refuse an edit of a layer that no block has.
+
+    Raises:
+        ArgumentError: a name is not in `LAYERS`.
+    """
+    if edits and not edits.keys() <= set(LAYERS):
+        raise ArgumentError("edits", sorted(edits.keys() - set(LAYERS)), f"names among {', '.join(LAYERS)}",
+                            "Name the linear layers of a block so.")
+
+
+def edited(output: Tensor, x: Tensor, edits: Edits | None, name: str) -> Tensor:
+    """The output of the linear layer `name` with its edit added, where it has one; `x` is the layer's input."""
+    return output + edits[name](x).to(output.dtype) if edits and name in edits else output
+
+
+def edited_qkv(output: Tensor, x: Tensor, edits: Edits | None) -> Tensor:
+    """Likewise for a fused layer, whose output (..., 3 C) holds queries, keys and values side by side."""
+    if not edits or not edits.keys() & {"q", "k", "v"}:
+        return output
+    return torch.cat([edited(part, x, edits, name) for part, name in zip(output.chunk(3, -1), "qkv")], dim=-1)
 
 
 class FrozenBlock(nn.Module, abc.ABC):
@@ -88,18 +140,79 @@ class FrozenBlock(nn.Module, abc.ABC):
 
     spec: BlockSpec
 
-    @abc.abstractmethod
-    def attention(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) tokens -> the attention branch alone, same shape."""
+    def attention(self, x: Tensor, edits: Edits | None = None) -> Tensor:
+        """The attention branch alone, without the residual connection.
+
+        Args:
+            x: (B*T, N, C) tokens.
+            edits: additions to the linear layers `q`, `k`, `v` and `proj`; `None` or none of them is the library's function,
+                bit for bit.
+
+        Returns:
+            (B*T, N, C).
+
+        Raises:
+            ArgumentError: an edit of an unknown layer.
+        """
+        check_edits(edits)
+        return self._attention(x, edits)
+
+    def mlp(self, x: Tensor, edits: Edits | None = None) -> Tensor:
+        """The MLP branch alone, without the residual connection; `edits` of `fc1` and `fc2`, else as `attention`."""
+        check_edits(edits)
+        return self._mlp(x, edits)
 
     @abc.abstractmethod
-    def mlp(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) tokens -> the MLP branch alone, same shape."""
+    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
+        """What an architecture computes in `attention`."""
+
+    @abc.abstractmethod
+    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
+        """What an architecture computes in `mlp`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> (B*T, N, C), both branches added in turn."""
         x = x + self.attention(x)
         return x + self.mlp(x)
+
+
+class FeedForward(nn.Module):
+    """The MLP of a block around a library's layers: `fc1`, activation, norm where there is one, `fc2`.
+
+    Args:
+        fc1: C -> hidden; of a gated MLP the gate, or gate and value in one layer of 2 x hidden.
+        act: activation.
+        fc2: hidden -> C.
+        norm: of the hidden layer.
+        gated: whether the hidden layer is act(gate) * value.
+        value: of a gated MLP, the layer of the value where it is a layer of its own.
+    """
+
+    def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, norm: nn.Module | None = None,
+                 gated: bool = False, value: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.fc1, self.act, self.fc2, self.norm = fc1, act, fc2, norm
+        self.gated, self.value = gated, value
+
+    @property
+    def hidden(self) -> int:
+        """Width of the hidden layer."""
+        return self.fc2.in_features
+
+    def forward(self, x: Tensor, edits: Edits | None = None) -> Tensor:
+        """(..., C) -> (..., C)."""
+        hidden = self.fc1(x)
+        if self.value is not None:
+            hidden = torch.cat((hidden, self.value(x)), dim=-1)
+        hidden = edited(hidden, x, edits, "fc1")
+        if self.gated:
+            gate, value = hidden.chunk(2, -1)
+            hidden = self.act(gate) * value
+        else:
+            hidden = self.act(hidden)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return edited(self.fc2(hidden), hidden, edits, "fc2")
 
 
 class Stage(nn.Module):
@@ -114,20 +227,38 @@ class Stage(nn.Module):
 class FrozenEncoder(nn.Module, abc.ABC):
     """A pretrained network in pieces: `embed`, the blocks and merges of `stages`, `finalize`.
 
-    Running the pieces in a row is the library's own forward. Frozen means that no parameter requires a gradient and that
-    the encoder stays in eval mode whatever mode its owner is put in, so that dropout, stochastic depth, augmentation and
-    running statistics stand still.
+    Running the pieces in a row equals the library's own forward. Frozen means that no parameter requires a gradient and
+    that the encoder stays in eval mode whatever mode its owner is put in: dropout, stochastic depth and augmentation are
+    off, and running statistics do not move.
+
+    Subclasses set `input` and `stages`, and define `stem` and `finalize`.
 
     Args:
         frozen: `False` trains every parameter (full fine-tuning).
         released_mode: let the frozen encoder follow its owner into train mode, as the DG-SCT authors' scripts do:
-            stochastic depth and SpecAugment are active and running statistics of batch norms move. A known defect, for
-            reproducing published procedures only.
+            stochastic depth and SpecAugment are active and running statistics of batch norms move. This is a known
+            defect, kept for reproducing published procedures only.
+
+    >>> import torch
+    >>> from avprompt.encoders import TinySwinV2
+    >>> encoder = TinySwinV2(pretrained="none")
+    >>> encoder.input.height, encoder.input.mean
+    (64, (0.5, 0.5, 0.5))
+    >>> frames = torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)
+    >>> tokens = encoder.embed(frames)
+    >>> for stage in encoder.stages:
+    ...     for block in stage.blocks:
+    ...         tokens = tokens + block.attention(tokens)
+    ...         tokens = tokens + block.mlp(tokens)
+    ...     tokens = stage.merge(tokens) if stage.merge is not None else tokens
+    >>> bool(torch.equal(encoder.finalize(tokens), encoder(frames)))
+    True
     """
 
-    #: what the encoder takes; the data module's sampling is compared with it before a run
-    input: VisualInput | AudioInput
     stages: nn.ModuleList
+    #: how the library names our state-dict entries where it names them otherwise: (regular expression, replacement), each
+    #: applied to what the one before it gave
+    library_names: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = ()
     #: names in the library's files that this class deliberately does not build, as prefixes
     unused_weights: tuple[str, ...] = ()
     #: what is trained although the encoder is frozen, as prefixes of names
@@ -138,26 +269,80 @@ class FrozenEncoder(nn.Module, abc.ABC):
         self.frozen = frozen
         self.released_mode = released_mode
 
-    @abc.abstractmethod
+    @property
+    def input(self) -> VisualInput | AudioInput:
+        """What the encoder takes; the data module's sampling is compared with it before a run starts."""
+        return self._input
+
+    @input.setter
+    def input(self, value: VisualInput | AudioInput) -> None:
+        self._input = value
+        if isinstance(value, VisualInput):  # not persistent: they are arguments, neither weights nor trainable state
+            self.register_buffer("frame_mean", torch.tensor(value.mean).view(3, 1, 1), persistent=False)
+            self.register_buffer("frame_std", torch.tensor(value.std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """uint8 frames -> (x / 255 - mean) / std, on their device; floating frames count as already normalised.
+
+        Args:
+            frames: (..., 3, H, W) of any size.
+
+        Returns:
+            The same shape, in the dtype of the encoder's buffers (float32 unless the module was cast).
+
+        Raises:
+            ShapeError: another dtype, or other than three colours.
+        """
+        if frames.shape[-3:-2] != (3,) or not (frames.dtype == torch.uint8 or frames.is_floating_point()):
+            raise ShapeError("frames", f"{tuple(frames.shape)} {frames.dtype}",
+                             "(..., 3, H, W), uint8 in [0, 255] or floating and normalised", "Check the data module.")
+        if frames.is_floating_point():
+            return frames
+        dtype = self.frame_mean.dtype
+        frames = frames.to(torch.promote_types(dtype, torch.float32)) / 255  # a half-precision module rounds once, at the end
+        return ((frames - self.frame_mean) / self.frame_std).to(dtype)
+
     def embed(self, x: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W) or waveform (B, T, S) -> tokens (B*T, N, C) of the first block."""
+        """Tokens of the first block.
+
+        Args:
+            x: frames (B, T, 3, H, W) of the encoder's size, uint8, or floating and already normalised; or waveform
+                (B, T, S), floating, mono, in [-1, 1], with a segment of the encoder's length a row.
+
+        Returns:
+            (B*T, N, C).
+
+        Raises:
+            ShapeError: another number of dimensions, another size or dtype.
+        """
+        if isinstance(self.input, VisualInput):
+            size = (3, self.input.height, self.input.width)
+            if x.ndim != 5 or tuple(x.shape[2:]) != size:
+                raise ShapeError("frames", tuple(x.shape), f"(B, T, {', '.join(map(str, size))})",
+                                 "Set --data.image_size to the visual encoder's size.")
+            return self.stem(self.normalise(x))
+        rate, seconds, samples = self.input.sample_rate, self.input.seconds, self.input.samples
+        if x.ndim != 3 or not x.is_floating_point():
+            raise ShapeError("audio", f"{tuple(x.shape)} {x.dtype}", "floating (B, T, S): one row of samples a segment",
+                             "Give mono audio cut into segments, not tiled.")
+        if x.shape[-1] != samples:
+            raise ShapeError("audio", tuple(x.shape), f"(B, T, {samples}): {seconds:g} s at {rate} Hz a segment",
+                             f"Set --data.sample_rate to {rate}, or the length of segments to the audio encoder's.")
+        return self.stem(x)
+
+    @abc.abstractmethod
+    def stem(self, x: Tensor) -> Tensor:
+        """Normalised frames (B, T, 3, H, W) or waveform (B, T, S), checked by `embed` -> tokens (B*T, N, C)."""
 
     @abc.abstractmethod
     def finalize(self, tokens: Tensor) -> Tensor:
         """(B*T, N, C) tokens of the last block -> the same after the final norm, where there is one."""
 
-    @abc.abstractmethod
     def library_key(self, name: str) -> str:
-        """The name that the library's own class gives to our state-dict entry `name`."""
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the frames that a visual encoder takes.
-
-        Raises:
-            AttributeError: it is no visual encoder.
-        """
-        raise AttributeError(f"{type(self).__name__} takes no frames")
+        """The name that the library's own class gives to our state-dict entry `name`, by `library_names`."""
+        for pattern, replacement in self.library_names:
+            name = re.sub(pattern, replacement, name)
+        return name
 
     @property
     def dim(self) -> int:
@@ -246,6 +431,11 @@ def without_autocast(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
+def is_path(pretrained: str) -> bool:
+    """Whether `pretrained` names a file or folder, not a tag: it has a suffix or a slash."""
+    return bool(Path(pretrained).suffix) or "/" in pretrained
+
+
 def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     """Read a local weights file (.safetensors, or a torch file of tensors) without unpickling code.
 
@@ -277,30 +467,36 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
 
 
 class WindowBlock(FrozenBlock):
-    """Shifted-window attention shared by Swin-V2 and HTS-AT: fused attention over a bias that is computed once.
+    """Shifted-window attention of Swin and HTS-AT: fused attention over a bias that is computed once.
 
-    Subclasses say where the norms go (`attention`, `mlp`), how queries and keys look (`project`) and how large the
-    relative position bias is (`position_bias`).
+    Subclasses say where the norms go (`_attention`, `_mlp`), how queries and keys look (`project`) and what the relative
+    position bias is (`position_bias`).
 
     Args:
-        spec: size and place of the block.
-        window: rows and columns of a window.
-        shift: rows and columns of the cyclic shift (0, 0 for none).
-        heads: attention heads.
-        mask: (windows, n, n) additive mask of a shifted block, n tokens a window; `None` without shift.
+        library: the library's block, whose layers are taken over.
+        spec: size and place of the block, without its `hidden`.
         drop_path: stochastic depth rate, active in train mode only.
+
+    Raises:
+        ArgumentError: the grid cannot be cut into whole windows.
     """
 
-    def __init__(self, spec: BlockSpec, window: tuple[int, int], shift: tuple[int, int], heads: int,
-                 mask: Tensor | None, drop_path: float) -> None:
+    def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
         super().__init__()
-        self.spec, self.window, self.shift, self.heads = spec, window, shift, heads
+        pair = lambda size: tuple(size) if isinstance(size, (tuple, list)) else (size, size)  # noqa: E731
+        self.window, self.shift, self.heads = pair(library.window_size), pair(library.shift_size), library.attn.num_heads
+        if any(size % window for size, window in zip(spec.grid, self.window)):
+            raise ArgumentError("model", f"windows of {self.window} on a grid of {spec.grid}", "whole windows",
+                                "Choose another size of frames.")
+        self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
+        self.feed_forward = FeedForward(library.mlp.fc1, library.mlp.act, library.mlp.fc2)
+        self.spec = replace(spec, hidden=self.feed_forward.hidden)
         self.drop_path = DropPath(drop_path)
-        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("mask", library.attn_mask, persistent=False)
         self._bias: tuple[tuple, Tensor] | None = None
 
     @abc.abstractmethod
-    def project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         """(B, W, n, C) -> queries (already scaled), keys and values, each (B, W, heads, n, C / heads)."""
 
     @abc.abstractmethod
@@ -325,21 +521,51 @@ class WindowBlock(FrozenBlock):
             self._bias = (key, bias.detach())
         return bias
 
-    def window_attention(self, x: Tensor, proj: nn.Module) -> Tensor:
-        """(B*T, N, C) -> attention within shifted windows, projected by `proj`, same shape."""
+    def window_attention(self, x: Tensor, edits: Edits | None) -> Tensor:
+        """(B*T, N, C) -> attention within shifted windows, projected, same shape; edits see (B*T, windows, n, C)."""
         (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
         shifted = any(self.shift)
         x = x.reshape(batch, rows, columns, dim)
         if shifted:
             x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
         x = x.reshape(batch, rows // h, h, columns // w, w, dim).transpose(2, 3).reshape(batch, -1, h * w, dim)
-        q, k, v = (t.flatten(1, 2) for t in self.project(x))
+        q, k, v = (t.flatten(1, 2) for t in self.project(x, edits))
         x = F.scaled_dot_product_attention(q, k, v, self.attention_bias().to(q.dtype), scale=1.0)
         x = x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(batch, -1, h * w, dim)
-        x = proj(x).reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
+        x = edited(self.attn.proj(x), x, edits, "proj")
+        x = x.reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
         if shifted:
             x = torch.roll(x, self.shift, (1, 2))
         return x.reshape(batch, rows * columns, dim)
+
+
+class SwinBlock(WindowBlock):
+    """Pre-norm block with a table of relative position biases: Swin's first version and HTS-AT."""
+
+    def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
+        super().__init__(library, spec, drop_path)
+        index = self.attn.relative_position_index
+        del self.attn.relative_position_index  # a constant: not part of the weights
+        self.attn.register_buffer("relative_position_index", index, persistent=False)
+
+    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
+        return self.drop_path(self.window_attention(self.norm1(x), edits))
+
+    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
+        return self.drop_path(self.feed_forward(self.norm2(x), edits))
+
+    def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = edited_qkv(self.attn.qkv(windows), windows, edits)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        return q.transpose(-2, -3) * self.attn.scale, k.transpose(-2, -3), v.transpose(-2, -3)
+
+    def position_bias(self) -> Tensor:
+        attn, n = self.attn, self.window[0] * self.window[1]
+        index = attn.relative_position_index.view(-1)
+        return attn.relative_position_bias_table[index].view(n, n, self.heads).permute(2, 0, 1)
+
+    def bias_sources(self) -> list[nn.Parameter]:
+        return [self.attn.relative_position_bias_table]
 
 
 class PatchMerge(nn.Module):
@@ -348,7 +574,7 @@ class PatchMerge(nn.Module):
     Args:
         library: the library's merge, whose `reduction` and `norm` are taken over.
         grid: rows and columns of the incoming tokens.
-        norm_first: HTS-AT norms before the reduction, Swin-V2 after it.
+        norm_first: whether the norm comes before the reduction (Swin's first version, HTS-AT) or after it (Swin-V2).
     """
 
     def __init__(self, library: nn.Module, grid: tuple[int, int], norm_first: bool) -> None:

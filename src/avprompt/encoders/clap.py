@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from avprompt.encoders.base import read_weights
 from avprompt.encoders.htsat import HTSAT, FrontEnd
-from avprompt.errors import ArgumentError, ShapeError, WeightsError
+from avprompt.errors import ArgumentError, WeightsError
 
 #: what turns waveforms into what the weights were trained on (`released`: into what DG-SCT's few-shot code gives them)
 FRONT_ENDS = {
@@ -55,10 +55,10 @@ def projection(width: int) -> nn.Sequential:
 
 
 class CLAPAudio(HTSAT):
-    """Frozen audio tower of LAION-CLAP over one-second waveforms: HTS-AT with its last norm, and the audio projection.
+    """Frozen audio tower of LAION-CLAP over waveform segments: HTS-AT with its last norm, and the audio projection.
 
-    A segment is repeated to ten seconds. Weights of a fusion model serve as well: its second, local branch looks at
-    clips of more than ten seconds only, so that a segment goes through the global branch, which is all that is built.
+    A segment of one second is repeated to ten. Weights of a fusion model serve as well: its second, local branch reads
+    clips of more than ten seconds only, so a segment goes through the global branch, which is all that is built.
 
     Args:
         model: size of HTS-AT: `tiny` (12 blocks, width 96 to 768) or `base` (18 blocks, 128 to 1024).
@@ -70,20 +70,27 @@ class CLAPAudio(HTSAT):
         repeat: copies of a segment that fill the spectrogram.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`; also turns SpecAugment on in train mode.
+        seconds: length of a segment.
 
     Raises:
         ArgumentError: unknown `model` or `front_end`.
         WeightsError: the file is missing, of another architecture, or was trained with another front end.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     encoder = CLAPAudio(front_end="fused")
+    >>> encoder.input, encoder.dim
+    (AudioInput(sample_rate=48000, seconds=1.0), 768)
     """
 
     def __init__(self, model: Literal["tiny", "base"] = "tiny", pretrained: str = "none",
                  front_end: Literal["released", "fused", "unfused"] = "fused", repeat: int = 10, frozen: bool = True,
-                 released_mode: bool = False) -> None:
+                 released_mode: bool = False, seconds: float = 1.0) -> None:
         for name, value, table in (("model", model, SIZES), ("front_end", front_end, FRONT_ENDS)):
             if value not in table:
                 raise ArgumentError(name, value, f"one of {', '.join(table)}", "Correct the audio encoder's arguments.")
         self.sizes, self.front_end = SIZES[model], FRONT_ENDS[front_end]  # what HTSAT builds itself from
-        super().__init__(pretrained, repeat, final_norm=True, frozen=frozen, released_mode=released_mode)
+        super().__init__(pretrained, repeat, final_norm=True, frozen=frozen, released_mode=released_mode, seconds=seconds)
 
     def _take_apart(self, net: nn.Module, final_norm: bool) -> None:
         super()._take_apart(net, final_norm)
@@ -117,18 +124,6 @@ class CLAPAudio(HTSAT):
         if name == "logit_scale":
             return "logit_scale_a"
         return name if name.startswith("audio_projection.") else f"audio_branch.{super().library_key(name)}"
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Waveform (B, T, S) float in [-1, 1], mono, one second a row at the front end's sample rate -> (B*T, N, C).
-
-        Raises:
-            ShapeError: other than three dimensions, or than a second's samples.
-        """
-        rate = self.front_end.sample_rate
-        if x.ndim == 3 and x.shape[-1] != rate:
-            raise ShapeError("audio", tuple(x.shape), f"(B, T, {rate}): one second at {rate} Hz",
-                             "Set the data module's sample_rate to the audio encoder's.")
-        return super().embed(x)
 
     def project(self, features: Tensor) -> Tensor:
         """Mean over the tokens after the final norm (..., C) -> CLAP's joint space (..., 512), not normalised."""

@@ -1,9 +1,7 @@
-"""CLIP's vision transformers (Radford et al., 2021; open_clip's class and weights) behind the frozen-encoder contract: over
-frames, and over spectrograms."""
+"""CLIP's vision transformers (Radford et al., 2021; open_clip's class and weights) behind the frozen-encoder contract."""
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import adopt, linear
-from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder, Stage, read_weights
+from avprompt.dense import adopt
+from avprompt.encoders.base import BlockSpec, FeedForward, Stage, VisualInput, is_path, read_weights
 from avprompt.encoders.fbank import Fbank
-from avprompt.errors import ArgumentError, ShapeError, WeightsError
+from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock, ViTSpectrogram, linear_of
+from avprompt.errors import ArgumentError, WeightsError
 
 #: what OpenAI's files hold beside tensors of the network
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
@@ -51,7 +50,7 @@ def read_clip_weights(model: str, pretrained: str, quick_gelu: bool, key: str) -
         WeightsError: the tag is unknown or cannot be fetched, or the file is missing or broken.
         ArgumentError: the tag was trained with the other activation.
     """
-    if Path(pretrained).suffix or "/" in pretrained:
+    if is_path(pretrained):
         weights = _read_archive(pretrained) if _is_torchscript(Path(pretrained)) else read_weights(pretrained, key)
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
         return {name: value.float() if value.is_floating_point() else value
@@ -96,94 +95,33 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-class PlainViTBlock(FrozenBlock):
-    """Pre-norm block of a plain vision transformer; others may look through its frozen projections.
+def clip_input(model: str, pretrained: str, size: tuple[int, int], mean: tuple[float, float, float] | None,
+               std: tuple[float, float, float] | None) -> VisualInput:
+    """The frames of a CLIP: open_clip's preprocessing of a tag, where `mean` and `std` do not say otherwise.
 
     Args:
-        library: open_clip's block, whose layers are taken over (another encoder's block may share them).
-        spec: size and place of the block.
+        model: architecture, as open_clip names it.
+        pretrained: tag of the weights; `none` and files are preprocessed as OpenAI's.
+        size: height and width that the network was built for.
+        mean: of red, green and blue, or `None`.
+        std: likewise.
     """
+    import open_clip
+    from open_clip.transform import PreprocessCfg
 
-    def __init__(self, library: nn.Module, spec: BlockSpec) -> None:
-        super().__init__()
-        self.spec, self.library = spec, (library,)  # a tuple: its layers are registered once, below
-        self.norm1, self.attn = library.ln_1, library.attn
-        self.norm2, self.feed_forward = library.ln_2, library.mlp
-
-    def shared(self, spec: BlockSpec) -> PlainViTBlock:
-        """The same layers for tokens on another grid."""
-        return PlainViTBlock(self.library[0], spec)
-
-    def attention(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> self-attention(LN(x)), same shape."""
-        return self.attend(self.norm1(x))
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> MLP(LN(x)), same shape."""
-        return self.feed_forward(self.norm2(x))
-
-    def attend(self, queries: Tensor, keys: Tensor | None = None, key_prompts: Tensor | None = None,
-               value_prompts: Tensor | None = None) -> Tensor:
-        """Multi-head attention with the frozen projections; prompts join after projection.
-
-        Args:
-            queries: (n, L, C), normed.
-            keys: (n, M, C), normed, of keys and values; `None` is `queries`.
-            key_prompts: (P, C), the same for all n, seen by every query beside the keys.
-            value_prompts: (P, C).
-
-        Returns:
-            (n, L, C).
-        """
-        weight, bias, dim = self.attn.in_proj_weight, self.attn.in_proj_bias, queries.shape[-1]
-        if keys is None:
-            q, k, v = linear(queries, weight, bias).chunk(3, -1)
-        else:
-            q = linear(queries, weight[:dim], bias[:dim])
-            k, v = linear(keys, weight[dim:], bias[dim:]).chunk(2, -1)
-        if key_prompts is not None:
-            k, v = (torch.cat((prompts.to(own.dtype).expand(len(own), -1, -1), own), dim=1)
-                    for prompts, own in ((key_prompts, k), (value_prompts, v)))
-        q, k, v = (t.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return linear(out, self.attn.out_proj.weight, self.attn.out_proj.bias)
-
-    def project(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompt tokens (P, C) -> keys and values (P, C) for `attend`, through the frozen projections."""
-        dim = prompts.shape[-1]
-        return linear(prompts, self.attn.in_proj_weight[dim:], self.attn.in_proj_bias[dim:]).chunk(2, -1)
+    tag = {} if pretrained == "none" or is_path(pretrained) else open_clip.get_pretrained_cfg(model, pretrained)
+    known = PreprocessCfg(**{name: tag[name] for name in ("mean", "std", "interpolation") if name in tag})
+    return VisualInput(*size, tuple(known.mean if mean is None else mean), tuple(known.std if std is None else std),
+                       known.interpolation)
 
 
-class PlainViT(FrozenEncoder):
-    """What both of CLIP's encoders below share: tokens with a class token before the grid, one stage, a final norm."""
-
-    norm: nn.Module
-    class_embedding: nn.Parameter
-    positions: nn.Parameter
-
-    def _add_trained(self, segments: int | None, train_norm: bool) -> None:
-        names = ["norm."] if train_norm else []
-        self.temporal_embedding = None
-        if segments:
-            self.temporal_embedding = nn.Parameter(torch.zeros(segments, self.dim))
-            names.append("temporal_embedding")
-        self.trained = (*self.trained, *names)
-
-    def _begin(self, grid: Tensor, segments: int) -> Tensor:
-        """Patches (B*T, C, rows, columns) -> class token and patches with positions and segments, normed (B*T, N, C)."""
-        tokens = grid.flatten(2).transpose(1, 2)
-        first = self.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
-        tokens = torch.cat((first, tokens), dim=1) + self.positions.to(tokens.dtype)
-        if self.temporal_embedding is not None:
-            if segments != len(self.temporal_embedding):
-                raise ShapeError("frames, audio", f"{segments} segments", f"{len(self.temporal_embedding)}",
-                                 "Make the encoder's `segments` the data module's.")
-            moments = self.temporal_embedding.repeat(len(tokens) // segments, 1)
-            tokens = tokens + moments.unsqueeze(1).to(tokens.dtype)
-        return self.norm_pre(tokens)
-
-    def finalize(self, tokens: Tensor) -> Tensor:
-        return self.norm(tokens)
+def _block(library: nn.Module, spec: BlockSpec, activation: nn.Module | None) -> PlainViTBlock:
+    """open_clip's block under our names; `activation` replaces its own."""
+    attn, mlp = library.attn, library.mlp
+    attention = PlainAttention(attn.num_heads, linear_of(attn.out_proj.weight, attn.out_proj.bias),
+                               linear_of(attn.in_proj_weight, attn.in_proj_bias))
+    feed_forward = FeedForward(mlp.c_fc, activation or mlp.gelu, mlp.c_proj)
+    return PlainViTBlock(spec, library.ln_1, attention, library.ln_2, feed_forward)
 
 
 class CLIP(PlainViT):
@@ -198,24 +136,41 @@ class CLIP(PlainViT):
         train_norm: train the final norm (AV-STFP).
         projection: keep CLIP's projection into the space that it shares with text, see `project`. `logit_scale` is
             then the logarithm of the scale of its cosines, where the weights hold one.
-        fbank: spectrogram of the audio side where the backbone has `audio: shared`, see `CLIPSpectrogram`.
-        audio_axes: see `CLIPSpectrogram`.
-        audio_class_token: see `CLIPSpectrogram`.
+        fbank: spectrogram of the audio side where the backbone has `audio: shared`, see `ViTSpectrogram`.
+        audio_axes: see `ViTSpectrogram`.
+        audio_class_token: see `ViTSpectrogram`.
         frozen: see `FrozenEncoder`.
+        mean: of red, green and blue in [0, 1]; `None` is open_clip's for these weights. AV-STFP's lineage and DG-SCT's
+            few-shot code feed OpenAI's weights with ImageNet's, which their `_released` configurations say here.
+        std: likewise.
 
     Raises:
         ArgumentError: unknown architecture, or a tag of the other activation.
         WeightsError: the tag is unknown or cannot be fetched, or the file is missing or of another architecture.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     encoder = CLIP("ViT-B-32", pretrained="openai", projection=True)
+    >>> encoder.input.height, encoder.input.mean[0], encoder.stages[0].blocks[0].spec.grid
+    (224, 0.48145466, (7, 7))
     """
+
+    library_names = (
+        (r"^conv\.", "conv1."), (r"^positions$", "positional_embedding"), (r"^projection$", "proj"),
+        (r"^norm_pre\.", "ln_pre."), (r"^norm\.", "ln_post."), (r"^stages\.0\.blocks\.", "transformer.resblocks."),
+        (r"\.norm([12])\.", r".ln_\1."), (r"\.attn\.qkv\.", ".attn.in_proj_"), (r"\.attn\.proj\.", ".attn.out_proj."),
+        (r"\.feed_forward\.fc1\.", ".mlp.c_fc."), (r"\.feed_forward\.fc2\.", ".mlp.c_proj."))
 
     def __init__(self, model: str = "ViT-B-16", pretrained: str = "none", quick_gelu: bool = True,
                  segments: int | None = None, train_norm: bool = False, projection: bool = False,
                  fbank: Fbank = Fbank(), audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 audio_class_token: bool = False, frozen: bool = True) -> None:
+                 audio_class_token: bool = False, frozen: bool = True, mean: tuple[float, float, float] | None = None,
+                 std: tuple[float, float, float] | None = None) -> None:
         super().__init__(frozen)
-        self.segments, self.train_norm = segments, train_norm
         self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token}
-        self._take_apart(self._build(model), quick_gelu, projection)
+        net = self._build(model)
+        self._take_apart(net, quick_gelu, projection)
+        self.input = clip_input(model, pretrained, tuple(net.image_size), mean, std)
         if pretrained != "none" and not self.is_meta():
             self.load_clip_weights(read_clip_weights(model, pretrained, quick_gelu, "pretrained"), pretrained)
         self._add_trained(segments, train_norm)
@@ -235,10 +190,8 @@ class CLIP(PlainViT):
         self.projection = net.proj if projection else None
         self.register_buffer("logit_scale", None, persistent=False)
         self.unused_weights = () if projection else ("proj",)
-        spec = BlockSpec(self.conv.out_channels, tuple(net.grid_size), 0, prefix=1, plain=True)
-        for block in net.transformer.resblocks if quick_gelu else ():
-            block.mlp.gelu = QuickGELU()
-        self.stages = nn.ModuleList([Stage([PlainViTBlock(block, spec) for block in net.transformer.resblocks])])
+        spec, activation = BlockSpec(self.conv.out_channels, tuple(net.grid_size), 0, 1), QuickGELU() if quick_gelu else None
+        self.stages = nn.ModuleList([Stage([_block(block, spec, activation) for block in net.transformer.resblocks])])
         adopt(self.stages)
 
     def load_clip_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
@@ -253,30 +206,6 @@ class CLIP(PlainViT):
         if self.projection is not None and "logit_scale" in weights:
             self.logit_scale = weights["logit_scale"].detach().clone().reshape(())
 
-    def library_key(self, name: str) -> str:
-        name = re.sub(r"^stages\.0\.blocks\.(\d+)\.norm([12])\.", r"transformer.resblocks.\1.ln_\2.", name)
-        name = re.sub(r"^stages\.0\.blocks\.", "transformer.resblocks.", name).replace(".feed_forward.", ".mlp.")
-        name = re.sub(r"^conv\.", "conv1.", re.sub(r"^norm\.", "ln_post.", re.sub(r"^norm_pre\.", "ln_pre.", name)))
-        return {"positions": "positional_embedding", "projection": "proj"}.get(name, name)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        (rows, columns), (height, width) = self.stages[0].blocks[0].spec.grid, self.conv.kernel_size
-        return rows * height, columns * width
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W), normalised -> (B*T, 1 + patches, C).
-
-        Raises:
-            ShapeError: other than five dimensions, frames of another size than the network's, or another number of
-                segments than the temporal embedding's.
-        """
-        size = (3, *self.image_size)
-        if x.ndim != 5 or tuple(x.shape[2:]) != size:
-            raise ShapeError("frames", tuple(x.shape), f"(B, T, {', '.join(map(str, size))})",
-                             "Set the data module's image_size to the visual encoder's.")
-        return self._begin(self.conv(x.flatten(0, 1)), x.shape[1])
-
     def project(self, features: Tensor) -> Tensor:
         """Class tokens after the final norm (..., C) -> CLIP's joint space (..., E), not normalised.
 
@@ -288,77 +217,6 @@ class CLIP(PlainViT):
                                 "Set it on the visual encoder.")
         return features @ self.projection
 
-    def listener(self) -> CLIPSpectrogram:
+    def listener(self) -> ViTSpectrogram:
         """The same frozen transformer over spectrograms: what `audio: shared` stands for."""
-        return CLIPSpectrogram(self, **self.listening)
-
-
-class CLIPSpectrogram(PlainViT):
-    """CLIP's vision transformer over one-second spectrograms (AV-STFP; the stem is STG-CMA's).
-
-    The patch embedding of the single channel is the sum of CLIP's over red, green and blue. Positions are CLIP's class
-    row and the centre of its grid, of the spectrogram's own size; along an axis on which the spectrogram has more
-    patches CLIP's grid is stretched bilinearly; of equal grids the table is shared. Nothing is resized.
-
-    Args:
-        tower: where blocks and norms come from; the backbone's visual encoder where they are shared.
-        fbank: settings of the spectrogram.
-        axes: rows and columns of the token grid. `time_mel` is the published lineage's: tokens lie time by mel,
-            positions mel by time, so that neighbours in one are not neighbours in the other.
-        class_token: train a class token of its own, which starts as CLIP's.
-
-    Raises:
-        ArgumentError: a spectrogram smaller than a patch.
-    """
-
-    def __init__(self, tower: CLIP, fbank: Fbank = Fbank(), axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 class_token: bool = False) -> None:
-        super().__init__(tower.frozen)
-        self.fbank, self.axes = fbank, axes
-        (height, width), visual = tower.conv.kernel_size, tower.stages[0].blocks[0].spec
-        grid = fbank.mel_bins // height, fbank.frames // width
-        if not all(grid):
-            raise ArgumentError("fbank", f"{fbank.mel_bins} x {fbank.frames}", f"at least {height} x {width}, a patch",
-                                "Choose more mel_bins or frames.")
-        weight = tower.conv.weight.detach().sum(1, keepdim=True)
-        self.conv = nn.Conv2d(1, visual.dim, tower.conv.kernel_size, tower.conv.stride, bias=False,
-                              device=weight.device)
-        self.conv.weight = nn.Parameter(weight)
-        self.positions = (tower.positions if grid == visual.grid
-                          else nn.Parameter(self._positions(tower.positions.detach(), visual.grid, grid)))
-        self.class_embedding = tower.class_embedding
-        if class_token:
-            self.class_embedding, self.trained = nn.Parameter(tower.class_embedding.detach().clone()), ("class_embedding",)
-        self.norm_pre, self.norm = tower.norm_pre, tower.norm
-        spec = BlockSpec(visual.dim, grid if axes == "mel_time" else grid[::-1], 0, prefix=1, plain=True)
-        self.stages = nn.ModuleList([Stage([block.shared(spec) for block in tower.stages[0].blocks])])
-        self._add_trained(tower.segments, tower.train_norm)
-        self.freeze()
-
-    @staticmethod
-    def _positions(table: Tensor, visual: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-        """CLIP's table (1 + rows * columns, C) for another grid."""
-        first, rest = table[:1], table[1:].unflatten(0, visual)
-        for axis, (have, want) in enumerate(zip(visual, grid)):
-            rest = rest.narrow(axis, max(0, have // 2 - want // 2), min(have, want))
-        rest = rest.permute(2, 0, 1)[None]
-        if rest.shape[2:] != grid:
-            rest = F.interpolate(rest, grid, mode="bilinear")
-        return torch.cat((first, rest[0].flatten(1).T))
-
-    def library_key(self, name: str) -> str:
-        return name  # built from CLIP's weights; no library has spectrogram weights of its own
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Waveform (B, T, S) float in [-1, 1], one segment a row at the fbank's sample rate -> (B*T, 1 + patches, C).
-
-        Raises:
-            ShapeError: other than three dimensions, or another number of segments than the temporal embedding's.
-        """
-        if x.ndim != 3:
-            raise ShapeError("audio", tuple(x.shape), "(B, T, S): one row of samples a segment",
-                             "Give mono audio cut into segments, not tiled.")
-        spectrogram = self.fbank(x.flatten(0, 1))
-        if self.axes == "time_mel":
-            spectrogram = spectrogram.transpose(2, 3)
-        return self._begin(self.conv(spectrogram), x.shape[1])
+        return ViTSpectrogram(self, **self.listening)

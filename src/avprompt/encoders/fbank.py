@@ -1,14 +1,15 @@
-"""Kaldi log-mel filter banks of one-second segments: the spectrograms that a vision transformer hears."""
+"""Kaldi log-mel filter banks of waveform segments: the spectrograms that a vision transformer reads as pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.compliance import kaldi
 
-from avprompt.encoders.base import without_autocast
+from avprompt.encoders.base import AudioInput, without_autocast
 from avprompt.errors import ArgumentError, ShapeError
 
 
@@ -23,16 +24,25 @@ class Fbank:
 
     Args:
         mel_bins: mel bands M.
-        frames: columns F of a spectrogram; what a segment lacks is filled with zeros after the normalisation, what is
-            beyond is cut.
+        frames: columns F of a spectrogram; what a segment lacks is filled with zeros, what is beyond is cut.
         shift_ms: milliseconds between two windows.
         window_ms: milliseconds of a window.
         sample_rate: Hz.
         mean: mean of the un-normalised features over a training set.
         std: their standard deviation; features become (x - mean) / (2 std).
+        seconds: length of a segment.
+        fill: whether the zeros come after the normalisation, as in LAVISH's and STG-CMA's loaders, or before it, as in
+            AST's.
 
     Raises:
         ArgumentError: a setting is impossible.
+
+    >>> import torch
+    >>> fbank = Fbank(mel_bins=128, frames=102)
+    >>> fbank.input.samples
+    16000
+    >>> fbank(torch.zeros(10, 16000)).shape
+    torch.Size([10, 1, 128, 102])
     """
 
     mel_bins: int = 128
@@ -42,6 +52,8 @@ class Fbank:
     sample_rate: int = 16000
     mean: float = -4.1426
     std: float = 3.2001
+    seconds: float = 1.0
+    fill: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         hint = "See the fbank settings of the experiment's YAML."
@@ -54,6 +66,14 @@ class Fbank:
                 raise ArgumentError(f"fbank.{name}", getattr(self, name), expected, hint)
         if self.std <= 0:
             raise ArgumentError("fbank.std", self.std, "a positive number", hint)
+        if self.fill not in ("after", "before"):
+            raise ArgumentError("fbank.fill", self.fill, "after or before", hint)
+        self.input  # noqa: B018  checks the seconds
+
+    @property
+    def input(self) -> AudioInput:
+        """The segments that these settings are for."""
+        return AudioInput(self.sample_rate, self.seconds)
 
     def __call__(self, waveform: Tensor) -> Tensor:
         """Segments (N, S) float in [-1, 1], one a row -> spectrograms (N, 1, M, F) float32, mel x time.
@@ -61,8 +81,13 @@ class Fbank:
         Raises:
             ShapeError: `waveform` is no (N, S) float tensor, or S is shorter than a window.
         """
-        features = (self.raw(waveform) - self.mean) / (2 * self.std)
-        features = F.pad(features, (0, 0, 0, self.frames - features.shape[1]))  # a negative padding cuts
+        features = self.raw(waveform)
+        lacking = (0, 0, 0, self.frames - features.shape[1])  # a negative number cuts
+        if self.fill == "before":
+            features = F.pad(features, lacking)
+        features = (features - self.mean) / (2 * self.std)
+        if self.fill == "after":
+            features = F.pad(features, lacking)
         return features.transpose(1, 2).unsqueeze(1)
 
     def raw(self, waveform: Tensor) -> Tensor:
@@ -100,3 +125,25 @@ class Fbank:
     def _samples(self, milliseconds: float) -> int:
         """Samples of a duration, rounded down as Kaldi does."""
         return int(self.sample_rate * milliseconds * 0.001)
+
+
+def one_channel(conv: nn.Conv2d, stem: Literal["sum", "mean"]) -> nn.Conv2d:
+    """A patch embedding of one channel from that of red, green and blue.
+
+    Args:
+        conv: (C, 3, rows, columns).
+        stem: `sum` sees a spectrogram as a picture with three equal colours (LAVISH, STG-CMA); `mean` is a third of it.
+
+    Raises:
+        ArgumentError: another `stem`.
+    """
+    if stem not in ("sum", "mean"):
+        raise ArgumentError("audio_stem", stem, "sum or mean", "Correct it.")
+    weight = conv.weight.detach()
+    weight = weight.sum(1, keepdim=True) if stem == "sum" else weight.mean(1, keepdim=True)
+    own = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, bias=conv.bias is not None, device=weight.device,
+                    dtype=weight.dtype)
+    own.weight = nn.Parameter(weight)
+    if conv.bias is not None:
+        own.bias = nn.Parameter(conv.bias.detach().clone())
+    return own

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -19,11 +18,12 @@ from torch.nn import functional as F
 
 from avprompt.dense import adopt
 from avprompt.encoders.base import (
+    AudioInput,
     BlockSpec,
     FrozenEncoder,
     PatchMerge,
     Stage,
-    WindowBlock,
+    SwinBlock,
     read_weights,
     without_autocast,
 )
@@ -72,51 +72,12 @@ class FrontEnd:
     bank_rate: int | None = None
 
 
-class HTSATBlock(WindowBlock):
-    """Pre-norm block with a table of relative position biases.
-
-    Args:
-        library: laion-clap's block, whose layers are taken over.
-        spec: size and place of the block.
-        drop_path: stochastic depth rate (train mode only).
-    """
-
-    def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
-        window, shift = (library.window_size,) * 2, (library.shift_size,) * 2
-        super().__init__(spec, window, shift, library.num_heads, library.attn_mask, drop_path)
-        self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
-        self.feed_forward = library.mlp
-        index = self.attn.relative_position_index
-        del self.attn.relative_position_index  # a constant: not part of the weights
-        self.attn.register_buffer("relative_position_index", index, persistent=False)
-
-    def attention(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> window attention(LN(x)), same shape."""
-        return self.drop_path(self.window_attention(self.norm1(x), self.attn.proj))
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> MLP(LN(x)), same shape."""
-        return self.drop_path(self.feed_forward(self.norm2(x)))
-
-    def project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.attn.qkv(windows).unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return q.transpose(-2, -3) * self.attn.scale, k.transpose(-2, -3), v.transpose(-2, -3)
-
-    def position_bias(self) -> Tensor:
-        attn, n = self.attn, self.window[0] * self.window[1]
-        index = attn.relative_position_index.view(-1)
-        return attn.relative_position_bias_table[index].view(n, n, self.heads).permute(2, 0, 1)
-
-    def bias_sources(self) -> list[nn.Parameter]:
-        return [self.attn.relative_position_bias_table]
-
-
 class HTSAT(FrozenEncoder):
-    """Frozen HTS-AT over one-second waveforms; the default is the AudioSet model that DG-SCT uses.
+    """Frozen HTS-AT over waveform segments; the default is the AudioSet model that DG-SCT uses, at 32 kHz.
 
-    Each one-second segment is repeated to the clip's length, turned into a log-mel spectrogram in float32, normalised by
-    `bn0`, stretched to the network's width and folded into a square image (facts of the released code). Classification
-    head, token-semantic module and, unless `final_norm`, the last norm are not built: no audio-visual task uses them.
+    Each segment is repeated to the clip's length, turned into a log-mel spectrogram in float32, normalised by `bn0`,
+    stretched to the network's width and folded into a square image, as in the released code. The classification head, the
+    token-semantic module and, unless `final_norm`, the last norm are not built: no audio-visual task uses them.
 
     Args:
         pretrained: `none` or a local file in one of the published layouts: HTS-AT's own Lightning checkpoint (names
@@ -134,6 +95,8 @@ class HTSAT(FrozenEncoder):
         WeightsError: the file is missing, or of another architecture.
     """
 
+    library_names = ((r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample."), (r"^stages\.", "layers."),
+                     (r"\.feed_forward\.", ".mlp."))
     prefixes = ("sed_model.", "module.audio_branch.", "audio_branch.")
     drop_path = 0.1
     front_end = FrontEnd()
@@ -141,12 +104,13 @@ class HTSAT(FrozenEncoder):
     sizes: dict[str, object] = {}
 
     def __init__(self, pretrained: str = "none", repeat: int | None = None, final_norm: bool = False,
-                 frozen: bool = True, released_mode: bool = False, mixup: bool = False) -> None:
+                 frozen: bool = True, released_mode: bool = False, mixup: bool = False, seconds: float = 1.0) -> None:
         super().__init__(frozen, released_mode)
         if mixup and not released_mode:
             raise ArgumentError("mixup", mixup, "released_mode: true beside it", "Set both, or neither.")
         self.repeat, self.mixup = repeat, mixup
         self._take_apart(self._build(self.front_end, **self.sizes), final_norm)
+        self.input = AudioInput(self.front_end.sample_rate, seconds)
         self._load(pretrained)
         self.freeze()
 
@@ -174,7 +138,7 @@ class HTSAT(FrozenEncoder):
             blocks = []
             for block in layer.blocks:
                 rate = self.drop_path * index / max(1, depth - 1)
-                blocks.append(HTSATBlock(block, BlockSpec(block.dim, block.input_resolution, number), rate))
+                blocks.append(SwinBlock(block, BlockSpec(block.dim, block.input_resolution, number), rate))
                 index += 1
             merge = None if layer.downsample is None else PatchMerge(layer.downsample, blocks[-1].spec.grid, True)
             stages.append(Stage(blocks, merge))
@@ -208,10 +172,6 @@ class HTSAT(FrozenEncoder):
                                    "These weights were trained on other spectrograms; choose the matching encoder.")
         self.load_library_weights(weights, source)
 
-    def library_key(self, name: str) -> str:
-        name = re.sub(r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample.", name)
-        return re.sub(r"^stages\.", "layers.", name).replace(".feed_forward.", ".mlp.")
-
     def log_mel(self, waveform: Tensor, repeats: int) -> Tensor:
         """(B*T, S) waveform in [-1, 1], repeated -> log-mel (B*T, 1, frames, mel_bins) in dB, after `bn0`, float32.
 
@@ -243,15 +203,7 @@ class HTSAT(FrozenEncoder):
         chunks = mel.transpose(2, 3).reshape(len(mel), 1, height, self.freq_ratio, self.spec_size)
         return chunks.transpose(2, 3).reshape(len(mel), 1, self.spec_size, self.spec_size)
 
-    def embed(self, x: Tensor) -> Tensor:
-        """Waveform (B, T, S) float in [-1, 1], mono, one segment a row at the front end's sample rate -> (B*T, N, C).
-
-        Raises:
-            ShapeError: other than three dimensions, or segments too long for the network.
-        """
-        if x.ndim != 3:
-            raise ShapeError("audio", tuple(x.shape), "(B, T, S): one row of samples a segment",
-                             "Give mono audio cut into segments, not tiled.")
+    def stem(self, x: Tensor) -> Tensor:
         mel = self.log_mel(x.flatten(0, 1), self.repeat or x.shape[1])
         if self.training:
             mel = self.spec_augmenter(mel)

@@ -1,56 +1,49 @@
-"""Swin Transformer V2 (Liu et al., CVPR 2022; timm's class and weights) behind the frozen-encoder contract."""
+"""Swin Transformer, both versions (Liu et al., ICCV 2021 and CVPR 2022; timm's classes and weights), over frames and over
+spectrograms."""
 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar, Literal
 
-import timm
 import torch
-from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, checkpoint_filter_fn
+from timm.models import swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avprompt.dense import adopt, linear
 from avprompt.encoders.base import (
     BlockSpec,
+    Edits,
     FrozenEncoder,
     PatchMerge,
     Stage,
+    SwinBlock,
     WindowBlock,
-    read_weights,
+    edited_qkv,
     without_autocast,
 )
-from avprompt.errors import ShapeError, WeightsError
+from avprompt.encoders.fbank import Fbank, one_channel
+from avprompt.encoders.timm_library import build_timm, timm_input, timm_weights
+from avprompt.errors import ArgumentError
 
 
 class SwinV2Block(WindowBlock):
-    """Post-norm block with scaled cosine attention and a log-spaced continuous position bias.
+    """Post-norm block with scaled cosine attention and a log-spaced continuous position bias."""
 
-    Args:
-        library: timm's block, whose layers are taken over.
-        spec: size and place of the block.
-        drop_path: stochastic depth rate (train mode only).
-    """
+    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
+        return self.drop_path(self.norm1(self.window_attention(x, edits)))
 
-    def __init__(self, library: SwinTransformerV2Block, spec: BlockSpec, drop_path: float) -> None:
-        super().__init__(spec, library.window_size, library.shift_size, library.num_heads, library.attn_mask, drop_path)
-        self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
-        self.feed_forward = library.mlp
+    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
+        return self.drop_path(self.norm2(self.feed_forward(x, edits)))
 
-    def attention(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> LN(window attention(x)), same shape."""
-        return self.drop_path(self.norm1(self.window_attention(x, self.attn.proj)))
-
-    def mlp(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> LN(MLP(x)), same shape."""
-        return self.drop_path(self.norm2(self.feed_forward(x)))
-
-    def project(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.attn
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        q, k, v = linear(windows, attn.qkv.weight, bias).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        qkv = edited_qkv(linear(windows, attn.qkv.weight, bias), windows, edits)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
         scale = attn.logit_scale.clamp(max=math.log(100)).exp()
         q = F.normalize(q.transpose(-2, -3), dim=-1) * scale
         # under autocast the norms come out in float32; fused attention wants one dtype
@@ -67,63 +60,63 @@ class SwinV2Block(WindowBlock):
         return list(self.attn.cpb_mlp.parameters())
 
 
-class SwinV2(FrozenEncoder):
-    """Frozen Swin-V2 over video frames; the default is the DG-SCT papers' Swin-V2-L at 192 x 192.
+class Swin(FrozenEncoder):
+    """What both versions of Swin share; use `SwinV1` or `SwinV2`.
 
     Args:
-        model: timm architecture name, without tag.
-        pretrained: `none` (random weights), a timm tag such as `ms_in22k` (fetched by timm), or a local file: a timm
-            state dict of any version (.safetensors, .bin, .pth) or Microsoft's own checkpoint.
-        frozen: see `FrozenEncoder`.
-        released_mode: see `FrozenEncoder`.
-
-    Raises:
-        WeightsError: the tag is unknown or cannot be fetched, or the file is missing or of another architecture.
+        model: see `SwinV2`, as for what follows.
+        pretrained: see there.
+        frozen: see there.
+        released_mode: see there.
+        mean: see there.
+        std: see there.
+        fbank: see there.
+        audio_axes: see there.
     """
 
+    block: ClassVar[type[WindowBlock]]
+    #: timm's class, and the module that brings state dicts of every version and author to its naming
+    library: ClassVar[type[nn.Module]]
+    module: ClassVar[ModuleType]
+    norm_first: ClassVar[bool]
     unused_weights = ("head.",)
-    #: stochastic depth of the authors' Swin-V2-L in train mode (`released_mode`), the last block's rate
+    library_names = ((r"^stages\.(\d+)\.merge\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."),
+                     (r"^stages\.", "layers."), (r"\.feed_forward\.", ".mlp."))
+    #: stochastic depth of the authors' networks in train mode (`released_mode`), the last block's rate
     drop_path = 0.1
 
-    def __init__(self, model: str = "swinv2_large_window12_192", pretrained: str = "none", frozen: bool = True,
-                 released_mode: bool = False) -> None:
+    def __init__(self, model: str, pretrained: str, frozen: bool, released_mode: bool,
+                 mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None, fbank: Fbank,
+                 audio_axes: Literal["mel_time", "time_mel"]) -> None:
         super().__init__(frozen, released_mode)
-        self._take_apart(self._build(model))
-        self._load(model, pretrained)
+        self.listening = {"fbank": fbank, "axes": audio_axes}
+        self.model, _, tag = model.partition(".")
+        self._take_apart(self._build(self.model))
+        self.input = timm_input(self.model, tag or pretrained, tuple(self.patch_embed.img_size), mean, std)
+        self._load(self.model, pretrained)
         self.freeze()
 
-    def _build(self, model: str) -> SwinTransformerV2:
-        return timm.create_model(model, pretrained=False, num_classes=0)
+    def _build(self, model: str) -> nn.Module:
+        return build_timm(model, (self.library,))
 
-    def _take_apart(self, net: SwinTransformerV2) -> None:
+    def _take_apart(self, net: nn.Module) -> None:
         self.patch_embed, self.norm = net.patch_embed, net.norm
         depth, stages, index = sum(len(layer.blocks) for layer in net.layers), [], 0
         for number, layer in enumerate(net.layers):
             blocks = []
             for block in layer.blocks:
                 rate = self.drop_path * index / max(1, depth - 1)
-                blocks.append(SwinV2Block(block, BlockSpec(block.dim, block.input_resolution, number), rate))
+                blocks.append(self.block(block, BlockSpec(block.dim, tuple(block.input_resolution), number), rate))
                 index += 1
             last = number + 1 == len(net.layers)
-            merge = None if last else PatchMerge(net.layers[number + 1].downsample, blocks[-1].spec.grid, False)
+            merge = None if last else PatchMerge(net.layers[number + 1].downsample, blocks[-1].spec.grid, self.norm_first)
             stages.append(Stage(blocks, merge))
         self.stages = nn.ModuleList(stages)
         adopt(self.stages)
 
     def _load(self, model: str, pretrained: str) -> None:
-        if pretrained == "none" or self.is_meta():
-            return
-        if Path(pretrained).suffix or "/" in pretrained:
-            self.load_timm_weights(read_weights(pretrained, "visual.init_args.pretrained"), pretrained)
-            return
-        try:
-            net = timm.create_model(f"{model}.{pretrained}", pretrained=True, num_classes=0)
-        except (RuntimeError, OSError) as error:
-            raise WeightsError(
-                "visual.init_args.pretrained", f"{pretrained} ({error})", f"a timm tag of {model} that can be fetched",
-                f"On a machine without network, download timm/{model}.{pretrained} elsewhere and give the file's path."
-            ) from error
-        self.load_timm_weights(net.state_dict(), f"{model}.{pretrained}")
+        if pretrained != "none" and not self.is_meta():
+            self.load_timm_weights(timm_weights(model, pretrained), pretrained)
 
     def load_timm_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
         """Load timm's state dict, old (merging at the end of a stage) or new, or Microsoft's own.
@@ -131,27 +124,135 @@ class SwinV2(FrozenEncoder):
         Raises:
             WeightsError: keys or shapes do not belong to this architecture.
         """
-        self.load_library_weights(checkpoint_filter_fn(weights, self), source)
+        with torch.device("meta"):  # timm looks the sizes up in a network of its own
+            net = self._build(self.model)
+        self.load_library_weights(self.module.checkpoint_filter_fn(weights, net), source)
 
-    def library_key(self, name: str) -> str:
-        name = re.sub(r"^stages\.(\d+)\.merge\.", lambda m: f"layers.{int(m[1]) + 1}.downsample.", name)
-        return re.sub(r"^stages\.", "layers.", name).replace(".feed_forward.", ".mlp.")
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Frames (B, T, 3, H, W), normalised as timm's model expects -> (B*T, N, C).
-
-        Raises:
-            ShapeError: other than five dimensions, or frames of another size than the network's.
-        """
-        size = (3, *self.patch_embed.img_size)
-        if x.ndim != 5 or tuple(x.shape[2:]) != size:
-            raise ShapeError("frames", tuple(x.shape), f"(B, T, {', '.join(map(str, size))})",
-                             "Set the data module's image_size to the visual encoder's.")
+    def stem(self, x: Tensor) -> Tensor:
         return self.patch_embed(x.flatten(0, 1)).flatten(1, 2)
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return tuple(self.patch_embed.img_size)
+    def finalize(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens)
+
+    def listener(self) -> SwinSpectrogram:
+        """The same frozen stages over spectrograms: what `audio: shared` stands for (LAVISH)."""
+        return SwinSpectrogram(self, **self.listening)
+
+
+#: LAVISH's spectrogram for AVE, of the size of Swin-V2-L's frames
+SPECTROGRAM_192 = Fbank(mel_bins=192, frames=192, shift_ms=5.2, mean=-4.9848, std=3.7080)
+#: STG-CMA's for MUSIC-AVQA, of the size of Swin-V1's frames
+SPECTROGRAM_224 = Fbank(mel_bins=224, frames=224, shift_ms=4.4, mean=-5.2144, std=3.8699)
+
+
+class SwinV2(Swin):
+    """Frozen Swin-V2 over video frames; the default is the DG-SCT papers' Swin-V2-L at 192 x 192.
+
+    Args:
+        model: timm architecture name, with or without the tag whose colour statistics hold for a file of weights.
+        pretrained: `none` (random weights), a timm tag such as `ms_in22k` (fetched by timm), or a local file: a timm
+            state dict of any version (.safetensors, .bin, .pth) or Microsoft's own checkpoint.
+        frozen: see `FrozenEncoder`.
+        released_mode: see `FrozenEncoder`.
+        mean: of red, green and blue in [0, 1]; `None` is timm's for these weights.
+        std: likewise.
+        fbank: spectrogram of the audio side where the backbone has `audio: shared`, of the size of the frames; the default
+            is LAVISH's for AVE.
+        audio_axes: see `SwinSpectrogram`.
+
+    Raises:
+        ArgumentError: timm does not know the architecture, or it is of another class.
+        WeightsError: the tag is unknown or cannot be fetched, or the file is missing or of another architecture.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     encoder = SwinV2(pretrained="ms_in22k")
+    >>> encoder.input.height, encoder.input.mean, [stage.blocks[0].spec.grid for stage in encoder.stages]
+    (192, (0.485, 0.456, 0.406), [(48, 48), (24, 24), (12, 12), (6, 6)])
+    """
+
+    block, library, module, norm_first = SwinV2Block, swin_transformer_v2.SwinTransformerV2, swin_transformer_v2, False
+
+    def __init__(self, model: str = "swinv2_large_window12_192", pretrained: str = "none", frozen: bool = True,
+                 released_mode: bool = False, mean: tuple[float, float, float] | None = None,
+                 std: tuple[float, float, float] | None = None, fbank: Fbank = SPECTROGRAM_192,
+                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
+        super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
+
+
+class SwinV1(Swin):
+    """Frozen Swin of the first version over video frames; the default is Swin-L at 224 x 224, STG-CMA's.
+
+    Args:
+        model: see `SwinV2`.
+        pretrained: see `SwinV2`.
+        frozen: see `FrozenEncoder`.
+        released_mode: see `FrozenEncoder`.
+        mean: see `SwinV2`.
+        std: see `SwinV2`.
+        fbank: see `SwinV2`; the default is STG-CMA's for MUSIC-AVQA.
+        audio_axes: see `SwinSpectrogram`.
+
+    Raises:
+        ArgumentError: timm does not know the architecture, or it is of another class.
+        WeightsError: the tag is unknown or cannot be fetched, or the file is missing or of another architecture.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     encoder = SwinV1("swin_tiny_patch4_window7_224")
+    >>> encoder.dim, [len(stage.blocks) for stage in encoder.stages]
+    (768, [2, 2, 6, 2])
+    """
+
+    block, library, module, norm_first = SwinBlock, swin_transformer.SwinTransformer, swin_transformer, True
+
+    def __init__(self, model: str = "swin_large_patch4_window7_224", pretrained: str = "none", frozen: bool = True,
+                 released_mode: bool = False, mean: tuple[float, float, float] | None = None,
+                 std: tuple[float, float, float] | None = None, fbank: Fbank = SPECTROGRAM_224,
+                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
+        super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
+
+
+class SwinSpectrogram(FrozenEncoder):
+    """Swin over spectrograms, through the frozen stages of one over frames, as LAVISH hears.
+
+    LAVISH repeats the spectrogram to three channels; the sum of the patch embedding over red, green and blue is the same
+    function. Windows and masks fit one grid, so the spectrogram has the size of the frames.
+
+    Args:
+        tower: where stages and norms come from; the backbone's visual encoder where they are shared.
+        fbank: settings of the spectrogram; `mel_bins` x `frames` is the size of the frames.
+        axes: rows and columns of the token grid; `time_mel` is LAVISH's.
+        stem: `sum` or `mean`, see `one_channel`.
+
+    Raises:
+        ArgumentError: a spectrogram of another size.
+
+    >>> import torch
+    >>> from avprompt.encoders import TinySwinV2
+    >>> audio = SwinSpectrogram(TinySwinV2(pretrained="none"), Fbank(mel_bins=64, frames=64))
+    >>> audio(torch.zeros(1, 10, 16000)).shape
+    torch.Size([10, 16, 80])
+    """
+
+    def __init__(self, tower: Swin, fbank: Fbank = SPECTROGRAM_192, axes: Literal["mel_time", "time_mel"] = "time_mel",
+                 stem: Literal["sum", "mean"] = "sum") -> None:
+        super().__init__(tower.frozen, tower.released_mode)
+        self.fbank, self.axes, self.input = fbank, axes, fbank.input
+        shape = (fbank.mel_bins, fbank.frames) if axes == "mel_time" else (fbank.frames, fbank.mel_bins)
+        if shape != (tower.input.height, tower.input.width):
+            raise ArgumentError("fbank", f"{fbank.mel_bins} mel_bins x {fbank.frames} frames",
+                                f"a picture of {tower.input.height} x {tower.input.width}, the size of the frames",
+                                "Set mel_bins and frames, and shift_ms so that a segment fills them.")
+        self.conv, self.norm_patch = one_channel(tower.patch_embed.proj, stem), tower.patch_embed.norm
+        self.stages, self.norm = tower.stages, tower.norm
+        self.freeze()
+
+    def stem(self, x: Tensor) -> Tensor:
+        spectrogram = self.fbank(x.flatten(0, 1))
+        if self.axes == "time_mel":
+            spectrogram = spectrogram.transpose(2, 3)
+        return self.norm_patch(self.conv(spectrogram).flatten(2).transpose(1, 2))
 
     def finalize(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)

@@ -43,8 +43,9 @@ class TextTower(FrozenEncoder):
     def forward(self, texts: Sequence[str]) -> Tensor:
         """K texts -> embeddings (K, E), not normalised."""
 
-    def library_key(self, name: str) -> str:
-        return name
+    def stem(self, x: Tensor) -> Tensor:
+        """Token ids (K, L) int64 -> embeddings (K, L, W): a text tower takes neither frames nor sound."""
+        return self.embed(x)
 
 
 class CLIPText(TextTower):

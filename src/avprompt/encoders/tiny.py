@@ -1,4 +1,4 @@
-"""The real encoder classes at laptop size, with weights that ship: pretrained on the generated world by
+"""The real encoder classes at laptop size, with weights that ship: pretrained on synthetic scenes by
 `python -m avprompt.synthetic.pretrain`, Swin-V2 and HTS-AT each on its own modality alone, CLIP and CLAP with captions."""
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from avprompt.encoders.swin import SwinV2
 from avprompt.encoders.text import CLAPText, CLIPText
 from avprompt.errors import ArgumentError
 
+#: colour means and deviations of every tiny encoder: frames in [-1, 1]
+HALF = (0.5, 0.5, 0.5)
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH, DIM, DEPTHS, HEADS = 8, 40, (2, 2), (4, 8)
 TINY_FRONT_END = FrontEnd(sample_rate=16000, window_size=512, hop_size=160, mel_bins=32, fmin=50, fmax=8000)
@@ -27,7 +29,7 @@ TINY_SIZES = {"spec_size": 64, "patch_size": PATCH, "patch_stride": (PATCH, PATC
               "depths": list(DEPTHS), "num_heads": list(HEADS)}
 #: sizes of the tiny CLIP and the tiny text towers; JOINT is the width of the spaces that two towers share
 CLIP_DIM, CLIP_DEPTH, TEXT_DIM, TEXT_DEPTH, CONTEXT, JOINT = 96, 4, 64, 2, 32, 64
-#: 64 bands x 64 columns a second, CLIP's grid over frames; mean and deviation of 200 scenes of the generated world
+#: 64 bands x 64 columns a second, CLIP's grid over frames; mean and deviation of 200 synthetic scenes
 TINY_FBANK = Fbank(mel_bins=64, frames=64, shift_ms=15.0, mean=-3.6161, std=3.3997)
 #: every word that the tiny text towers know; their weights depend on the order. `x` stands for a learned vector.
 WORDS = (". , x a an the of in and is there this photo picture image sound sounds background "
@@ -41,12 +43,19 @@ class TinySwinV2(SwinV2):
         pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
+        fbank: see `SwinV2`; by default the spectrogram has the frames' size.
+        audio_axes: see `SwinSpectrogram`.
+
+    >>> import torch
+    >>> TinySwinV2()(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8)).shape
+    torch.Size([2, 16, 80])
     """
 
     def __init__(self, pretrained: str = "synthetic", frozen: bool = True,
-                 released_mode: bool = False) -> None:
+                 released_mode: bool = False, fbank: Fbank = TINY_FBANK,
+                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
         shipped = str(WEIGHTS / "tiny_swinv2.safetensors") if pretrained == "synthetic" else pretrained
-        super().__init__("tiny", shipped, frozen, released_mode)
+        super().__init__("tiny", shipped, frozen, released_mode, HALF, HALF, fbank, audio_axes)
 
     def _build(self, model: str) -> SwinTransformerV2:
         return SwinTransformerV2(img_size=64, patch_size=PATCH, num_classes=0, embed_dim=DIM, depths=DEPTHS,
@@ -60,6 +69,10 @@ class TinyHTSAT(HTSAT):
         pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
+
+    >>> import torch
+    >>> TinyHTSAT()(torch.zeros(1, 2, 16000)).shape
+    torch.Size([2, 16, 80])
     """
 
     front_end, sizes = TINY_FRONT_END, TINY_SIZES
@@ -82,6 +95,11 @@ class TinyCLIP(CLIP):
         audio_axes: see `CLIP`.
         audio_class_token: see `CLIP`.
         frozen: see `FrozenEncoder`.
+
+    >>> import torch
+    >>> clip = TinyCLIP(projection=True)
+    >>> clip.project(clip(torch.zeros(1, 2, 3, 64, 64, dtype=torch.uint8))[:, 0]).shape
+    torch.Size([2, 64])
     """
 
     def __init__(self, pretrained: str = "synthetic", segments: int | None = None, train_norm: bool = False,
@@ -90,7 +108,7 @@ class TinyCLIP(CLIP):
                  frozen: bool = True) -> None:
         shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, True, segments, train_norm, projection, fbank, audio_axes, audio_class_token,
-                         frozen)
+                         frozen, HALF, HALF)
 
     def _build(self, model: str) -> nn.Module:
         from open_clip.transformer import VisionTransformer  # takes seconds: only where a CLIP is asked for
@@ -121,7 +139,7 @@ def word_ids(texts: Sequence[str], first: int, begin: int, end: int, padding: in
         if unknown:
             raise ArgumentError("texts", f"{text!r} with {', '.join(map(repr, unknown))}",
                                 f"words among {' '.join(WORDS)}",
-                                "Tiny text towers know the generated world's words only; others need a full-size one.")
+                                "Tiny text towers know the words of synthetic scenes only; other texts need a full-size one.")
         if len(words) + 2 > CONTEXT:
             raise ArgumentError("texts", repr(text), f"at most {CONTEXT - 2} words", "Shorten it.")
         row[:len(words) + 2] = torch.tensor([begin, *(first + WORDS.index(word) for word in words), end])
@@ -134,6 +152,9 @@ class TinyCLIPText(CLIPText):
     Args:
         pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
+
+    >>> TinyCLIPText()(["a photo of a red disc.", "a photo of a star."]).shape
+    torch.Size([2, 64])
     """
 
     def __init__(self, pretrained: str = "synthetic", frozen: bool = True) -> None:
@@ -167,6 +188,11 @@ class TinyCLAP(CLAPAudio):
         pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`.
+
+    >>> import torch
+    >>> clap = TinyCLAP()
+    >>> clap.project(clap(torch.zeros(1, 2, 16000)).mean(1)).shape
+    torch.Size([2, 64])
     """
 
     def __init__(self, pretrained: str = "synthetic", frozen: bool = True, released_mode: bool = False) -> None:
@@ -187,6 +213,9 @@ class TinyCLAPText(CLAPText):
     Args:
         pretrained: `synthetic` (shipped), `none`, or a local file.
         frozen: see `FrozenEncoder`.
+
+    >>> TinyCLAPText()(["the sounds of disc", "the sounds of star"]).shape
+    torch.Size([2, 64])
     """
 
     context_length = CONTEXT

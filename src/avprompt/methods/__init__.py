@@ -6,9 +6,9 @@ from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ClassEmbeddings, FixedEmbeddings, RandomEmbeddings
 from avprompt.methods.cocoop import CoCoOp
 from avprompt.methods.coop import CoOp
-from avprompt.methods.dgsct import DGSCT
+from avprompt.methods.dgsct import DGSCT, DGSCTFewShot, DGSCTPaper
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
 from avprompt.methods.none import NoPrompts
 
-__all__ = ["AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "FixedEmbeddings", "MaPLe", "MaPLeEmbeddings", "NoPrompts",
-           "RandomEmbeddings", "PromptMethod", "PromptState"]
+__all__ = ["AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "FixedEmbeddings",
+           "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings"]

@@ -13,16 +13,16 @@ hand; sizes follow from the parameter counts of its poster, the rest is marked b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from avprompt.encoders.base import BlockSpec
-from avprompt.encoders.clip import PlainViTBlock
+from avprompt.encoders import PlainViTBlock
 from avprompt.errors import ArgumentError
-from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+from avprompt.methods.base import Gradient, PromptMethod, PromptState
 
 STEPS = ("temporal", "spatial", "fusion", "mlp")
 
@@ -111,19 +111,20 @@ class AVSTFP(PromptMethod):
         self.order, self.layers, self.init, self.pooling = tuple(order), layers, init, pooling
 
     @property
-    def needs_encoder_gradient(self) -> bool:
-        return bool(self.fusion or self.sides["temporal"] or self.sides["spatial"])
+    def gradient(self) -> Gradient:
+        """`encoder` where there is a prompt to train, else `none`."""
+        return "encoder" if self.fusion or self.sides["temporal"] or self.sides["spatial"] else "none"
 
     @property
     def identity_at_start(self) -> bool:
         added = self.sides["spatial"] or self.merged or not self.gated and (self.sides["temporal"] or self.fusion)
         return self.order.index("spatial") < self.order.index("mlp") and not (added and self.layers != [])
 
-    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
-        self.last = sites[-1]
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
+        super().attach(sites, lone)
         if not all(spec.plain for site in sites for spec in site):
             raise ArgumentError("prompts", "AVSTFP", "encoders of plain transformer blocks on both sides",
-                                "Use avprompt.encoders.CLIP, with audio: shared or avprompt.encoders.CLIPSpectrogram.")
+                                "Use avprompt.encoders.CLIP, with audio: shared or avprompt.encoders.ViTSpectrogram.")
         widths = {spec.dim for site in sites for spec in site}
         if len(widths) > 1 and self.fusion:
             raise ArgumentError("prompts.fusion", f"widths {sorted(widths)}", "one width in both encoders",
@@ -252,4 +253,4 @@ class AVSTFP(PromptMethod):
         """Class token or mean over the grid, by `pooling`."""
         if self.pooling == "mean":
             return tuple(x[:, spec.prefix:].mean(1) for x, spec in zip((visual, audio), self.last))
-        return tuple(mean_or_class_token(x, spec) for x, spec in zip((visual, audio), self.last))
+        return super().pool(visual, audio, state)

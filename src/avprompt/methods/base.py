@@ -1,39 +1,87 @@
-"""The contract of a prompt method: what happens at a site, a pair of frozen blocks met on the walk through two encoders."""
+"""The contract of a prompt method: what it may do at each pair of frozen blocks on the walk through two encoders."""
 
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from avprompt.encoders.base import BlockSpec, FrozenBlock
+from avprompt.features import AVFeatures
+
+Gradient = Literal["encoder", "method", "none"]
 
 
 @dataclass
 class PromptState:
-    """What one forward pass carries from site to site.
+    """What one forward pass carries from block pair to block pair.
+
+    What a method writes here during a step is assigned, never accumulated: with activation checkpointing a step runs again
+    in the backward pass, and what it writes then is dropped.
 
     Args:
         segments: number T of segments a clip; tokens are (B*T, N, C).
-        maps: whether attention maps are asked for.
-        memory: whatever the method keeps for a later site or for `pool`.
+        wants_maps: whether the caller asks for `maps` and `tables`.
+        inputs: the entries of the batch that the method names in `extra_inputs`.
+        encoder_graph: whether gradients flow through the frozen blocks in this pass.
+        losses: auxiliary losses, scalars; `balance@3` is the loss `balance` of block pair 3. Tasks weigh them by name.
+        maps: attention maps by name, float (B, T, rows, columns).
+        tables: numbers by name, float (B, T, K), such as the weights of a router.
+        memory: what the method keeps for a later block pair or for `pool`; nobody else reads it.
     """
 
     segments: int
-    maps: bool = False
+    wants_maps: bool = False
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    encoder_graph: bool = True
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    tables: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
+
+    def frozen(self) -> AbstractContextManager:
+        """The context in which frozen parts run: `torch.no_grad()` where no gradient flows through the encoders."""
+        return nullcontext() if self.encoder_graph else torch.no_grad()
+
+    def clips(self, x: Tensor) -> Tensor:
+        """(B*T, ...) -> (B, T, ...)."""
+        return x.unflatten(0, (-1, self.segments))
 
 
 class PromptMethod(nn.Module, abc.ABC):
-    """A method that adds trainable pieces between and inside the blocks of two frozen encoders.
+    """A method that adds trainable parts between and inside the blocks of two frozen encoders.
 
-    A method knows neither the task nor the encoders: `attach` tells it the sizes of the sites, and `step` receives the
-    two frozen blocks of a site and runs their pieces in the method's own order.
+    A method knows neither the task nor the encoders: `attach` tells it the sizes of the blocks, and `step` receives the two
+    frozen blocks of a pair and runs their parts in the method's own order. Only `step` must be written.
+
+    Example:
+        >>> from torch import nn
+        >>> from avprompt.methods import PromptMethod
+        >>> class Shift(PromptMethod):
+        ...     '''Adds a trained vector to the visual tokens of each block pair.'''
+        ...     def attach(self, sites, lone):
+        ...         super().attach(sites, lone)
+        ...         self.shift = nn.ParameterList(nn.Parameter(torch.zeros(v.dim)) for v, _ in sites)
+        ...     def step(self, site, visual_block, audio_block, visual, audio, state):
+        ...         return visual_block(visual) + self.shift[site], audio_block(audio)
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> backbone = AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none"), Shift())
+        >>> sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+        240
     """
 
-    #: `False`: nothing inside the encoders is trained, so the backbone walks them without a graph
-    needs_encoder_gradient = True
+    #: where gradients flow. `encoder`: through the frozen blocks. `method`: frozen blocks, merges and final norms run without
+    #: a graph, the method's own parts with one. `none`: nothing is trained here, and nothing has a graph.
+    #: Encoders that train something themselves always have a graph.
+    gradient: Gradient = "encoder"
+    #: further entries of the batch that the method needs; they arrive as `state.inputs`
+    extra_inputs: tuple[str, ...] = ()
 
     @property
     def identity_at_start(self) -> bool:
@@ -48,8 +96,20 @@ class PromptMethod(nn.Module, abc.ABC):
         """Strength gamma of a head's temporal gates: audio guides video, video guides audio; 0 is off."""
         return 0.0, 0.0
 
-    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
-        """Build what the (visual, audio) sites need; called once, by the backbone."""
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Channels of the vectors that `pool` returns, visual and audio; known from `attach` on."""
+        visual, audio = self.last
+        return visual.dim, audio.dim
+
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
+        """Build what the block pairs need; called once, by the backbone. Subclasses call it first.
+
+        Args:
+            sites: visual and audio block of each pair.
+            lone: blocks without a partner, in order, of `visual` and `audio`.
+        """
+        self.last = sites[-1]
 
     def begin(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """Tokens (B*T, N, C) of both modalities before the first block -> the same, changed or not."""
@@ -58,11 +118,24 @@ class PromptMethod(nn.Module, abc.ABC):
     @abc.abstractmethod
     def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
              state: PromptState) -> tuple[Tensor, Tensor]:
-        """Run the whole site `site`: tokens (B*T, N, C) of both modalities in, tokens after both blocks out."""
+        """Run block pair `site`: tokens (B*T, N, C) of both modalities in, tokens after both blocks out."""
 
-    @abc.abstractmethod
+    def lone(self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor,
+             state: PromptState) -> Tensor:
+        """Run the `index`-th block of a modality that has no partner: tokens (B*T, N, C) in and out."""
+        return block(tokens)
+
+    def end(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        """Tokens (B*T, N, C) after the last block, before the encoders' final norms -> the same, changed or not."""
+        return visual, audio
+
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        """Final tokens (B*T, N, C) -> one vector a segment and modality, (B*T, C) each."""
+        """Final tokens (B*T, N, C) -> one vector a segment and modality, (B*T, C) each: class token or mean."""
+        return mean_or_class_token(visual, self.last[0]), mean_or_class_token(audio, self.last[1])
+
+    def finish(self, features: AVFeatures, state: PromptState) -> AVFeatures:
+        """The features that tasks read -> the same, or others; the pyramid may be written anew."""
+        return features
 
 
 def mean_or_class_token(tokens: Tensor, spec: BlockSpec) -> Tensor:

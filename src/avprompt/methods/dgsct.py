@@ -1,19 +1,21 @@
 r"""DG-SCT: dual-guided spatial-channel-temporal attention (Duan et al., NeurIPS 2023).
 
-At every site each modality is guided twice by the other, once around attention (p1) and once around the MLP (p2):
+At every block pair the adapters of each modality read the other one twice, around attention (p1) and around the MLP (p2):
 
       visual v ──┬─[ attention ]──(+)──┬─[ MLP ]──(+)──        [ ] frozen   { } trained
-                 └─{ guide v|a }──┘    └─{ guide v|a }──┘
-      audio  a ──┬─{ guide a|v }──┐    ┌─{ guide a|v }──┐      both guides of a step read the
-                 └─[ attention, MLP ]──(+)─────────────(+)──    tokens before either is written
+                 └─{ adapter v|a }─┘   └─{ adapter v|a }─┘
+      audio  a ──┬─{ adapter a|v }─┐   ┌─{ adapter a|v }─┐     both adapters of a step read the
+                 └─[ attention, MLP ]──(+)─────────────(+)──   tokens before either is written
 
-`variant="released"` is the function of the authors' code for the downstream tasks, `variant="fewshot"` that of their
-code for few-shot learning, pretraining and zero-shot transfer, `variant="paper"` that of the paper's equations 1-7.
+The paper and the authors' two code bases are three networks: `DGSCT` is that of the code for the downstream tasks,
+`DGSCTFewShot` that of the code for few-shot learning, pretraining and zero-shot transfer, `DGSCTPaper` that of equations 1-7.
 """
 
 from __future__ import annotations
 
+import abc
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -23,7 +25,10 @@ from torch.nn import functional as F
 from avprompt.dense import Linear, linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
-from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+from avprompt.methods.base import PromptMethod, PromptState
+
+#: where an adapter's scalar gate, zero at the start, stands
+Gate = Literal["after_norm", "inside_norm"]
 
 
 class PromptMap(nn.Module):
@@ -134,49 +139,69 @@ class _Modulate(torch.autograd.Function):
 
 
 class ReleasedAdapter(nn.Module):
-    """One adapter of the authors' code: a modality's tokens x (N, C) guided by the other's u (M, D).
+    """One adapter of the authors' code: a modality's tokens x (N, C), changed by what the other's tokens u (M, D) say.
 
-    Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. Deviations of the code from
-    the paper are kept: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the spatial
+    Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. It keeps what the code has in
+    deviation from the paper: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the spatial
     attention, factor `alpha Mc + beta Ms + 1 - alpha`, and everything from the latent tokens to the bottleneck.
-    Few-shot guides add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a segment.
-    What is switched off has no parameters and leaves the rest of the factor as it is, one without all three.
+    Few-shot adapters add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a segment.
+    A component that is switched off has no parameters and leaves the rest of the factor as it is.
 
     Args:
-        own: the guided block.
-        other: the guiding block.
-        method: the DG-SCT settings.
-        gated: whether the output has a scalar gate, zero at the start.
+        own: the block whose tokens are changed.
+        other: the block of the other modality.
+        channel: channel attention.
+        spatial: spatial (frequency) attention.
+        alpha: weight of channel attention.
+        beta: weight of spatial attention.
+        gamma: weight of the temporal gate; `None` has none.
+        num_tokens: K latent tokens; 0 has none.
+        reduction: C over the width of the bottleneck.
+        groups: channel groups of the bottleneck.
+        gate: scalar gate of the output, zero at the start, inside or outside of the last norm; `None` has none.
+        batch_norm: batch norm in the bottleneck.
+        norm_before: layer norm before the bottleneck.
+        prompt_map: `conv` or `bicubic`.
+        token_init: `uniform` in [0, 1), or `zeros`.
+
+    Raises:
+        ArgumentError: sizes that do not divide, or a bicubic map between blocks with class tokens.
     """
 
-    def __init__(self, own: BlockSpec, other: BlockSpec, method: DGSCT, gated: bool) -> None:
+    def __init__(self, own: BlockSpec, other: BlockSpec, *, channel: bool, spatial: bool, alpha: float, beta: float,
+                 gamma: float | None, num_tokens: int, reduction: int, groups: int, gate: Gate | None = "after_norm",
+                 batch_norm: bool = True, norm_before: bool = True, prompt_map: Literal["conv", "bicubic"] = "conv",
+                 token_init: Literal["uniform", "zeros"] = "uniform") -> None:
         super().__init__()
-        c, half, bottleneck = own.dim, own.dim // 2, own.dim // method.reduction
-        self.channel, self.spatial, self.alpha, self.beta = method.channel, method.spatial, method.alpha, method.beta
-        self.temporal, self.gamma = method.temporal and method.variant == "fewshot", method.gamma
-        self.gate_inside = method.gate == "inside_norm"
-        self.modulates = self.channel or self.spatial or self.temporal
-        if method.num_tokens or self.modulates:
-            self.map = BicubicMap(own, other) if method.prompt_map == "bicubic" else PromptMap(
-                own, other, method.num_tokens)
+        c, half, bottleneck = own.dim, own.dim // 2, own.dim // reduction
+        if c % reduction or bottleneck % groups:
+            raise ArgumentError("reduction, groups", f"{reduction}, {groups}",
+                                f"divisors of {c} channels and of the bottleneck", "Choose smaller values.")
+        if prompt_map == "bicubic" and (own.prefix or other.prefix):
+            raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
+        self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
+        self.temporal, self.gamma, self.gate_inside = gamma is not None, gamma, gate == "inside_norm"
+        self.modulates = channel or spatial or self.temporal
+        if num_tokens or self.modulates:
+            self.map = BicubicMap(own, other) if prompt_map == "bicubic" else PromptMap(own, other, num_tokens)
         self.tokens = None
-        if method.num_tokens:
-            init = torch.rand if method.token_init == "uniform" else torch.zeros
-            self.tokens, self.token_gate = nn.Parameter(init(method.num_tokens, c)), nn.Parameter(torch.zeros(1))
-        if self.channel:
+        if num_tokens:
+            init = torch.rand if token_init == "uniform" else torch.zeros
+            self.tokens, self.token_gate = nn.Parameter(init(num_tokens, c)), nn.Parameter(torch.zeros(1))
+        if channel:
             self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
             self.squeeze, self.excite = Linear(c, half), Linear(half, c)
-        if self.spatial:
+        if spatial:
             self.spatial_guide, self.spatial_own = Linear(c, half), Linear(c, half)
             self.score = Linear(half, 1)
         if self.temporal:
             self.temporal_score = Linear(c, 1)
-        self.norm_before = nn.LayerNorm(c) if method.norm_before else nn.Identity()
-        self.down, self.up = GroupedLinear(c, bottleneck, method.groups), GroupedLinear(bottleneck, c, method.groups)
-        self.bn_down = nn.BatchNorm1d(bottleneck) if method.batch_norm else nn.Identity()
-        self.bn_up = nn.BatchNorm1d(c) if method.batch_norm else nn.Identity()
+        self.norm_before = nn.LayerNorm(c) if norm_before else nn.Identity()
+        self.down, self.up = GroupedLinear(c, bottleneck, groups), GroupedLinear(bottleneck, c, groups)
+        self.bn_down = nn.BatchNorm1d(bottleneck) if batch_norm else nn.Identity()
+        self.bn_up = nn.BatchNorm1d(c) if batch_norm else nn.Identity()
         self.norm_after = nn.LayerNorm(c)
-        self.gate = nn.Parameter(torch.zeros(1)) if gated else None
+        self.gate = None if gate is None else nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and spatial scores (B*T, N) or `None`."""
@@ -219,27 +244,31 @@ class ReleasedAdapter(nn.Module):
 
 
 class PaperAdapter(nn.Module):
-    """Omega of the paper's equations 3, 4 and 6: x (N, C) guided by the prompt map of the other modality.
+    """Omega of the paper's equations 3, 4 and 6: x (N, C) weighed by the prompt map of the other modality.
 
     Args:
-        own: the guided block.
-        other: the guiding block.
-        method: the DG-SCT settings.
+        own: the block whose tokens are weighed.
+        other: the block of the other modality.
+        channel: channel attention.
+        spatial: spatial (frequency) attention.
+        alpha: weight of channel attention.
+        beta: weight of spatial attention.
         gated: whether the output has a scalar gate, zero at the start (a deviation: the equations have none).
     """
 
     hidden = 256  # d, section 3.3
 
-    def __init__(self, own: BlockSpec, other: BlockSpec, method: DGSCT, gated: bool) -> None:
+    def __init__(self, own: BlockSpec, other: BlockSpec, channel: bool, spatial: bool, alpha: float, beta: float,
+                 gated: bool) -> None:
         super().__init__()
         c = own.dim
-        self.channel, self.spatial, self.alpha, self.beta = method.channel, method.spatial, method.alpha, method.beta
-        if self.channel or self.spatial:
+        self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
+        if channel or spatial:
             self.map = PromptMap(own, other, 0)
-        if self.channel:
+        if channel:
             self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
             self.squeeze, self.excite = Linear(c, c // 2), Linear(c // 2, c)
-        if self.spatial:
+        if spatial:
             self.spatial_guide, self.spatial_own = Linear(c, self.hidden), Linear(c, self.hidden)
             self.score = Linear(self.hidden, 1)
         self.gate = nn.Parameter(torch.zeros(1)) if gated else None
@@ -279,49 +308,103 @@ class PaperTemporalGate(nn.Module):
         return torch.sigmoid(self.project(hidden)).flatten(0, 1).unsqueeze(-1)
 
 
-class DGSCT(PromptMethod):
-    """Dual-guided spatial-channel-temporal attention between two frozen encoders.
+class DualGuidance(PromptMethod):
+    """What the three networks of DG-SCT share: two adapters a block pair and modality, and how their components switch off.
 
-    Released and paper variant differ in nearly every step; the defaults are the released AVE network's. `spatial` on the
-    audio side is frequency attention. The released temporal module works on pooled features behind the encoders, so it
-    lives in the task's head, which reads `temporal_gates`; the paper's (equations 5 and 7) is in the last site here.
-
-    The few-shot network has the released guides with three differences: p1 reads the visual tokens after attention and
-    the audio tokens after the whole block; every guide has a temporal gate of its own (which the norm behind it cancels
-    where channel and spatial attention are off); features are pooled as in plain CLIP and CLAP. Its settings are
-    `num_tokens: 2`, and `alpha: 0.2, beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the
-    scripts for pretraining and zero-shot transfer ignore what they are given and use 0.3, 0.01 and 0.05.
+    On the audio side `spatial` is frequency attention. In steps p1 and p2 each modality is changed by an adapter that reads
+    the other one's tokens.
 
     Args:
-        variant: `released` or `fewshot` (authors' code), or `paper` (equations 1-7).
-        spatial: spatial and frequency attention, paper's M^vs and M^af.
-        channel: channel attention, paper's M^vc and M^ac.
-        temporal: temporal gates, paper's G^v and G^a.
-        a2v: audio guides video; off, the visual encoder gets no guide and no temporal gate.
+        spatial: spatial and frequency attention, the paper's M^vs and M^af.
+        channel: channel attention, the paper's M^vc and M^ac.
+        temporal: temporal gates, the paper's G^v and G^a.
+        a2v: audio guides video; off, the visual encoder gets no adapter and no temporal gate.
         v2a: video guides audio, likewise.
         alpha: weight of channel attention.
         beta: weight of spatial attention.
         gamma: weight of the temporal gate.
-        num_tokens: K latent tokens of a released or few-shot guide; 0 leaves them out.
-        reduction: C over the bottleneck's width (released, few-shot).
-        groups: channel groups of the bottleneck (likewise).
-        gate: zero-initialised scalar gate of every guide. Released, few-shot: `after_norm` (default) or `inside_norm`
-            (released S4, MS3). Paper: `none` (the equations; default) or `zero_scalar`, which lets the network
-            start as the frozen one (a deviation; without it each of the equations' residuals doubles the features).
-        audio_gate: whether audio guides have that gate too (released S4, MS3, AVQA: no).
+
+    Raises:
+        ArgumentError: both directions are off.
+    """
+
+    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
+                 v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1) -> None:
+        super().__init__()
+        if not (a2v or v2a):
+            raise ArgumentError("a2v, v2a", "both false", "at least one direction", "Use avprompt.methods.NoPrompts.")
+        self.spatial, self.channel, self.temporal = spatial, channel, temporal
+        self.a2v, self.v2a, self.alpha, self.beta, self.gamma = a2v, v2a, alpha, beta, gamma
+
+    @abc.abstractmethod
+    def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> nn.Module:
+        """The adapter of a modality's block `own`, which reads the tokens of `other`."""
+
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
+        super().attach(sites, lone)
+        for step in ("p1", "p2"):
+            visual = [self.adapter(v, a, "visual") for v, a in sites] if self.a2v else []
+            audio = [self.adapter(a, v, "audio") for v, a in sites] if self.v2a else []
+            self.add_module(f"visual_{step}", nn.ModuleList(visual))
+            self.add_module(f"audio_{step}", nn.ModuleList(audio))
+
+    def adapt(self, step: Literal["p1", "p2"], site: int, visual: Tensor, audio: Tensor, state: PromptState) -> tuple:
+        """What p1 or p2 adds to both modalities (B*T, N, C); 0 where a direction is off."""
+        added: list = []
+        for name, own, other in (("visual", visual, audio), ("audio", audio, visual)):
+            adapters = getattr(self, f"{name}_{step}")
+            change, scores = adapters[site](own, other) if adapters else (0, None)
+            added.append(change)
+            if scores is not None and step == "p2" and site + 1 == len(adapters):
+                state.memory[name] = torch.softmax(torch.tanh(scores.float()), dim=-1)
+        return tuple(added)
+
+    def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        """Class token or mean, as every method; `state.maps` gets softmax(tanh s) of the last pair's spatial scores s."""
+        for name, spec in zip(("visual", "audio"), self.last) if state.wants_maps else ():
+            if name in state.memory:
+                state.maps[name] = state.clips(state.memory[name][:, spec.prefix:].unflatten(1, spec.grid))
+        return super().pool(visual, audio, state)
+
+
+class DGSCT(DualGuidance):
+    """DG-SCT as the authors' code for the downstream tasks has it; the defaults are the AVE network's.
+
+    The temporal module works on pooled features behind the encoders, so it lives in the task's head, which reads
+    `temporal_gates`.
+
+    Args:
+        spatial: see `DualGuidance`.
+        channel: see `DualGuidance`.
+        temporal: see `DualGuidance`.
+        a2v: see `DualGuidance`.
+        v2a: see `DualGuidance`.
+        alpha: see `DualGuidance`.
+        beta: see `DualGuidance`.
+        gamma: see `DualGuidance`.
+        num_tokens: K latent tokens of an adapter; 0 leaves them out.
+        reduction: C over the width of the bottleneck.
+        groups: channel groups of the bottleneck.
+        gate: zero-initialised scalar gate of an adapter: outside of the last norm, or inside (released S4, MS3).
+        audio_gate: whether audio adapters have that gate too (released S4, MS3, AVQA: no).
         batch_norm: batch norm in the bottleneck (released AVE, AVVP: yes).
         norm_before: layer norm before the bottleneck (released S4, MS3: no).
         prompt_map: `conv`, or `bicubic` as the released S4 network has it.
         token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical for good).
 
     Raises:
-        ArgumentError: a gate that the variant does not have, nothing switched on, or sizes that do not divide. What else
-            a variant does not have it does not read, so that one YAML serves all three.
+        ArgumentError: both directions are off; on `attach`, sizes that do not divide.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> backbone = AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none"), DGSCT(num_tokens=4, reduction=4))
+        >>> len(backbone.prompts.visual_p1), backbone.prompts.identity_at_start
+        (4, True)
     """
 
     def __init__(
         self,
-        variant: Literal["released", "fewshot", "paper"] = "released",
         spatial: bool = True,
         channel: bool = True,
         temporal: bool = True,
@@ -333,97 +416,154 @@ class DGSCT(PromptMethod):
         num_tokens: int = 32,
         reduction: int = 8,
         groups: int = 2,
-        gate: Literal["after_norm", "inside_norm", "zero_scalar", "none"] | None = None,
+        gate: Gate = "after_norm",
         audio_gate: bool = True,
         batch_norm: bool = True,
         norm_before: bool = True,
         prompt_map: Literal["conv", "bicubic"] = "conv",
         token_init: Literal["uniform", "zeros"] = "uniform",
     ) -> None:
-        super().__init__()
-        gates = ("none", "zero_scalar") if variant == "paper" else ("after_norm", "inside_norm")
-        if gate is None:
-            gate = gates[0]
-        if gate not in gates:
-            raise ArgumentError("gate", gate, f"one of {gates} for variant {variant}", "Change gate or variant.")
-        if not (a2v or v2a):
-            raise ArgumentError("a2v, v2a", "both false", "at least one direction", "Use avprompt.methods.NoPrompts.")
-        self.variant, self.spatial, self.channel, self.temporal = variant, spatial, channel, temporal
-        self.a2v, self.v2a, self.alpha, self.beta, self.gamma = a2v, v2a, alpha, beta, gamma
+        super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
         self.gate, self.audio_gate, self.batch_norm, self.norm_before = gate, audio_gate, batch_norm, norm_before
         self.prompt_map, self.token_init = prompt_map, token_init
 
     @property
     def identity_at_start(self) -> bool:
-        return self.gate != "none" and (self.audio_gate or not self.v2a)
+        return self.audio_gate or not self.v2a
 
     @property
     def temporal_gates(self) -> tuple[float, float]:
-        active = self.temporal and self.variant == "released"
-        return (self.gamma if active and self.a2v else 0.0), (self.gamma if active and self.v2a else 0.0)
+        return (self.gamma if self.temporal and self.a2v else 0.0), (self.gamma if self.temporal and self.v2a else 0.0)
 
-    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
-        guide = PaperAdapter if self.variant == "paper" else ReleasedAdapter
-        gated = self.gate != "none"
-        for spec in {spec for site in sites for spec in site} if self.variant != "paper" else ():
-            self._check(spec)
-        self.last = sites[-1]
-        for step in ("p1", "p2"):
-            visual = [guide(v, a, self, gated) for v, a in sites] if self.a2v else []
-            audio = [guide(a, v, self, gated and self.audio_gate) for v, a in sites] if self.v2a else []
-            self.add_module(f"visual_{step}", nn.ModuleList(visual))
-            self.add_module(f"audio_{step}", nn.ModuleList(audio))
-        if self.variant == "paper" and self.temporal:
-            self.visual_gate = PaperTemporalGate(sites[-1][1].dim) if self.a2v else None
-            self.audio_gate_rnn = PaperTemporalGate(sites[-1][0].dim) if self.v2a else None
-
-    def _check(self, spec: BlockSpec) -> None:
-        width = spec.dim // self.reduction
-        if spec.dim % self.reduction or width % self.groups:
-            raise ArgumentError("reduction, groups", f"{self.reduction}, {self.groups}",
-                                f"divisors of {spec.dim} channels and of the bottleneck", "Choose smaller values.")
-        if self.prompt_map == "bicubic" and spec.prefix:
-            raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
+    def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> ReleasedAdapter:
+        gate = self.gate if modality == "visual" or self.audio_gate else None
+        return ReleasedAdapter(own, other, channel=self.channel, spatial=self.spatial, alpha=self.alpha, beta=self.beta,
+                               gamma=None, num_tokens=self.num_tokens, reduction=self.reduction, groups=self.groups,
+                               gate=gate, batch_norm=self.batch_norm, norm_before=self.norm_before,
+                               prompt_map=self.prompt_map, token_init=self.token_init)
 
     def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
              state: PromptState) -> tuple[Tensor, Tensor]:
-        run = {"released": self._released_step, "fewshot": self._fewshot_step, "paper": self._paper_step}[self.variant]
-        return run(site, visual_block, audio_block, visual, audio, state)
-
-    def _adapters(self, step: str, site: int, visual: Tensor, audio: Tensor, state: PromptState) -> tuple:
-        """What p1 or p2 adds to both modalities; 0 where a direction is off."""
-        guided: list = []
-        for name, own, other in (("visual", visual, audio), ("audio", audio, visual)):
-            guides = getattr(self, f"{name}_{step}")
-            added, scores = guides[site](own, other) if guides else (0, None)
-            guided.append(added)
-            if scores is not None and step == "p2" and site + 1 == len(guides):
-                state.memory[name] = scores
-        return tuple(guided)
-
-    def _released_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
-                       audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+        to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio_block(audio) + to_audio
-        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        to_visual, to_audio = self.adapt("p2", site, visual, audio, state)
         return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
 
-    def _fewshot_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
-                      audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+    def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
+        """The spatial maps of the last pair weigh the tokens; without spatial attention class token or mean."""
+        plain = super().pool(visual, audio, state)
+        pooled = [(state.memory[name].unsqueeze(1) @ tokens.float()).squeeze(1) if name in state.memory else alone
+                  for name, tokens, alone in zip(("visual", "audio"), (visual, audio), plain)]
+        return pooled[0], pooled[1]
+
+
+class DGSCTFewShot(DualGuidance):
+    """DG-SCT as the authors' code for few-shot learning, pretraining and zero-shot transfer has it.
+
+    The adapters are those of `DGSCT` with three differences: p1 reads the visual tokens after attention and the audio tokens
+    after the whole block; every adapter has a temporal gate of its own (which the norm behind it cancels where channel and
+    spatial attention are off); features are pooled as in plain CLIP and CLAP. The published settings are `alpha: 0.2,
+    beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the scripts for pretraining and zero-shot
+    transfer ignore what they are given and use 0.3, 0.01 and 0.05.
+
+    Args:
+        spatial: see `DualGuidance`.
+        channel: see `DualGuidance`.
+        temporal: see `DualGuidance`.
+        a2v: see `DualGuidance`.
+        v2a: see `DualGuidance`.
+        alpha: see `DualGuidance`.
+        beta: see `DualGuidance`.
+        gamma: see `DualGuidance`.
+        num_tokens: see `DGSCT`.
+        reduction: see `DGSCT`.
+        groups: see `DGSCT`.
+
+    Raises:
+        ArgumentError: both directions are off; on `attach`, sizes that do not divide.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyCLAP, TinyCLIP
+        >>> backbone = AVPromptBackbone(TinyCLIP("none"), TinyCLAP("none"), DGSCTFewShot(reduction=4))
+        >>> len(backbone.prompts.audio_p2)
+        4
+    """
+
+    identity_at_start = True
+
+    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
+                 v2a: bool = True, alpha: float = 0.2, beta: float = 0.05, gamma: float = 0.01, num_tokens: int = 2,
+                 reduction: int = 8, groups: int = 2) -> None:
+        super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
+        self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
+
+    def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> ReleasedAdapter:
+        return ReleasedAdapter(own, other, channel=self.channel, spatial=self.spatial, alpha=self.alpha, beta=self.beta,
+                               gamma=self.gamma if self.temporal else None, num_tokens=self.num_tokens,
+                               reduction=self.reduction, groups=self.groups)
+
+    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
+             state: PromptState) -> tuple[Tensor, Tensor]:
         visual, audio = visual + visual_block.attention(visual), audio_block(audio)
-        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+        to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual, audio = visual + to_visual, audio + to_audio
-        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        to_visual, to_audio = self.adapt("p2", site, visual, audio, state)
         return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
 
-    def _paper_step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor,
-                    audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        to_visual, to_audio = self._adapters("p1", site, visual, audio, state)
+
+class DGSCTPaper(DualGuidance):
+    """DG-SCT as equations 1 to 7 of the paper have it.
+
+    Args:
+        spatial: see `DualGuidance`.
+        channel: see `DualGuidance`.
+        temporal: see `DualGuidance`; equations 5 and 7, in the last block pair.
+        a2v: see `DualGuidance`.
+        v2a: see `DualGuidance`.
+        alpha: see `DualGuidance`.
+        beta: see `DualGuidance`.
+        gamma: see `DualGuidance`.
+        gate: `none`, the equations, or `zero_scalar`, a scalar gate an adapter that lets the network start as the frozen one
+            (a deviation; without it each of the equations' residuals doubles the features).
+
+    Raises:
+        ArgumentError: both directions are off.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none"), DGSCTPaper()).prompts.identity_at_start
+        False
+    """
+
+    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
+                 v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1,
+                 gate: Literal["none", "zero_scalar"] = "none") -> None:
+        super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
+        self.gate = gate
+
+    @property
+    def identity_at_start(self) -> bool:
+        return self.gate != "none"
+
+    def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> PaperAdapter:
+        return PaperAdapter(own, other, self.channel, self.spatial, self.alpha, self.beta, self.gate != "none")
+
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
+        super().attach(sites, lone)
+        if self.temporal:
+            self.visual_gate = PaperTemporalGate(sites[-1][1].dim) if self.a2v else None
+            self.audio_gate_rnn = PaperTemporalGate(sites[-1][0].dim) if self.v2a else None
+
+    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
+             state: PromptState) -> tuple[Tensor, Tensor]:
+        to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio + audio_block.attention(audio) + to_audio
-        to_visual, to_audio = self._adapters("p2", site, visual, audio, state)
+        to_visual, to_audio = self.adapt("p2", site, visual, audio, state)
         if self.temporal and site + 1 == max(len(self.visual_p2), len(self.audio_p2)):
             # equations 5 and 7: the guided features of one modality gate those of the other
             from_audio, from_visual = (to_audio if self.v2a else audio), (to_visual if self.a2v else visual)
@@ -432,14 +572,3 @@ class DGSCT(PromptMethod):
             if self.v2a:
                 to_audio = to_audio * (1 + self.gamma * self.audio_gate_rnn(from_visual, state.segments))
         return visual + visual_block.mlp(visual) + to_visual, audio + audio_block.mlp(audio) + to_audio
-
-    def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        """Released: the last guides' spatial maps softmax(tanh s) weigh the tokens; elsewhere class token or mean."""
-        pooled = []
-        for name, tokens, spec in (("visual", visual, self.last[0]), ("audio", audio, self.last[1])):
-            if self.variant == "released" and name in state.memory:
-                weights = torch.softmax(torch.tanh(state.memory[name].float()), dim=-1)
-                pooled.append((weights.unsqueeze(1) @ tokens.float()).squeeze(1))
-            else:
-                pooled.append(mean_or_class_token(tokens, spec))
-        return pooled[0], pooled[1]

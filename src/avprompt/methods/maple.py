@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.encoders.text import CLIPText
 from avprompt.errors import ArgumentError
-from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ContextEmbeddings, on_meta
 
 
@@ -42,13 +42,14 @@ class MaPLe(PromptMethod):
                 raise ArgumentError(name, value, "at least 1", "Choose another value.")
         self.num_tokens, self.depth, self.text_width = num_tokens, depth, text_width
 
-    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]]) -> None:
+    def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
+        super().attach(sites, lone)
         if not all(visual.plain for visual, _ in sites):
             raise ArgumentError("prompts", "MaPLe", "a visual encoder of plain transformer blocks",
                                 "Use avprompt.encoders.CLIP.")
         if self.depth > len(sites):
             raise ArgumentError("depth", self.depth, f"at most {len(sites)}, the number of sites", "Choose another.")
-        self.sites, self.last, shape = len(sites), sites[-1], (self.num_tokens, self.text_width)
+        self.sites, shape = len(sites), (self.num_tokens, self.text_width)
         self.context = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
         self.deep = nn.Parameter(nn.init.normal_(torch.empty(self.depth - 1, *shape), std=0.02))
         self.project = nn.ModuleList(Linear(self.text_width, sites[0][0].dim) for _ in range(self.depth))
@@ -68,9 +69,6 @@ class MaPLe(PromptMethod):
     def _image_prompts(self, site: int, visual: Tensor) -> Tensor:
         source = self.context if site == 0 else self.deep[site - 1]
         return self.project[site](source).to(visual.dtype).expand(len(visual), -1, -1)
-
-    def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        return mean_or_class_token(visual, self.last[0]), mean_or_class_token(audio, self.last[1])
 
 
 class MaPLeEmbeddings(ContextEmbeddings):

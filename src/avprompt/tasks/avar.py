@@ -40,7 +40,7 @@ class AVAR(AVPromptTask):
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """Frames (B, T, 3, H, W) and audio (B, T, S) -> `logits` (B, C)."""
-        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
+        features = self.backbone(batch, maps=maps)
         weights = torch.where(batch["valid"].any(1, keepdim=True), batch["valid"], True).to(features.audio.dtype)
         weights = (weights / weights.sum(1, keepdim=True)).unsqueeze(1)
         return {"logits": self.head(*((weights @ x).squeeze(1) for x in (features.audio, features.visual)))}

@@ -61,7 +61,7 @@ class AVE(AVPromptTask):
             `is_event` (B, T) logits, `event` (B, C) logits, `gate` (B, T) in (0, 1), `video_scores` (B, C) logits; with
             `maps` also `map_visual` (B, T, rows, columns) where the prompts have one.
         """
-        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
+        features = self.backbone(batch, maps=maps)
         audio, visual = features.audio, features.visual
         single = {"audio": (audio,), "visual": (visual,)}.get(self.modality, (audio, visual))
         return {**self.head(*single), **{f"map_{name}": value for name, value in features.maps.items()}}
@@ -137,7 +137,7 @@ class AVELinear(AVPromptTask):
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """Frames (B, T, 3, H, W) and audio (B, T, S) -> `logits` (B, T, C + 1), background last; `map_visual` as in `AVE`."""
-        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
+        features = self.backbone(batch, maps=maps)
         found = {f"map_{name}": value for name, value in features.maps.items()}
         return {"logits": self.head(features.audio, features.visual), **found}
 

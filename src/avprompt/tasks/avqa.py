@@ -83,11 +83,11 @@ class AVQA(AVPromptTask):
             also `map_grounding` (B, T, rows, columns).
         """
         needed, places = self._needed(batch)
-        features = self.backbone(batch["frames"][needed], batch["audio"][needed])
+        features = self.backbone({name: batch[name][needed] for name in self._inputs()})
         encoder, negatives = self.backbone.visual, batch.get("negative_frames")
         spec = encoder.stages[-1].blocks[-1].spec
         if negatives is not None and self.prompted_negatives:
-            negatives = self.backbone(negatives, batch["audio"]).visual_tokens[:, :, spec.prefix:]
+            negatives = self.backbone({**batch, "frames": negatives}).visual_tokens[:, :, spec.prefix:]
         elif negatives is not None:
             with torch.no_grad():
                 negatives = encoder(negatives).unflatten(0, negatives.shape[:2])[:, :, spec.prefix:]
@@ -95,6 +95,10 @@ class AVQA(AVPromptTask):
                         negatives)
         grounding = out.pop("grounding")
         return {**out, "map_grounding": grounding.unflatten(-1, spec.grid)} if maps else out
+
+    def _inputs(self) -> tuple[str, ...]:
+        """Entries of a batch that the backbone reads."""
+        return "frames", "audio", *self.backbone.prompts.extra_inputs
 
     def _needed(self, batch: dict[str, Any]) -> tuple[list[int], list[int]]:
         """See `distinct`; encoders in train mode, as released, treat each example by chance: none stands for another."""
@@ -173,7 +177,7 @@ class AVQAGrounding(AVPromptTask):
         if "negative_frames" not in batch and not maps:
             raise ShapeError("negative_frames", "none", "frames of other videos, (B, T, 3, H, W)",
                              "Set the data module's `negatives` and `negatives_in_evaluation`.")
-        features = self.backbone(batch["frames"], batch["audio"])
+        features = self.backbone(batch)
         encoder, grounding = self.backbone.visual, self.head["grounding"]
         spec, sound, out = encoder.stages[-1].blocks[-1].spec, grounding.audio(features.audio), {}
         sight, where = grounding(sound, features.visual_tokens[:, :, spec.prefix:])

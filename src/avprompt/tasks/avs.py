@@ -51,10 +51,11 @@ class AVS(AVPromptTask):
         Returns:
             `masks` (B, T, mask_size, mask_size) logits; more with `matching`, see `AVSDecoder`.
         """
-        frames, size = batch["frames"], self.backbone.visual.image_size
+        visual, frames = self.backbone.visual, batch["frames"]
+        size = visual.input.height, visual.input.width
         if frames.shape[-2:] != size:
-            frames = F.interpolate(frames.flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
-        features = self.backbone(frames, batch["audio"])
+            frames = F.interpolate(visual.normalise(frames).flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
+        features = self.backbone({**batch, "frames": frames})
         return self.head(features.audio, features.pyramid)
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class AVVP(AVPromptTask):
         Returns:
             See `MGNHead`.
         """
-        features = self.backbone(batch["frames"], batch["audio"])
+        features = self.backbone(batch)
         return self.head(features.audio, features.visual, batch.get("video_features"))
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ class Contrastive(AVPromptTask):
         """
         if not self.class_names:
             raise ArgumentError("class_names", "none", "the names of the classes", "Give them, or a data module.")
-        features = self.backbone(batch["frames"], batch["audio"], maps=maps)
+        features = self.backbone(batch, maps=maps)
         embeddings = {side: getattr(self.backbone, side).project(getattr(features, side))
                       if side in self.head.branches else None for side in ("visual", "audio")}
         out = self.head(**embeddings)
