@@ -73,15 +73,17 @@ class ClipDataset(Dataset):
         limit: share of the split above which substitution gives up.
         augment: frames in [0, 1] and a seed -> augmented and normalised frames; in training only.
         mix_audio: see `AVDataModule`; in training only.
+        times: begin and end of each segment, (T, 2) in seconds; goes into every sample.
     """
 
     def __init__(self, items: list[Any], reader: ClipReader, normalise: Normalise, annotate: Any,
                  seed: int = 0, training: bool = False, substitute: bool = False, limit: float = 0.05,
-                 augment: RandAugment | None = None, mix_audio: float = 0.0) -> None:
+                 augment: RandAugment | None = None, mix_audio: float = 0.0, times: np.ndarray | None = None) -> None:
         self.items, self.reader, self.normalise, self.annotate = items, reader, normalise, annotate
         self.seed, self.training, self.epoch = seed, training, 0
         self.substitute, self.limit = training and substitute, limit
         self.augment, self.mix_audio = augment, mix_audio
+        self.times = None if times is None else torch.from_numpy(times)
         self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
 
     @property
@@ -112,6 +114,8 @@ class ClipDataset(Dataset):
                   **self.annotate(item, rng)}
         if self.training:
             self._vary(sample, place, rng)
+        if self.times is not None:
+            sample["times"] = self.times
         return sample
 
     def _read(self, index: int) -> tuple[int, Segments]:
@@ -206,14 +210,16 @@ class VideoWindows(Dataset):
                         np.zeros((count, self.sampling.samples), np.float32), np.zeros(count, bool), 0.0)
         frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div_(255)
         return {"id": self.ids[index], "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
-                "valid": torch.from_numpy(clip.valid), "path": str(video), "start": start}
+                "valid": torch.from_numpy(clip.valid), "path": str(video), "start": start,
+                "times": torch.from_numpy(self.sampling.times(start))}
 
 
 class AVDataModule(LightningDataModule, abc.ABC):
     """Shared arguments and loaders; a dataset adds its annotations (`read_annotations`, `annotate`).
 
     Batches are flat dicts: `id` list of B strings, `frames` float32 (B, T, 3, H, W) normalised, `audio` float32
-    (B, T, S) in [-1, 1], `valid` bool (B, T), and the dataset's own labels.
+    (B, T, S) in [-1, 1], `valid` bool (B, T), `times` float32 (B, T, 2), begin and end of each segment in seconds of the
+    video, and the dataset's own labels.
 
     Args:
         root: folder of annotations and media.
@@ -334,7 +340,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
                 items = self._available(split, annotations[split], reader)
                 self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate, self.seed,
                                                    split == "train", self.corrupt == "substitute", augment=augment,
-                                                   mix_audio=self.mix_audio)
+                                                   mix_audio=self.mix_audio, times=self.sampling.times())
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}

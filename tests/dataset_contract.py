@@ -258,6 +258,7 @@ class DatasetContract:
         with pytest.warns(UserWarning, match="not decoded"):
             batches = list(data.predict_dataloader())
         assert batches[0]["start"].tolist() == [0, 0, 10, 20] and batches[0]["path"][1].endswith("breaks.mp4")
+        assert batches[0]["times"][2].tolist() == [[10.0 + t, 11.0 + t] for t in range(10)]
         drawn = data.plot({**samples["long@10"], **self.predicted()})
         assert any(text.get_text() == "10 s" for axis in drawn.axes for text in axis.get_xticklabels())
 

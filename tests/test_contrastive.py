@@ -22,6 +22,7 @@ from avprompt.encoders import CLIP, CLAPAudio, CLAPText, CLIPText
 from avprompt.errors import ArgumentError, CheckpointError, ConfigError, WeightsError
 from avprompt.heads.clip_adapter import CLIPAdapter
 from avprompt.heads.contrastive import Matching, fuse, visual_weight
+from avprompt.media.decode import Sampling
 from avprompt.methods import (
     ClassEmbeddings,
     CoCoOp,
@@ -98,7 +99,8 @@ def batch(clips: int = 2, names: tuple[str, ...] = NAMES, seed: int = 0) -> dict
     return {"id": [str(clip) for clip in range(clips)], "event": event,
             "frames": torch.randn(clips, SEGMENTS, 3, 32, 32, generator=generator),
             "audio": 0.1 * torch.randn(clips, SEGMENTS, 48000, generator=generator),
-            "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool)}
+            "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool),
+            "times": torch.from_numpy(Sampling(SEGMENTS).times()).expand(clips, -1, -1)}
 
 
 def build(tokenizer: Path | None, visual: Callable[[CLIPText], ClassEmbeddings] | None = None,

@@ -19,16 +19,18 @@ from torch.utils.data import DataLoader
 from avprompt.callbacks import PredictionWriter
 from avprompt.datasets.ave import CATEGORIES
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.media.decode import Sampling
 from avprompt.plots.timeline import category_colour, clip_figure, runs
 from avprompt.tasks import AVE
 
 SEGMENTS, NAMES = 4, ("bell", "Male speech, man speaking")
 
 
-class Oracle(LightningModule):
-    """AVE's rows and decisions on outputs that stand in the batch: category 1 in seconds 1 and 2."""
+class Oracle(AVE):
+    """AVE's rows and decisions on fixed outputs: category 1 in segments 1 and 2."""
 
-    prediction_rows, postprocess, prediction_files = AVE.prediction_rows, AVE.postprocess, AVE.prediction_files
+    def __init__(self) -> None:
+        LightningModule.__init__(self)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
         if "broken" in batch["id"]:
@@ -54,11 +56,13 @@ class Clips(LightningDataModule):
         count = len(ids)
         batch = {"id": ids, "frames": torch.rand(count, SEGMENTS, 3, 8, 8), "audio": torch.zeros(count, SEGMENTS, 100),
                  "valid": torch.tensor([[True, True, True, False]]).repeat(count, 1)}
+        starts = torch.zeros(count) if self.truth else 10.0 + torch.arange(count)
+        batch["times"] = torch.stack([torch.from_numpy(Sampling(SEGMENTS).times(float(start))) for start in starts])
         if self.truth:
             event = torch.zeros(count, SEGMENTS, 3)
             event[:, :2, 1], event[:, 2:, 2] = 1, 1
             return {**batch, "event": event}
-        return {**batch, "path": [f"/videos/{clip}.mp4" for clip in ids], "start": 10.0 + torch.arange(count).double()}
+        return {**batch, "path": [f"/videos/{clip}.mp4" for clip in ids], "start": starts.double()}
 
     def plot(self, sample: dict) -> Figure:
         truth = sample["event"].argmax(-1) if "event" in sample else None

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from avprompt.encoders.base import FrozenBlock, FrozenEncoder
+from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
 from avprompt.encoders.tags import encoder_of_tag
 from avprompt.errors import ArgumentError, ShapeError
-from avprompt.features import AVFeatures
+from avprompt.features import AVFeatures, FeatureSource, Modality
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.none import NoPrompts
 
@@ -129,7 +130,7 @@ def unpaired(count: int, partnered: list[int]) -> list[int]:
     return sorted(set(range(count)) - set(partnered))
 
 
-class AVPromptBackbone(nn.Module):
+class AVPromptBackbone(FeatureSource):
     """Two frozen encoders and one prompt method: the feature extractor of every task.
 
     Args:
@@ -203,6 +204,63 @@ class AVPromptBackbone(nn.Module):
     def audio_dim(self) -> int:
         """Channels C_a of the audio features."""
         return self.prompts.widths[1]
+
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """Entries of the batch that `forward` reads."""
+        return "frames", "audio", *self.prompts.extra_inputs
+
+    @property
+    def temporal_gates(self) -> tuple[float, float]:
+        """Strength gamma of a head's temporal gates, which belong to the prompt method."""
+        return self.prompts.temporal_gates
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether an encoder is in train mode."""
+        return self.visual.training or self.audio.training
+
+    @property
+    def visual_spec(self) -> BlockSpec:
+        """Grid and prefix of the visual tokens."""
+        return self.visual.stages[-1].blocks[-1].spec
+
+    @property
+    def pyramid_specs(self) -> list[BlockSpec]:
+        """The last block of each visual stage."""
+        return [stage.blocks[-1].spec for stage in self.visual.stages]
+
+    def fit_frames(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) of any size -> those that the visual encoder takes.
+
+        Frames of its size stay as they are; others are normalised, then resized bicubically without low-pass.
+        """
+        size = self.visual.input.height, self.visual.input.width
+        if frames.shape[-2:] == size:
+            return frames
+        normalised = self.visual.normalise(frames)
+        return F.interpolate(normalised.flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
+
+    def plain_visual_tokens(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) -> tokens (B, T, N_v, C_v) of the plain visual encoder, without a graph."""
+        with torch.no_grad():
+            return self.visual(frames).unflatten(0, frames.shape[:2])
+
+    def project(self, modality: Modality, features: Tensor) -> Tensor:
+        """Vectors (..., C) of a modality -> embeddings (..., E) in the space of its texts."""
+        return getattr(self, modality).project(features)
+
+    def log_scale(self, modality: Modality) -> Tensor | None:
+        """Logarithm of the scale of cosines that the encoder was trained with.
+
+        Raises:
+            ArgumentError: the encoder does not project.
+        """
+        encoder = getattr(self, modality)
+        if not hasattr(encoder, "project"):
+            raise ArgumentError(modality, type(encoder).__name__, "an encoder with a projection into the space of texts",
+                                "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.")
+        return getattr(encoder, "logit_scale", None)
 
     def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
         """Walk both encoders.

@@ -1,10 +1,18 @@
-"""`AVFeatures`: what every task reads, whoever extracted it."""
+"""What tasks read: `AVFeatures`, and `FeatureSource`, the interface of whatever computes or stores them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from avprompt.encoders.base import BlockSpec
+from avprompt.errors import ArgumentError
+
+Modality = Literal["visual", "audio"]
 
 
 @dataclass
@@ -30,3 +38,128 @@ class AVFeatures:
     maps: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def select(self, clips: Sequence[int]) -> AVFeatures:
+        """The features of the clips at these places of the batch, which may repeat; losses stay those of the whole batch.
+
+        Example:
+            >>> import torch
+            >>> one = torch.arange(2.0).view(2, 1, 1)
+            >>> AVFeatures(one, one, one[..., None], one[..., None], []).select([1, 0, 1]).visual.flatten().tolist()
+            [1.0, 0.0, 1.0]
+        """
+        def pick(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: pick(entry) for name, entry in value.items()}
+            return [pick(entry) for entry in value] if isinstance(value, list) else value[clips]
+
+        chosen = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return AVFeatures(**{name: value if name == "losses" else pick(value) for name, value in chosen.items()})
+
+
+class FeatureSource(nn.Module, abc.ABC):
+    """Whatever turns a batch into `AVFeatures`: a backbone of two encoders, or features that were computed before.
+
+    A task asks a source for nothing but what stands here. A source says `visual_dim`, `audio_dim` and implements
+    `forward`; of the rest it overrides what it can give. What it cannot give raises an `ArgumentError` that names it.
+
+    Attributes:
+        visual_dim: channels C_v of `AVFeatures.visual`.
+        audio_dim: channels C_a of `AVFeatures.audio`.
+        batch_keys: entries of the batch that `forward` reads.
+        prompts: the prompt method inside, `None` where there is none. Text branches may share its parameters.
+        temporal_gates: strength gamma of a head's temporal gates: audio guides video, video guides audio; 0 is off.
+
+    Example:
+        >>> import torch
+        >>> class Stored(FeatureSource):
+        ...     visual_dim, audio_dim, batch_keys = 8, 4, ("visual_features", "audio_features")
+        ...     def forward(self, batch, prompted=True, maps=False):
+        ...         visual, audio = batch["visual_features"], batch["audio_features"]
+        ...         return AVFeatures(visual, audio, visual[:, :, None], audio[:, :, None], [])
+        >>> from avprompt.tasks import AVELinear
+        >>> task = AVELinear(Stored(), num_classes=3)
+        >>> task({"visual_features": torch.rand(2, 10, 8), "audio_features": torch.rand(2, 10, 4)})["logits"].shape
+        torch.Size([2, 10, 4])
+        >>> Stored().visual_spec
+        Traceback (most recent call last):
+        ...
+        avprompt.errors.ArgumentError: backbone: got Stored; expected a source of visual tokens on a grid. Use AVPromptBackbone.
+    """
+
+    visual_dim: int
+    audio_dim: int
+    batch_keys: tuple[str, ...] = ()
+    temporal_gates: tuple[float, float] = (0.0, 0.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: nn.Module | None = None
+
+    @abc.abstractmethod
+    def forward(self, batch: dict[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
+        """A batch (flat dict) -> features.
+
+        Args:
+            batch: see `batch_keys`.
+            prompted: `False` gives those of the plain frozen encoders, without a graph.
+            maps: also fill `AVFeatures.maps` and `AVFeatures.tables`.
+        """
+
+    def _lacks(self, what: str) -> ArgumentError:
+        return ArgumentError("backbone", type(self).__name__, f"a source of {what}", "Use AVPromptBackbone.")
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether equal inputs may give different features, as encoders in train mode do."""
+        return False
+
+    @property
+    def visual_spec(self) -> BlockSpec:
+        """Grid and prefix of `AVFeatures.visual_tokens`.
+
+        Raises:
+            ArgumentError: the source has no tokens on a grid.
+        """
+        raise self._lacks("visual tokens on a grid")
+
+    @property
+    def pyramid_specs(self) -> list[BlockSpec]:
+        """Channels, grid and prefix of each entry of `AVFeatures.pyramid`.
+
+        Raises:
+            ArgumentError: the source has no pyramid.
+        """
+        raise self._lacks("a pyramid of visual tokens")
+
+    def fit_frames(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) of any size -> those that `forward` takes, bicubic without low-pass.
+
+        Raises:
+            ArgumentError: the source takes no frames.
+        """
+        raise self._lacks("features of frames")
+
+    def plain_visual_tokens(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) -> tokens (B, T, N_v, C_v) of the plain frozen visual encoder, without a graph.
+
+        Raises:
+            ArgumentError: the source has no encoder.
+        """
+        raise self._lacks("features of frames")
+
+    def project(self, modality: Modality, features: Tensor) -> Tensor:
+        """Vectors (..., C) of a modality -> embeddings (..., E) in the space of its texts.
+
+        Raises:
+            ArgumentError: that modality shares no space with texts.
+        """
+        raise self._lacks(f"{modality} embeddings in the space of texts")
+
+    def log_scale(self, modality: Modality) -> Tensor | None:
+        """Logarithm of the scale of cosines with texts that the encoder was trained with, scalar; `None`: not known.
+
+        Raises:
+            ArgumentError: that modality shares no space with texts.
+        """
+        raise self._lacks(f"{modality} embeddings in the space of texts")

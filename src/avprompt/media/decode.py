@@ -72,6 +72,16 @@ class Sampling:
         """Seconds from the beginning of a clip to that of the next one of the same video."""
         return self.segments * self.spacing
 
+    def times(self, start: float = 0.0) -> np.ndarray:
+        """Begin and end of each segment, float32 (T, 2), in seconds of a video whose clip begins at `start`.
+
+        Example:
+            >>> Sampling(segments=3, seconds=2.0, stride=20.0).times(60.0).tolist()
+            [[60.0, 62.0], [80.0, 82.0], [100.0, 102.0]]
+        """
+        begins = start + self.spacing * np.arange(self.segments)
+        return np.stack((begins, begins + self.seconds), axis=1).astype(np.float32)
+
 
 @dataclass
 class Clip:

@@ -157,7 +157,7 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
         sync()
         begun = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = torch.stack(list(model.losses(model(inputs), inputs).values())).sum()
+            loss, _ = model.objective(model(inputs), inputs)
         sync()
         middle = time.perf_counter()
         if trained:

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from avprompt.backbone import AVPromptBackbone, seeded
+from avprompt.backbone import seeded
+from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.linear import LinearHead
-from avprompt.tasks.base import AVPromptTask
+from avprompt.tasks.base import AVPromptTask, Column, named
 
 
 class AVAR(AVPromptTask):
@@ -21,26 +21,34 @@ class AVAR(AVPromptTask):
     Clips may be shorter than T segments; the published average is over all, padding included.
 
     Args:
-        backbone: see `AVPromptBackbone`.
+        backbone: computes the features, see `FeatureSource`.
         num_classes: actions; linked from the data module, never written in YAML.
         modality: which features the head reads; `audio` and `visual` are single branches.
         options: see `AVPromptTask`.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> task = AVAR(AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none")), num_classes=5)
+        >>> task({"frames": torch.zeros(2, 2, 3, 64, 64), "audio": torch.zeros(2, 2, 16000),
+        ...       "valid": torch.tensor([[True, True], [True, False]])})["logits"].shape
+        torch.Size([2, 5])
     """
 
     monitor = "val_top1"
     mode = "max"
+    row_per_segment = False
 
-    def __init__(self, backbone: AVPromptBackbone, num_classes: int = 32,
+    def __init__(self, backbone: FeatureSource, num_classes: int = 32,
                  modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):
             self.head = LinearHead(backbone.audio_dim, backbone.visual_dim, num_classes, modality)
-        self.accuracy = MetricCollection({f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro")
-                                          for k in (1, 5) if k <= num_classes})
+        self.metrics.update({f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro")
+                             for k in (1, 5) if k <= num_classes})
 
-    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
-        """Frames (B, T, 3, H, W) and audio (B, T, S) -> `logits` (B, C)."""
-        features = self.backbone(batch, maps=maps)
+    def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
+        """Features and `valid` (B, T) -> `logits` (B, C)."""
         weights = torch.where(batch["valid"].any(1, keepdim=True), batch["valid"], True).to(features.audio.dtype)
         weights = (weights / weights.sum(1, keepdim=True)).unsqueeze(1)
         return {"logits": self.head(*((weights @ x).squeeze(1) for x in (features.audio, features.visual)))}
@@ -49,27 +57,19 @@ class AVAR(AVPromptTask):
         """Cross-entropy."""
         return {"action": torch.nn.functional.cross_entropy(outputs["logits"].float(), batch["label"])}
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B,) long."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a clip: what is predicted, how surely, and what is annotated where that is known."""
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+        """What is predicted, with which probability, and what is annotated where that is known."""
         best = outputs["logits"].float().softmax(-1).max(-1)
-        return [{
-            "id": clip_id,
-            "start": float(batch["start"][clip]) if "start" in batch else 0.0,
-            "predicted": class_names[int(best.indices[clip])],
-            "probability": round(float(best.values[clip]), 4),
-            "annotated": class_names[int(batch["label"][clip])] if "label" in batch else "",
-            "path": batch["path"][clip] if "path" in batch else "",
-        } for clip, clip_id in enumerate(batch["id"])]
+        return {
+            "predicted": named(best.indices, class_names),
+            "probability": best.values,
+            "annotated": named(batch["label"], class_names) if "label" in batch else [""] * len(best.indices),
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        self.accuracy.update(outputs["logits"], batch["label"])
-
-    def compute_metrics(self) -> dict[str, Tensor]:
-        scores = self.accuracy.compute()
-        self.accuracy.reset()
-        return scores
+        for metric in self.metrics.values():
+            metric.update(outputs["logits"], batch["label"])

@@ -10,23 +10,37 @@ from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
 from avprompt import losses
-from avprompt.backbone import AVPromptBackbone, seeded
+from avprompt.backbone import seeded
+from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.cmbs import CMBSHead, LateFusionHead, SingleHead, audio_stream, visual_stream
 from avprompt.heads.linear import LinearHead
 from avprompt.metrics.ave import AVEAccuracy, predicted_categories
-from avprompt.tasks.base import AVPromptTask
+from avprompt.tasks.base import AVPromptTask, Column, named
+
+
+def annotated_categories(batch: dict[str, Any], names: Sequence[str]) -> list[Any]:
+    """Names of `event` (B, T, C + 1), one a segment; an empty text a clip where the batch has no labels."""
+    return named(batch["event"].argmax(-1), names) if "event" in batch else [""] * len(batch["id"])
 
 
 class AVE(AVPromptTask):
-    """Which event is both seen and heard, and in which seconds.
+    """Which event is both seen and heard, and in which segments.
 
     Args:
-        backbone: see `AVPromptBackbone`.
+        backbone: computes the features, see `FeatureSource`.
         num_classes: event categories, background not counted; linked from the data module, never written in YAML.
         modality: `both` is CMBS; `audio`, `visual` and `late` (two single-modality heads averaged) are baselines.
-        gate_loss: how the gates' product is scored, see `losses.gate_relevance`.
+        gate_loss: how the product of the gates is scored, see `losses.gate_relevance`.
         protocol: how accuracy is counted, see `AVEAccuracy`.
         options: see `AVPromptTask`.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> task = AVE(AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none")), num_classes=3)
+        >>> outputs = task({"frames": torch.zeros(1, 2, 3, 64, 64), "audio": torch.zeros(1, 2, 16000)})
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'is_event': (1, 2), 'event': (1, 3), 'gate': (1, 2), 'video_scores': (1, 3)}
     """
 
     monitor = "val_accuracy"
@@ -34,7 +48,7 @@ class AVE(AVPromptTask):
 
     def __init__(
         self,
-        backbone: AVPromptBackbone,
+        backbone: FeatureSource,
         num_classes: int = 28,
         modality: Literal["both", "audio", "visual", "late"] = "both",
         gate_loss: Literal["probability", "released"] = "probability",
@@ -46,25 +60,19 @@ class AVE(AVPromptTask):
         audio, visual = backbone.audio_dim, backbone.visual_dim
         with seeded("head"):
             if modality == "both":
-                self.head = CMBSHead(audio, visual, num_classes, backbone.prompts.temporal_gates)
+                self.head = CMBSHead(audio, visual, num_classes, backbone.temporal_gates)
             elif modality == "late":
                 self.head = LateFusionHead(audio, visual, num_classes)
             else:
                 stream = audio_stream(audio) if modality == "audio" else visual_stream(visual)
                 self.head = SingleHead(stream, num_classes)
-        self.accuracy = AVEAccuracy(protocol)
+        self.metrics["accuracy"] = AVEAccuracy(protocol)
 
-    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
-        """Frames (B, T, 3, H, W) and audio (B, T, S) -> outputs.
-
-        Returns:
-            `is_event` (B, T) logits, `event` (B, C) logits, `gate` (B, T) in (0, 1), `video_scores` (B, C) logits; with
-            `maps` also `map_visual` (B, T, rows, columns) where the prompts have one.
-        """
-        features = self.backbone(batch, maps=maps)
+    def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
+        """Features -> `is_event` (B, T) logits, `event` (B, C) logits, `gate` (B, T) in (0, 1), `video_scores` (B, C)
+        logits."""
         audio, visual = features.audio, features.visual
-        single = {"audio": (audio,), "visual": (visual,)}.get(self.modality, (audio, visual))
-        return {**self.head(*single), **{f"map_{name}": value for name, value in features.maps.items()}}
+        return self.head(*{"audio": (audio,), "visual": (visual,)}.get(self.modality, (audio, visual)))
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The four terms of the released training script, each with weight 1."""
@@ -76,106 +84,71 @@ class AVE(AVPromptTask):
             "video": losses.clip_category(outputs["video_scores"], category, has_event),
         }
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`prediction` (B, T) long, background being the number of categories; `map_visual` as it is."""
-        maps = {name: value for name, value in outputs.items() if name == "map_visual"}
-        return {"prediction": predicted_categories(outputs["is_event"], outputs["event"]), **maps}
+    def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`prediction` (B, T) long; the number of categories stands for background."""
+        return {"prediction": predicted_categories(outputs["is_event"], outputs["event"])}
 
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a second: what is predicted, how surely, and what is annotated where that is known."""
-        names = [*class_names, "background"]
-        is_event, best = outputs["is_event"].float().sigmoid(), outputs["event"].float().softmax(-1).max(-1)
-        truth = batch["event"].argmax(-1) if "event" in batch else None
-        rows = []
-        for clip, categories in enumerate(self.postprocess(outputs)["prediction"].tolist()):
-            begin = float(batch["start"][clip]) if "start" in batch else 0.0
-            for second, category in enumerate(categories):
-                rows.append({
-                    "id": batch["id"][clip],
-                    "start": begin + second,
-                    "end": begin + second + 1,
-                    "predicted": names[category],
-                    "event_probability": round(float(is_event[clip, second]), 4),
-                    "clip_category": names[int(best.indices[clip])],
-                    "clip_category_probability": round(float(best.values[clip]), 4),
-                    "decoded": bool(batch["valid"][clip, second]),
-                    "annotated": "" if truth is None else names[int(truth[clip, second])],
-                    "path": batch["path"][clip] if "path" in batch else "",
-                })
-        return rows
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+        """What is predicted in a segment, with which probability, and what is annotated where that is known."""
+        names, best = [*class_names, "background"], outputs["event"].float().softmax(-1).max(-1)
+        return {
+            "predicted": named(self.decisions(outputs)["prediction"], names),
+            "event_probability": outputs["is_event"].float().sigmoid(),
+            "clip_category": named(best.indices, names),
+            "clip_category_probability": best.values,
+            "annotated": annotated_categories(batch, names),
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        self.accuracy.update(outputs["is_event"], outputs["event"], batch["event"])
-
-    def compute_metrics(self) -> dict[str, Tensor]:
-        accuracy = self.accuracy.compute().float()
-        self.accuracy.reset()
-        return {"accuracy": accuracy}
+        self.metrics["accuracy"].update(outputs["is_event"], outputs["event"], batch["event"])
 
 
 class AVELinear(AVPromptTask):
-    """The same question second by second: a linear head over both modalities' features of one segment, background a category
-    like the others (AV-STFP and its lineage).
+    """Event localisation segment by segment: a linear head over the features of both modalities, with background as one
+    more category (AV-STFP and its lineage).
 
     Args:
-        backbone: see `AVPromptBackbone`.
+        backbone: computes the features, see `FeatureSource`.
         num_classes: event categories, background not counted; linked from the data module, never written in YAML.
         modality: which features the head reads; `audio` and `visual` are single branches.
         options: see `AVPromptTask`.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> task = AVELinear(AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none")), num_classes=3, modality="audio")
+        >>> task({"frames": torch.zeros(1, 2, 3, 64, 64), "audio": torch.zeros(1, 2, 16000)})["logits"].shape
+        torch.Size([1, 2, 4])
     """
 
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: AVPromptBackbone, num_classes: int = 28,
+    def __init__(self, backbone: FeatureSource, num_classes: int = 28,
                  modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):
             self.head = LinearHead(backbone.audio_dim, backbone.visual_dim, num_classes + 1, modality)
-        self.accuracy = MeanMetric()
+        self.metrics["accuracy"] = MeanMetric()
 
-    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
-        """Frames (B, T, 3, H, W) and audio (B, T, S) -> `logits` (B, T, C + 1), background last; `map_visual` as in `AVE`."""
-        features = self.backbone(batch, maps=maps)
-        found = {f"map_{name}": value for name, value in features.maps.items()}
-        return {"logits": self.head(features.audio, features.visual), **found}
+    def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
+        """Features -> `logits` (B, T, C + 1), background last."""
+        return {"logits": self.head(features.audio, features.visual)}
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy over all seconds."""
+        """Cross-entropy over all segments."""
         logits, target = outputs["logits"].float().flatten(0, 1), batch["event"].flatten(0, 1)
         return {"segment": torch.nn.functional.cross_entropy(logits, target)}
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`prediction` (B, T) long, background being the number of categories; `map_visual` as it is."""
-        maps = {name: value for name, value in outputs.items() if name == "map_visual"}
-        return {"prediction": outputs["logits"].argmax(-1), **maps}
+    def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`prediction` (B, T) long; the number of categories stands for background."""
+        return {"prediction": outputs["logits"].argmax(-1)}
 
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a second: what is predicted, how surely, and what is annotated where that is known."""
-        names, rows = [*class_names, "background"], []
-        best = outputs["logits"].float().softmax(-1).max(-1)
-        truth = batch["event"].argmax(-1) if "event" in batch else None
-        for clip, categories in enumerate(best.indices.tolist()):
-            begin = float(batch["start"][clip]) if "start" in batch else 0.0
-            for second, category in enumerate(categories):
-                rows.append({
-                    "id": batch["id"][clip],
-                    "start": begin + second,
-                    "end": begin + second + 1,
-                    "predicted": names[category],
-                    "probability": round(float(best.values[clip, second]), 4),
-                    "decoded": bool(batch["valid"][clip, second]),
-                    "annotated": "" if truth is None else names[int(truth[clip, second])],
-                    "path": batch["path"][clip] if "path" in batch else "",
-                })
-        return rows
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+        """What is predicted in a segment, with which probability, and what is annotated where that is known."""
+        names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
+        return {"predicted": named(best.indices, names), "probability": best.values,
+                "annotated": annotated_categories(batch, names)}
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        self.accuracy.update((outputs["logits"].argmax(-1) == batch["event"].argmax(-1)).float())
-
-    def compute_metrics(self) -> dict[str, Tensor]:
-        accuracy = self.accuracy.compute()
-        self.accuracy.reset()
-        return {"accuracy": accuracy}
+        self.metrics["accuracy"].update((outputs["logits"].argmax(-1) == batch["event"].argmax(-1)).float())

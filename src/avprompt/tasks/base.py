@@ -1,80 +1,233 @@
-"""The template of a task: one LightningModule over the shared backbone, which adds a head, losses and metrics."""
+"""The template of a task: one LightningModule over a source of features, which adds a head, losses and metrics."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from avprompt import checkpoints
-from avprompt.backbone import AVPromptBackbone
-from avprompt.errors import NonFiniteLossError
+from avprompt.errors import ArgumentError, NonFiniteLossError, ShapeError
+from avprompt.features import AVFeatures, FeatureSource
 from avprompt.schedules import WarmupCosine
+
+#: a column of the table of predictions: a value for each clip, or for each segment of each clip
+Column = Tensor | Sequence[Any]
+
+
+def named(indices: Tensor, names: Sequence[str]) -> list[Any]:
+    """Category indices of any shape -> nested lists of their names.
+
+    Example:
+        >>> named(torch.tensor([[0, 1], [1, 1]]), ["bell", "dog"])
+        [['bell', 'dog'], ['dog', 'dog']]
+    """
+    return [named(part, names) if part.ndim else names[int(part)] for part in indices]
+
+
+def cell(column: Column, clip: int, segment: int | None) -> Any:
+    """One value of a column as plain Python; that of the whole clip where the column has one a clip."""
+    value = column[clip]
+    if segment is not None and (value.ndim if isinstance(value, Tensor) else isinstance(value, (list, tuple))):
+        value = value[segment]
+    value = value.item() if isinstance(value, Tensor) else value
+    return round(value, 4) if isinstance(value, float) else value
 
 
 class AVPromptTask(LightningModule, abc.ABC):
-    """What every task shares: steps, logging, the optimizer over trained parameters only, owned-weights checkpoints.
+    """What every task shares: steps, logging, metrics, the table of predictions, the optimizer, checkpoints.
 
-    A subclass builds its head in `__init__` and implements `forward`, `losses`, `update_metrics` and
-    `compute_metrics`. Hyper-parameters are not stored in checkpoints: `config.yaml` beside them is the truth, so nothing
-    in a checkpoint can override a command line.
+    A subclass builds its head and puts its metrics into `self.metrics` in `__init__`; it implements `head_outputs`,
+    `losses`, `decisions`, `columns` and `update_metrics`. Checkpoints hold the trainable state alone. Hyper-parameters are
+    not stored in them: `config.yaml` beside them is the truth, so that nothing in a checkpoint can override a command
+    line.
 
     Args:
-        backbone: the audio-visual feature extractor.
+        backbone: computes the features, see `FeatureSource`.
         optimizer: called with the trained parameters.
-        lr_scheduler: called with the optimizer, stepped once an epoch (`WarmupCosine`: after every batch); `None` keeps the
-            learning rate.
-        prompt_lr: learning rate of what is trained inside the backbone (prompts; encoders where they are not frozen); `None`
-            is the optimizer's. Prompts behind a zero gate start slower than a head.
+        lr_scheduler: called with the optimizer, stepped once an epoch (`WarmupCosine`: after every batch); `None` keeps
+            the learning rate.
+        prompt_lr: learning rate of what is trained inside the backbone (prompts; encoders where they are not frozen);
+            `None` is the optimizer's. Prompts behind a zero gate start slower than a head.
+        method_losses: weights of the prompt method's auxiliary losses, by name: `balance` weighs that loss of every block
+            pair, `balance@3` that of block pair 3 alone. A loss without a weight has weight 1, one with weight 0 is logged
+            and not trained on. A name that the method does not have stops training with an error.
+
+    Raises:
+        ArgumentError: a weight that is not a finite number.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
+        >>> from avprompt.tasks import AVELinear
+        >>> task = AVELinear(AVPromptBackbone(TinySwinV2("none"), TinyHTSAT("none")), num_classes=3)
+        >>> batch = {"id": ["clip"], "frames": torch.zeros(1, 2, 3, 64, 64), "audio": torch.zeros(1, 2, 16000)}
+        >>> task(batch)["logits"].shape
+        torch.Size([1, 2, 4])
     """
 
     #: what checkpoints are selected by, and whether more or less of it is better
     monitor = "val_loss"
     mode = "min"
+    #: what values of the metrics are divided by, 100 where these are in percent
+    metric_unit = 1.0
+    #: whether the table of predictions has a row for each segment, or for each clip
+    row_per_segment = True
     #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
     counts: dict[str, int] = {}
 
-    def __init__(self, backbone: AVPromptBackbone, optimizer: OptimizerCallable = torch.optim.Adam,
-                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None) -> None:
+    def __init__(self, backbone: FeatureSource, optimizer: OptimizerCallable = torch.optim.Adam,
+                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None,
+                 method_losses: dict[str, float] | None = None) -> None:
         super().__init__()
         self.strict_loading = False  # Lightning's own check knows full state dicts only; ours is stricter
+        self.method_losses = dict(method_losses or {})
+        for name, weight in self.method_losses.items():
+            if not math.isfinite(weight):
+                raise ArgumentError(f"method_losses.{name}", weight, "a finite number", "0 switches the loss off.")
         self.backbone = backbone
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
+        self.metrics = nn.ModuleDict()
+
+    # --- what a subclass implements
 
     @abc.abstractmethod
-    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
-        """A batch (flat dict) -> named outputs; with `maps`, attention maps too, for pictures."""
+    def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
+        """Features of the batch -> the task's named outputs; with `maps`, those that the head makes, named `map_...`."""
 
     @abc.abstractmethod
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Named scalar loss terms; the training loss is their sum."""
+        """The task's own loss terms by name, scalars; the training loss is their sum and the method's."""
 
     @abc.abstractmethod
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs -> what the data module draws of each clip: `prediction` (B, ...), and maps."""
+    def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs -> decisions, `prediction` (B, ...) in most tasks."""
 
     @abc.abstractmethod
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """Outputs -> rows of the table that `avprompt predict` writes."""
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+        """Outputs -> columns of the table of predictions, a value for each clip or for each segment of each clip."""
+
+    @abc.abstractmethod
+    def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
+        """Count an evaluated batch in `self.metrics`."""
+
+    def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
+        """The features of a batch."""
+        return self.backbone(batch, maps=maps)
 
     def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
         """Pictures that are results themselves, by path below the run's folder."""
         return {}
 
-    @abc.abstractmethod
-    def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        """Count an evaluated batch."""
+    # --- what all tasks do alike
 
-    @abc.abstractmethod
+    def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
+        """A batch (flat dict) -> the outputs of `head_outputs`.
+
+        With `maps` they also hold attention maps, `map_<name>` (B, T, rows, columns), and the method's tables,
+        `table_<name>` (B, T, K). Where the prompt method has auxiliary losses they hold these under `method_losses`, a
+        dict of scalars.
+        """
+        features = self.extract(batch, maps)
+        found = {**{f"map_{name}": value for name, value in features.maps.items()},
+                 **{f"table_{name}": value for name, value in features.tables.items()}}
+        auxiliary = {"method_losses": features.losses} if features.losses else {}
+        return {**self.head_outputs(features, batch, maps), **found, **auxiliary}
+
+    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs -> what the data module draws of each clip: the decisions, and the maps as they are."""
+        return {**self.decisions(outputs), **{name: value for name, value in outputs.items() if name.startswith("map_")}}
+
+    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Outputs -> rows of the table that `avprompt predict` writes, one a segment or one a clip.
+
+        Every row has `id`, `start` and `end` in seconds of the video, the task's `columns`, `decoded` (whether the media
+        of the segment, or of all segments, could be read), and `path` of the video where that is known.
+
+        Args:
+            outputs: of `forward`.
+            batch: with `times` (B, T, 2), begin and end of each segment in seconds, and `valid` (B, T).
+            class_names: of the categories.
+
+        Raises:
+            ShapeError: the batch has no `times`, or others.
+        """
+        valid, times = batch["valid"], batch.get("times")
+        if times is None or tuple(times.shape) != (*valid.shape, 2):
+            raise ShapeError("times", None if times is None else tuple(times.shape),
+                             f"{(*valid.shape, 2)}, begin and end of each segment in seconds",
+                             "Give every sample of the data module `times` (T, 2), see `Sampling.times`.")
+        columns, rows = self.columns(outputs, batch, class_names), []
+        for clip, clip_id in enumerate(batch["id"]):
+            for segment in range(valid.shape[1]) if self.row_per_segment else [None]:
+                spans, decoded = (times[clip], valid[clip]) if segment is None else (
+                    times[clip, segment:segment + 1], valid[clip, segment])
+                rows.append({"id": clip_id, "start": round(float(spans[0, 0]), 3), "end": round(float(spans[-1, 1]), 3),
+                             **{name: cell(column, clip, segment) for name, column in columns.items()},
+                             "decoded": bool(decoded.all()), "path": batch["path"][clip] if "path" in batch else ""})
+        return rows
+
     def compute_metrics(self) -> dict[str, Tensor]:
-        """Name -> value in [0, 1] over everything counted since the last call; resets the count."""
+        """Name -> value in [0, 1] over everything counted since the last call; resets the count.
+
+        A metric that is a dictionary contributes its entries. A metric that was not updated is left out.
+        """
+        found: dict[str, Any] = {}
+        counted = {name: metric for name, metric in self.metrics.items() if metric.update_called}
+        self.counts = {}
+        for name, metric in counted.items():
+            value = metric.compute()
+            found |= value if isinstance(value, Mapping) else {name: value}
+            self.counts |= metric.counts() if hasattr(metric, "counts") else {}
+        self.reset_metrics()
+        return {name.replace(" ", "_"): (torch.as_tensor(value, dtype=torch.float64) / self.metric_unit).float()
+                for name, value in found.items()}
+
+    def reset_metrics(self) -> None:
+        """Forget what was counted."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def weight_of(self, name: str) -> float:
+        """Weight of a method's loss such as `balance@3`: its own, that of `balance`, or else 1."""
+        return self.method_losses.get(name, self.method_losses.get(name.partition("@")[0], 1.0))
+
+    def objective(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training loss of a batch, and what is logged of it.
+
+        Args:
+            outputs: of `forward`.
+            batch: what they were computed from.
+
+        Returns:
+            The sum of the task's terms and the weighted losses of the prompt method, a scalar; and by name each term as it
+            is added, each loss of the method without its weight, and their sum over block pairs.
+
+        Raises:
+            ArgumentError: a weight for a loss that the method does not have, or a loss that has a term's name.
+        """
+        terms, auxiliary = self.losses(outputs, batch), outputs.get("method_losses", {})
+        families = {name: name.partition("@")[0] for name in auxiliary}
+        unknown = sorted(set(self.method_losses) - {*families, *families.values()})
+        if unknown and self.training:  # in evaluation a method may leave its losses out
+            raise ArgumentError("method_losses", unknown, f"some of {sorted({*families, *families.values()})}, which the "
+                                "prompt method has", "Correct the name, or choose another prompt method.")
+        if twice := sorted(terms.keys() & {*families, *families.values()}):
+            raise ArgumentError("losses", twice, f"names other than the task's own {sorted(terms)}",
+                                "Rename the loss in the prompt method.")
+        weighed = [self.weight_of(name) * value for name, value in auxiliary.items() if self.weight_of(name)]
+        shown = {**terms, **auxiliary}
+        for family in dict.fromkeys(families.values()):
+            shown.setdefault(family, sum(value for name, value in auxiliary.items() if families[name] == family))
+        return torch.stack([*terms.values(), *weighed]).sum(), shown
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One training batch -> loss.
@@ -82,8 +235,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         Raises:
             NonFiniteLossError: the loss is NaN or infinite; no parameter has been changed by this batch.
         """
-        terms = self.losses(self(batch), batch)
-        loss = torch.stack(list(terms.values())).sum()
+        loss, terms = self.objective(self(batch), batch)
         if not torch.isfinite(loss):
             values = {name: float(term) for name, term in terms.items()}
             raise NonFiniteLossError(
@@ -96,9 +248,9 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
         outputs = self(batch)
-        terms = self.losses(outputs, batch)
+        loss, _ = self.objective(outputs, batch)
         self.update_metrics(outputs, batch)
-        self.log(f"{stage}_loss", torch.stack(list(terms.values())).sum(), batch_size=len(batch["id"]), sync_dist=True)
+        self.log(f"{stage}_loss", loss, batch_size=len(batch["id"]), sync_dist=True)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch of the selection split."""
@@ -139,15 +291,15 @@ class AVPromptTask(LightningModule, abc.ABC):
                                                          "monitor": self.monitor}}
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:
-        """What this task owns: trained parameters and the buffers beside them."""
+        """The trainable state: trained parameters and the buffers beside them."""
         state = super().state_dict(*args, prefix=prefix, **kwargs)
-        owned = {prefix + name for name in checkpoints.trainable_state_names(self)}
-        for name in [name for name in state if name.startswith(prefix) and name not in owned]:
+        kept = {prefix + name for name in checkpoints.trainable_state_names(self)}
+        for name in [name for name in state if name.startswith(prefix) and name not in kept]:
             del state[name]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """Load exactly what this task owns.
+        """Load exactly the trainable state.
 
         Raises:
             CheckpointError: a tensor is missing, unexpected or has another shape.

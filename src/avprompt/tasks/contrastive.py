@@ -1,40 +1,41 @@
-"""Few-shot and zero-shot: images and sounds compared with names of classes (DG-SCT, NeurIPS 2023, and its peers)."""
+"""Few-shot and zero-shot: images and sounds compared with class names (DG-SCT, NeurIPS 2023, and its baselines)."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 
 from avprompt import checkpoints, losses
-from avprompt.backbone import AVPromptBackbone, seeded
+from avprompt.backbone import seeded
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.features import AVFeatures, FeatureSource, Modality
 from avprompt.heads.contrastive import ContrastiveHead, Fusion
 from avprompt.methods.class_embeddings import ClassEmbeddings
-from avprompt.tasks.base import AVPromptTask
+from avprompt.tasks.base import AVPromptTask, Column, named
 
 
 class Contrastive(AVPromptTask):
-    """Which class a segment or a clip belongs to: the one whose text its image and its sound are nearest to.
+    """Which class a segment or a clip belongs to: the one whose text is nearest to its image and its sound.
 
-    Without anything to train it is zero-shot: `avprompt test` alone. Nothing that is trained depends on the classes
-    (but `CoOp` with `class_specific`), so a checkpoint serves other datasets too. Logged are `accuracy`, with both
-    modalities `visual_accuracy` and `audio_accuracy` of each one's own logits, at segment level `video_accuracy` of
-    their mean, and for clips with several classes `any_match`, where each of these is right; so it is in `accuracy` where
-    a batch has `accepted`, (B, K) float with 1 for each right class.
+    Without anything to train it is zero-shot: `avprompt test` alone. Except for `CoOp` with `class_specific`, nothing
+    that is trained depends on the classes, so a checkpoint serves other datasets too. Logged are `accuracy`; with both
+    modalities `visual_accuracy` and `audio_accuracy` of the logits of each; at segment level `video_accuracy` of the mean
+    logits; and for clips with several classes `any_match`, where each of them counts as right. In `accuracy` each of
+    them counts too where a batch has `accepted`, (B, K) float with 1 for each right class.
 
     Args:
-        backbone: with encoders that project into the texts' space: `CLIP` (`projection: true`) and `CLAPAudio`.
+        backbone: computes the features; its encoders project into the space of the texts, as `CLIP` (`projection: true`)
+            and `CLAPAudio` do.
         visual_texts: texts for images; `None` compares sounds alone.
         audio_texts: texts for sounds; `None` compares images alone.
         class_names: linked from the data module, never written in YAML.
-        background: `background` is one more class, the last one (segments of AVE and VGG-Sound). Without, segments of
-            the background have no text: they do not train and count as wrong, as in the published zero-shot figures.
+        background: `background` is one more class, the last one (segments of AVE and VGG-Sound). Without it, segments of
+            the background have no text: they are not trained on and count as wrong, as in the published zero-shot figures.
         level: what is classified: `segment`, or `video` by the mean over its segments' logits.
         adapters: `CLIPAdapter` on some of `visual`, `visual_texts`, `audio`, `audio_texts`.
         adapter_ratio: of these.
@@ -50,9 +51,21 @@ class Contrastive(AVPromptTask):
         pretrained: checkpoint of another run of the same network, perhaps on other classes, to start or to test from.
         options: see `AVPromptTask`.
 
+    Attributes:
+        num_texts: number K of classes with a text.
+
     Raises:
         ArgumentError: encoders that do not project, no texts, texts of another width, or contradictory settings.
         CheckpointError: `pretrained` is missing, broken, of another network, or trained on other frozen weights.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyCLAP, TinyCLIP
+        >>> from avprompt.methods import RandomEmbeddings
+        >>> backbone = AVPromptBackbone(TinyCLIP("none", projection=True), TinyCLAP("none"))
+        >>> task = Contrastive(backbone, RandomEmbeddings(64), RandomEmbeddings(64), ["bell", "dog"], visual_scale=100.0)
+        >>> task({"frames": torch.zeros(1, 2, 3, 64, 64), "audio": torch.zeros(1, 2, 16000)})["logits"].shape
+        torch.Size([1, 2, 2])
     """
 
     monitor = "val_accuracy"
@@ -60,7 +73,7 @@ class Contrastive(AVPromptTask):
 
     def __init__(
         self,
-        backbone: AVPromptBackbone,
+        backbone: FeatureSource,
         visual_texts: ClassEmbeddings | None = None,
         audio_texts: ClassEmbeddings | None = None,
         class_names: Sequence[str] = (),
@@ -80,6 +93,7 @@ class Contrastive(AVPromptTask):
     ) -> None:
         super().__init__(backbone, **options)
         self.class_names, self.level = tuple(class_names), level
+        self.row_per_segment = level == "segment"
         self.objective, self.weighting = objective, weighting
         texts = {side: own for side, own in (("visual", visual_texts), ("audio", audio_texts)) if own is not None}
         names = [*self.class_names, *(["background"] if background else [])] if self.class_names else []
@@ -91,49 +105,47 @@ class Contrastive(AVPromptTask):
             logs = {side: self._log_scale(side, own, scales[side]) for side, own in texts.items()}
             self.head = ContrastiveHead(texts, logs, adapters, adapter_ratio, fusion, learned_scales, exp_audio_scale,
                                         objective == "released")
-        self.scores = nn.ModuleDict({name: MeanMetric() for name in (
+        self.metrics.update({name: MeanMetric() for name in (
             "accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")})
-        if pretrained is not None and not backbone.visual.is_meta():
+        if pretrained is not None and not any(parameter.is_meta for parameter in self.parameters()):
             content = checkpoints.read_checkpoint(pretrained)
             checkpoints.check_record(self, content.get(checkpoints.RECORD), pretrained)
             checkpoints.check_names(self, content["state_dict"], pretrained)
             self.load_state_dict(content["state_dict"])
 
-    def _log_scale(self, side: str, texts: ClassEmbeddings, given: float | None) -> Tensor:
-        encoder = getattr(self.backbone, side)
-        if not hasattr(encoder, "project"):
-            raise ArgumentError(side, type(encoder).__name__, "an encoder with a projection into the space of texts",
-                                "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.")
+    def _log_scale(self, modality: Modality, texts: ClassEmbeddings, given: float | None) -> Tensor:
+        trained = self.backbone.log_scale(modality)
         if given is not None:
             if given <= 0:
-                raise ArgumentError(f"{side}_scale", given, "a positive number", "Choose another value.")
+                raise ArgumentError(f"{modality}_scale", given, "a positive number", "Choose another value.")
             return torch.tensor(given).log()
-        own = getattr(encoder, "logit_scale", None)
-        own = texts.logit_scale if own is None else own
-        if own is None:
-            raise ArgumentError(f"{side}_scale", None, "a number: neither encoder nor text tower is there to say it",
+        trained = texts.logit_scale if trained is None else trained
+        if trained is None:
+            raise ArgumentError(f"{modality}_scale", None, "a number: neither encoder nor text tower is there to say it",
                                 "CLIP's published models have 100.")
-        return own
+        return trained
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
-        """Frames (B, T, 3, H, W) and audio (B, T, S) -> outputs.
-
-        Returns:
-            `logits` (B, T, K), at video level (B, K); with both modalities also `visual_logits`, `audio_logits`
-            likewise and `visual_weight` (B, T) or (B,); with the released objective `matching` (B, B).
+        """See `AVPromptTask.forward`.
 
         Raises:
             ArgumentError: built without `class_names`.
         """
         if not self.class_names:
             raise ArgumentError("class_names", "none", "the names of the classes", "Give them, or a data module.")
-        features = self.backbone(batch, maps=maps)
-        embeddings = {side: getattr(self.backbone, side).project(getattr(features, side))
-                      if side in self.head.branches else None for side in ("visual", "audio")}
-        out = self.head(**embeddings)
+        return super().forward(batch, maps)
+
+    def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
+        """Features -> `logits` (B, T, K), at video level (B, K).
+
+        With both modalities also `visual_logits`, `audio_logits` likewise and `visual_weight` (B, T) or (B,); with the
+        released objective `matching` (B, B).
+        """
+        out = self.head(**{modality: self.backbone.project(modality, getattr(features, modality))
+                           if modality in self.head.branches else None for modality in ("visual", "audio")})
         if self.level == "video":
             out = {name: value if name == "matching" else value.mean(1) for name, value in out.items()}
-        return {**out, **{f"map_{name}": value for name, value in features.maps.items()}}
+        return out
 
     def targets(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Index of the right class, (B, T) or (B,) long, and whether there is a text for it, bool.
@@ -175,60 +187,42 @@ class Contrastive(AVPromptTask):
         return {side: (weight * losses.text_contrast(logits[f"{side}_logits"], target, has_class)).sum() / count
                 for side, weight in (("visual", share), ("audio", 1 - share))}
 
-    def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`prediction` (B, T) or (B,) long, background being the number of classes; `map_visual` as it is."""
-        maps = {name: value for name, value in outputs.items() if name == "map_visual"}
-        return {"prediction": outputs["logits"].argmax(-1), **maps}
+    def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`prediction` (B, T) or (B,) long; the number of classes stands for background."""
+        return {"prediction": outputs["logits"].argmax(-1)}
 
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """One row a segment or a clip: what is predicted, how surely, by which modality, and what is annotated."""
-        names = [*class_names, "background"]
-        best = outputs["logits"].float().softmax(-1).max(-1)
-        alone = {side: outputs[f"{side}_logits"].argmax(-1) for side in ("visual", "audio")
-                 if f"{side}_logits" in outputs}
-        truth = self.targets(batch)[0] if "event" in batch or "label" in batch else None
-        rows = []
-        for where in itertools.product(*map(range, best.indices.shape)):
-            clip, second = where[0], where[1] if self.level == "segment" else None
-            begin = float(batch["start"][clip]) if "start" in batch else 0.0
-            several = batch["labels"][clip].nonzero().flatten().tolist() if "labels" in batch else None
-            annotated = [] if truth is None else several or [int(truth[where])]
-            rows.append({
-                "id": batch["id"][clip],
-                "start": begin if second is None else begin + second,
-                **({} if second is None else {"end": begin + second + 1}),
-                "predicted": names[int(best.indices[where])],
-                "probability": round(float(best.values[where]), 4),
-                **{f"predicted_{side}": names[int(index[where])] for side, index in alone.items()},
-                "decoded": bool(batch["valid"][clip, second] if second is not None else batch["valid"][clip].all()),
-                "annotated": ", ".join(names[index] for index in annotated),
-                "path": batch["path"][clip] if "path" in batch else "",
-            })
-        return rows
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+        """What is predicted with which probability, also by each modality alone, and what is annotated."""
+        names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
+        annotated: Column = [""] * len(best.indices)
+        if "labels" in batch:
+            annotated = [", ".join(names[index] for index in labels.nonzero().flatten()) for labels in batch["labels"]]
+        elif "event" in batch or "label" in batch:
+            annotated = named(self.targets(batch)[0], names)
+        return {
+            "predicted": named(best.indices, names),
+            "probability": best.values,
+            **{f"predicted_{modality}": named(outputs[f"{modality}_logits"].argmax(-1), names)
+               for modality in ("visual", "audio") if f"{modality}_logits" in outputs},
+            "annotated": annotated,
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         (target, has_class), accepted = self.targets(batch), batch.get("accepted")
         if "event" in batch and self.level == "video":
             target = target.masked_fill(~has_class, -1)  # a clip without an event is counted, and cannot be right
-        for name in ("", *(f"{side}_" for side in self.head.branches)):
+        for name in ("", *(f"{modality}_" for modality in self.head.branches)):
             if f"{name}logits" in outputs:
                 found = outputs[f"{name}logits"].argmax(-1)
                 right = accepted.gather(1, found[:, None])[:, 0] if accepted is not None else found == target
-                self.scores[f"{name}accuracy"].update(right.float())
+                self.metrics[f"{name}accuracy"].update(right.float())
         if self.level == "segment":
             _, category, has_event = losses.event_targets(batch["event"])
             found = outputs["logits"].mean(1).argmax(-1)
-            self.scores["video_accuracy"].update((found == category)[has_event].float())
+            self.metrics["video_accuracy"].update((found == category)[has_event].float())
         if "labels" in batch:
             found = outputs["logits"].argmax(-1, keepdim=True)
-            self.scores["any_match"].update(batch["labels"].gather(1, found).squeeze(1).float())
-
-    def compute_metrics(self) -> dict[str, Tensor]:
-        found = {name: score.compute() for name, score in self.scores.items() if score.update_called}
-        for score in self.scores.values():
-            score.reset()
-        return found
+            self.metrics["any_match"].update(batch["labels"].gather(1, found).squeeze(1).float())
 
     def configure_optimizers(self) -> Any:
         """As every task's.
