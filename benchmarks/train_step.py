@@ -19,7 +19,7 @@ import argparse
 import shlex
 import sys
 
-from avprompt.reports.efficiency import measured
+from avprompt.cli.efficiency import measured
 
 # with these, large tensors go back to the system when they are freed: slower, and the peak is that of the tensors alone
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "4194304"}

@@ -22,6 +22,7 @@ from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, Published, Segments, open_reader
 from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader
+from avprompt.media.untrusted import MAX_PIXELS
 
 Sample = dict[str, Any]
 
@@ -171,13 +172,14 @@ class VideoWindows(Dataset):
 
     def __init__(self, folder: Path, sampling: Sampling, normalise: Normalise) -> None:
         self.sampling, self.normalise = sampling, normalise
-        self.problems: dict[str, str] = {}
+        media = find_media([Path(folder)])
+        self.problems: dict[str, str] = dict(media.unusable)
         self.windows: list[tuple[str, Path, Path | None, float]] = []
-        for clip, (video, wave) in find_media([Path(folder)]).items():
+        for clip, (video, wave) in media.clips.items():
             try:
                 if video is None:
                     raise ClipDecodeError(wave, "a sound without a video", "a video of the same name", "Leave it out.")
-                length = probe(video, wave)
+                length = probe(video, wave, sampling)
             except ClipDecodeError as error:
                 self.problems[clip] = str(error)
                 continue
@@ -240,6 +242,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: what checkpoints are selected on; `test` repeats the released procedure.
         predict_root: folder of videos for `avprompt predict`; `None` is the test split.
         pin_memory: copy batches to page-locked memory (CUDA).
+        max_pixels: a picture with more is refused before it is decoded; 8K video fits.
+        max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
         augment: what is done to the frames of training clips, the same to all of a clip: `none`, or `randaugment`, see
             `RandAugment`. Every epoch draws anew.
         mix_audio: probability with which the sound of a training clip is mixed with that of another one, in shares from
@@ -274,6 +278,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: Literal["val", "test"] = "val",
         predict_root: Path | None = None,
         pin_memory: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        max_hours: float = 24.0,
         augment: Literal["none", "randaugment"] = "none",
         mix_audio: float = 0.0,
     ) -> None:
@@ -287,18 +293,22 @@ class AVDataModule(LightningDataModule, abc.ABC):
             raise ArgumentError("augment", augment, "none or randaugment", "Correct the argument.")
         if not 0 <= mix_audio <= 1:
             raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
-        self.root, self.layout = Path(root), layout
+        self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
         self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
-                                 stride=stride)
+                                 stride=stride, max_pixels=max_pixels, max_hours=max_hours)
         self.normalise = Normalise(mean, std)
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
-        self.predict_root = predict_root
+        self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.augment, self.mix_audio = augment, mix_audio
         self.datasets: dict[str, Dataset] = {}
         self.absent: dict[str, dict[str, str]] = {}
         self.rows: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process that is spawned gets: no trainer, and none of the datasets that refer to this."""
+        return {**self.__dict__, "trainer": None, "datasets": {}}
 
     @property
     def segments(self) -> int:

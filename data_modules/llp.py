@@ -16,7 +16,9 @@ from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.data_modules.few_shot import FewShotDataModule
 from avprompt.datasets import llp
 from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, DatasetError
+from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
+from avprompt.media.untrusted import read_array
 from avprompt.plots.parsing import parsing_figure
 
 FEATURES = 512  # channels of r2plus1d_18
@@ -32,7 +34,7 @@ class WithFeatures(ClipReader):
 
     def __init__(self, reader: ClipReader, folder: Path) -> None:
         self.reader = reader
-        self.found = {path.stem for path in folder.glob("*.npy")}
+        self.found = {path.stem for path in listed(folder, ".npy")}
 
     def problem(self, clip_id: str) -> str | None:
         return self.reader.problem(clip_id) or (None if clip_id in self.found else "missing: features")
@@ -76,7 +78,7 @@ class LLPDataModule(AVDataModule):
         # read here, not in `setup`: the model is sized by it before any data is looked at
         self.class_names = llp.read_categories(self.root, categories)
         self.num_classes = len(self.class_names)
-        self.features = None if features is None else Path(features)
+        self.features = None if features is None else Path(features).expanduser()
         self.video_dim = 0 if features is None else FEATURES
         if self.features is not None and self.predict_root is not None:
             raise ConfigError("features, predict_root", f"{features}, {self.predict_root}",
@@ -113,8 +115,8 @@ class LLPDataModule(AVDataModule):
         path, shape = self.features / f"{clip_id}.npy", (self.sampling.segments, FEATURES)
         expected, hint = f"finite floating-point numbers {shape}", "Extract the features again."
         try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            values = read_array(path)
+        except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, expected, hint) from error
         if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
             raise ClipDecodeError(path, f"{values.dtype} {values.shape}", expected, hint)

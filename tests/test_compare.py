@@ -25,9 +25,12 @@ from torch.utils.tensorboard import SummaryWriter
 from avprompt.cli import main, parts_of, run
 from avprompt.configs import get_nested, read_yaml
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
-from avprompt.reports.compare import DATASETS, ENCODERS, Run, encoder_name, gather, read_runs, tables, task_of
 from avprompt.reports.efficiency import measure
 from avprompt.reports.published import read_published
+from avprompt.reports.runs import DATASETS, Run, read_runs, task_of
+from avprompt.reports.settings import ENCODERS, encoder_name
+from avprompt.reports.tables import tables
+from avprompt.reports.variants import gather
 from avprompt.sweeps.curves import ENCODERS as SHORT
 
 DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
@@ -81,7 +84,7 @@ WORLD = [f"world000{number:06d}" for number in range(80)]
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Table 5's rows without T on the generated world, two seeds each, in a useless order of names."""
+    """Table 5's rows without T on the synthetic dataset, two seeds each, in a useless order of names."""
     folder = tmp_path / "ablation"
     rows = {"a everything": {}, "b S": {"channel": False, "temporal": False},
             "c C": {"spatial": False, "temporal": False}, "d none": None,
@@ -115,7 +118,7 @@ def test_generated_world_never_stands_unmarked_beside_published_figures(runs: Pa
     for row in table.rows:
         assert row[ours].endswith(" [a]") and (row[published] == "" or row[published].endswith(" [b]"))
     assert table.rows[4][ours] == "51.0 ± 1.4 [a]" and table.rows[4][published] == "82.2 [b]"
-    assert table.marks["a"].startswith("generated world in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny")
+    assert table.marks["a"].startswith("synthetic dataset in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny")
     assert table.marks["b"] == ("AVE, 402 test clips; Swin-V2-L + HTS-AT; "
                                 "published, selected on test, metric as released")
 
@@ -158,7 +161,7 @@ def test_real_data_are_told_from_a_world_whose_ids_look_real(tmp_path: Path) -> 
     (tmp_path / "data" / "made" / "scenes.jsonl").write_text("")
     data = {line.label: line.setting.data for line in lines_of(tmp_path / "runs")}
     assert data == {"real": "MUSIC-AVQA, 320 test questions",
-                    "made": "generated world in the layout of MUSIC-AVQA, 320 test questions"}
+                    "made": "synthetic dataset in the layout of MUSIC-AVQA, 320 test questions"}
     table, = tables(lines_of(tmp_path / "runs"), read_published())
     assert [name for name in table.header if name.endswith("%")] == ["AQ, %", "VQ, %", "AVQ, %", "average, %"]
     assert "74.8 [b]" in table.rows[0]  # the released network has no temporal gate here: it is the headline's row
@@ -264,9 +267,9 @@ def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert list(rows[0]) == ["run", "metric", "value", "trainable", "total", "seed", "epochs", "seconds"]
     assert len(rows) == 6
     with (tmp_path / "out" / "compare.csv").open() as file:
-        rows = {row["row"]: row for row in csv.DictReader(file)}
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert rows["a everything"]["published"] == "82.2" and float(rows["a everything"]["mean"]) == 50
-    assert rows["a everything"]["data"].startswith("generated world")
+    assert rows["a everything"]["data"].startswith("synthetic dataset")
     page = (tmp_path / "out" / "compare.html").read_text()
     cells: list[str] = []
 
@@ -298,7 +301,7 @@ def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_dashboard(runs: Path, tmp_path: Path) -> None:
-    """One line an ablation row in the hyper-parameter table, its mean, and its mean validation curve."""
+    """One line for each variant in the hyper-parameter table, its mean, and its mean validation curve."""
     log = tmp_path / "log"
     (log / "compare" / "stale").mkdir(parents=True)
     run(["compare", str(runs), "--tensorboard", str(log)])
@@ -326,7 +329,7 @@ def test_dashboard(runs: Path, tmp_path: Path) -> None:
     assert curve == [(10, 15), (20, 25)]
     tags = events(log / "compare").Tags()
     assert "ave/accuracy" in tags["images"] and "custom_scalars__config__" in tags["tensors"]
-    assert [round(event.value) for event in events(log / "compare").Scalars("ave_rows/accuracy/mean")] == [
+    assert [round(event.value) for event in events(log / "compare").Scalars("ave_variants/accuracy/mean")] == [
         55, 53, 52, 54, 51, 56]
 
 
@@ -408,7 +411,7 @@ def test_encoders_are_measured_without_their_weights(tmp_path: Path) -> None:
     encoder = base["model"]["init_args"]["backbone"]["init_args"]["visual"]
     encoder.setdefault("init_args", {})["pretrained"] = "nowhere.safetensors"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(base))
-    shared = measure(str(tmp_path / "own.yaml"), [f"{SEGMENTS}=null"], "cpu", 1, 1, "fp32")
-    apart = measure(str(tmp_path / "own.yaml"), ["--model.init_args.backbone.init_args.audio=separate"], "cpu", 1, 1,
+    shared = measure(parts_of, str(tmp_path / "own.yaml"), [f"{SEGMENTS}=null"], "cpu", 1, 1, "fp32")
+    apart = measure(parts_of, str(tmp_path / "own.yaml"), ["--model.init_args.backbone.init_args.audio=separate"], "cpu", 1, 1,
                     "fp32")
     assert apart["frozen"] > shared["frozen"] > 0

@@ -25,10 +25,10 @@ from conftest import ROOT
 from laptop import tiny
 
 from avprompt import methods, tasks
-from avprompt.cli import main, quickstart, run
-from avprompt.reports import efficiency
+from avprompt.cli import efficiency, main, parts_of, quickstart, run
+from avprompt.reports.efficiency import measure
 from avprompt.sweeps import sweep
-from avprompt.sweeps.sweep import Cell, read_json, write_json
+from avprompt.sweeps.run import SweepRun, read_json, write_json
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
 GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md"))
@@ -131,29 +131,29 @@ class Tree:
             overlay = tiny(config, self.root / "tiny.yaml", ["categories: null"])
         return [*args[:place], *overlay, *ONE_BATCH, *args[place:], *NO_GPU]
 
-    def train(self, cell: Cell) -> None:
+    def train(self, one: SweepRun) -> None:
         """What a sweep does in processes of their own."""
-        for command in cell.commands().values():
+        for command in one.commands().values():
             run(self.small(command))
-        write_json(cell.record, {"recipe": cell.recipe})
+        write_json(one.record, {"recipe": one.recipe})
 
 
 class Here:
-    """Cells of a sweep in this process: the first that trains is run, the others get its figures.
+    """Runs of a sweep in this process: the first that trains is run, the others get its figures.
 
-    tests/test_sweep.py has the processes, tests/test_experiments.py the network of every row.
+    tests/test_sweep.py has the processes, tests/test_experiments.py the network of every variant.
     """
 
     def __init__(self, tree: Tree, *given: Any) -> None:
         self.tree, self.given = tree, given
 
-    def submit(self, cells: list[Cell]) -> list[Future]:
-        one, jobs = next(cell for cell in cells if not cell.zero_shot), []
+    def submit(self, runs: list[SweepRun]) -> list[Future]:
+        one, jobs = next(run for run in runs if not run.zero_shot), []
         self.tree.train(one)
-        for cell in cells:
-            if cell is not one:
-                cell.result.parent.mkdir(parents=True)
-                write_json(cell.result, one.outcome("test"))
+        for other in runs:
+            if other is not one:
+                other.result.parent.mkdir(parents=True)
+                write_json(other.result, one.outcome("test"))
             jobs.append(Future())
             jobs[-1].set_result(None)
         return jobs
@@ -182,11 +182,11 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         name: replace(plan, options={**plan.options, **worlds.get(name, {})})
         for name, plan in quickstart.PLANS.items()})
     monkeypatch.setattr(quickstart, "ROWS", {"DG-SCT": []})  # sweeps run the other
-    monkeypatch.setattr(quickstart, "run_cell", lambda cell, threads: tree.train(cell))
+    monkeypatch.setattr(quickstart, "execute", lambda one, threads: tree.train(one))
     monkeypatch.setattr(sweep, "Processes", lambda *given: Here(tree, *given))
     monkeypatch.setattr(sweep, "Slurm", lambda *given: Here(tree, *given))
     monkeypatch.setattr(sweep, "PAUSE", 0)
-    monkeypatch.setattr(efficiency, "measured", lambda config, *given: efficiency.measure(str(config), *given))
+    monkeypatch.setattr(efficiency, "measured", lambda config, *given: measure(parts_of, str(config), *given))
 
 
 def execute(tree: Tree, command: str) -> None:

@@ -12,7 +12,7 @@ from laptop import tiny
 from avprompt.cli import run
 from avprompt.configs import read_yaml
 from avprompt.errors import ConfigError
-from avprompt.sweeps.sweep import read_sweep
+from avprompt.sweeps.plan import read_sweep
 
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -82,13 +82,13 @@ def test_equations_laid_over_few_shot_learning(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda p: p.stem)
-def test_every_row_of_a_sweep_is_a_network(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cells, _ = read_sweep(path, [0], tmp_path, quickstart="tasks" in read_yaml(path))
-    cells, sizes = list({cell.row: cell for cell in cells}.values()), {}
-    for cell in cells:
-        run(["params", "--config", str(cell.config), *cell.overrides, "--json"])
-        sizes[cell.row] = json.loads(capsys.readouterr().out.splitlines()[-1])["trainable"]
-    assert len(sizes) == len(cells)
+def test_every_variant_of_a_sweep_is_a_network(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs, _ = read_sweep(path, [0], tmp_path, quickstart="tasks" in read_yaml(path))
+    runs, sizes = list({one.variant: one for one in runs}.values()), {}
+    for one in runs:
+        run(["params", "--config", str(one.config), *one.overrides, "--json"])
+        sizes[one.variant] = json.loads(capsys.readouterr().out.splitlines()[-1])["trainable"]
+    assert len(sizes) == len(runs)
     for everything in sizes.keys() & {"all", "DG-SCT"}:
         least = sizes["no prompts" if "no prompts" in sizes else "CLIP"]
         assert least < sizes.get("a2v only", sizes[everything]) <= sizes[everything]

@@ -13,9 +13,10 @@ from conftest import ROOT
 from small import SAMPLES, SEGMENTS, SmallHTSAT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from avprompt.callbacks import feature_pictures
 from avprompt.cli import lightning_cli, parts_of, run
 from avprompt.errors import ArgumentError, ConfigError
-from avprompt.callbacks import feature_pictures as features
+from avprompt.plots import features
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 PROMPTS = "--model.init_args.backbone.init_args.prompts"
@@ -27,13 +28,13 @@ def flags(root: Path, out: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, features.FeaturePictures]:
+def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, feature_pictures.FeaturePictures]:
     """Run folder and callback after four clips, two of them drawn."""
     out = tmp_path_factory.mktemp("visualize")
     cli = lightning_cli()(["predict", *flags(
         ave_root, out, "--data.init_args.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
         "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2")])
-    callback = next(one for one in cli.trainer.callbacks if isinstance(one, features.FeaturePictures))
+    callback = next(one for one in cli.trainer.callbacks if isinstance(one, feature_pictures.FeaturePictures))
     return out / "quickstart" / "version_0", callback
 
 
@@ -45,11 +46,11 @@ def test_a_band_is_found_again_in_the_folded_map() -> None:
         mel = torch.zeros(SEGMENTS, 1, width, bands)
         mel[..., band] = 1
         square = encoder.fold(mel)[:, 0].unflatten(0, (1, SEGMENTS))
-        found = features.frequency_map(encoder, square)
-        assert found.shape == (1, SEGMENTS, bands, features.COLUMNS)
+        found = feature_pictures.frequency_map(encoder, square)
+        assert found.shape == (1, SEGMENTS, bands, feature_pictures.COLUMNS)
         assert torch.equal(found[0].mean((0, 2)).argmax(), torch.tensor(band))
-        assert torch.allclose(found[0, :, band], torch.ones(SEGMENTS, features.COLUMNS))
-        assert float(found.sum()) == pytest.approx(SEGMENTS * features.COLUMNS)
+        assert torch.allclose(found[0, :, band], torch.ones(SEGMENTS, feature_pictures.COLUMNS))
+        assert float(found.sum()) == pytest.approx(SEGMENTS * feature_pictures.COLUMNS)
 
 
 def test_a_moment_is_found_again_in_the_folded_map() -> None:
@@ -61,18 +62,18 @@ def test_a_moment_is_found_again_in_the_folded_map() -> None:
     mel = torch.zeros(SEGMENTS, 1, width, bands)
     for repetition in range(encoder.repeat):
         mel[:, :, repetition * period + period // 2: (repetition + 1) * period] = 1  # its second half
-    found = features.frequency_map(encoder, encoder.fold(mel)[:, 0].unflatten(0, (1, SEGMENTS)))
-    half = features.COLUMNS // 2
+    found = feature_pictures.frequency_map(encoder, encoder.fold(mel)[:, 0].unflatten(0, (1, SEGMENTS)))
+    half = feature_pictures.COLUMNS // 2
     assert float(found[..., :half].max()) == 0 and float(found[..., half:].min()) == 1
 
 
 def test_spectrogram_has_low_bands_first() -> None:
     encoder = SmallHTSAT().eval()
     noise, time = 0.01 * torch.randn(1, SEGMENTS, SAMPLES), torch.arange(SAMPLES) / 16000
-    quiet, loudest = features.spectrogram(encoder, noise), []
+    quiet, loudest = feature_pictures.spectrogram(encoder, noise), []
     assert quiet.shape[:3] == (1, SEGMENTS, 16)
     for hertz in (1000, 2500, 6000):
-        found = features.spectrogram(encoder, noise + 0.5 * torch.sin(2 * torch.pi * hertz * time))
+        found = feature_pictures.spectrogram(encoder, noise + 0.5 * torch.sin(2 * torch.pi * hertz * time))
         loudest.append(int((found - quiet).mean((0, 1, 3)).argmax()))
     assert loudest == sorted(set(loudest))
 
@@ -80,13 +81,13 @@ def test_spectrogram_has_low_bands_first() -> None:
 def test_events_of_each_kind_of_data() -> None:
     event = torch.zeros(2, 3, 5)
     event[0, 1, 2] = event[1, :, 4] = 1  # the last column is background
-    found = features.events({"event": event})
+    found = feature_pictures.events({"event": event})
     assert found["visual"].nonzero().tolist() == [[0, 1, 2]] and found["audio"].shape == (2, 3, 4)
-    both = features.events({"audio_target": event, "visual_target": 1 - event})
+    both = feature_pictures.events({"audio_target": event, "visual_target": 1 - event})
     assert torch.equal(both["audio"], ~both["visual"])
-    label = features.events({"label": torch.tensor([1, 0]), "valid": torch.ones(2, 3)})
+    label = feature_pictures.events({"label": torch.tensor([1, 0]), "valid": torch.ones(2, 3)})
     assert label["audio"][0].tolist() == [[False, True]] * 3
-    assert features.events({"masks": event}) is None
+    assert feature_pictures.events({"masks": event}) is None
 
 
 def test_silhouette_and_embedding_tell_clusters_from_noise() -> None:
@@ -130,7 +131,7 @@ def test_points_maps_and_gates_are_the_networks(drawn: tuple, ave_root: Path) ->
         found = {"frozen": model.backbone(batch, prompted=False),
                  "prompted": model.backbone(batch, maps=True)}
         gate = model.head.audio(found["prompted"].audio)[2].squeeze(-1)
-    maps = features.frequency_map(model.backbone.audio, found["prompted"].maps["audio"])
+    maps = feature_pictures.frequency_map(model.backbone.audio, found["prompted"].maps["audio"])
     for clip, event in enumerate(batch["event"]):
         inside, category = event[:, -1] == 0, int(event.sum(0)[:-1].argmax())
         for (kind, name), points in callback.points.items():
@@ -162,4 +163,4 @@ def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:
         run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.init_args.root",
              str(avqa_root), "--trainer.logger.init_args.save_dir", str(tmp_path), "--features"])
     with pytest.raises(ArgumentError, match="max_clips"):
-        features.FeaturePictures(max_clips=-1)
+        feature_pictures.FeaturePictures(max_clips=-1)

@@ -140,7 +140,7 @@ def test_unknown_classes(published: Path, tmp_path: Path) -> None:
         module(published, classes=["laughing", "zzz"]).read_annotations()
     with pytest.raises(DatasetError, match="none.txt: got no such file"):
         module(published, classes=tmp_path / "none.txt")
-    for content, message in (("", "nothing"), ("a\nb\na\n", "'a'. more than once")):
+    for content, message in (("", "an empty file"), ("a\nb\na\n", "'a'. more than once")):
         path.write_text(content)
         with pytest.raises(AnnotationError, match=f"mine.txt: got .?{message}"):
             module(published, classes=path)
@@ -148,7 +148,7 @@ def test_unknown_classes(published: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("bad", "message"), [
     ("laughing,abc,0", "3 fields; expected 6"),
-    ("laughing,abc,0,10,train,0,9", "more fields than columns"),
+    ("laughing,abc,0,10,train,0,9", "7 fields; expected 6"),
     ("laughing,abc,x,10,train,0", "x to 10; expected whole seconds"),
     ("laughing,abc,-1,10,train,0", "-1 to 10"),
     ("laughing,abc,10,10,train,0", "10 to 10"),

@@ -16,7 +16,8 @@ from conftest import ROOT
 from avprompt.configs import read_yaml
 from avprompt.errors import AnnotationError
 from avprompt.reports.published import KINDS, Figure, read_published
-from avprompt.sweeps.sweep import Cell, read_sweep
+from avprompt.sweeps.plan import read_sweep
+from avprompt.sweeps.run import SweepRun
 
 FIGURES = read_published()
 SHIPPED = (resources.files("avprompt.reports") / "published.csv").read_text(encoding="utf-8")
@@ -136,27 +137,27 @@ FEW_SHOT = ["DG-SCT (NeurIPS 2023), figures 4 and 7"]
     ("avstfp_branches", ["AV-STFP poster (BMVC 2025), ablation of branches"]),
     ("dgsct_hyperparameters", ["DG-SCT (NeurIPS 2023), appendix D, text on figure 8"])])
 def test_sweeps_have_the_published_rows(name: str, tables: list[str], tmp_path: Path) -> None:
-    """Each row of a published ablation is made by exactly one row of its sweep, for every task of the table."""
+    """Each row of a published ablation is made by exactly one variant of its sweep, for every task of the table."""
     path = ROOT / "experiments" / "sweeps" / f"{name}.yaml"
     for task in read_yaml(path)["tasks"]:
         for quickstart in (False, True):
-            cells, _ = read_sweep(path, [0], tmp_path, task, quickstart)
-            configs = {(cell.row, cell.axis): config_of(cell) for cell in cells}
+            runs, _ = read_sweep(path, [0], tmp_path, task, quickstart)
+            configs = {(run.variant, run.axis): config_of(run) for run in runs}
             rows = {(figure.method, figure.row): figure for figure in FIGURES
                     if figure.task == task and figure.settings and figure.source in tables}
             assert rows
             for (method, row), figure in rows.items():
-                made = [cell for cell, config in configs.items() if figure.describes(config)]
+                made = [run for run, config in configs.items() if figure.describes(config)]
                 assert len(made) == 1 or (task, row) in OTHERWISE, (task, row, made)
                 if tables == FEW_SHOT:
                     (label, (_, shots)), = made
                     assert (label, f"{shots} shot{'s' * (shots > 1)}") == (method, row)
 
 
-def config_of(cell: Cell) -> dict[str, Any]:
-    """A cell's configuration as the parser makes it: files and flags in their order, then each class's defaults."""
+def config_of(run: SweepRun) -> dict[str, Any]:
+    """A run's configuration as the parser makes it: files and flags in their order, then each class's defaults."""
     config: dict[str, Any] = {}
-    for content in cell.recipe:
+    for content in run.recipe:
         merge(config, content)
     return {part: with_defaults(config[part]) for part in ("model", "data")}
 

@@ -1,4 +1,5 @@
-"""Sweeps: rows x values x seeds in real processes: stopped and resumed, failed and tried again, here and on SLURM."""
+"""Sweeps: variants x values x seeds in real processes: stopped and resumed, failed and tried again, here and on
+SLURM."""
 
 from __future__ import annotations
 
@@ -22,10 +23,15 @@ from conftest import ROOT
 from avprompt.cli import main, run
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError, ConfigError
-from avprompt.reports.compare import Run
 from avprompt.reports.published import read_published
+from avprompt.reports.runs import Run
 from avprompt.sweeps.curves import published_points, shots_figure, varied_figure
-from avprompt.sweeps.sweep import Cell, condense, last, read_sweep, run_cell, summarise, sweep
+from avprompt.sweeps.local import execute
+from avprompt.sweeps.plan import read_sweep
+from avprompt.sweeps.run import SweepRun, last
+from avprompt.sweeps.slurm import SlurmRun
+from avprompt.sweeps.sweep import sweep
+from avprompt.sweeps.table import condense, summarise
 
 SWEEPS = ROOT / "experiments" / "sweeps"
 #: what `python -m avprompt fit|test` is in these tests: four epochs that count, each written down once it is over
@@ -77,7 +83,7 @@ if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
 
 @pytest.fixture
 def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the stand-ins did: lines of process, cell and epoch."""
+    """What the stand-ins did: lines of process, run and epoch."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(STAND_IN)
     path = tmp_path / "ledger.txt"
@@ -89,26 +95,26 @@ def ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def done(ledger: Path) -> Counter[str]:
-    """Cell and epoch -> how often it was run."""
+    """Run and epoch -> how often it was run."""
     return Counter(line.partition(" ")[2] for line in ledger.read_text().splitlines())
 
 
 def inside(ledger: Path) -> list[str]:
     """Cells in the middle of their training."""
     epochs = done(ledger)
-    return [cell for cell in TRAINED if epochs[f"{cell} 1"] and not epochs[f"{cell} 3"]]
+    return [one for one in TRAINED if epochs[f"{one} 1"] and not epochs[f"{one} 3"]]
 
 
 def write_sweep(folder: Path, rows: str, axis: str = "axis: {--data.init_args.shots: [1, 4]}") -> Path:
     file = folder / "grid.yaml"
     experiment = ROOT / "experiments" / "quickstart"
-    file.write_text(f"experiment: {experiment}\nmetric: test_accuracy\n{axis}\nrows:\n{rows}\n")
+    file.write_text(f"experiment: {experiment}\nmetric: test_accuracy\n{axis}\nvariants:\n{rows}\n")
     return file
 
 
 GRID = "  CLIP: {zero_shot: true}\n  CoOp: []\n  MaPLe: [--trainer.max_epochs=4]"
 TRAINED = [f"{row}-shots{shots}-seed{seed}" for row in ("CoOp", "MaPLe") for shots in (1, 4) for seed in (0, 1)]
-WHOLE = Counter([f"{cell} {epoch}" for cell in TRAINED for epoch in (0, 1, 2, 3, "test")]
+WHOLE = Counter([f"{one} {epoch}" for one in TRAINED for epoch in (0, 1, 2, 3, "test")]
                 + [f"CLIP-seed{seed} test" for seed in (0, 1)])
 
 
@@ -156,14 +162,14 @@ def alive(ledger: Path) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Callable, tmp_path: Path,
                                            monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every epoch of every cell is run once, though the sweep is stopped inside trainings; then nothing is left."""
+    """Every epoch of every run is computed once, though the sweep is stopped inside trainings; then nothing is left."""
     monkeypatch.setenv("EPOCH", "0.15")
     file, out = write_sweep(tmp_path, GRID), tmp_path / "runs"
     running = start(file, out, "--seeds", "[0, 1]", "--workers", "3")
     wait_for(lambda: done(ledger).total() > 5 and inside(ledger))
     running.send_signal(number)
     said, _ = running.communicate(timeout=30)
-    assert running.returncode == 128 + number and "cells are finished" in said and "the same command goes on" in said
+    assert running.returncode == 128 + number and "runs are finished" in said and "the same command resumes" in said
     first = done(ledger)
     assert not alive(ledger) and 0 < sum(first.values()) < sum(WHOLE.values())
     assert inside(ledger)
@@ -172,7 +178,7 @@ def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Cal
     sweep(file, out, [0, 1], workers=3)
     assert done(ledger) == WHOLE
     lines = list(csv.DictReader((out / "results.csv").open()))
-    assert len(lines) == 10 and any(line["fit_seconds"] == "" for line in lines if line["row"] == "CoOp")
+    assert len(lines) == 10 and any(line["fit_seconds"] == "" for line in lines if line["variant"] == "CoOp")
     shown = capsys.readouterr().err
     assert "now " in shown and "10/10" in shown
     sweep(file, out, [0, 1], workers=3)
@@ -181,7 +187,7 @@ def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Cal
 
 def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, start: Callable, tmp_path: Path,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGKILL cannot be answered: cells go on without their sweep, and the next one does not begin them anew."""
+    """SIGKILL cannot be answered: runs go on without their sweep, and the next one does not begin them anew."""
     monkeypatch.setenv("EPOCH", "0.4")
     file, out = write_sweep(tmp_path, "  CoOp: []"), tmp_path / "runs"
     running = start(file, out, "--seeds", "[0, 1]", "--workers", "2")
@@ -191,7 +197,7 @@ def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, star
     left = alive(ledger)
     assert len(left) == 2
     monkeypatch.setenv("EPOCH", "0.01")
-    with pytest.raises(ConfigError, match="2 of 4 cells not finished.*another process is running it"):
+    with pytest.raises(ConfigError, match="2 of 4 runs not finished.*another process is running it"):
         sweep(file, out, [0, 1], workers=2)
     wait_for(lambda: not alive(ledger))
     sweep(file, out, [0, 1], workers=2)
@@ -201,7 +207,7 @@ def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, star
 def test_interrupted_run_takes_its_process_along(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ctrl-C in `avprompt quickstart`, and the end of a cluster job's time."""
     monkeypatch.setenv("EPOCH", "0.2")
-    cell = read_sweep(write_sweep(tmp_path, "  CoOp: []", axis=""), [0], tmp_path / "runs")[0][0]
+    one = read_sweep(write_sweep(tmp_path, "  CoOp: []", axis=""), [0], tmp_path / "runs")[0][0]
 
     def begin(*args: Any, **options: Any) -> subprocess.Popen:
         process = subprocess.Popen(*args, **options)
@@ -212,24 +218,24 @@ def test_interrupted_run_takes_its_process_along(ledger: Path, tmp_path: Path, m
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_cell(cell, begin=begin)
+            execute(one, begin=begin)
     finally:
         signal.signal(signal.SIGALRM, before)
-    assert not alive(ledger) and cell.start() is not None and not cell.failure.exists()
-    assert run_cell(cell) is None and set(done(ledger).values()) == {1}
+    assert not alive(ledger) and one.start() is not None and not one.failure.exists()
+    assert execute(one) is None and set(done(ledger).values()) == {1}
 
 
 def test_killed_run_resumes(ledger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by a system that is out of memory: it is told and written down, and no failure of the cell's own."""
+    """As by a system that is out of memory: it is told and written down, and no failure of the run itself."""
     monkeypatch.setenv("EPOCH", "0.2")
     file, out = write_sweep(tmp_path, "  CoOp: []", axis=""), tmp_path / "runs"
     with ThreadPoolExecutor() as pool:
         killer = pool.submit(lambda: (wait_for(lambda: done(ledger)), os.kill(alive(ledger)[0], signal.SIGKILL)))
-        with pytest.raises(ConfigError, match="stopped from outside with code -9, perhaps for want of memory"):
+        with pytest.raises(ConfigError, match="stopped from outside with code -9, perhaps out of memory"):
             sweep(file, out, [0])
         killer.result()
     line, = csv.DictReader((out / "failed.csv").open())
-    assert line["row"] == "CoOp" and "code -9" in line["reason"]
+    assert line["variant"] == "CoOp" and "code -9" in line["reason"]
     sweep(file, out, [0])
     assert done(ledger) == Counter([f"CoOp-seed0 {epoch}" for epoch in (0, 1, 2, 3, "test")])
     assert not (out / "failed.csv").exists()
@@ -239,22 +245,22 @@ def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path
                                                     capsys: pytest.CaptureFixture[str]) -> None:
     rows = "  good: []\n  bad: [--fail=fit]\n  worse: [--fail=test]\n  zero: {zero_shot: true, flags: [--fail=test]}"
     file, out = write_sweep(tmp_path, rows, axis=""), tmp_path / "runs"
-    with pytest.raises(ConfigError, match="3 of 4 cells not finished.*bad, seed 5.*failed.csv"):
+    with pytest.raises(ConfigError, match="3 of 4 runs not finished.*bad, seed 5.*failed.csv"):
         run(["sweep", str(file), "--out", str(out), "--seeds", "[5]"])
     failed = list(csv.DictReader((out / "failed.csv").open()))
-    assert [(line["row"], line["seed"], line["stage"], line["code"]) for line in failed] == [
+    assert [(line["variant"], line["seed"], line["stage"], line["code"]) for line in failed] == [
         ("bad", "5", "fit", "2"), ("worse", "5", "test", "2"), ("zero", "5", "test", "2")]
     assert all(line["reason"] == "avprompt: DatasetError: no such clips" for line in failed)
     table = (out / "summary.md").read_text()
     assert "| good | 100.0 | 1 | 100.0 | 1,234 | 10 |" in table and "| bad | not finished | 0 |" in table
     before = done(ledger)
     file.write_text(file.read_text().replace("--fail", "--mended"))
-    with pytest.raises(ConfigError, match="1 of 4 cells not finished.*another process"):
+    with pytest.raises(ConfigError, match="1 of 4 runs not finished.*another process"):
         with (out / "zero-seed5" / "log.txt").open("a") as held:  # as a process of a sweep on another machine holds it
             import fcntl
             fcntl.flock(held, fcntl.LOCK_EX)
             sweep(file, out, [5])
-    assert list(csv.DictReader((out / "failed.csv").open()))[0]["row"] == "zero"
+    assert list(csv.DictReader((out / "failed.csv").open()))[0]["variant"] == "zero"
     sweep(file, out, [5])
     assert not (out / "failed.csv").exists()
     after = done(ledger) - before  # a training that a failed test had followed is done anew
@@ -276,50 +282,50 @@ def test_half_written_results_do_not_count(ledger: Path, tmp_path: Path) -> None
 
 def test_other_settings_are_not_mixed_with_finished_ones(ledger: Path, tmp_path: Path) -> None:
     file, out = write_sweep(tmp_path, "  CoOp: []\n  MaPLe: [--fail=fit]"), tmp_path / "runs"
-    with pytest.raises(ConfigError, match="2 of 4 cells"):
+    with pytest.raises(ConfigError, match="2 of 4 runs"):
         sweep(file, out, [0])
     file.write_text(file.read_text().replace("CoOp: []", "CoOp: [--trainer.max_epochs=9]"))
     with pytest.raises(ConfigError, match="other settings than those of the finished .*CoOp-shots1-seed0"):
         sweep(file, out, [0])
     # one that is not finished begins anew: its checkpoint is of the old settings
-    cell = read_sweep(file, [1], out)[0][0]
-    checkpoint = cell.folder / "fit" / "checkpoints" / "last.ckpt"
+    one = read_sweep(file, [1], out)[0][0]
+    checkpoint = one.folder / "fit" / "checkpoints" / "last.ckpt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("3")
-    assert run_cell(cell) is None and done(ledger)[f"{cell.folder.name} 0"] == 1
+    assert execute(one) is None and done(ledger)[f"{one.folder.name} 0"] == 1
     stale = read_sweep(file, [2], out)[0][0]
     stale.folder.mkdir()
     stale.record.write_text(json.dumps({"recipe": stale.recipe, "resumed": 1}))
     (stale.folder / "fit" / "checkpoints").mkdir(parents=True)
     (stale.folder / "fit" / "checkpoints" / "last.ckpt").write_text("3")
-    assert run_cell(stale) is None and done(ledger)[f"{stale.folder.name} 0"] == 0
+    assert execute(stale) is None and done(ledger)[f"{stale.folder.name} 0"] == 0
 
 
 @pytest.mark.parametrize(("content", "arguments", "message"), [
-    ("tasks: {ave: {experiment: x}}\nrows: {all: []}", {}, "experiment.*metric.*quickstart"),
-    ("tasks: 3\nrows: {all: []}", {}, "tasks"),
-    ("{ONE}\nrows: [all]", {}, "the keys experiment, metric, or tasks; rows"),
-    ("{ONE}\nrows: {all: []}\nrow: 3", {}, "the keys experiment, metric"),
-    ("{ONE}\nrows: {all: []}", {"task": "ave"}, "the file has one experiment"),
-    ("{ONE}\nrows: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
-    ("{ONE}\nrows: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
-    ("{ONE}\nrows: {all: [--config=nowhere.yaml]}", {}, "all: got .*nowhere.yaml; expected an existing YAML file"),
-    ("{ONE}\nrows: {all: {experiment: nowhere}}", {}, "all: experiment: got .*nowhere.yaml"),
-    ("{ONE}\nrows: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
-    ("{ONE}\naxis: [1, 2]\nrows: {all: []}", {}, "axis: got .*one flag and the list of its values"),
-    ("{ONE}\naxis: {--a: [1, 1]}\nrows: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {--a: []}\nrows: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {shots: [1]}\nrows: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {--a: [1]}\nrows: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
-    ("{ONE}\nrows: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
-    ("{ONE}\nrows: {all: []}\nvary: {--a: 1}", {}, "vary: got .*with lists of values"),
-    ("{ONE}\nrows: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
-    ("{ONE}\nrows: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
-    ("{ONE}\nrows: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other row's"),
-    ("{ONE}\nrows: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "axis, vary, or none"),
-    ("{ONE}\nrows: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
-    ("{TASKS}\nrows: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
-    ("{TASKS}\nrows: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
+    ("tasks: {ave: {experiment: x}}\nvariants: {all: []}", {}, "experiment.*metric.*quickstart"),
+    ("tasks: 3\nvariants: {all: []}", {}, "tasks"),
+    ("{ONE}\nvariants: [all]", {}, "the keys experiment and metric, or tasks; variants"),
+    ("{ONE}\nvariants: {all: []}\nvariant: 3", {}, "the keys experiment and metric"),
+    ("{ONE}\nvariants: {all: []}", {"task": "ave"}, "the file has one experiment"),
+    ("{ONE}\nvariants: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
+    ("{ONE}\nvariants: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
+    ("{ONE}\nvariants: {all: [--config=nowhere.yaml]}", {}, "all: got .*nowhere.yaml; expected an existing YAML file"),
+    ("{ONE}\nvariants: {all: {experiment: nowhere}}", {}, "all: experiment: got .*nowhere.yaml"),
+    ("{ONE}\nvariants: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
+    ("{ONE}\naxis: [1, 2]\nvariants: {all: []}", {}, "axis: got .*one flag and the list of its values"),
+    ("{ONE}\naxis: {--a: [1, 1]}\nvariants: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {--a: []}\nvariants: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {shots: [1]}\nvariants: {all: []}", {}, "axis: got"),
+    ("{ONE}\naxis: {--a: [1]}\nvariants: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
+    ("{ONE}\nvariants: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
+    ("{ONE}\nvariants: {all: []}\nvary: {--a: 1}", {}, "vary: got .*with lists of values"),
+    ("{ONE}\nvariants: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
+    ("{ONE}\nvariants: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
+    ("{ONE}\nvariants: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other"),
+    ("{ONE}\nvariants: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "axis, vary, or neither"),
+    ("{ONE}\nvariants: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
+    ("{TASKS}\nvariants: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
+    ("{TASKS}\nvariants: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
 ])
 def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tmp_path: Path) -> None:
     place = ROOT / "experiments" / "quickstart"
@@ -332,65 +338,65 @@ def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tm
 
 def test_sweep_of_several_tasks(tmp_path: Path) -> None:
     path = SWEEPS / "dgsct_modules.yaml"
-    cells, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
-    assert metric == "test_average" and {cell.row for cell in cells} == {"no prompts", "baseline", "C", "S", "all"}
-    assert cells[0].config.name == "avqa_quickstart.yaml" and len(cells) == 10
+    runs, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
+    assert metric == "test_average" and {one.variant for one in runs} == {"no prompts", "baseline", "C", "S", "all"}
+    assert runs[0].config.name == "avqa_quickstart.yaml" and len(runs) == 10
     prefix = "--model.init_args.backbone.init_args.prompts"
-    assert cells[0].overrides == [f"{prefix}=avprompt.methods.NoPrompts"]
-    assert cells[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
-    cells, metric = read_sweep(path, [0], tmp_path)
-    assert metric == "test_accuracy" and len(cells) == 7 and cells[0].config.name == "ave_dgsct.yaml"
+    assert runs[0].overrides == [f"{prefix}=avprompt.methods.NoPrompts"]
+    assert runs[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
+    runs, metric = read_sweep(path, [0], tmp_path)
+    assert metric == "test_accuracy" and len(runs) == 7 and runs[0].config.name == "ave_dgsct.yaml"
 
 
 @pytest.mark.parametrize("name", ["fewshot_ave", "fewshot_ave_class", "fewshot_llp_class"])
 @pytest.mark.parametrize("quickstart", [False, True])
 def test_few_shot_grids(name: str, quickstart: bool, tmp_path: Path) -> None:
     """Seven methods, two of them zero-shot, 1 to 16 shots, three seeds."""
-    cells, metric = read_sweep(SWEEPS / f"{name}.yaml", [0, 1, 2], tmp_path, quickstart=quickstart)
-    assert metric == "test_accuracy" and len(cells) == 3 * (2 + 5 * 5) == len({cell.folder for cell in cells})
-    points = {row: [cell.axis and cell.axis[1] for cell in cells if cell.row == row and cell.seed == 1]
-              for row in dict.fromkeys(cell.row for cell in cells)}
+    runs, metric = read_sweep(SWEEPS / f"{name}.yaml", [0, 1, 2], tmp_path, quickstart=quickstart)
+    assert metric == "test_accuracy" and len(runs) == 3 * (2 + 5 * 5) == len({one.folder for one in runs})
+    points = {row: [one.axis and one.axis[1] for one in runs if one.variant == row and one.seed == 1]
+              for row in dict.fromkeys(one.variant for one in runs)}
     trained = ("CoOp", "CoCoOp", "CLIP-Adapter", "MaPLe", "DG-SCT")
     assert points == {"CLIP": [None], "CLAP": [None], **{row: [1, 2, 4, 8, 16] for row in trained}}
     methods = {figure.method for figure in read_published() if figure.task == name}
     assert methods == set(trained)  # the rows are named as published
-    for cell in cells:
-        assert cell.zero_shot is (cell.row in ("CLIP", "CLAP")) and list(cell.commands()) == (
-            ["test"] if cell.zero_shot else ["fit", "test"])
+    for one in runs:
+        assert one.zero_shot is (one.variant in ("CLIP", "CLAP")) and list(one.commands()) == (
+            ["test"] if one.zero_shot else ["fit", "test"])
         wanted = "LLPClassificationDataModule" if "llp" in name else "AVEDataModule"
         level = "video" if "class" in name else "segment"
-        assert last(cell.recipe, "data.class_path").endswith(wanted), cell
-        assert last(cell.recipe, "model.init_args.level") == level, cell
-        assert last(cell.recipe, "data.init_args.shots") == (cell.axis[1] if cell.axis else last(
-            cell.recipe, "data.init_args.shots")), cell
-        assert (level == "segment") >= bool(last(cell.recipe, "model.init_args.background")), cell
-    epochs = {cell.axis[1]: last(cell.recipe, "trainer.max_epochs") for cell in cells if cell.row == "CoOp"}
+        assert last(one.recipe, "data.class_path").endswith(wanted), one
+        assert last(one.recipe, "model.init_args.level") == level, one
+        assert last(one.recipe, "data.init_args.shots") == (one.axis[1] if one.axis else last(
+            one.recipe, "data.init_args.shots")), one
+        assert (level == "segment") >= bool(last(one.recipe, "model.init_args.background")), one
+    epochs = {one.axis[1]: last(one.recipe, "trainer.max_epochs") for one in runs if one.variant == "CoOp"}
     assert epochs == dict.fromkeys((1, 2, 4, 8, 16), -1) if quickstart else {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 
 
-def finish(cell: Cell, value: float, config: dict[str, Any] | None = None, used: int = 80) -> None:
+def finish(one: SweepRun, value: float, config: dict[str, Any] | None = None, used: int = 80) -> None:
     """Made-up results."""
-    for stage in cell.commands():
-        (cell.folder / stage).mkdir(parents=True)
-        (cell.folder / stage / "result.json").write_text(json.dumps({
+    for stage in one.commands():
+        (one.folder / stage).mkdir(parents=True)
+        (one.folder / stage / "result.json").write_text(json.dumps({
             "metrics": {"test_accuracy": value}, "parameters": {"trainable": 5000}, "wall_s": 20.0,
             "config": config or {"model": {"class_path": "X"}, "data": {"class_path": "X"}},
             "clips": {"test": {"used": used, "missing": 0, "corrupt": 0}}}))
 
 
 def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
-    cells, metric = read_sweep(write_sweep(tmp_path, GRID), [0, 1, 2], tmp_path)
-    for cell in cells:
-        if cell.row == "CLIP" or cell.row == "CoOp" and (cell.axis[1] == 1 or cell.seed == 0):
-            finish(cell, 0.4 + 0.01 * cell.seed)
-    table = summarise(cells, metric, tmp_path)
+    runs, metric = read_sweep(write_sweep(tmp_path, GRID), [0, 1, 2], tmp_path)
+    for one in runs:
+        if one.variant == "CLIP" or one.variant == "CoOp" and (one.axis[1] == 1 or one.seed == 0):
+            finish(one, 0.4 + 0.01 * one.seed)
+    table = summarise(runs, metric, tmp_path)
     assert table == (tmp_path / "summary.md").read_text() and table.splitlines()[:5] == [
-        "| row | zero-shot | shots 1 | shots 4 | trainable |", "| --- | --- | --- | --- | --- |",
+        "| variant | zero-shot | shots 1 | shots 4 | trainable |", "| --- | --- | --- | --- | --- |",
         "| CLIP | 41.0 ± 1.0 (3) |  |  | 5,000 |", "| CoOp |  | 41.0 ± 1.0 (3) | 40.0 (1) | 5,000 |",
         "| MaPLe |  | not finished (0) | not finished (0) |  |"]
-    lines = {(line["row"], line["shots"]): line for line in csv.DictReader((tmp_path / "summary.csv").open())}
+    lines = {(line["variant"], line["shots"]): line for line in csv.DictReader((tmp_path / "summary.csv").open())}
     assert lines["CoOp", "1"] == {
-        "row": "CoOp", "shots": "1", "metric": "test_accuracy", "mean": "41.0", "std": "1.0", "n": "3",
+        "variant": "CoOp", "shots": "1", "metric": "test_accuracy", "mean": "41.0", "std": "1.0", "n": "3",
         "values": "40.0000 41.0000 42.0000", "trainable": "5000", "fit_seconds": "20.0"}
     assert lines["CLIP", ""]["fit_seconds"] == "" and lines["CoOp", "4"]["std"] == ""
     assert lines["MaPLe", "4"]["n"] == "0" and lines["MaPLe", "4"]["mean"] == ""
@@ -432,12 +438,12 @@ def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -
 def test_plot_over_shots(tmp_path: Path) -> None:
     rows = "  CLIP: {zero_shot: true}\n  CoOp: []\n  MaPLe: []"
     file = write_sweep(tmp_path, rows, axis="axis: {--data.init_args.shots: [1, 2, 16]}")
-    cells, metric = read_sweep(file, [0, 1], tmp_path)
-    for cell in cells:
-        if cell.row != "MaPLe":
-            finish(cell, 0.5 + (0.01 * cell.axis[1] if cell.axis else 0) + 0.02 * cell.seed)
+    runs, metric = read_sweep(file, [0, 1], tmp_path)
+    for one in runs:
+        if one.variant != "MaPLe":
+            finish(one, 0.5 + (0.01 * one.axis[1] if one.axis else 0) + 0.02 * one.seed)
     known = {"CLIP": {None: 57.6}, "CoOp": {1: 59.6, 4: 60.0, None: 59.2}}  # its zero-shot is of another training
-    figure = shots_figure(condense(cells, metric), "shots", metric, known)
+    figure = shots_figure(condense(runs, metric), "shots", metric, known)
     panel, = figure.axes
     assert panel.get_xscale() == "log" and [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "2", "16"]
     curve, = [box for box in panel.containers if box.get_label() == "CoOp"]
@@ -454,39 +460,39 @@ def test_plot_over_shots(tmp_path: Path) -> None:
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     named = shots_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
-                          for line in condense(cells, metric)], "shots", metric, {})
+                          for line in condense(runs, metric)], "shots", metric, {})
     assert [tick.get_text() for tick in named.axes[0].get_xticklabels()] == ["few", "some", "many"]
 
 
 def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found: dict[str, float] | None = None,
-                    clips: int = 402) -> tuple[list[Cell], str]:
+                    clips: int = 402) -> tuple[list[SweepRun], str]:
     """Made-up results of some rows of the shipped sweep, two seeds half a percent apart; all rows with `None`."""
     text = (SWEEPS / "dgsct_hyperparameters.yaml").read_text()
     for name in ("ave_dgsct", "quickstart"):
         own = experiment if name == "ave_dgsct" else name
         text = text.replace(f"../{name},", f"{ROOT / 'experiments' / own},")
     (folder / "sweep.yaml").write_text(text)
-    cells, metric = read_sweep(folder / "sweep.yaml", [0, 1], folder)
-    for cell in cells:
-        if found is None or cell.row in found:
-            settings = read_yaml(cell.config)
+    runs, metric = read_sweep(folder / "sweep.yaml", [0, 1], folder)
+    for one in runs:
+        if found is None or one.variant in found:
+            settings = read_yaml(one.config)
             arguments = settings["model"]["init_args"]
             arguments.update(modality="both", protocol=arguments.get("protocol", "exact"))
             backbone = arguments["backbone"]["init_args"]
-            if cell.row == "no prompts":
+            if one.variant == "no prompts":
                 backbone["prompts"] = {"class_path": "avprompt.methods.NoPrompts"}
-            elif cell.varied:
-                backbone["prompts"]["init_args"][cell.varied[0].rpartition(".")[2]] = cell.varied[1]
-            finish(cell, (found or {}).get(cell.row, 0.7) + 0.005 * cell.seed, settings, clips)
-            (cell.folder / "test" / "manifest.json").write_text('{"generated": false, "ids": {"test": []}}')
-    return cells, metric
+            elif one.varied:
+                backbone["prompts"]["init_args"][one.varied[0].rpartition(".")[2]] = one.varied[1]
+            finish(one, (found or {}).get(one.variant, 0.7) + 0.005 * one.seed, settings, clips)
+            (one.folder / "test" / "manifest.json").write_text('{"generated": false, "ids": {"test": []}}')
+    return runs, metric
 
 
 def test_arguments_varied_alone(tmp_path: Path) -> None:
     """Rows and folders are named after argument and value; the flag goes to the prompt method."""
     for quickstart in (False, True):
-        cells, _ = read_sweep(SWEEPS / "dgsct_hyperparameters.yaml", [0], tmp_path, quickstart=quickstart)
-        named = {cell.row: cell for cell in cells}
+        runs, _ = read_sweep(SWEEPS / "dgsct_hyperparameters.yaml", [0], tmp_path, quickstart=quickstart)
+        named = {one.variant: one for one in runs}
         assert list(named) == ["no prompts", "all", *(f"{name}={value}" for name, values in {
             "alpha": (0.1, 0.2, 0.4, 0.5), "beta": (0.01, 0.1, 0.15, 0.2), "gamma": (0.01, 0.05, 0.2, 0.3)}.items()
             for value in values)]
@@ -498,9 +504,9 @@ def test_arguments_varied_alone(tmp_path: Path) -> None:
 
 def test_plot_of_hyperparameters(tmp_path: Path) -> None:
     """A panel an argument; the experiment stands in each at its own value; the published point is the paper's."""
-    cells, metric = hyperparameters(tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75,
+    runs, metric = hyperparameters(tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75,
                                                      "gamma=0.3": 0.65})
-    figure = varied_figure(cells, condense(cells, metric), metric, read_published())
+    figure = varied_figure(runs, condense(runs, metric), metric, read_published())
     alpha, beta, gamma = figure.axes
     assert [panel.get_xlabel() for panel in figure.axes] == ["alpha", "beta", "gamma"]
     assert [panel.get_title() for panel in figure.axes] == [
@@ -525,8 +531,8 @@ def test_plot_of_hyperparameters(tmp_path: Path) -> None:
     ("ave_dgsct", 402), ("ave_dgsct_released", 390), ("quickstart", 402)])
 def test_published_hyperparameters_need_their_protocol_data_and_encoders(experiment: str, clips: int,
                                                                          tmp_path: Path) -> None:
-    cells, metric = hyperparameters(tmp_path, experiment, {"all": 0.8}, clips)
-    figure = varied_figure(cells, condense(cells, metric), metric, read_published())
+    runs, metric = hyperparameters(tmp_path, experiment, {"all": 0.8}, clips)
+    figure = varied_figure(runs, condense(runs, metric), metric, read_published())
     assert len(figure.axes) == 3
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all"]
 
@@ -537,7 +543,7 @@ def test_sweep_that_varies_arguments_ends_in_a_plot(ledger: Path, tmp_path: Path
     file = write_sweep(tmp_path, "  all: []", axis="vary: {--fail: ['no', fit], prompts.alpha: [0.1]}")
     out = tmp_path / "runs"
     plot = out / "fail-alpha.png"
-    with pytest.raises(ConfigError, match="1 of 4 cells not finished"):
+    with pytest.raises(ConfigError, match="1 of 4 runs not finished"):
         sweep(file, out, [0])
     first = plot.read_bytes()
     assert f"plot: {plot}" in capsys.readouterr().out and first.startswith(b"\x89PNG")
@@ -567,7 +573,8 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_trained_on_the_generated_world(ave_root: Path, start: Callable, tmp_path: Path) -> None:
     """A real run that is stopped inside its training and resumed ends as one that was left alone."""
-    flags = f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
+    flags = (f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, "
+             "--data.init_args.batch_size=4")
     file, out = write_sweep(tmp_path, f"  CoOp: [{flags}]", axis=""), tmp_path / "runs"
     stopped, whole = (read_sweep(file, [0], folder)[0][0] for folder in (out, tmp_path / "whole"))
     workers = os.cpu_count() or 1  # a thread each
@@ -585,7 +592,7 @@ def test_trained_on_the_generated_world(ave_root: Path, start: Callable, tmp_pat
         run(whole.commands()["fit"])
     finally:
         torch.set_num_threads(threads)
-    resumed, uninterrupted = (cell.outcome("fit") for cell in (stopped, whole))
+    resumed, uninterrupted = (one.outcome("fit") for one in (stopped, whole))
     assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"] == 3
 
 
@@ -620,7 +627,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_same_cells_go_to_a_cluster(cluster: Path, ledger: Path, tmp_path: Path) -> None:
     file, out = write_sweep(tmp_path, "  CLIP: {zero_shot: true}\n  CoOp: []\n  bad: [--fail=fit]"), tmp_path / "runs"
-    with pytest.raises(ConfigError, match="2 of 5 cells not finished.*bad, shots 4, seed 0"):
+    with pytest.raises(ConfigError, match="2 of 5 runs not finished.*bad, shots 4, seed 0"):
         run(["sweep", str(file), "--out", str(out), "--seeds", "[0]", "--workers", "3", "--slurm",
              "{partition: gpu, time: 90, gpus_per_node: 1}"])
     script = (cluster / "ledger.sbatch").read_text()
@@ -628,7 +635,7 @@ def test_the_same_cells_go_to_a_cluster(cluster: Path, ledger: Path, tmp_path: P
         assert f"#SBATCH --{line}\n" in script, script
     assert done(ledger) == Counter([f"CoOp-shots{shots}-seed0 {epoch}" for shots in (1, 4)
                                     for epoch in (0, 1, 2, 3, "test")] + ["CLIP-seed0 test"])
-    assert [line["row"] for line in csv.DictReader((out / "failed.csv").open())] == ["bad", "bad"]
+    assert [line["variant"] for line in csv.DictReader((out / "failed.csv").open())] == ["bad", "bad"]
     assert (out / "shots.png").is_file() and "| CoOp |" in (out / "summary.md").read_text()
 
 
@@ -644,11 +651,9 @@ def test_stopping_cancels_the_jobs(cluster: Path, ledger: Path, start: Callable,
     assert running.returncode == 143, said
     assert (cluster / "ledger.cancelled").read_text().split() == [f"7_{task}" for task in range(4)]
     assert "#SBATCH --time=1440\n" in (cluster / "ledger.sbatch").read_text()
-    from avprompt.sweeps.sweep import SlurmCell
-
-    cell = Cell("CoOp", 0, ROOT / "experiments" / "quickstart.yaml", [], tmp_path)
-    queued = SlurmCell().checkpoint(cell)  # what submitit asks for at the end of a job's time
-    assert isinstance(queued.function, SlurmCell) and queued.args == (cell,)
+    one = SweepRun("CoOp", 0, ROOT / "experiments" / "quickstart.yaml", [], tmp_path)
+    queued = SlurmRun().checkpoint(one)  # what submitit asks for at the end of a job's time
+    assert isinstance(queued.function, SlurmRun) and queued.args == (one,)
 
 
 def test_slurm_needs_submitit_and_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

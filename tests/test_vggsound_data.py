@@ -160,11 +160,11 @@ def test_other_numbers_of_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("header", ["split,category,label", "a,b,c,d", ""])
 def test_missing_columns(tmp_path: Path, header: str) -> None:
     written(tmp_path, header=header)
-    with pytest.raises(AnnotationError, match="line 1: got columns .*expected also .*'video_id'"):
+    with pytest.raises(AnnotationError, match="line 1: got columns .*without .*video_id"):
         module(tmp_path).read_annotations()
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "no name"), ("\n\n", "no name"), ("a\nb\na\n", r"\['a'\] more")])
+@pytest.mark.parametrize(("content", "message"), [("", "an empty file"), ("\n\n", "an empty file"), ("a\nb\na\n", r"\['a'\] more")])
 def test_malformed_category_file(copy: Path, content: str, message: str) -> None:
     (copy / vggsound.CATEGORY_FILE).write_text(content)
     with pytest.raises(AnnotationError, match=message):

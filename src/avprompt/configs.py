@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from avprompt.errors import ConfigError
+from avprompt.media.text import read_text
 
 #: what the data module knows of the model's sizes; the CLI fills it in, and writing it would have no effect
 SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size", "class_names")
 LINKED = tuple(f"model.{middle}{size}" for size in SIZES for middle in ("init_args.", ""))
 
 Source = tuple[str, dict[str, Any]]
+
+
+def expand(value: Any) -> Any:
+    """A value of a YAML file or flag with `~/` at the beginning of every text in it replaced by the home folder."""
+    if isinstance(value, dict):
+        return {key: expand(content) for key, content in value.items()}
+    if isinstance(value, list):
+        return [expand(content) for content in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def expand_flag(arg: str) -> str:
+    """A word of the command line likewise, also after `=`, where shells leave it as it is."""
+    name, equals, value = arg.partition("=")
+    return f"{name}={expand(value)}" if equals and name.startswith("-") else expand(arg)
 
 
 def read_yaml(path: Path) -> Any:
@@ -27,7 +44,7 @@ def read_yaml(path: Path) -> Any:
     if not path.is_file():
         raise ConfigError("--config", path, "an existing YAML file", "Shipped ones are in experiments/.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = expand(yaml.safe_load(read_text(path, "a YAML file", error=ConfigError)))
     except yaml.YAMLError as error:
         raise ConfigError(path, f"no YAML ({error})", "a YAML file", "Correct the file.") from error
     return _include(content, path.parent)
@@ -64,7 +81,7 @@ def sources(args: list[str]) -> list[Source]:
             found.append((value, read_yaml(Path(value)) or {}))
             continue
         try:
-            content: Any = read_yaml(Path(value)) if value.endswith((".yaml", ".yml")) else yaml.safe_load(value)
+            content: Any = read_yaml(Path(value)) if value.endswith((".yaml", ".yml")) else expand(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise ConfigError(flag, f"no YAML ({error})", "a value in YAML", "Correct it, or quote it.") from error
         for part in reversed(name.removesuffix("+").split(".")):

@@ -40,7 +40,8 @@ class AVFeatures:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
     def select(self, clips: Sequence[int]) -> AVFeatures:
-        """The features of the clips at these places of the batch, which may repeat; losses stay those of the whole batch.
+        """The features of the clips at these places of the batch, which may repeat; losses stay those of the whole
+        batch.
 
         Example:
             >>> import torch
@@ -81,10 +82,10 @@ class FeatureSource(nn.Module, abc.ABC):
         >>> task = AVELinear(Stored(), num_classes=3)
         >>> task({"visual_features": torch.rand(2, 10, 8), "audio_features": torch.rand(2, 10, 4)})["logits"].shape
         torch.Size([2, 10, 4])
-        >>> Stored().visual_spec
+        >>> Stored().visual_spec  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        avprompt.errors.ArgumentError: backbone: got Stored; expected a source of visual tokens on a grid. Use AVPromptBackbone.
+        avprompt.errors.ArgumentError: backbone: got Stored; expected a source of visual tokens on a grid. ...
     """
 
     visual_dim: int
@@ -163,3 +164,35 @@ class FeatureSource(nn.Module, abc.ABC):
             ArgumentError: that modality shares no space with texts.
         """
         raise self._lacks(f"{modality} embeddings in the space of texts")
+
+
+class ForeignSource(FeatureSource):
+    """Any module with `forward(batch) -> AVFeatures`, `visual_dim` and `audio_dim` as a source of features.
+
+    Args:
+        module: such a module; it stands in checkpoints under its own names behind `module.`.
+
+    Raises:
+        ArgumentError: it lacks one of the three.
+
+    Example:
+        >>> import torch
+        >>> class Mine(nn.Module):
+        ...     visual_dim, audio_dim = 8, 4
+        ...     def forward(self, batch):
+        ...         return AVFeatures(batch["v"], batch["a"], batch["v"][:, :, None], batch["a"][:, :, None], [])
+        >>> source = ForeignSource(Mine())
+        >>> source({"v": torch.zeros(1, 2, 8), "a": torch.zeros(1, 2, 4)}).visual.shape
+        torch.Size([1, 2, 8])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        if missing := [name for name in ("forward", "visual_dim", "audio_dim") if not hasattr(module, name)]:
+            raise ArgumentError("backbone", type(module).__name__, f"a source of features, with {', '.join(missing)}",
+                                "Give an AVPromptBackbone, or a module that says its widths and reads a batch.")
+        self.module, self.visual_dim, self.audio_dim = module, module.visual_dim, module.audio_dim
+
+    def forward(self, batch: dict[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
+        """What the module makes of the batch; it knows neither prompts nor maps."""
+        return self.module(batch)

@@ -1,6 +1,6 @@
-"""Loss terms, one function each, in float32 whatever the precision around them.
+"""Loss terms, one function each; they compute in float32 whatever the precision around them.
 
-AVE's are the four of the released training script (DG-SCT, AVE/main_trans.py), which are summed with weight 1.
+AVE's terms are the four of the released training script (DG-SCT, AVE/main_trans.py), which it sums with weight 1.
 """
 
 from __future__ import annotations
@@ -13,20 +13,38 @@ from torch.nn import functional as F
 
 
 def cross_entropy_of_probability(probability: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, where a network gives probabilities: both of one shape, in [0, 1] -> scalar.
+    """Binary cross-entropy for networks that return probabilities.
 
-    Clamped to [1e-7, 1 - 1e-7]. PyTorch's own term refuses to run under autocast.
+    PyTorch's own function refuses to run under autocast.
+
+    Args:
+        probability: in [0, 1], any shape; clamped to [1e-7, 1 - 1e-7].
+        target: in [0, 1], same shape.
+
+    Returns:
+        Mean over all entries, scalar.
+
+    Example:
+        >>> round(float(cross_entropy_of_probability(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))), 4)
+        0.6931
     """
     probability = probability.float().clamp(1e-7, 1 - 1e-7)
     return -(target * probability.log() + (1 - target) * (-probability).log1p()).mean()
 
 
 def event_targets(event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Split AVE labels (B, T, C + 1), one-hot with background last; a clip has one category or none.
+    """Split AVE labels into targets of segments and of clips. A clip has one category or none.
+
+    Args:
+        event: (B, T, C + 1) float, one-hot with background last.
 
     Returns:
-        `foreground` (B, T) float, 1 where an event is on; `category` (B,) long, the clip's event, 0 where it has none;
-        `has_event` (B,) bool. Row 26 of AVE's annotations is a clip without one.
+        `foreground` (B, T) float, 1 in segments with an event; `category` (B,) long, the event of the clip, 0 where it
+        has none; `has_event` (B,) bool. Row 26 of AVE's annotations is a clip without an event.
+
+    Example:
+        >>> event_targets(torch.tensor([[[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]]))
+        (tensor([[1., 0.]]), tensor([1]), tensor([True]))
     """
     foreground = event[..., :-1].amax(-1)
     category = event[..., :-1].amax(1).argmax(-1)
@@ -34,20 +52,34 @@ def event_targets(event: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def segment_relevance(is_event: Tensor, foreground: Tensor) -> Tensor:
-    """Binary cross-entropy of event or not, per segment: logits (B, T), targets (B, T) in {0, 1} -> scalar.
+    """Binary cross-entropy that tells segments with an event from background.
 
     Source: the event-relevance term of CMBS (Xia and Zhao, CVPR 2022), as released.
+
+    Args:
+        is_event: (B, T) logits.
+        foreground: (B, T) in {0, 1}, see `event_targets`.
+
+    Returns:
+        Mean over segments, scalar.
     """
     return F.binary_cross_entropy_with_logits(is_event.float(), foreground)
 
 
 def gate_relevance(gate: Tensor, foreground: Tensor,
                    form: Literal["probability", "released"] = "probability") -> Tensor:
-    """Binary cross-entropy of the product of both temporal gates: gate (B, T) in (0, 1), targets (B, T) -> scalar.
+    """Binary cross-entropy that trains the product of both temporal gates to open on events.
 
-    Source: released training script; the paper does not have it. The released code takes this probability for a logit
-    (`form="released"`), so that its loss can fall no lower than 0.313 on event segments and 0.693 on background;
-    `probability` is what the term says.
+    Source: the released training script; the paper does not have this term.
+
+    Args:
+        gate: (B, T) in (0, 1), product of both gates.
+        foreground: (B, T) in {0, 1}, see `event_targets`.
+        form: `probability` treats the gate as the probability that it is. `released` treats it as a logit, as the
+            released code does; the loss then cannot fall below 0.313 on event segments and 0.693 on background.
+
+    Returns:
+        Mean over segments, scalar.
     """
     gate = gate.float()
     if form == "released":
@@ -56,10 +88,18 @@ def gate_relevance(gate: Tensor, foreground: Tensor,
 
 
 def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor:
-    """Cross-entropy over event categories: logits (B, C), category (B,), has_event (B,) -> scalar.
+    """Cross-entropy over event categories, for clips that have one.
 
-    Source: the category term of CMBS, for its event logits and for its pooled segment scores. Clips without any event
-    have no category and do not count (the released code files them under class 0; AVE has one, annotated as class 0).
+    Source: the category term of CMBS, for its event logits and for its pooled segment scores. Clips without an event do
+    not count; the released code counts them as class 0 (AVE has one, annotated as class 0).
+
+    Args:
+        scores: (B, C) logits.
+        category: (B,) long, see `event_targets`.
+        has_event: (B,) bool.
+
+    Returns:
+        Mean over the clips with an event, scalar; 0 without any.
     """
     if not has_event.any():
         return scores.float().sum() * 0.0
@@ -67,41 +107,94 @@ def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor
 
 
 def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> Tensor:
-    """Binary cross-entropy of weak labels: probabilities and targets (B, C) -> scalar.
+    """Binary cross-entropy of weak labels, which name the categories of a whole video.
 
-    With `smoothing` s below 1 the target is s y + (1 - s) / 2. Source: AVVP's released training script (s = 0.9 for what is
-    seen, 1 elsewhere).
+    Source: AVVP's released training script (`smoothing` 0.9 for what is seen, 1 elsewhere).
+
+    Args:
+        probability: (B, C) in [0, 1].
+        target: (B, C) in {0, 1}.
+        smoothing: s; the target y becomes s y + (1 - s) / 2.
+
+    Returns:
+        Mean over videos and categories, scalar.
     """
     return cross_entropy_of_probability(probability, smoothing * target + (1 - smoothing) / 2)
 
 
 def token_category(logits: Tensor) -> Tensor:
-    """Each class token is to take itself for its class: logits (C, C) -> scalar. Source: MGN (Mo and Tian, 2022)."""
+    """Cross-entropy that trains each class token to predict its own class.
+
+    Source: MGN (Mo and Tian, NeurIPS 2022).
+
+    Args:
+        logits: (C, C), the scores of each token's classes in a row.
+
+    Returns:
+        Mean over tokens, scalar.
+    """
     return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
 
 
 def mask_bce(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
-    """Binary cross-entropy a pixel over the annotated frames: logits, masks (B, T, H, W), annotated (B, T) -> scalar.
+    """Binary cross-entropy of the pixels of annotated frames.
 
-    Source: AVSBench (Zhou et al., ECCV 2022), whose S4 training knows the first mask alone.
+    Source: AVSBench (Zhou et al., ECCV 2022), whose S4 setting annotates only the first frame of a training video.
+
+    Args:
+        logits: (B, T, H, W).
+        masks: (B, T, H, W) in {0, 1}.
+        annotated: (B, T) bool, frames with a mask.
+
+    Returns:
+        Mean over the pixels of annotated frames, scalar.
+
+    Example:
+        >>> masks = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])
+        >>> float(mask_bce(20 * (2 * masks - 1), masks, torch.tensor([[True, False]]))) < 1e-6
+        True
     """
     return F.binary_cross_entropy_with_logits(logits[annotated].float(), masks[annotated].float())
 
 
 def masked_audio_visual_kl(visual: Tensor, audio: Tensor) -> Tensor:
-    """KL divergence of what is seen under the mask from the sound: both (B, T, stages, C) -> scalar.
+    """KL divergence between the audio features and the visual features under the predicted mask.
 
-    Summed over clips, segments and channels, averaged over stages, as in MS3's released training script: the softmax is
-    over channels, the sound is the target and gets a gradient too.
+    Source: the released training script of MS3. The softmax is over channels; the audio features are the target,
+    through which gradients flow too.
+
+    Args:
+        visual: (B, T, stages, C), maps averaged under the predicted mask.
+        audio: (B, T, stages, C).
+
+    Returns:
+        Sum over clips, segments and channels, mean over stages, scalar.
+
+    Example:
+        >>> features = torch.randn(1, 2, 3, 4)
+        >>> abs(float(masked_audio_visual_kl(features, features))) < 1e-5
+        True
     """
     seen, heard = F.log_softmax(visual.float(), -1), F.softmax(audio.float(), -1)
     return F.kl_div(seen, heard, reduction="sum") / visual.shape[2]
 
 
 def audio_visual_match(positive: Tensor, negative: Tensor) -> Tensor:
-    """Do sound and frame belong together: logits (N, 2) of pairs that do and of pairs that do not -> scalar.
+    """Cross-entropy that tells matching pairs of sound and frame from mismatched ones.
 
     Source: ST-AVQA (Li et al., CVPR 2022).
+
+    Args:
+        positive: (N, 2) logits of pairs from the same segment; class 1 is right.
+        negative: (N, 2) logits of pairs from different videos; class 0 is right.
+
+    Returns:
+        Mean over all pairs, scalar.
+
+    Example:
+        >>> sure = torch.tensor([[-20.0, 20.0]])
+        >>> float(audio_visual_match(sure, -sure)) < 1e-6
+        True
     """
     logits = torch.cat((positive, negative)).float()
     target = torch.arange(2, device=logits.device).flip(0).repeat_interleave(len(positive))
@@ -109,11 +202,18 @@ def audio_visual_match(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def text_contrast(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
-    """Contrast within a batch, both directions: logits (N, K) of items and classes, target (N,) -> loss of each (N,).
+    """Contrastive loss between the items of a batch and the texts of their classes, in both directions.
 
-    Source: DG-SCT, equations 9 and 10 (CLIP's loss); an item's text is that of its class. Deviation: items of one class
-    share their text, so that all of them are right for each other, in equal parts; the equations count them as wrong.
-    Items without a class (`has_class` (N,) false) take no part, their loss is 0.
+    Source: DG-SCT, equations 9 and 10 (CLIP's loss); the text of an item is that of its class. Deviation: items of one
+    class share their text, so all of them are right for each other, in equal parts; the equations count them as wrong.
+
+    Args:
+        logits: (N, K) of items and classes.
+        target: (N,) long, class of each item.
+        has_class: (N,) bool; items without a class do not take part.
+
+    Returns:
+        The loss of each item, (N,) float32; 0 for items without a class.
     """
     target, found = target[has_class], logits.new_zeros(len(logits), dtype=torch.float32)
     scores = logits[has_class].float()[:, target]
@@ -124,9 +224,15 @@ def text_contrast(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
 
 
 def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Which picture belongs to a sound, which sound to a picture: logits (B, B), a sound in each row -> two scalars.
+    """Contrastive loss between the sounds and the pictures of a batch, in both directions.
 
     Source: DG-SCT's released few-shot and pretraining scripts; the paper does not have it.
+
+    Args:
+        logits: (B, B), a sound in each row and a picture in each column; pairs on the diagonal belong together.
+
+    Returns:
+        Two scalars, from sounds to pictures and from pictures to sounds.
     """
     own = torch.arange(len(logits), device=logits.device)
     return F.cross_entropy(logits.float(), own), F.cross_entropy(logits.float().T, own)
@@ -134,11 +240,18 @@ def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def released_weights(terms: tuple[Tensor, Tensor, Tensor], epoch: int,
                      form: Literal["epochs", "proportional", "misplaced"]) -> tuple[Tensor | float, ...]:
-    """Weights of class, sound-to-picture and picture-to-sound terms in DG-SCT's scripts, `epoch` counted from 1.
+    """Weights of the terms in DG-SCT's released few-shot scripts.
 
-    `epochs` (AVE): 500 for the class up to epoch 10, then 5; 2 and 1.5. `proportional` (LLP, pretraining): each term's
-    own share, L / (epoch + sum) + 1 / epoch, with gradient. `misplaced` (AVE classification) is that with the last
-    one's parenthesis as released: L / epoch + sum + 1 / epoch.
+    Args:
+        terms: losses of the class, from sounds to pictures, and from pictures to sounds, scalars.
+        epoch: counted from 1.
+        form: `epochs` (AVE): 500 for the class up to epoch 10, then 5; 2 and 1.5. `proportional` (LLP, pretraining):
+            the share of each term, L / (epoch + sum) + 1 / epoch, through which gradients flow. `misplaced` (AVE
+            classification): the same, but with the parenthesis of the last term as released, L / epoch + sum + 1 /
+            epoch.
+
+    Returns:
+        Three weights.
     """
     if form == "epochs":
         return (500.0 if epoch <= 10 else 5.0), 2.0, 1.5

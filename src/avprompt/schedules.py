@@ -11,17 +11,31 @@ from avprompt.errors import ArgumentError
 
 
 class WarmupCosine(LRScheduler):
-    """Linear from 0 to each group's learning rate, then half a cosine down to `final`; stepped after every batch.
+    """Rises linearly from 0 to the learning rate of each group, then falls along half a cosine to `final`.
 
-    The schedule of STG-CMA, AV-STFP's lineage: 2 of 20 epochs of warm-up, down to 2e-6.
+    It is stepped after every batch. Source: STG-CMA, which AV-STFP follows, with 2 of 20 epochs of warm-up, down to
+    2e-6.
 
     Args:
-        optimizer: whose learning rates it sets.
-        warmup: share of the run that the rise takes, in [0, 1).
-        final: learning rate at the end, of every group.
+        optimizer: its learning rates are set.
+        warmup: share of the run for the rise, in [0, 1).
+        final: learning rate of every group at the end.
 
     Raises:
         ArgumentError: a number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        >>> schedule = WarmupCosine(optimizer, warmup=0.5, final=0.0)
+        >>> schedule.plan(total_steps=4)
+        >>> rates = []
+        >>> for _ in range(4):
+        ...     rates.append(round(schedule.get_last_lr()[0], 2))
+        ...     optimizer.step()
+        ...     schedule.step()
+        >>> rates
+        [0.0, 0.5, 1.0, 0.5]
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.1, final: float = 2e-6) -> None:
@@ -32,7 +46,7 @@ class WarmupCosine(LRScheduler):
         super().__init__(optimizer)
 
     def plan(self, total_steps: int) -> None:
-        """Spread the schedule over so many optimizer steps."""
+        """Set the number of optimizer steps over which the schedule runs."""
         self.total_steps = total_steps
         for group, rate in zip(self.optimizer.param_groups, self.get_lr()):
             group["lr"] = rate

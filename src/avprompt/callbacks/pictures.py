@@ -1,4 +1,4 @@
-"""What the network makes of some clips, for the eye: in TensorBoard after every validation."""
+"""Pictures of predictions in TensorBoard after every validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from avprompt.errors import ArgumentError
 
 
 def few(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """The first `count` clips of a batch."""
+    """The first `count` clips of a batch.
+
+    Example:
+        >>> few({"id": ["a", "b", "c"], "label": torch.arange(3)}, 2)
+        {'id': ['a', 'b'], 'label': tensor([0, 1])}
+    """
     return {key: value[:count] for key, value in batch.items()}
 
 
@@ -30,16 +35,20 @@ def clip_of(batch: dict[str, Any], index: int) -> dict[str, Any]:
 
 
 class ValidationPictures(Callback):
-    """Draw the first clips of the validation split with truth, prediction and maps, at each validation.
+    """Draws the first clips of the validation split with labels, predictions and maps after each validation.
 
-    The same clips every time, so that TensorBoard's slider shows how they change. Without a TensorBoard logger nothing is
-    drawn.
+    The clips are the same every time, so that the slider of TensorBoard shows how predictions change. Without a
+    TensorBoard logger nothing is drawn.
 
     Args:
-        count: clips, at most a batch.
+        count: number of clips, at most those of the first batch.
 
     Raises:
-        ArgumentError: less than one clip.
+        ArgumentError: fewer than one clip.
+
+    Example:
+        >>> ValidationPictures(count=4).count
+        4
     """
 
     def __init__(self, count: int = 2) -> None:
@@ -49,7 +58,7 @@ class ValidationPictures(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Run the first batch's first clips once more, with maps, and draw them."""
+        """Run the first clips of the first batch once more, with maps, and draw them."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if batch_idx or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero or not boards:
             return

@@ -1,4 +1,4 @@
-"""Predictions for people: a CSV and a picture a clip."""
+"""Predictions for people to read: a CSV file, and a picture of each clip."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from avprompt.errors import ArgumentError, ConfigError
 
 
 class PredictionWriter(Callback):
-    """Write `predictions.csv` and `pictures/<id>.png` into the run's folder at `avprompt predict`.
+    """Writes `predictions.csv` and `pictures/<id>.png` into the folder of the run during `avprompt predict`.
 
-    The task turns outputs into rows (`prediction_rows`), decisions (`postprocess`) and, where those are pictures themselves,
-    files (`prediction_files`); the data module draws (`plot`). Rows are written batch by batch: what was predicted
-    before an interruption is there. A second example with the same id has its picture in `<id>.2.png`. With
-    `fast_dev_run` nothing is written.
+    The task turns outputs into rows (`prediction_rows`), decisions (`postprocess`) and, where these are pictures
+    themselves, files (`prediction_files`); the data module draws (`plot`). Rows are written after each batch, so that
+    an interruption keeps them. A second example with the same id has its picture in `<id>.2.png`. With `fast_dev_run`
+    nothing is written.
 
     Args:
-        max_pictures: clips drawn at most, the first ones; the CSV holds all.
+        max_pictures: largest number of clips drawn, the first ones; the CSV file has all clips.
 
     Raises:
         ArgumentError: a negative number of pictures.
-        ConfigError: from the run, when it has no logger, whose folder takes the predictions, or several devices.
+        ConfigError: during the run, where there is no logger (predictions go to its folder), or several devices.
+
+    Example:
+        >>> PredictionWriter(max_pictures=0).max_pictures
+        0
     """
 
     def __init__(self, max_pictures: int = 50) -> None:
@@ -40,11 +44,11 @@ class PredictionWriter(Callback):
 
     @property
     def csv_path(self) -> Path:
-        """The table's file."""
+        """The file of the table."""
         return self.folder / "predictions.csv"
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
+        """Prepare the folder, without the table of an earlier run."""
         self.folder, self.rows, self.drawn, self.clips = None, 0, 0, Counter()
         if trainer.fast_dev_run:
             return
@@ -60,7 +64,7 @@ class PredictionWriter(Callback):
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
                              batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Write rows and draw."""
+        """Write the rows of a batch, and draw its clips."""
         if self.folder is None:
             return
         data = trainer.datamodule
@@ -83,13 +87,13 @@ class PredictionWriter(Callback):
                 self.drawn += 1
 
     def _picture(self, clip_id: str) -> Path:
-        # names of files end at 255 bytes, and a video may have used them all
+        # file names have at most 255 bytes, and the name of a video may use them all
         name = clip_id.encode()[:240].decode(errors="ignore")
         again = f".{self.clips[clip_id]}" if self.clips[clip_id] > 1 else ""
         return self.folder / "pictures" / f"{name}{again}.png"
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is where."""
+        """Print where the results are."""
         if self.folder is None:
             print("fast_dev_run: no predictions are written")
             return

@@ -1,4 +1,4 @@
-"""What a run leaves for people and for `avprompt compare`: parameter counts, hparams, manifest.json, result.json."""
+"""The record of a run for people and for `avprompt compare`: parameter counts, hparams, manifest.json, result.json."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm
 
 
 def git_revision() -> str | None:
-    """Commit of the source tree, with `+` where it has changes; `None` outside a checkout."""
+    """Commit of the source tree, with `+` if it has changes; `None` outside of a checkout."""
     try:
         run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, check=True,
                              capture_output=True, text=True)
@@ -37,11 +37,15 @@ def git_revision() -> str | None:
 
 
 class RunReport(Callback):
-    """Print the parameter line, write manifest.json and result.json, and give TensorBoard the hparams and the result.
+    """Prints parameter counts, writes manifest.json and result.json, and gives TensorBoard hparams and result.
 
     Args:
         experiment: name of the experiment.
-        config: the parsed configuration, nested plain data.
+        config: the parsed configuration as nested plain data.
+
+    Example:
+        >>> RunReport("ave_dgsct", {"seed_everything": 0}).experiment
+        'ave_dgsct'
     """
 
     def __init__(self, experiment: str, config: dict[str, Any]) -> None:
@@ -59,7 +63,7 @@ class RunReport(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(given)
-                # the run's arguments, not the list of columns beside them: TensorBoard takes that from one run for all
+                # without the list of columns: TensorBoard takes it from one run for all runs
                 for summary in hparams(given, metrics)[1:]:
                     logger.experiment.file_writer.add_summary(summary)
                 logger.log_metrics(metrics, pl_module.global_step)
@@ -99,7 +103,7 @@ class RunReport(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the counts; show the hparams in TensorBoard from the start."""
+        """Print the counts, and show the hparams in TensorBoard from the start."""
         counts = count_parameters(pl_module)
         share = 100 * counts["trainable"] / counts["total"]
         print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}")
@@ -108,7 +112,8 @@ class RunReport(Callback):
 
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Results on the selection split: the last epoch's, and the best by the task's monitor."""
+        """Write the results on the validation split: those of the last epoch, and the best by the monitor of the
+        task."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         best = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if best is not None:
@@ -120,7 +125,7 @@ class RunReport(Callback):
 
     @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Results on the test split."""
+        """Write the results on the test split."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._write(trainer, pl_module, metrics)
         if self._folder(trainer) is not None:
@@ -128,5 +133,5 @@ class RunReport(Callback):
 
     @rank_zero_only
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What was predicted on."""
+        """Write which clips were predicted."""
         self._write(trainer, pl_module, {})

@@ -1,4 +1,4 @@
-"""Runs that stop anywhere and go on exactly where they stopped."""
+"""Callbacks by which a run can stop anywhere and resume exactly there."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 
 class ExactResume(Callback):
-    """Keep the states of all random generators in checkpoints and restore them before the first resumed batch.
+    """Saves the states of all random generators in checkpoints, and restores them before the first resumed batch.
 
-    Restoring any earlier would not do: Lightning draws numbers between the start of training and the first batch. Together
-    with `ResumableLoader` and owned-weights checkpoints a resumed run equals an uninterrupted one bit for bit, at the end
-    of an epoch or inside one.
+    Restoring earlier would not suffice, because Lightning draws random numbers between the start of training and the
+    first batch. Together with `ResumableLoader` and the checkpoints of the trainable state, a resumed run equals an
+    uninterrupted one bit for bit, whether it stopped inside or at the end of an epoch.
+
+    Example:
+        >>> sorted(ExactResume().state_dict())
+        ['cuda', 'numpy', 'python', 'torch']
     """
 
     def __init__(self) -> None:
         self.pending: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """States of torch's, CUDA's, numpy's and Python's generators, as plain data and tensors."""
+        """States of the generators of torch, CUDA, numpy and Python, as plain data and tensors."""
         kind, keys, position, has_gauss, gauss = np.random.get_state()
         version, internal, gauss_next = random.getstate()
         return {
@@ -35,11 +39,11 @@ class ExactResume(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the states back until the first batch."""
+        """Keep the states until the first batch."""
         self.pending = state
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Restore."""
+        """Restore the states before the first resumed batch."""
         if self.pending is None:
             return
         state, self.pending = self.pending, None
@@ -53,35 +57,49 @@ class ExactResume(Callback):
 
 
 class TaskCheckpoint(ModelCheckpoint):
-    """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`."""
+    """Saves `checkpoints/best.ckpt`, selected by the `monitor` and `mode` of the task.
+
+    Example:
+        >>> TaskCheckpoint().filename
+        'best'
+    """
 
     def __init__(self) -> None:
         super().__init__(filename="best", enable_version_counter=False)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read what to select by from the task."""
+        """Take the monitor from the task."""
         self.monitor, self.mode = pl_module.monitor, pl_module.mode
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """`checkpoints/last.ckpt` after every epoch (Lightning's `save_last` skips epochs that are not the best so far)."""
+    """Saves `checkpoints/last.ckpt` after every epoch (Lightning's `save_last` skips epochs that are not the best so
+    far).
+
+    Example:
+        >>> LastCheckpoint().filename
+        'last'
+    """
 
     def __init__(self) -> None:
         super().__init__(filename="last", enable_version_counter=False)
 
 
 class InterruptCheckpoint(Callback):
-    """`checkpoints/interrupted.ckpt` when training ends by an error, Ctrl-C or SIGTERM; it resumes with `--ckpt_path`.
+    """Saves `checkpoints/interrupted.ckpt` when training ends by an error, Ctrl-C or SIGTERM; `--ckpt_path` resumes it.
 
-    Not Lightning's `OnExceptionCheckpoint`: where that is present, a later `fit` resumes from the newest checkpoint it
-    finds without being told to.
+    Lightning's `OnExceptionCheckpoint` is not used, because with it a later `fit` resumes from the newest checkpoint
+    that it finds without being told to.
+
+    Example:
+        >>> callback = InterruptCheckpoint()  # goes into `trainer.callbacks`
     """
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, once training has begun."""
+        """Save, if training has begun."""
         if trainer.training and trainer.global_step and not trainer.fast_dev_run:
             path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "interrupted.ckpt"
             trainer.save_checkpoint(path)
-            print(f"stopped by {type(exception).__name__}; go on with --ckpt_path {path}")
+            print(f"stopped by {type(exception).__name__}; resume with --ckpt_path {path}")

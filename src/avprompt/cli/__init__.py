@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from avprompt import __version__
+from avprompt import __version__, configs
 from avprompt.errors import AVPromptError, ConfigError
 
 HELP = f"""avprompt {__version__}: prompting of frozen image and audio encoders
@@ -36,7 +37,7 @@ SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 #: commands that are one function, whose signature and docstring are options and help
 FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
-             "efficiency": "avprompt.reports.efficiency", "quickstart": "avprompt.cli.quickstart"}
+             "efficiency": "avprompt.cli.efficiency", "quickstart": "avprompt.cli.quickstart"}
 
 
 def lightning_cli() -> type:
@@ -48,7 +49,7 @@ def lightning_cli() -> type:
     from jsonargparse import Namespace, get_loader, set_loader
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-    from avprompt import callbacks, checkpoints, configs
+    from avprompt import callbacks, checkpoints
     from avprompt.data_modules import AVDataModule
     from avprompt.tasks import AVPromptTask
 
@@ -212,9 +213,9 @@ def stats(args: list[str]) -> None:
     """`avprompt data stats --config X [overrides]`: statistics of the training split's fbank features."""
     from dataclasses import asdict
 
-    from avprompt import configs
     from avprompt.datasets.fbank_statistics import fbank_statistics
     from avprompt.encoders import Fbank
+    from avprompt.media.files import write_whole
 
     if not args or "--help" in args or "-h" in args:
         print("usage: avprompt data stats --config experiments/X.yaml [overrides as for fit]\n\nMean and standard "
@@ -236,7 +237,10 @@ def stats(args: list[str]) -> None:
     path = datamodule.root / "fbank_statistics.json"
     seconds = found.segments * datamodule.sampling.seconds
     record = {"split": "train", **asdict(found), "seconds": seconds, "fbank": settings}
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    try:
+        write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
+    except OSError as error:
+        print(f"{path} cannot be written ({error.strerror}); what it would hold:\n{json.dumps(record, indent=2)}")
     print(f"{path}: {found.clips} clips, {found.segments} segments, {found.corrupt} clips left out")
     given = [configs.get_nested(content, "model.init_args.backbone.init_args.audio") for _, content in configs.sources(args)]
     # `audio: shared` or `separate` is set up by the visual encoder's arguments
@@ -327,8 +331,20 @@ def run(args: list[str]) -> None:
         raise typed from None
 
 
+@functools.cache
+def expand_files() -> None:
+    """Have `~` stand for the home folder in every YAML file and value that a parser loads."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: configs.expand(load(text)), (yaml.YAMLError,))
+
+
 def dispatch(args: list[str]) -> None:
     """Find the command and run it."""
+    args = [configs.expand_flag(arg) for arg in args]
+    expand_files()
     command, rest = (args[0], args[1:]) if args else ("--help", [])
     if command in ("--help", "-h"):
         print(HELP)

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from avprompt.configs import get_nested, read_yaml
 from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
-from avprompt.sweeps.sweep import Cell, run_cell, summarise
+from avprompt.sweeps.local import execute
+from avprompt.sweeps.run import SweepRun
+from avprompt.sweeps.table import summarise
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
 ROWS = {
@@ -84,17 +86,17 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
     if plan.stored:
         prepare(data / "videos", data / "store", size=64, sample_rate=16000)
-    cells = []
+    runs = []
     for step, (row, flags) in enumerate(ROWS.items(), 3):
         overrides = [*flags, "--data.init_args.root", str(data)]
         overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-        cell = Cell(row, seed, experiment, overrides, out / row.replace(" ", "_"))
-        cells.append(cell)
-        print(f"{step}/4 fit and test: {row} (progress in {cell.folder / 'log.txt'})", flush=True)
-        problem = None if cell.result.is_file() else run_cell(cell, threads)
+        run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
+        runs.append(run)
+        print(f"{step}/4 fit and test: {row} (progress in {run.log})", flush=True)
+        problem = None if run.result.is_file() else execute(run, threads)
         if problem:
             raise ConfigError(row, problem, "a finished run", "Read the log; then call quickstart again.")
     metric, meaning = plan.metric
-    print(f"\n{summarise(cells, metric, out)}")
+    print(f"\n{summarise(runs, metric, out)}")
     print(f"{metric}: {meaning}")
     print(f"{time.monotonic() - begun:.0f} s in all. Curves, pictures and hyper-parameters: tensorboard --logdir {out}")

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
+from avprompt.convert import heads
 from avprompt.encoders import CLIP, HTSAT, CLAPAudio, CLAPText, CLIPText, SwinV2
 from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
-from avprompt.heads import avs_decoder, cmbs, mgn, st_avqa
 from avprompt.heads.contrastive import Fusion
 from avprompt.methods import DGSCT, CoOp, DGSCTFewShot, FixedEmbeddings, PromptMethod
 from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
@@ -71,9 +71,7 @@ class Released:
     Args:
         build: called with the weights of the frozen networks and with options, which go to `method` (e.g. `gamma`) over
             its own settings: the network, its prompts and head random.
-        keys: beginnings of the head's names -> ours.
-        dead: patterns of names that never influence an output.
-        parts: parts of the head's names -> ours, behind the beginnings.
+        head: names of the head, and of everything else that is dead.
         dead_in_guide: names inside an adapter that never influence an output.
         towers: where the frozen networks are.
         dead_in_towers: patterns of their names that no task reads.
@@ -84,9 +82,7 @@ class Released:
     """
 
     build: Callable[..., LightningModule]
-    keys: dict[str, str]
-    dead: tuple[str, ...] = ()
-    parts: dict[str, str] = field(default_factory=dict)
+    head: heads.HeadKeys
     dead_in_guide: tuple[str, ...] = ()
     towers: dict[str, dict[str, str]] = field(default_factory=lambda: SWIN_HTSAT)
     dead_in_towers: tuple[str, ...] = (r"swin\.head\.", r"htsat\.(norm|tscam_conv|head)\.")
@@ -140,18 +136,7 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
     return build
 
 
-#: head of the few-shot networks
-FEWSHOT_KEYS = {
-    "prompt_learner.ctx": "branches.visual.texts.context",
-    "clip_adapter.fc.0.": "branches.visual.adapter.down.",
-    "clip_adapter.fc.2.": "branches.visual.adapter.up.",
-    "clip_adapter_text.fc.0.": "branches.visual.text_adapter.down.",
-    "clip_adapter_text.fc.2.": "branches.visual.text_adapter.up.",
-    "audio_visual_contrastive_learner.fc_a1.": "matching.audio.",
-}
-#: never called, or (`token_`) embeddings of the class names that it was trained on, which are computed anew
-FEWSHOT_DEAD = (r"CMBS\.", r"audio_adapter\.", r"prompt_learner\.(meta_net\.|token_(prefix|suffix)$)")
-FEWSHOT = {"keys": FEWSHOT_KEYS, "dead": FEWSHOT_DEAD, "towers": CLIP_CLAP,
+FEWSHOT = {"head": heads.CONTRASTIVE, "towers": CLIP_CLAP,
            "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
            "places": ("backbone.init_args.{side}", "{side}_texts.init_args.tower"),
            # their moved statistics are in the encoder's file, no longer to be moved
@@ -161,18 +146,13 @@ FEWSHOT = {"keys": FEWSHOT_KEYS, "dead": FEWSHOT_DEAD, "towers": CLIP_CLAP,
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
 SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
 TASKS = {
-    "ave": Released(network(AVE, num_classes=28), cmbs.RELEASED_KEYS,
-                    (*cmbs.RELEASED_DEAD, r"adapter_token_downsampler\.")),
-    "avvp": Released(network(AVVP, {"gamma": 0.05}), mgn.RELEASED_KEYS, mgn.RELEASED_DEAD, mgn.RELEASED_PARTS,
-                     ("temporal_gated",)),
-    "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), avs_decoder.RELEASED_KEYS,
-                       avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS,
+    "ave": Released(network(AVE, num_classes=28), heads.CMBS),
+    "avvp": Released(network(AVVP, {"gamma": 0.05}), heads.MGN, ("temporal_gated",)),
+    "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), heads.AVS_DECODER,
                        ("conv_adapter", "ln_before", "temporal_gated")),
     "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2}, matching=0.5),
-                        avs_decoder.RELEASED_KEYS, avs_decoder.RELEASED_DEAD, avs_decoder.RELEASED_PARTS,
-                        ("ln_before", "temporal_gated")),
-    "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), st_avqa.RELEASED_KEYS,
-                     st_avqa.RELEASED_DEAD),
+                        heads.AVS_DECODER, ("ln_before", "temporal_gated")),
+    "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), heads.ST_AVQA),
     "fewshot": Released(contrastive("sum", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01), **FEWSHOT,
                         experiment="fewshot_ave_dgsct_released"),
     "pretrain": Released(contrastive("weighted", num_tokens=2, alpha=0.3, beta=0.01, gamma=0.05), **FEWSHOT,
@@ -193,19 +173,6 @@ def guide_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
     return f"backbone.prompts.{LISTS[match[1]]}_{match[2]}.{match[3]}.{GUIDE[name]}{rest}"
 
 
-def head_key(key: str, released: Released) -> str | None:
-    """Our name of a released head key, `None` where it is dead, the key itself where it is unknown."""
-    if any(re.match(pattern, key) for pattern in released.dead):
-        return None
-    for theirs in sorted(released.keys, key=len, reverse=True):
-        if key.startswith(theirs):
-            name = f"head.{released.keys[theirs]}{key[len(theirs):]}"
-            for part, ours in released.parts.items():
-                name = name.replace(part, ours)
-            return name
-    return key
-
-
 def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -> LightningModule:
     """Build our network of a task with the weights of a checkpoint released by the DG-SCT authors.
 
@@ -213,10 +180,11 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     `module.` prefix is taken off. Constants (STFT kernels, mel filters, masks, position indices) may be absent.
 
     Checkpoints of the few-shot scripts (`fewshot`) and of pretraining (`pretrain`) say neither their classes nor CLAP's
-    scale of cosines. They take the options `class_names` (without them the module holds all weights, but cannot classify),
-    `background`, `level` and `fusion` (see `Contrastive`), `tokenizer` or `cache` (for CLAP's texts, see `CLAPText` and
-    `FixedEmbeddings`), and `audio_scale`, the exponential of the CLAP file's `module.logit_scale_a`. Class names may differ
-    from training's (zero-shot); the learned context is kept, where the authors' zero-shot script draws a random one.
+    scale of cosines. They take the options `class_names` (without them the module holds all weights, but cannot
+    classify), `background`, `level` and `fusion` (see `Contrastive`), `tokenizer` or `cache` (for CLAP's texts, see
+    `CLAPText` and `FixedEmbeddings`), and `audio_scale`, the exponential of the CLAP file's `module.logit_scale_a`.
+    Class names may differ from training's (zero-shot); the learned context is kept, where the authors' zero-shot script
+    draws a random one.
 
     Args:
         task: `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, `fewshot` or `pretrain`.
@@ -250,7 +218,7 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
     ours = module.state_dict()  # what the task owns: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
-        name = guide_key(key, released.dead_in_guide) if "_adapter_blocks_" in key else head_key(key, released)
+        name = guide_key(key, released.dead_in_guide) if "_adapter_blocks_" in key else released.head.rename(key)
         if name is None:
             continue
         # convolutions carry trailing 1 x 1 axes, grouped ones a merged group axis: same numbers in the same order

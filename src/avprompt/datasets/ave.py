@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avprompt.errors import AnnotationError, DatasetError
+from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
+from avprompt.media.text import is_name, read_lines, whole
 
 CATEGORIES = (
     "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
@@ -69,38 +70,36 @@ def read_categories(root: Path) -> tuple[str, ...]:
     path = Path(root) / "categories.txt"
     if not path.is_file():
         return CATEGORIES
-    names = tuple(line for line in path.read_text(encoding="utf-8-sig").splitlines() if line)
-    if not names or len(set(names)) < len(names):
+    names = tuple(line for _, line in read_lines(path, "one category a line", "Correct the path."))
+    if len(set(names)) < len(names):
         raise AnnotationError(path, names, "one category a line, each once", "Correct the file.")
     return names
 
 
 def _numbered_rows(path: Path, categories: tuple[str, ...], segments: int) -> list[tuple[str, Event]]:
     """`read_rows` with the place of every row, for messages."""
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "an annotation file of AVE",
-                           "Download AVE's annotations, or fix root.")
     index, rows, seen = {name: i for i, name in enumerate(categories)}, [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if not line or (number == 1 and line == HEADER):
-            continue
+    lines = read_lines(path, "an annotation file of AVE", "Download AVE's annotations, or fix root.")
+    for where, line in lines[1:] if lines[0][1] == HEADER else lines:
         fields = line.split("&")
-        where = f"{path}, line {number}"
         if len(fields) != 5:
             raise AnnotationError(where, line, f"five fields, {HEADER}", "Correct the line.")
         name, clip_id, _, start, end = fields
         if name not in index:
             raise AnnotationError(where, f"category {name!r}", f"one of {len(categories)} categories",
                                   "Name the dataset's own in categories.txt beside Annotations.txt.")
-        if not clip_id or "/" in clip_id or "\\" in clip_id or clip_id.startswith("."):
+        if not is_name(clip_id):
             raise AnnotationError(where, f"clip id {clip_id!r}", "the name of a file", "Correct the line.")
-        if not (start.isdecimal() and end.isdecimal() and int(start) <= int(end) <= segments):
+        first, last = whole(start), whole(end)
+        if first is None or last is None or not first <= last <= segments:
             raise AnnotationError(where, f"{start} to {end}", f"whole seconds, start <= end <= {segments}",
                                   "Correct the line.")
         if (clip_id, name) in seen:
             raise AnnotationError(where, f"{name} of {clip_id} again", "one row a clip and category", "Remove one.")
         seen.add((clip_id, name))
-        rows.append((where, Event(clip_id, index[name], int(start), int(end))))
+        rows.append((where, Event(clip_id, index[name], first, last)))
+    if not rows:
+        raise AnnotationError(path, "a header and no row", "an annotation file of AVE", "Download it again.")
     return rows
 
 

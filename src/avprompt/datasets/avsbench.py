@@ -16,7 +16,6 @@ unpickling runs whatever code the file holds, so it is never read here.
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,13 +24,14 @@ from typing import Literal, get_args
 import av
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling, decode_audio
 from avprompt.media.readers import ClipReader, Published, Segments
+from avprompt.media.text import is_name, read_table
+from avprompt.media.untrusted import open_picture, read_picture
 
 Setting = Literal["s4", "ms3"]
 SPLITS = ("train", "val", "test")
@@ -131,44 +131,35 @@ def read_splits(root: Path, setting: Setting) -> dict[str, list[Video]]:
     """
     layout = LAYOUTS[setting]
     path = Path(root) / layout.table
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "AVSBench's table of videos", "Download AVSBench, or fix root.")
     splits: dict[str, list[Video]] = {split: [] for split in SPLITS}
     seen: set[str] = set()
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if "split" not in header:
-            raise AnnotationError(f"{path}, line 1", header, "columns name, split and for S4 category", "Add a header.")
-        columns = {"name": header.index("name") if "name" in header else 0, "split": header.index("split")}
+    for where, row in read_table(path, "AVSBench's table of videos", "Download AVSBench, or fix root.", ("split",)):
+        header = list(row)
+        columns = {"name": "name" if "name" in row else header[0], "split": "split"}
         if layout.category is not None:
-            columns["category"] = header.index("category") if "category" in header else layout.category
-        for row in rows:
-            where = f"{path}, line {rows.line_num}"
-            if not row:
-                continue
-            if len(row) != len(header):
-                raise AnnotationError(where, row, f"{len(header)} fields, {','.join(header)}", "Correct the line.")
-            fields = {key: row[place] for key, place in columns.items()}
-            if fields["split"] not in splits:
-                raise AnnotationError(where, f"split {fields['split']!r}", "train, val or test", "Correct the line.")
-            for key in fields.keys() - {"split"}:
-                if not fields[key] or "/" in fields[key] or "\\" in fields[key] or fields[key].startswith("."):
-                    raise AnnotationError(where, f"{key} {fields[key]!r}", "the name of a file", "Correct the line.")
-            video = Video(**fields)
-            if video.id in seen:
-                raise AnnotationError(where, f"{video.id} again", "one row a video", "Remove one.")
-            seen.add(video.id)
-            splits[video.split].append(video)
+            if "category" not in row and len(header) <= layout.category:
+                raise AnnotationError(path, f"columns {header}", "columns name, split and for S4 category",
+                                      "Correct the first line.")
+            columns["category"] = "category" if "category" in row else header[layout.category]
+        fields = {key: row[column] for key, column in columns.items()}
+        if fields["split"] not in splits:
+            raise AnnotationError(where, f"split {fields['split']!r}", "train, val or test", "Correct the line.")
+        for key in fields.keys() - {"split"}:
+            if not is_name(fields[key]):
+                raise AnnotationError(where, f"{key} {fields[key]!r}", "the name of a file", "Correct the line.")
+        video = Video(**fields)
+        if video.id in seen:
+            raise AnnotationError(where, f"{video.id} again", "one row a video", "Remove one.")
+        seen.add(video.id)
+        splits[video.split].append(video)
     return splits
 
 
 def _pixels(path: Path, error: type[AVPromptError], *modes: str) -> np.ndarray:
     """A picture in its own mode where that is one of `modes`, else in RGB; `error` if it does not decode."""
     try:
-        with Image.open(path) as image:
-            return np.array(image if image.mode in modes else image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as problem:  # what Pillow raises about damaged files
+        return read_picture(path, *modes)
+    except (OSError, ValueError) as problem:
         raise error(path, problem, "a png picture", "Extract the archive again.") from problem
 
 
@@ -258,9 +249,9 @@ class AVSBenchReader(ClipReader):
             needed = files(self.root, self.setting, self.videos[clip_id])
             try:
                 for path in (*needed.frames, *needed.masks):
-                    Image.open(path).close()
+                    open_picture(path).close()
                 self._sound(needed.audio)
-            except (ClipDecodeError, OSError) as error:
+            except (ClipDecodeError, OSError, ValueError) as error:
                 return f"broken: {error}"
         return problem
 

@@ -19,9 +19,7 @@ What the published files hold besides, and what happens to it here:
 
 from __future__ import annotations
 
-import csv
 import difflib
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,11 +27,11 @@ from pathlib import Path
 
 from avprompt.errors import AnnotationError, DatasetError
 from avprompt.media.readers import FolderReader, Published
+from avprompt.media.text import is_name, read_lines, read_table, whole
 
 SHIPPED = Path(__file__).with_name("kinetics_sounds_32.txt")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 SPLITS = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
-VIDEO = re.compile(r"[^/\\.][^/\\]*")
 
 
 @dataclass(frozen=True)
@@ -81,9 +79,8 @@ def read_classes(root: Path, given: Path | Sequence[str] | None = None) -> tuple
     """
     where, names = _source(root, given), given
     if isinstance(where, Path):
-        if not where.is_file():
-            raise DatasetError(where, "no such file", "a text file of class names, one a line", "Correct `classes`.")
-        names = [line.strip() for line in where.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = read_lines(where, "a text file of class names, one a line", "Correct `classes`.")
+        names = [line.strip() for _, line in lines if line.strip()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if not names or repeated:
         raise AnnotationError(where, f"{repeated} more than once" if repeated else "nothing",
@@ -112,33 +109,22 @@ def _find(root: Path, split: str) -> Path:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Place and fields of every row."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, strict=True)
-        absent = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
-        if absent:
-            raise AnnotationError(path, f"columns {reader.fieldnames}", f"a header with {', '.join(COLUMNS)}",
+    for where, row in read_table(path, "a csv file of Kinetics' annotations", "Correct root."):
+        if absent := [column for column in COLUMNS if column not in row]:
+            raise AnnotationError(path, f"columns {list(row)}", f"a header with {', '.join(COLUMNS)}",
                                   "Some copies of test.csv have no labels: take the one that comes with the videos."
                                   if absent == ["label"] else "Correct the first line.")
-        try:
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                if None in row or None in row.values():
-                    raise AnnotationError(where, f"{sum(v is not None for k, v in row.items() if k)} fields"
-                                          if None in row.values() else "more fields than columns",
-                                          f"{len(reader.fieldnames)}, one a column", "Correct the line.")
-                yield where, row
-        except csv.Error as error:
-            raise AnnotationError(f"{path}, line {reader.line_num + 1}", error, "comma-separated values",
-                                  "Correct the line.") from error
+        yield where, row
 
 
 def _action(where: str, row: dict[str, str], label: int) -> Action:
     video, start, end = row["youtube_id"], row["time_start"], row["time_end"]
-    if not VIDEO.fullmatch(video):
+    if not is_name(video):
         raise AnnotationError(where, f"youtube_id {video!r}", "what a file can be named by", "Correct the line.")
-    if not (start.isdecimal() and end.isdecimal() and int(start) < int(end)):
+    first, last = whole(start), whole(end)
+    if first is None or last is None or first >= last:
         raise AnnotationError(where, f"{start} to {end}", "whole seconds, time_start < time_end", "Correct the line.")
-    return Action(video, int(start), int(end), label)
+    return Action(video, first, last, label)
 
 
 def read_splits(root: Path, classes: Path | Sequence[str] | None = None) -> Splits:

@@ -33,8 +33,9 @@ import torch
 from torch import Tensor
 
 from avprompt.datasets import ave
-from avprompt.errors import AnnotationError, DatasetError
+from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
+from avprompt.media.text import is_name, read_lines, whole
 
 CATEGORIES = (
     "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
@@ -45,7 +46,7 @@ CATEGORIES = (
 SPLITS = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
 EVENTS = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
 VIDEO_HEADER, EVENT_HEADER = ("filename", "event_labels"), ("filename", "onset", "offset", "event_labels")
-NAME = re.compile(r"([^/\\.][^/\\]{10})_\d+(\.\d+)?_\d+(\.\d+)?")
+NAME = re.compile(r"(.{11})_[0-9]+(\.[0-9]+)?_[0-9]+(\.[0-9]+)?")
 
 Events = tuple[tuple[int, int, int], ...]
 
@@ -113,14 +114,14 @@ def read_categories(root: Path, given: Sequence[str] | None = None) -> tuple[str
 
 def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
     """Place and fields of every row."""
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "an annotation file of LLP", "Download LLP's csv files, or fix root.")
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        where, fields = f"{path}, line {number}", line.split("\t")
-        if number == 1 and tuple(fields) != header:
-            raise AnnotationError(where, repr(line), f"the header, {header} with tabs between", "Correct the file.")
-        if number == 1 or not line:
-            continue
+    lines = read_lines(path, "an annotation file of LLP", "Download LLP's csv files, or fix root.")
+    where, line = lines[0]
+    if tuple(line.split("\t")) != header:
+        raise AnnotationError(where, repr(line), f"the header, {header} with tabs between", "Correct the file.")
+    if len(lines) == 1:
+        raise AnnotationError(path, "a header and no row", "an annotation file of LLP", "Download it again.")
+    for where, line in lines[1:]:
+        fields = line.split("\t")
         if len(fields) != len(header):
             raise AnnotationError(where, repr(line), f"{len(header)} fields, {header} with tabs between",
                                   "Correct the line.")
@@ -135,14 +136,14 @@ def _category(where: str, name: str, index: dict[str, int]) -> int:
 
 
 def _read_events(path: Path, index: dict[str, int], segments: int) -> dict[str, Events]:
-    events: dict[str, Events] = {}
+    events: dict[str, list[tuple[int, int, int]]] = {}
     for where, (name, onset, offset, category) in _rows(path, EVENT_HEADER):
-        if not (onset.isdecimal() and offset.isdecimal() and max(int(onset), int(offset)) <= segments):
+        first, last = whole(onset), whole(offset)
+        if first is None or last is None or max(first, last) > segments:
             raise AnnotationError(where, f"{onset} to {offset}", f"whole seconds from 0 to {segments}",
                                   "Correct the line.")
-        event = (_category(where, category, index), int(onset), int(offset))
-        events[name] = (*events.get(name, ()), event)
-    return events
+        events.setdefault(name, []).append((_category(where, category, index), first, last))
+    return {name: tuple(rows) for name, rows in events.items()}
 
 
 def read_splits(root: Path, categories: Sequence[str] | None = None, segments: int = 10) -> Splits:
@@ -164,7 +165,7 @@ def read_splits(root: Path, categories: Sequence[str] | None = None, segments: i
     for split, file in SPLITS.items():
         splits[split] = []
         for where, (name, labels) in _rows(root / file, VIDEO_HEADER):
-            if not (match := NAME.fullmatch(name)):
+            if not (match := NAME.fullmatch(name)) or not is_name(name):
                 raise AnnotationError(where, f"filename {name!r}", "<id of 11 characters>_<start>_<end>",
                                       "Correct the line.")
             if match[1] in places:

@@ -14,6 +14,9 @@ what happens to it here:
 - A video id of digits alone is a recording; one with letters before them (`va`, `sa`, `vv`, ...) was put together by
   the authors from the picture and the sound of others.
 - `anser` is how the files spell it. Some releases lack avqa-train.json: see `Vocabulary`.
+- MUSIC-AVQA v2.0 (Liu et al., WACV 2024) adds questions that have no `question_id` or `question_deleted`, or that
+  write `templ_values` as a list instead of a string of one. Its files are read where they stand as
+  `json/avqa-<split>.json`; a question without an id is called `record N` by its place.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from torch import Tensor
 
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, DatasetError
 from avprompt.media.readers import FolderReader, Published
+from avprompt.media.text import is_name, read_lines, read_text
+from avprompt.metrics.avqa import TYPES
 
 Release = Literal["json", "json_update"]
 SPLITS = ("train", "val", "test")
@@ -41,14 +46,7 @@ PAD = "<pad>"
 LENGTH = 14
 #: words, padding included, and answers of the published vocabularies
 WORDS, ANSWERS = 93, 42
-#: (group, kind) of every question, in the order of the published tables
-TYPES = (
-    ("Audio", "Counting"), ("Audio", "Comparative"), ("Visual", "Counting"), ("Visual", "Location"),
-    ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting"), ("Audio-Visual", "Location"),
-    ("Audio-Visual", "Comparative"), ("Audio-Visual", "Temporal"),
-)
-FIELDS = {"video_id": str, "question_id": (int, str), "type": str, "question_content": str, "templ_values": str,
-          "question_deleted": int, "anser": str}
+FIELDS = ("video_id", "type", "question_content", "anser")
 _GENERATED = re.compile(r"(va|sa|vv|eva|esa|evv)\d+")
 
 
@@ -58,7 +56,7 @@ class Question:
 
     Args:
         id: of the video.
-        question_id: as in the file; not unique, see the module.
+        question_id: as in the file; not unique, see the module. `record N` where the file has none.
         words: of the filled-in question, without its question mark.
         text: the same for people.
         group: `Audio`, `Visual` or `Audio-Visual`, what the question is about.
@@ -108,41 +106,47 @@ def tokenise(content: str, values: Sequence[str] = ()) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _strings(where: str, name: str, text: str) -> list[str]:
+def _strings(where: str, name: str, given: Any) -> list[str]:
+    """A list of strings, or the JSON text of one; nothing is an empty one."""
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError:
+        values = json.loads(given) if isinstance(given, str) and given else given or []
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise AnnotationError(where, f"{name} {text!r}", "a JSON list of strings, itself written as a string",
+        raise AnnotationError(where, f"{name} {str(given)[:80]!r}", "a JSON list of strings, or one written as a string",
                               "Correct the record.")
     return values
 
 
-def _question(where: str, record: Any) -> Question:
+def _question(path: Path, number: int, record: Any) -> Question:
+    where = f"{path}, record {number}"
     if not isinstance(record, dict):
         raise AnnotationError(where, repr(record)[:80], f"an object with {', '.join(FIELDS)}", "Correct the record.")
-    where = f"{where}, question_id {record.get('question_id')}"
-    wrong = {name: record.get(name) for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)}
-    if wrong or record["question_deleted"] not in (0, 1):
-        raise AnnotationError(where, wrong or f"question_deleted {record['question_deleted']}",
-                              f"strings {', '.join(FIELDS)}, of which question_id may be a number and "
-                              "question_deleted is 0 or 1", "Correct the record.")
+    question_id, deleted = record.get("question_id"), record.get("question_deleted")
+    where = f"{where}, question_id {question_id}"
+    if wrong := {name: record.get(name) for name in ("video_id", "question_content", "anser") if not isinstance(record.get(name), str)}:
+        raise AnnotationError(where, str(wrong)[:200], f"strings {', '.join(FIELDS)}", "Correct the record.")
+    if not (question_id is None or type(question_id) in (int, str)) or deleted not in (None, 0, 1):
+        raise AnnotationError(where, f"question_deleted {str(deleted)[:80]}", "a question_id that is a number or a "
+                              "string, and question_deleted 0 or 1, or neither", "Correct the record.")
     video, answer = record["video_id"], record["anser"]
-    if not video or "/" in video or "\\" in video or video.startswith("."):
+    if not is_name(video):
         raise AnnotationError(where, f"video_id {video!r}", "the name of a file", "Correct the record.")
     if not answer:
         raise AnnotationError(where, "an empty anser", "an answer", "Correct the record.")
-    kind = tuple(_strings(where, "type", record["type"]))
+    kind = tuple(_strings(where, "type", record.get("type")))
     if kind not in TYPES:
-        raise AnnotationError(where, f"type {record['type']}", f"one of {[list(pair) for pair in TYPES]}",
+        raise AnnotationError(where, f"type {str(record.get('type'))[:80]}", f"one of {[list(pair) for pair in TYPES]}",
                               "Correct the record.")
     try:
-        words = tokenise(record["question_content"], _strings(where, "templ_values", record["templ_values"]))
+        words = tokenise(record["question_content"], _strings(where, "templ_values", record.get("templ_values")))
+        "".join((answer, *words, str(question_id))).encode()
     except ArgumentError as error:
         raise AnnotationError(where, error.got, error.expected, "Correct the record.") from error
-    return Question(video, str(record["question_id"]), words, " ".join(words) + "?", *kind, answer,
-                    bool(record["question_deleted"]))
+    except UnicodeEncodeError as error:
+        raise AnnotationError(where, error, "characters", "Correct the record: it holds half of one.") from error
+    return Question(video, f"record {number}" if question_id is None else str(question_id), words,
+                    " ".join(words) + "?", *kind, answer, bool(deleted))
 
 
 def questions_path(root: Path, release: Release, split: str) -> Path:
@@ -155,19 +159,19 @@ def read_questions(path: Path) -> list[Question]:
 
     Raises:
         DatasetError: no such file.
-        AnnotationError: not a JSON list, or a record breaks the format; names file, record and question_id.
+        AnnotationError: not a JSON list, an empty one, or a record breaks the format; names file, record and
+            question_id.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "a file of questions of MUSIC-AVQA",
-                           "Download MUSIC-AVQA's annotations, or fix root and release.")
+    text = read_text(path, "a JSON list of questions",
+                     "Download MUSIC-AVQA's annotations, or fix root and release.")
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # neither JSON nor UTF-8
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise AnnotationError(path, error, "a JSON list of questions", "Download it again.") from error
-    if not isinstance(records, list):
-        raise AnnotationError(path, type(records).__name__, "a JSON list of questions", "Download it again.")
-    return [_question(f"{path}, record {number}", record) for number, record in enumerate(records, 1)]
+    if not isinstance(records, list) or not records:
+        raise AnnotationError(path, "an empty list" if records == [] else type(records).__name__,
+                              "a JSON list of questions", "Download it again.")
+    return [_question(path, number, record) for number, record in enumerate(records, 1)]
 
 
 def read_splits(root: Path, release: Release = "json") -> dict[str, list[Question]]:
@@ -262,13 +266,11 @@ class Vocabulary:
 
 
 def _listed(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "one word a line", "Download it, or use `vocabulary: train`.")
-    lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line]
+    lines = [line for _, line in read_lines(path, "one word a line", "Download it, or use `vocabulary: train`.")]
     half = len(lines) // 2
     # the published ques_vocab.txt is its own list twice
     unique = lines[:half] if lines[:half] == lines[half:] else lines
-    if not unique or len(set(unique)) < len(unique):
+    if len(set(unique)) < len(unique):
         raise AnnotationError(path, f"{len(lines)} lines, {len(set(lines))} different", "each word once (or the whole "
                               "list twice, as published)", "Correct the file.")
     return tuple(unique)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from avprompt.datasets import ave, avsbench, kinetics_sounds, llp, music_avqa, vggsound
-from avprompt.errors import DatasetError
-from avprompt.media.readers import STORE_TREE, Published, StoreReader, open_reader
+from tqdm import tqdm
+
+from avprompt.datasets import ave, avsbench, kinetics_sounds, llp, music_avqa, naming, vggsound
+from avprompt.errors import ArgumentError, DatasetError
+from avprompt.media.files import write_whole
+from avprompt.media.readers import STORE_TREE, ClipReader, Published, StoreReader, open_reader
 
 DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED, "kinetics_sounds": kinetics_sounds.PUBLISHED,
                                   "avs_s4": avsbench.PUBLISHED["s4"], "avs_ms3": avsbench.PUBLISHED["ms3"],
@@ -22,26 +26,33 @@ def verify(
     dataset: Literal["ave", "kinetics_sounds", "avs_s4", "avs_ms3", "llp", "music_avqa", "vggsound"] = "ave",
     layout: Literal["store", "folders"] | None = None,
     report: Path | None = None,
+    deep: bool = False,
+    rename: bool = False,
 ) -> bool:
     """Print the expected folder tree and how many clips of each split are found, missing and unusable.
 
-    Files are looked at by name, header and size, not decoded.
+    Files are looked at by name, header and size, not decoded; `deep` reads them all.
 
     Args:
         root: the dataset's folder.
         dataset: whose annotations to read.
-        layout: `store` (from `avprompt data prepare`) or `folders` (the published code's); `null` is a store wherever one
-            can hold the dataset's media.
-        report: CSV of every clip that cannot be used, or is used but short or silent; `None` is root/verify.csv.
+        layout: `store` (from `avprompt data prepare`) or `folders` (the published code's); `null` is a store wherever
+            one can hold the dataset's media.
+        report: CSV of every clip that cannot be used, or is used but short or silent; `None` is root/verify.csv. Where
+            it cannot be written the clips are printed instead.
+        deep: compare each clip of a store with the digest of what was written; decode everything in folders.
+        rename: give clips of the store the ids that annotations have, by the likely rule that is printed where few
+            names match.
 
     Returns:
         Whether every clip can be used.
 
     Raises:
-        DatasetError: annotation files or the layout's folders are missing.
+        DatasetError: annotation files or the layout's folders are missing, or nothing can be renamed.
         AnnotationError: an annotation file breaks its format.
+        ArgumentError: `rename` where clips do not lie in a store.
     """
-    root, published = Path(root), DATASETS[dataset]
+    root, published = Path(root).expanduser(), DATASETS[dataset]
     layout = layout or ("store" if published.stored else "folders")
     tree = STORE_TREE if layout == "store" else published.tree
     print("\n".join([f"{root}/", *(f"  {name}" for name in (*published.files, *tree))]))
@@ -51,13 +62,37 @@ def verify(
     for remark in published.remarks(splits):
         print(remark)
     reader = open_reader(layout, root, None, published.folders)
+    wanted = {item.id for items in splits.values() for item in items}
+    renaming = naming.likely(reader.ids() - wanted, wanted - reader.ids()) if reader.ids() and wanted else None
+    if rename:
+        if not isinstance(reader, StoreReader):
+            raise ArgumentError("rename", "true", "clips in a store", "Files of your own are yours to rename.")
+        if renaming is None:
+            raise DatasetError(root, "no clip whose other name could be told", "names that differ by a rule",
+                               "Rename the video files, and prepare them again.")
+        reader.store.rename(renaming.names)
+        print(f"{len(renaming.names)} clips of the store renamed: {renaming.rule}")
+        reader, renaming = open_reader(layout, root, None, published.folders), None
+    rows, unusable = _table(splits, reader, deep)
+    _explain(reader, wanted, renaming)
+    if isinstance(reader, StoreReader) and (stray := reader.store.ids() - reader.entries.keys()):
+        print(f"{len(stray)} folders of the store are in no row of its manifest: {', '.join(sorted(stray)[:3])}")
+    _report(Path(report).expanduser() if report else root / "verify.csv", rows, unusable)
+    return not unusable
+
+
+def _table(splits: dict[str, list[Any]], reader: ClipReader, deep: bool) -> tuple[list[tuple[str, str, str]], int]:
+    """Print the counts; (split, clip, problem) of what is not as it should be, and how many clips cannot be used."""
     entries = reader.entries if isinstance(reader, StoreReader) else {}
-    rows, unusable = [], 0
+    rows, unusable, checked = [], 0, {}
     print(f"\n{'split':<8}{'rows':>8}{'clips':>8}{'found':>8}{'missing':>9}{'unusable':>10}{'short':>8}{'silent':>8}")
     for split, items in splits.items():
         counts: Counter[str] = Counter()
-        for clip in dict.fromkeys(item.id for item in items):
-            problem = reader.inspect(clip)
+        for clip in tqdm(list(dict.fromkeys(item.id for item in items)), desc=split, unit="clip", disable=not deep,
+                         leave=False):
+            if clip not in checked:
+                checked[clip] = reader.inspect(clip) or (reader.digest_problem(clip) if deep else None)
+            problem = checked[clip]
             kind = "found" if problem is None else "missing" if problem.startswith("missing") else "unusable"
             counts[kind] += 1
             if problem is None and clip in entries and entries[clip].status != "ok":
@@ -69,10 +104,36 @@ def verify(
         clips = counts["found"] + counts["missing"] + counts["unusable"]
         print(f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
               f"{counts['short']:>8}{counts['silent']:>8}")
-    path = Path(report) if report else root / "verify.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["split", "id", "problem"])
-        writer.writerows(rows)
-    print(f"\n{unusable} clips cannot be used; details in {path}" if unusable else "\nevery clip can be used")
-    return not unusable
+    return rows, unusable
+
+
+def _explain(reader: ClipReader, wanted: set[str], renaming: naming.Renaming | None) -> None:
+    """Where few names match, show both sides and what may be behind it."""
+    there = reader.ids()
+    if not there - wanted or len(there & wanted) >= len(wanted) / 2:
+        return
+    print(f"\nOnly {len(there & wanted)} of {len(wanted)} annotated clips are there by name."
+          f"\n  annotations ask for  {', '.join(sorted(wanted - there)[:3])}"
+          f"\n  there are            {', '.join(sorted(there - wanted)[:3])}")
+    if renaming is None:
+        print("No rule that downloaders follow makes one of the other.")
+        return
+    name, clip = next(iter(renaming.names.items()))
+    print(f"Likely: {renaming.rule}. {len(renaming.names)} would match, {name} as {clip}.")
+    print("Run the same command with --rename true to give the store's clips these ids; video files stay as they are."
+          if isinstance(reader, StoreReader) else "Rename the files by it.")
+
+
+def _report(path: Path, rows: list[tuple[str, str, str]], unusable: int) -> None:
+    """Write what is not as it should be, or print it where nothing can be written."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["split", "id", "problem"])
+    writer.writerows(rows)
+    try:
+        write_whole(path, table.getvalue().encode())
+        where = str(path)
+    except OSError as error:
+        where = "the lines above"
+        print(f"\n{path} cannot be written ({error.strerror}; --report names another file):\n{table.getvalue()}")
+    print(f"\n{unusable} clips cannot be used; details in {where}" if unusable else "\nevery clip can be used")

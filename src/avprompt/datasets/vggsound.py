@@ -13,8 +13,8 @@ is that which the released loader of DG-SCT expects.
 
 from __future__ import annotations
 
-import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from avprompt.errors import AnnotationError, DatasetError
+from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
+from avprompt.media.text import read_lines, read_table, whole
 
 CATEGORY_FILE, LABEL_FILE = "VggsoundAVEL40kCategories.txt", "vggsound-avel40k_labels.csv"
 COLUMNS = ("split", "category", "video_id", "label")
@@ -60,14 +61,11 @@ def read_categories(path: Path) -> tuple[str, ...]:
         DatasetError: no such file.
         AnnotationError: the file is empty or names a category twice.
     """
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "the names of the categories, one a line",
-                           "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `category_file`.")
-    names = tuple(line for line in path.read_text(encoding="utf-8-sig").splitlines() if line)
-    if not names or len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise AnnotationError(path, f"{twice} more than once" if twice else "no name",
-                              "one category a line, each once", "Correct the file.")
+    names = tuple(line for _, line in read_lines(
+        path, "the names of the categories, one a line",
+        "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `category_file`."))
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise AnnotationError(path, f"{twice} more than once", "one category a line, each once", "Correct the file.")
     return names
 
 
@@ -96,42 +94,28 @@ def read_splits(path: Path, categories: Sequence[str], segments: int = 10) -> di
         AnnotationError: a column is missing, or a row has too few or too many fields, an unknown split or category, an
             impossible number or label, or the number of another row; names the line.
     """
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "the labels of VGG-Sound(40K)",
-                           "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `label_file`.")
     index = {name: number for number, name in enumerate(categories)}
     splits: dict[str, list[Video]] = {split: [] for split in SPLITS}
     places: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, strict=True)
-        try:
-            if absent := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-                raise AnnotationError(f"{path}, line 1", f"columns {rows.fieldnames}", f"also {absent}",
-                                      "Correct the header.")
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise AnnotationError(where, [value for value in row.values() if value is not None],
-                                          f"{len(rows.fieldnames)} fields", "Correct the line.")
-                split = "val" if row["split"].startswith("val") else row["split"]
-                if split not in splits:
-                    raise AnnotationError(where, f"split {split!r}", "train, test, or a word that begins with val",
-                                          "Correct the line.")
-                if row["category"] not in index:
-                    raise AnnotationError(where, f"category {row['category']!r}", f"one of {len(index)} categories",
-                                          "Use the category file of the same release.")
-                number = row["video_id"]
-                if not (number.isascii() and number.isdecimal()):
-                    raise AnnotationError(where, f"video_id {number!r}", "a whole number", "Correct the line.")
-                clip = f"{int(number):06d}"
-                if clip in places:
-                    raise AnnotationError(where, f"video_id {number} again", f"one row a video; see {places[clip]}",
-                                          "Remove one.")
-                places[clip] = where
-                splits[split].append(Video(clip, index[row["category"]], _active(where, row["label"], segments)))
-        except csv.Error as error:
-            raise AnnotationError(f"{path}, line {rows.reader.line_num}", error, "comma-separated values",
-                                  "Correct the file.") from error
+    for where, row in read_table(path, "the labels of VGG-Sound(40K)",
+                                 "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `label_file`.",
+                                 COLUMNS):
+        split = "val" if row["split"].startswith("val") else row["split"]
+        if split not in splits:
+            raise AnnotationError(where, f"split {split!r}", "train, test, or a word that begins with val",
+                                  "Correct the line.")
+        if row["category"] not in index:
+            raise AnnotationError(where, f"category {row['category']!r}", f"one of {len(index)} categories",
+                                  "Use the category file of the same release.")
+        number = whole(row["video_id"])
+        if number is None:
+            raise AnnotationError(where, f"video_id {row['video_id']!r}", "a whole number", "Correct the line.")
+        clip = f"{number:06d}"
+        if clip in places:
+            raise AnnotationError(where, f"video_id {row['video_id']} again", f"one row a video; see {places[clip]}",
+                                  "Remove one.")
+        places[clip] = where
+        splits[split].append(Video(clip, index[row["category"]], _active(where, row["label"], segments)))
     return splits
 
 

@@ -1,11 +1,11 @@
-"""Segmentation head of AVSBench: that of DG-SCT's released network.
+"""Segmentation head of AVSBench, as in DG-SCT's released network.
 
     stage k of the visual encoder -[Linear, resize]-> map k --(x)--[TPAVI]--> map k -----+
                                                               |        |                 v
     audio (B, T, C_a) -[Linear]- sound --[temporal gates]-----+--(x)---+    top down: [fuse, x2] ... [fuse, x2] -> mask
 
-TPAVI (Zhou et al., ECCV 2022) with dot-product attention has no softmax, and sound is the same at every position: the
-product over all pairs of positions is taken in the exact linear order, which never builds their square matrix.
+TPAVI (Zhou et al., ECCV 2022) with dot-product attention has no softmax, and the sound is the same at every position.
+Therefore the product over all pairs of positions can be computed exactly without ever building their square matrix.
 """
 
 from __future__ import annotations
@@ -20,43 +20,17 @@ from avprompt.heads.temporal import TemporalGate
 
 SOUND = 128  # channels of the sound in the released network
 
-#: parts of names in the authors' checkpoint -> ours; counters start at one there
-RELEASED_KEYS = {
-    **{f"x{k + 1}_linear_.": f"levels.{k}.project." for k in range(4)},
-    **{f"tpavi_b{k + 1}.": f"levels.{k}.tpavi." for k in range(4)},
-    **{f"path{k + 1}.resConfUnit1.": f"fusions.{k}.skip." for k in range(4)},
-    **{f"path{k + 1}.resConfUnit2.": f"fusions.{k}.refine." for k in range(4)},
-    "audio_linear.": "audio_project.",
-    "output_conv.": "output.",
-    **{f"temporal_attn.{theirs.format(k)}.": f"levels.{k}.{ours}."
-       for k in range(4) for theirs, ours in {
-           "v_fc.{}": "pooled",
-           "audio_visual_rnn_layer.{}.audio_rnn": "audio_gate.rnn",
-           "audio_visual_rnn_layer.{}.visual_rnn": "visual_gate.rnn",
-           "audio_encoder.{}.affine_matrix": "audio_gate.encoder.project",
-           "video_encoder.{}.affine_matrix": "visual_gate.encoder.project",
-           "audio_encoder.{}.encoder.layers": "audio_gate.encoder.layers",
-           "video_encoder.{}.encoder.layers": "visual_gate.encoder.layers",
-           "audio_gated.{}.0": "audio_gate.gate",
-           "video_gated.{}.0": "visual_gate.gate",
-       }.items()},
-}
-#: parts of names -> ours
-RELEASED_PARTS = {".align_channel.": ".align.", ".norm_layer.": ".norm.", ".W_z.0.": ".expand.", ".W_z.1.": ".bn.",
-                  ".g.": ".value.", ".theta.": ".query.", ".phi.": ".key."}
-#: patterns of names without influence: a second, unused backbone and its adaptors, decoders whose result is thrown away,
-#: prototypes of copied layers
-RELEASED_DEAD = (
-    r"encoder_backbone\.", r"conv[1-4]\.", r"x[1-4]_linear\.", r"path4\.resConfUnit1\.",
-    r"temporal_attn\.(video|audio)_decoder\.", r"temporal_attn\.\w+_encoder\.\d\.encoder_layer\.",
-)
-
 
 class TPAVI(nn.Module):
-    """Temporal pixel-wise audio-visual interaction in the exact linear form: cost T*H*W instead of (T*H*W)^2.
+    """Temporal pixel-wise audio-visual interaction (TPAVI), computed exactly at cost T*H*W instead of (T*H*W)^2.
 
     Args:
         width: channels C of the maps.
+
+    Example:
+        >>> maps, sound = TPAVI(16)(torch.rand(2, 5, 49, 16), torch.rand(2, 5, 128))
+        >>> tuple(maps.shape), tuple(sound.shape)
+        ((2, 5, 49, 16), (2, 5, 16))
     """
 
     def __init__(self, width: int) -> None:
@@ -78,7 +52,7 @@ class TPAVI(nn.Module):
 
 
 class Level(nn.Module):
-    """One scale: projection, resize, temporal gates in both directions, TPAVI.
+    """One scale of the decoder: projection, resizing, temporal gates in both directions, TPAVI.
 
     Args:
         spec: the encoder's last block of the stage.
@@ -103,7 +77,8 @@ class Level(nn.Module):
         return maps.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 
     def gate(self, maps: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps (B, T, h, w, C), sound (B, T, 128) -> gated maps, gate (B, T, 1) that vision opens on sound."""
+        """Maps (B, T, h, w, C), sound (B, T, 128) -> gated maps, and the gate (B, T, 1) by which vision guides
+        audio."""
         opened = maps.new_zeros(*maps.shape[:2], 1)
         if self.visual_gate is not None:
             opened = self.visual_gate(self.dropout(F.relu(self.pooled(maps.mean((2, 3))))))[2]
@@ -118,11 +93,12 @@ class Level(nn.Module):
 
 
 class ResidualUnit(nn.Module):
-    """Two 3 x 3 convolutions behind ReLUs, and a residual.
+    """Two 3 x 3 convolutions after ReLUs, and a residual connection.
 
     Args:
         width: channels C.
-        rectified: the residual is taken behind the first ReLU, as the released code's in-place ReLU does.
+        rectified: take the residual after the first ReLU, which is the effect of the in-place ReLU of the released
+            code.
     """
 
     def __init__(self, width: int, rectified: bool) -> None:
@@ -137,11 +113,11 @@ class ResidualUnit(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Add a finer map to what comes from above, refine, double the size.
+    """Adds a finer map to the coarser one, refines the sum, and doubles its size.
 
     Args:
         width: channels C.
-        skip: whether there is something from above.
+        skip: whether there is a coarser map.
         rectified: see `ResidualUnit`.
     """
 
@@ -150,25 +126,32 @@ class Fusion(nn.Module):
         self.skip, self.refine = ResidualUnit(width, rectified) if skip else None, ResidualUnit(width, rectified)
 
     def forward(self, own: Tensor, above: Tensor | None) -> Tensor:
-        """Own map (B*T, C, h, w), map from above of the same shape or `None` -> (B*T, C, 2h, 2w)."""
+        """Map of this scale (B*T, C, h, w), coarser map of the same shape or `None` -> (B*T, C, 2h, 2w)."""
         x = own if above is None else above + self.skip(own)
         return F.interpolate(self.refine(x), scale_factor=2, mode="bilinear", align_corners=True)
 
 
 class AVSDecoder(nn.Module):
-    """Decoder over the visual encoder's stages, guided by pooled audio, as released, without what is never used.
+    """Decoder over the stages of the visual encoder, guided by pooled audio; as released, without unused parts.
 
     Args:
         audio_dim: channels of the audio features.
         stages: the last block of each visual stage, finest first.
         mask_size: height and width of the masks; the finest map is a quarter of it.
-        gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.05 in the released network).
-        matching: also return what the MS3 loss compares.
-        width: channels C of the maps; those of everything else follow from it.
-        rectified: see `ResidualUnit`; with it the maps that the MS3 loss sees are rectified too, as released.
+        gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.05 in the released
+            network).
+        matching: also return what the loss of MS3 compares.
+        width: channels C of the maps, from which all other widths follow.
+        rectified: see `ResidualUnit`; it also rectifies the maps that the loss of MS3 compares, as released.
 
     Raises:
-        ArgumentError: the mask size is no multiple of what the stages need, or the width none of eight.
+        ArgumentError: the mask size is no multiple of what the stages need, or the width no multiple of 8.
+
+    Example:
+        >>> stages = [BlockSpec(8, (8, 8), 0), BlockSpec(16, (4, 4), 1)]
+        >>> head = AVSDecoder(audio_dim=6, stages=stages, mask_size=32, width=16)
+        >>> head(torch.rand(1, 5, 6), [torch.rand(1, 5, 64, 8), torch.rand(1, 5, 16, 16)])["masks"].shape
+        torch.Size([1, 5, 32, 32])
     """
 
     def __init__(self, audio_dim: int, stages: list[BlockSpec], mask_size: int = 224,

@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck on embeddings, blended with them (Gao et al., IJCV 2024)."""
+"""CLIP-Adapter: a bottleneck on embeddings, mixed with the embeddings themselves (Gao et al., IJCV 2024)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from avprompt.errors import ArgumentError
 class CLIPAdapter(nn.Module):
     """`ratio * A(f) + (1 - ratio) * f`, A = ReLU(W2 ReLU(W1 f)) without bias; as released with CLIP-Adapter and DG-SCT.
 
-    It starts from random weights, so that step 0 is near the frozen network, not equal to it.
+    It starts from random weights: before training, the network is close to the frozen one, not equal to it.
 
     Args:
         dim: E; E^2 / 2 parameters, 131,072 for 512.
-        ratio: how much of it, 0 to 1.
-        reduction: E over the bottleneck's width.
+        ratio: share of the adapter in the output, 0 to 1.
+        reduction: E divided by the width of the bottleneck.
 
     Raises:
         ArgumentError: a ratio outside of 0 to 1.
+
+    Example:
+        >>> CLIPAdapter(dim=16)(torch.rand(2, 10, 16)).shape
+        torch.Size([2, 10, 16])
     """
 
     def __init__(self, dim: int, ratio: float = 0.2, reduction: int = 4) -> None:

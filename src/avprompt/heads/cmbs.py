@@ -1,7 +1,8 @@
-"""Event localisation heads of AVE: that of DG-SCT's released network, and baselines on one modality or on late fusion.
+"""Event localisation heads of AVE: that of DG-SCT's released network, and baselines on one modality or with late
+fusion.
 
-The released head is the temporal module of DG-SCT's code, which stands for equations 5 and 7 of its paper (Duan et al.,
-NeurIPS 2023), then CMBS (Xia and Zhao, CVPR 2022):
+The released head is the temporal module of DG-SCT's code, which implements equations 5 and 7 of its paper (Duan et al.,
+NeurIPS 2023) in its own way, followed by CMBS (Xia and Zhao, CVPR 2022):
 
     audio (B, T, C_a) -[Linear]-[BiLSTM]-+-[encoder]-- a_mem --> gate g_a
                                          +--[decoder over v_mem]--> A * (1 + gamma g_v) --+
@@ -19,44 +20,12 @@ from torch.nn import functional as F
 from avprompt.heads.temporal import DROPOUT, HEADS, HIDDEN, TemporalGate
 
 WIDTH = 256  # of the released network
-TOP = 4  # segments that vote on a clip's category
+TOP = 4  # segments that decide the category of a clip
 VIDEO_SCORE_WEIGHT = 0.3
-
-#: names in the authors' checkpoint -> ours, by prefix
-RELEASED_KEYS = {
-    "temporal_attn.a_fc.": "audio.project.",
-    "temporal_attn.v_fc.": "visual.project.",
-    "temporal_attn.audio_visual_rnn_layer.audio_rnn.": "audio.rnn.",
-    "temporal_attn.audio_visual_rnn_layer.visual_rnn.": "visual.rnn.",
-    "temporal_attn.audio_encoder.affine_matrix.": "audio.encoder.project.",
-    "temporal_attn.video_encoder.affine_matrix.": "visual.encoder.project.",
-    "temporal_attn.audio_encoder.encoder.layers.": "audio.encoder.layers.",
-    "temporal_attn.video_encoder.encoder.layers.": "visual.encoder.layers.",
-    "temporal_attn.audio_decoder.affine_matrix.": "audio_decoder.project.",
-    "temporal_attn.video_decoder.affine_matrix.": "visual_decoder.project.",
-    "temporal_attn.audio_decoder.decoder.layers.0.multihead_attn.": "audio_decoder.attention.",
-    "temporal_attn.video_decoder.decoder.layers.0.multihead_attn.": "visual_decoder.attention.",
-    "temporal_attn.audio_decoder.decoder.layers.0.": "audio_decoder.",
-    "temporal_attn.video_decoder.decoder.layers.0.": "visual_decoder.",
-    "temporal_attn.audio_gated.0.": "audio.gate.",
-    "temporal_attn.video_gated.0.": "visual.gate.",
-    "CMBS.audio_cas.": "audio_scores.",
-    "CMBS.video_cas.": "visual_scores.",
-    "CMBS.localize_module.classifier.": "localize.is_event.",
-    "CMBS.localize_module.event_classifier.": "localize.event.",
-}
-#: patterns of names in that checkpoint that have no influence on its outputs: prototypes of copied layers, a
-#: self-attention that is never called, and CMBS's interaction modules, whose result is thrown away
-RELEASED_DEAD = (
-    r"temporal_attn\.\w+_encoder\.encoder_layer\.",
-    r"temporal_attn\.\w+_decoder\.decoder_layer\.",
-    r"temporal_attn\.\w+_decoder\.decoder\.layers\.0\.self_attn\.",
-    r"CMBS\.(AVInter|VAInter|video_norm|audio_norm)\.",
-)
 
 
 class CrossModalDecoder(nn.Module):
-    """One post-norm layer: a modality attends over the other's memory and itself, then a feed-forward block.
+    """One post-norm layer: a modality attends to the memory of the other one and to itself, then a feed-forward block.
 
     Args:
         inputs: channels of the query.
@@ -109,12 +78,17 @@ def visual_stream(inputs: int) -> Stream:
 
 
 def clip_scores(scores: Tensor) -> Tensor:
-    """Category scores a segment (B, T, C) -> a clip (B, C): mean of the four highest over time."""
+    """Category scores of segments (B, T, C) -> of clips (B, C), the mean of the four highest over time.
+
+    Example:
+        >>> clip_scores(torch.arange(5.0).view(1, 5, 1))
+        tensor([[2.5000]])
+    """
     return scores.topk(min(TOP, scores.shape[1]), dim=1).values.mean(1)
 
 
 class Localize(nn.Module):
-    """Which segments hold the event, and which event it is.
+    """Classifiers: which segments have the event, and which event it is.
 
     Args:
         num_classes: event categories, background not counted.
@@ -132,7 +106,7 @@ class Localize(nn.Module):
 
 
 class CMBSHead(nn.Module):
-    """Temporal module and CMBS as released, without the parts that never influence an output.
+    """The temporal module and CMBS as released, without the parts that never influence an output.
 
     Args:
         audio_dim: channels of the audio features.
@@ -140,6 +114,11 @@ class CMBSHead(nn.Module):
         num_classes: event categories, background not counted.
         gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.1, 0.1 in the released
             network; 0 switches a direction off).
+
+    Example:
+        >>> outputs = CMBSHead(audio_dim=8, visual_dim=12, num_classes=3)(torch.rand(2, 10, 8), torch.rand(2, 10, 12))
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'is_event': (2, 10), 'event': (2, 3), 'gate': (2, 10), 'video_scores': (2, 3)}
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_classes: int,
@@ -166,11 +145,16 @@ class CMBSHead(nn.Module):
 
 
 class SingleHead(nn.Module):
-    """The same head on one modality alone: its stream and CMBS's classifiers. A baseline, not a published network.
+    """A baseline on one modality, which is no published network: the stream of that modality and the classifiers of
+    CMBS.
 
     Args:
-        stream: `audio_stream` or `visual_stream` of the right width.
+        stream: `audio_stream` or `visual_stream` with the channels of the features.
         num_classes: event categories, background not counted.
+
+    Example:
+        >>> SingleHead(audio_stream(8), num_classes=3)(torch.rand(2, 10, 8))["event"].shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, stream: Stream, num_classes: int) -> None:
@@ -178,20 +162,24 @@ class SingleHead(nn.Module):
         self.stream, self.scores, self.localize = stream, nn.Linear(WIDTH, num_classes), Localize(num_classes)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """(B, T, C) -> the outputs of `CMBSHead`, `gate` being the one modality's."""
+        """Features (B, T, C) -> the outputs of `CMBSHead`; `gate` is that of this modality."""
         _, memory, gate = self.stream(features)
         return self.localize(memory, gate, clip_scores(self.scores(memory)))
 
 
 class LateFusionHead(nn.Module):
-    """Two single-modality heads whose logits are averaged (gates are multiplied, as CMBS does). A baseline.
+    """A baseline: two heads on one modality each, whose logits are averaged and whose gates are multiplied as in CMBS.
 
-    They are trained together, by the loss of the averaged outputs, and share no weight.
+    Both are trained together, by the loss of the averaged outputs, and share no weight.
 
     Args:
         audio_dim: channels of the audio features.
         visual_dim: channels of the visual features.
         num_classes: event categories, background not counted.
+
+    Example:
+        >>> LateFusionHead(8, 12, num_classes=3)(torch.rand(2, 10, 8), torch.rand(2, 10, 12))["is_event"].shape
+        torch.Size([2, 10])
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_classes: int) -> None:

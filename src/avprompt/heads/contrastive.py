@@ -1,4 +1,4 @@
-"""Images and sounds compared with texts: cosines, their scales, and how the two modalities' scores become one.
+"""Images and sounds compared with texts: cosines, their scales, and the fusion of both modalities.
 
       image embedding (B, T, E) --{adapter}--+                    +--{adapter}-- audio embedding (B, T, E)
                                              |                    |
@@ -30,9 +30,13 @@ PLACES = ("visual", "visual_texts", "audio", "audio_texts")
 def visual_weight(visual: Tensor, audio: Tensor) -> Tensor:
     """The paper's w1 = y_v / (y_v + y_a) (equation 11): logits (..., K) of both modalities -> weight (...) in (0, 1).
 
-    A modality's matching score y is here the probability of its best class, "more certain in determining the
-    category": the paper leaves open what y is, and of the logits themselves, which have either sign, the quotient has
-    no meaning. No gradient: the paper calls it a hyperparameter.
+    The matching score y of a modality is the probability of its best class ("more certain in determining the
+    category"). The paper does not define y; with logits, which may have either sign, the quotient would be meaningless.
+    No gradient flows through the weight, which the paper calls a hyperparameter.
+
+    Example:
+        >>> visual_weight(torch.tensor([9.0, 0.0]), torch.tensor([0.0, 0.0]))
+        tensor(0.6666)
     """
     certain = [scores.detach().float().softmax(-1).amax(-1) for scores in (visual, audio)]
     return certain[0] / (certain[0] + certain[1])
@@ -46,7 +50,11 @@ def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
         audio: of sounds and texts.
         rule: `paper`: w1 visual + (1 - w1) audio with `visual_weight`; `sum`: 2 visual + 2 audio (DG-SCT's released
             few-shot code); `weighted`: w1 = visual / (visual + audio) for each class (its pretraining and zero-shot
-            code), which is no weight between 0 and 1 where signs differ, and infinite where the sum is zero.
+            code). Where signs differ it is not between 0 and 1, and where the sum is zero it is infinite.
+
+    Example:
+        >>> fuse(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0]), "sum")
+        tensor([8., 4.])
     """
     if rule == "sum":
         return 2 * visual + 2 * audio
@@ -58,11 +66,15 @@ def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
 
 
 class Matching(nn.Module):
-    """Which clip's sound belongs to which clip's pictures (DG-SCT's released code; the paper does not have it).
+    """Compares sounds with pictures of a batch (DG-SCT's released code; the paper does not have it).
 
     Args:
         audio_dim: E_a.
         visual_dim: E_v.
+
+    Example:
+        >>> Matching(audio_dim=4, visual_dim=6)(torch.rand(3, 10, 6), torch.rand(3, 10, 4)).shape
+        torch.Size([3, 3])
     """
 
     def __init__(self, audio_dim: int, visual_dim: int) -> None:
@@ -75,14 +87,22 @@ class Matching(nn.Module):
 
 
 class ModalityTextHead(nn.Module):
-    """One modality and its texts.
+    """Compares the embeddings of one modality with its texts.
 
     Args:
         texts: attached to the classes.
         adapters: `CLIPAdapter` on the embeddings, on the texts; `None` for none.
         log_scale: logarithm of the scale of cosines.
-        learned: train it; like CLIP's it then goes no higher than 100.
-        exponential: multiply by the scale itself, not by its logarithm (a defect of DG-SCT's released audio branch).
+        learned: train the scale; as in CLIP it is then limited to 100.
+        exponential: multiply by the scale. `False` multiplies by its logarithm, a defect of DG-SCT's released audio
+            branch.
+
+    Example:
+        >>> from avprompt.methods import NoPrompts, RandomEmbeddings
+        >>> texts = RandomEmbeddings(dim=6)
+        >>> texts.attach(["bell", "dog", "violin"], NoPrompts())
+        >>> ModalityTextHead(texts, [None, None], torch.tensor(4.6), learned=False)(torch.rand(2, 10, 6)).shape
+        torch.Size([2, 10, 3])
     """
 
     def __init__(self, texts: ClassEmbeddings, adapters: Sequence[CLIPAdapter | None], log_scale: Tensor, learned: bool,
@@ -97,7 +117,7 @@ class ModalityTextHead(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """What cosines are multiplied by."""
+        """The factor of the cosines."""
         if self.training and self.log_scale.requires_grad:
             with torch.no_grad():
                 self.log_scale.clamp_(max=math.log(100))
@@ -112,20 +132,30 @@ class ModalityTextHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """Everything behind the encoders.
+    """Both modalities with their texts, their fusion, and the comparison of sounds with pictures.
 
     Args:
-        texts: `visual` and `audio` branch, attached to the classes; one of them may be missing.
-        log_scales: of both, by the same names.
+        texts: by modality, `visual` and `audio`, attached to the classes; one of them may be missing.
+        log_scales: logarithms of the scales of cosines, by modality.
         adapters: places (`PLACES`) of feature adapters.
         adapter_ratio: see `CLIPAdapter`.
         fusion: see `fuse`.
-        learned_scales: see `Branch`.
-        exp_audio_scale: see `Branch`.
+        learned_scales: see `ModalityTextHead`.
+        exp_audio_scale: `exponential` of the audio modality, see `ModalityTextHead`.
         matching: whether sounds are also compared with pictures, see `Matching`.
 
     Raises:
-        ArgumentError: no branch, an adapter or matching without its branch.
+        ArgumentError: there are no texts, or an adapter or the matching lacks the modality that it needs.
+
+    Example:
+        >>> from avprompt.methods import NoPrompts, RandomEmbeddings
+        >>> texts = {"visual": RandomEmbeddings(dim=6), "audio": RandomEmbeddings(dim=4)}
+        >>> for embeddings in texts.values():
+        ...     embeddings.attach(["bell", "dog", "violin"], NoPrompts())
+        >>> head = ContrastiveHead(texts, dict.fromkeys(texts, torch.tensor(4.6)))
+        >>> outputs = head(torch.rand(2, 10, 6), torch.rand(2, 10, 4))
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'logits': (2, 10, 3), 'visual_weight': (2, 10), 'visual_logits': (2, 10, 3), 'audio_logits': (2, 10, 3)}
     """
 
     def __init__(self, texts: dict[str, ClassEmbeddings], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),

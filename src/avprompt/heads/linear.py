@@ -1,4 +1,4 @@
-"""Linear heads of AV-STFP (those of LAVISH and STG-CMA, after the published parameter counts)."""
+"""Linear heads of AV-STFP: those of LAVISH and STG-CMA, identified by the published parameter counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from torch import Tensor, nn
 
 
 class JointHead(nn.Module):
-    """Both modalities, audio first: linear, dropout, linear, with no activation in between, as published.
+    """Head on both modalities, audio first: linear, dropout, linear, with no activation in between, as published.
 
     Args:
         audio_dim: channels C_a.
         visual_dim: channels C_v.
         num_outputs: outputs.
-        hidden: channels between.
+        hidden: channels between the two linear layers.
         dropout: rate.
+
+    Example:
+        >>> JointHead(8, 12, num_outputs=3)(torch.rand(2, 10, 8), torch.rand(2, 10, 12)).shape
+        torch.Size([2, 10, 3])
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, hidden: int = 512,
@@ -29,11 +33,15 @@ class JointHead(nn.Module):
 
 
 class BranchHead(nn.Module):
-    """One modality: layer norm, linear.
+    """Head on one modality: layer norm, linear.
 
     Args:
         dim: channels C.
         num_outputs: outputs.
+
+    Example:
+        >>> BranchHead(8, num_outputs=3)(torch.rand(2, 10, 8)).shape
+        torch.Size([2, 10, 3])
     """
 
     def __init__(self, dim: int, num_outputs: int) -> None:
@@ -46,13 +54,17 @@ class BranchHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """The head of either, by the modalities that a task looks at.
+    """`JointHead` or `BranchHead`, depending on the modalities that a task reads.
 
     Args:
         audio_dim: channels C_a.
         visual_dim: channels C_v.
         num_outputs: outputs.
         modality: `both`, `audio` or `visual`.
+
+    Example:
+        >>> LinearHead(8, 12, 3, modality="visual")(torch.rand(2, 8), torch.rand(2, 12)).shape
+        torch.Size([2, 3])
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, modality: str = "both") -> None:

@@ -1,11 +1,11 @@
-"""Parsing head of AVVP: that of DG-SCT's released network, MGN (Mo and Tian, NeurIPS 2022) behind a temporal gate.
+"""Parsing head of AVVP, as in DG-SCT's released network: a temporal gate, then MGN (Mo and Tian, NeurIPS 2022).
 
-    audio  (B, T, C_a) -[Linear]-+--------------------------------[grouping, audio tokens]--- audio events -+
-                                 +-[temporal gate]-+                     (seeded by vision)                 |
-    visual (B, T, C_v) -[Linear]------------------(x)-[fusion]-+--[grouping, visual tokens]-- visual events -+-[grouping]
-    r2plus1d (B, T, 512) -[Linear]-----------------------------+                                              video events
+    audio  (B, T, C_a) -[Linear]-+--------------------------------[grouping, audio tokens]- audio events -+
+                                 +-[temporal gate]-+                     (seeded by vision)               |
+    visual (B, T, C_v) -[Linear]------------------(x)-[fusion]-+-[grouping, visual tokens]- visual events -+-[grouping]
+    r2plus1d (B, T, 512) -[Linear]-----------------------------+                                            video events
 
-Grouping gathers T segments into one token a class; how strongly a segment went into a class says when the class is on.
+Grouping gathers T segments into one token for each class; the share of a segment in a class says when the class occurs.
 """
 
 from __future__ import annotations
@@ -22,53 +22,9 @@ from avprompt.heads.temporal import TemporalGate
 WIDTH, HEADS, TEMPORAL_WIDTH, DROP_PATH = 128, 8, 64, 0.1  # of the released network
 DEPTH = {"audio": 3, "visual": 3, "both": 6}
 
-#: names in the authors' checkpoint -> ours, by prefix
-RELEASED_KEYS = {
-    "audio_token": "audio_tokens",
-    "visual_token": "visual_tokens",
-    "fc_a.": "audio_project.",
-    "fc_v.": "visual_project.",
-    "fc_st.": "video_project.",
-    "fc_fusion.": "fusion.",
-    "audio_cug.": "audio_grouping.",
-    "visual_cug.": "visual_grouping.",
-    "av_mcg.": "joint_grouping.",
-    "fc_prob.": "joint_score.",
-    "fc_prob_a.": "audio_score.",
-    "fc_prob_v.": "visual_score.",
-    "fc_cls.": "token_class.",
-    "temporal_attn.audio_visual_rnn_layer.audio_rnn.": "audio_gate.rnn.",
-    "temporal_attn.audio_encoder.affine_matrix.": "audio_gate.encoder.project.",
-    "temporal_attn.audio_encoder.encoder.layers.": "audio_gate.encoder.layers.",
-    "temporal_attn.audio_gated.0.": "audio_gate.gate.",
-}
-#: parts of names -> ours
-RELEASED_PARTS = {
-    ".han_encoder.": ".seed.",
-    ".grouping.": ".group.",
-    ".mlp_inter.": ".mix.",
-    ".norm_post_tokens.": ".norm_mixed.",
-    ".pre_assign_attn.norm2.": ".norm_look.",
-    ".pre_assign_attn.norm_post.": ".norm_seen.",
-    ".pre_assign_attn.attn.": ".look.",
-    ".pre_assign_attn.mlp.": ".mlp_look.",
-    ".norm_new_x.": ".norm_new.",
-    ".mlp_channels.": ".mlp.",
-    ".q_proj.": ".query.",
-    ".k_proj.": ".key.",
-    ".v_proj.": ".value.",
-}
-#: patterns of names without influence: prototypes of copied layers, and the gate that vision opens on audio, whose result
-#: is overwritten
-RELEASED_DEAD = (
-    r"temporal_attn\.\w+_encoder\.encoder_layer\.",
-    r"temporal_attn\.(video_encoder|video_gated|audio_visual_rnn_layer\.visual_rnn)\.",
-    r"adapter_token_downsampler\.",
-)
-
 
 class CrossAttention(nn.Module):
-    """Multi-head attention with a projection each for queries, keys and values.
+    """Multi-head attention with separate projections of queries, keys and values.
 
     Args:
         dim: channels.
@@ -91,11 +47,11 @@ class CrossAttention(nn.Module):
 
 
 class Assignment(CrossAttention):
-    """Every segment is shared out among the groups: softmax over groups, not over segments.
+    """Distributes every segment over the groups: the softmax runs over groups, not over segments.
 
     Args:
         dim: channels.
-        hard: each segment goes to one group, straight through, with Gumbel noise in training.
+        hard: each segment goes to one group (straight-through estimator), with Gumbel noise in training.
     """
 
     def __init__(self, dim: int, hard: bool) -> None:
@@ -103,20 +59,21 @@ class Assignment(CrossAttention):
         self.hard = hard
 
     def forward(self, groups: Tensor, segments: Tensor) -> tuple[Tensor, Tensor]:
-        """Groups (B, G, C), segments (B, S, C) -> gathered (B, G, C), soft assignment (B, G, S) that sums to 1 over G."""
+        """Groups (B, G, C), segments (B, S, C) -> gathered (B, G, C), soft assignment (B, G, S) that sums to 1 over
+        G."""
         logits = self.query(groups) @ self.key(segments).transpose(1, 2) * groups.shape[-1] ** -0.5
         soft = logits.float().softmax(1)
         shares = soft
         if self.hard:
             shares = F.gumbel_softmax(logits.float(), hard=True, dim=1) if self.training else (
                 F.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2) - soft.detach() + soft)
-        # the one in the denominator keeps groups that got next to nothing small
+        # the 1 in the denominator keeps groups small that received next to nothing
         shares = shares / (shares.sum(-1, keepdim=True) + 1)
         return self.proj(shares.to(segments.dtype) @ self.value(segments)), soft
 
 
 class GroupingBlock(nn.Module):
-    """Group tokens look at the segments, then gather them.
+    """Group tokens attend to the segments, then gather them.
 
     Args:
         groups: number of group tokens G, in and out.
@@ -143,19 +100,19 @@ class GroupingBlock(nn.Module):
 
 
 class ClassAwareGrouping(nn.Module):
-    """Transformer over segments and class tokens together, then one group a class.
+    """Transformer over segments and class tokens together, then one group for each class.
 
     Args:
         depth: transformer layers.
         classes: number of class tokens.
-        segments: number T of segments of the other modality that seed the grouping; 0 is none.
+        segments: number T of segments of the other modality that seed the grouping; 0 for none.
     """
 
     def __init__(self, depth: int, classes: int, segments: int = 0) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(WIDTH, HEADS, 4.0, qkv_bias=True, drop_path=DROP_PATH, norm_layer=nn.LayerNorm)
                                     for _ in range(depth))
-        # released: the seeds are the other modality's segments, grouped hard
+        # as released, segments of the other modality are the seeds, with hard grouping
         self.seed = GroupingBlock(segments, hard=True) if segments else None
         self.group = GroupingBlock(classes, hard=False)
 
@@ -171,7 +128,8 @@ class ClassAwareGrouping(nn.Module):
 
 
 class MGNHead(nn.Module):
-    """Multi-modal grouping network behind DG-SCT's temporal gate, as released, without what never influences an output.
+    """Multi-modal grouping network behind DG-SCT's temporal gate as released, without parts that never influence an
+    output.
 
     Args:
         audio_dim: channels of the audio features.
@@ -179,9 +137,15 @@ class MGNHead(nn.Module):
         num_classes: event categories.
         segments: number T of segments; token mixing is sized by it.
         video_dim: channels of the r2plus1d features; 0 is a network without them (the published one has 512).
-        gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.05 in the released network;
-            0 leaves a direction out).
-        gate_audio: let vision gate audio. In the released code this gate is computed and overwritten (false).
+        gates: strength gamma of the temporal gates: audio guides video, video guides audio (0.05 in the released
+            network; 0 leaves a direction out).
+        gate_audio: let vision gate audio. The released code computes this gate and overwrites it (false).
+
+    Example:
+        >>> head = MGNHead(audio_dim=8, visual_dim=12, num_classes=4, segments=10, video_dim=0)
+        >>> outputs = head(torch.rand(2, 10, 8), torch.rand(2, 10, 12))
+        >>> tuple(outputs["audio_prob"].shape), tuple(outputs["video_prob"].shape)
+        ((2, 10, 4), (2, 4))
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10, video_dim: int = 512,
@@ -209,12 +173,13 @@ class MGNHead(nn.Module):
         """Audio (B, T, C_a), visual (B, T, C_v), r2plus1d features (B, T, 512) where the network has them -> outputs.
 
         Returns:
-            `audio_prob`, `visual_prob` (B, T, C): the clip's probability times the segment's weight in (1, 2), as released.
-            `audio_video_prob`, `visual_video_prob`, `video_prob` (B, C): of the clip, in (0, 1), by sound, by sight, by both.
-            `audio_token_logits`, `visual_token_logits` (C, C): which class each class token takes itself for.
+            `audio_prob`, `visual_prob` (B, T, C): probability in the clip times the weight of the segment in (1, 2), as
+            released. `audio_video_prob`, `visual_video_prob`, `video_prob` (B, C): probability in the clip, in (0, 1),
+            by audio, by vision, by both. `audio_token_logits`, `visual_token_logits` (C, C): predicted class of each
+            token.
 
         Raises:
-            ShapeError: the network has an r2plus1d stream and the batch no `video_features`, or other ones.
+            ShapeError: the network needs r2plus1d features, and `video_features` are missing or have another shape.
         """
         expected = None if self.video_project is None else (*visual.shape[:2], self.video_project.in_features)
         if expected is not None and (video is None or tuple(video.shape) != expected):

@@ -1,11 +1,11 @@
-"""Question answering head of MUSIC-AVQA: ST-AVQA (Li et al., CVPR 2022) as DG-SCT's released network has it.
+"""Question answering head of MUSIC-AVQA: ST-AVQA (Li et al., CVPR 2022) as in DG-SCT's released network.
 
     audio (B, T, C_a) ----[MLP]----- sound -------------------------------+--[question attends]--+
                                        | grounds                          |                      +--[fuse]-(x)--> answer
     visual tokens (B, T, N, C_v) --[where it sounds, and the mean]-- sight +--[question attends]--+       |
     question (B, L) --[LSTM]---------------------------------------------------------------- question ---+
 
-    sound and sight of a segment -[match]-> do they belong together? (negatives: frames of another video)
+    sound and sight of a segment -[match]-> whether they belong together (negatives: frames of another video)
 """
 
 from __future__ import annotations
@@ -16,41 +16,22 @@ from torch.nn import functional as F
 
 HEADS, DROPOUT = 4, 0.1  # of the released network
 
-#: names in the authors' checkpoint -> ours, by prefix
-RELEASED_KEYS = {
-    "fc_a1.": "grounding.audio.0.",
-    "fc_a2.": "grounding.audio.2.",
-    "fc_gl.": "grounding.merge.",
-    "fc1.": "grounding.match.0.",
-    "fc2.": "grounding.match.2.",
-    "fc3.": "grounding.match.4.",
-    "fc4.": "grounding.match.6.",
-    "question_encoder.word2vec.": "question.words.",
-    "question_encoder.lstm.": "question.lstm.",
-    "question_encoder.fc.": "question.project.",
-    "attn_v.": "visual_reader.attention.",
-    "linear11.": "visual_reader.linear1.",
-    "linear12.": "visual_reader.linear2.",
-    "norm1.": "visual_reader.norm.",
-    "attn_a.": "audio_reader.attention.",
-    "linear21.": "audio_reader.linear1.",
-    "linear22.": "audio_reader.linear2.",
-    "norm2.": "audio_reader.norm.",
-    "fc_fusion.": "fusion.",
-    "fc_ans.": "answer.",
-}
-#: patterns of names that are never used
-RELEASED_DEAD = (r"fc_a[12]_pure\.", r"norm3\.")
-
 
 class Grounding(nn.Module):
-    """Where in the frame the sound comes from, and whether sound and frame belong together.
+    """Finds where in the frame the sound comes from, and whether sound and frame belong together.
 
     Args:
         audio_dim: channels of the audio features.
         visual_dim: channels of the visual tokens.
-        width: channels of everything behind; `None` is `visual_dim` (DG-SCT's network). Otherwise visual tokens are first
-            projected to it and audio features to a quarter of it, as AV-STFP's lineage does with 512.
+        width: channels of the following layers; `None` is `visual_dim` (DG-SCT's network). Otherwise visual tokens are
+            first projected to it and audio features to a quarter of it, as in AV-STFP's lineage with 512.
+
+    Example:
+        >>> grounding = Grounding(audio_dim=8, visual_dim=12)
+        >>> sound = grounding.audio(torch.rand(2, 10, 8))
+        >>> sight, where = grounding(sound, torch.rand(2, 10, 16, 12))
+        >>> tuple(sight.shape), tuple(where.shape), tuple(grounding.matches(sound, sight).shape)
+        ((2, 10, 12), (2, 10, 16), (20, 2))
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, width: int | None = None) -> None:
@@ -73,12 +54,12 @@ class Grounding(nn.Module):
         return self.merge(torch.tanh(torch.cat((tokens.mean(2), grounded), dim=-1))), weights
 
     def matches(self, sound: Tensor, sight: Tensor) -> Tensor:
-        """Sound and sight (B, T, C) -> logits (B*T, 2); 1 is "they belong together"."""
+        """Sound and sight (B, T, C) -> logits (B*T, 2); class 1 means that they belong together."""
         return self.match(torch.cat((sound, sight), dim=-1).flatten(0, 1))
 
 
 class QuestionEncoder(nn.Module):
-    """Words -> LSTM -> one vector.
+    """Encodes a question with an LSTM over its words.
 
     Args:
         words: size of the vocabulary, padding included.
@@ -91,13 +72,13 @@ class QuestionEncoder(nn.Module):
         self.project = nn.Linear(2 * width, width)
 
     def forward(self, question: Tensor) -> Tensor:
-        """Word indices (B, L), padded with 0 and read to the end as released -> (B, width)."""
+        """Word indices (B, L), padded with 0; the LSTM reads the padding too, as released -> (B, width)."""
         _, (hidden, cell) = self.lstm(torch.tanh(self.words(question)))
         return self.project(torch.tanh(torch.cat((hidden[0], cell[0]), dim=-1)))
 
 
 class Reader(nn.Module):
-    """The question attends over segments, then a feed-forward block.
+    """The question attends to the segments, then a feed-forward block.
 
     Args:
         width: channels.
@@ -110,7 +91,7 @@ class Reader(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, question: Tensor, segments: Tensor) -> Tensor:
-        """Question (B, C), segments (B, T, C) -> what it read plus the segments' mean, (B, C)."""
+        """Question (B, C), segments (B, T, C) -> the result plus the mean of the segments, (B, C)."""
         read = self.attention(question.unsqueeze(1), segments, segments, need_weights=False)[0].squeeze(1)
         read = self.norm(read + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(read))))))
         return read + segments.mean(1)
@@ -125,6 +106,12 @@ class STAVQAHead(nn.Module):
         num_answers: answers to choose from.
         words: size of the question vocabulary, padding included.
         width: see `Grounding`.
+
+    Example:
+        >>> head = STAVQAHead(audio_dim=8, visual_dim=12, num_answers=5, words=9)
+        >>> outputs = head(torch.rand(2, 10, 8), torch.rand(2, 10, 16, 12), torch.tensor([[1, 2, 0], [3, 4, 5]]))
+        >>> {name: tuple(value.shape) for name, value in outputs.items()}
+        {'answer': (2, 5), 'grounding': (2, 10, 16)}
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int, width: int | None = None) -> None:
@@ -137,7 +124,8 @@ class STAVQAHead(nn.Module):
 
     def forward(self, audio: Tensor, tokens: Tensor, question: Tensor,
                 negative_tokens: Tensor | None = None) -> dict[str, Tensor]:
-        """Audio (B, T, C_a), visual tokens (B, T, N, C_v), question (B, L), tokens of another video's frames -> outputs.
+        """Audio (B, T, C_a), visual tokens (B, T, N, C_v), question (B, L), tokens of another video's frames ->
+        outputs.
 
         Returns:
             `answer` (B, A) logits, `grounding` (B, T, N) that sums to 1; with negatives `match_positive` and

@@ -1,4 +1,5 @@
-"""The released stand-in for DG-SCT's temporal attention: a gate a segment, read from one modality, opened on the other.
+"""Temporal attention as in DG-SCT's released code: a gate for each segment, computed from one modality, applied to the
+other.
 
     features (B, T, C) -[BiLSTM]- hidden -[Linear, 2 transformer layers]- memory -[Linear, sigmoid]- gate (B, T, 1)
 """
@@ -34,12 +35,17 @@ class TemporalEncoder(nn.Module):
 
 
 class TemporalGate(nn.Module):
-    """One modality over time: BiLSTM, temporal encoder, and the gate that says when something happens.
+    """One modality over time: BiLSTM, temporal encoder, and a gate that opens on events.
 
     Args:
         inputs: channels of the input.
         rnn: channels of the BiLSTM, both directions together.
         width: channels of the encoder.
+
+    Example:
+        >>> hidden, memory, gate = TemporalGate(inputs=8, rnn=16, width=8)(torch.rand(2, 10, 8))
+        >>> tuple(hidden.shape), tuple(memory.shape), tuple(gate.shape)
+        ((2, 10, 16), (2, 10, 8), (2, 10, 1))
     """
 
     def __init__(self, inputs: int, rnn: int, width: int) -> None:
@@ -52,5 +58,5 @@ class TemporalGate(nn.Module):
         """(B, T, inputs) -> BiLSTM output (B, T, rnn), memory (B, T, width), gate (B, T, 1) in (0, 1)."""
         hidden, _ = self.rnn(x)
         memory = self.encoder(hidden)
-        # in float32: bfloat16 has no number between 0.996 and 1, where a loss on the gate is decided
+        # float32, because bfloat16 has no number between 0.996 and 1, where a loss on the gate needs them
         return hidden, memory, torch.sigmoid(self.gate(memory).float())

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
+from av.sidedata.sidedata import Type
 from av.stream import Disposition
 from torch.nn import functional as F
 
 from avprompt.errors import ArgumentError, ClipDecodeError
+from avprompt.media.untrusted import MAX_PIXELS
 
 #: peak below which a clip counts as silent: one step of 16-bit audio is 3e-5
 SILENCE = 1e-4
 #: seconds by which a stream may end before the end that its file declares, or jump, before this counts as damage
 TOLERANCE = 1.0
 GAP = 0.1
+#: channels of sound that FFmpeg can resample
+CHANNELS = 64
 #: what went wrong, for errors that a manifest lists under a status of their own
 NO_AUDIO, NO_VIDEO = "no audio stream", "no video stream"
 
@@ -35,6 +40,8 @@ class Sampling:
         sample_rate: of the waveform, Hz.
         antialias: low-pass before the bicubic resize. The published numbers come from resizing without.
         stride: seconds from the beginning of a segment to that of the next; `None` is `seconds`, one after the other.
+        max_pixels: a picture with more is refused before it is decoded; 8K video fits.
+        max_hours: a video of one's own that lasts longer is refused.
 
     Raises:
         ArgumentError: a number is not positive.
@@ -46,11 +53,18 @@ class Sampling:
     sample_rate: int = 32000
     antialias: bool = True
     stride: float | None = None
+    max_pixels: int = MAX_PIXELS
+    max_hours: float = 24.0
 
     def __post_init__(self) -> None:
-        for name in ("segments", "seconds", "size", "sample_rate", "stride"):
+        for name in ("segments", "seconds", "size", "sample_rate", "stride", "max_pixels", "max_hours"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ArgumentError(name, value, "a positive number", "Choose another value.")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides how a clip looks and sounds: all but the limits."""
+        return {name: value for name, value in asdict(self).items() if not name.startswith("max_")}
 
     @property
     def samples(self) -> int:
@@ -93,12 +107,14 @@ class Clip:
         valid: bool (T,), segments that picture and sound really reach; in the others the last frame is repeated and
             the sound is zero where there is none.
         duration: seconds that the file holds from the clip's start on, at most the clip's length.
+        reason: which segments are not valid and what they lack; empty where all are.
     """
 
     frames: np.ndarray
     audio: np.ndarray
     valid: np.ndarray
     duration: float
+    reason: str = ""
 
     @property
     def silent(self) -> bool:
@@ -110,9 +126,12 @@ def resize(picture: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     """uint8 (H, W, 3) -> uint8 (size, size, 3), bicubic."""
     if picture.shape[:2] == (size, size):
         return picture
-    x = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
-    x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias)
-    return x[0].round_().clamp_(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+    small = np.empty((size, size, 3), np.uint8)
+    for channel in range(3):  # one after the other: a third of the memory
+        x = torch.from_numpy(np.ascontiguousarray(picture[..., channel]))[None, None].float()
+        x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias)
+        small[..., channel] = x[0, 0].round_().clamp_(0, 255).byte().numpy()
+    return small
 
 
 class _Reader:
@@ -120,14 +139,15 @@ class _Reader:
 
     Args:
         path: file to open.
-        kind: `video` or `audio`; the cover picture of a song is no video.
+        kind: `video` or `audio`: the stream that FFmpeg takes by default. The cover picture of a song is no video.
+        max_pixels: of a picture.
 
     Raises:
-        ClipDecodeError: no such file, no media, no such stream.
+        ClipDecodeError: no such file, no media, no such stream, or one beyond the limits.
     """
 
-    def __init__(self, path: str | Path, kind: str) -> None:
-        self.path, self.kind = Path(path), kind
+    def __init__(self, path: str | Path, kind: str, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.kind, self.max_pixels = Path(path), kind, max_pixels
         if not self.path.is_file():
             raise ClipDecodeError(self.path, "no such file", f"a media file with {kind}", "Check the path.")
         try:
@@ -141,10 +161,29 @@ class _Reader:
             self.container.close()
             raise ClipDecodeError(self.path, NO_VIDEO if kind == "video" else NO_AUDIO, f"a file with {kind}",
                                   "Leave the clip out, or add the missing stream.")
-        self.stream = streams[0]
+        best = self.container.streams.best(kind)
+        self.stream = best if best in streams else streams[0]
+        try:
+            self._check_limits()
+        except ClipDecodeError:
+            self.container.close()
+            raise
         self.stream.thread_type = "NONE"  # frame threads hang when a reader stops early
         self.stream.codec_context.thread_count = 1
         self.zero = (self.container.start_time or 0) / av.time_base
+
+    def _check_limits(self) -> None:
+        codec = self.stream.codec_context
+        if self.kind == "audio":
+            if codec.layout.nb_channels > CHANNELS:
+                raise ClipDecodeError(self.path, f"{codec.layout.nb_channels} channels of sound",
+                                      f"at most {CHANNELS}", "Mix them down, or leave the clip out.")
+            return
+        # a picture may grow in the middle of a stream: the decoder refuses it too
+        codec.options = {**codec.options, "max_pixels": str(self.max_pixels)}
+        if codec.width * codec.height > self.max_pixels:
+            raise ClipDecodeError(self.path, f"a picture of {codec.width} x {codec.height} pixels",
+                                  f"at most {self.max_pixels:,} pixels", "Scale it down, or raise max_pixels.")
 
     def __enter__(self) -> _Reader:
         return self
@@ -162,6 +201,11 @@ class _Reader:
             return None
         begin, unit = self.stream.start_time, self.stream.time_base
         return float(self.stream.duration * unit) + (0.0 if begin is None else float(begin * unit) - self.zero)
+
+    def begins(self) -> float:
+        """Second at which the file says that this stream begins."""
+        start = self.stream.start_time
+        return 0.0 if start is None else float(start * self.stream.time_base) - self.zero
 
     def frames(self, begin: float = 0.0) -> Iterator[av.frame.Frame]:
         """Decoded frames in order, starting at or before second `begin`.
@@ -202,6 +246,14 @@ class _Reader:
                 return
             yield from frames
 
+    def last(self) -> float:
+        """Second at which the last packet that is left ends, of picture or sound; 0 where none is left."""
+        end = 0.0
+        for packet in self.container.demux():
+            if packet.pts is not None and packet.stream.type in ("video", "audio"):
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero)
+        return end
+
     def check_end(self, end: float, wanted: float) -> None:
         """Tell a short file from a truncated one.
 
@@ -215,69 +267,103 @@ class _Reader:
                                   "a whole file", "Download it again, or leave the clip out.")
 
 
-def duration(path: Path) -> float:
-    """Seconds of a video file: what its container says, else where its last packet ends.
+def duration(path: Path, missing: float = 0.0) -> float:
+    """Seconds of a video file: what its container says, as far as packets bear it out.
+
+    Args:
+        path: the file.
+        missing: seconds after the last packet that are believed where a container says more than there is. One that
+            claims days is asked for its last second.
 
     Raises:
         ClipDecodeError: the file is no media, or has no video.
     """
     with _Reader(path, "video") as reader:
-        if reader.container.duration is not None:
-            return reader.container.duration / av.time_base
-        ends = [float((packet.pts + (packet.duration or 0)) * packet.time_base) - reader.zero
-                for packet in reader.container.demux(reader.stream) if packet.pts is not None]
-        return max(ends, default=0.0)
+        claimed = reader.container.duration and reader.container.duration / av.time_base
+        if claimed is None:
+            return reader.last()
+        try:
+            reader.container.seek(int((reader.zero + claimed - TOLERANCE) * av.time_base))
+            found = reader.last()
+        except (av.FFmpegError, OverflowError):
+            found = 0.0
+        if found < claimed - TOLERANCE:  # the index may be at fault, not the length
+            reader.container.seek(0)
+            found = reader.last()
+        return min(claimed, found + missing) if found < claimed - TOLERANCE else claimed
 
 
-def probe(video: Path, wave: Path | None = None) -> float:
+def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
     """Seconds of a video whose picture and sound both decode, as far as their first frames tell.
 
+    Of a video that ends before it says, a clip's length of what is missing counts, so that it is told.
+
     Raises:
-        ClipDecodeError: a stream is missing or does not decode.
+        ClipDecodeError: a stream is missing, does not decode, or goes beyond the limits.
     """
     for path, kind in ((video, "video"), (wave or video, "audio")):
-        with _Reader(path, kind) as reader:
+        with _Reader(path, kind, sampling.max_pixels) as reader:
             reader.frames()
-    return duration(video)
+    if (length := duration(video, sampling.period)) > 3600 * sampling.max_hours:
+        raise ClipDecodeError(video, f"{length / 3600:.1f} hours", f"at most {sampling.max_hours:g} hours",
+                              "Cut it, or raise max_hours.")
+    return length
 
 
 def _picture(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3), upright: phones store how the camera was held beside the picture."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
+    """uint8 (H, W, 3), upright: phones store how the camera was held beside the picture, mirrored by some."""
+    # with threads of its own a converted frame hangs the process that a fork makes of this one, when it is let go there
+    picture, matrix = frame.reformat(format="rgb24", threads=1).to_ndarray(), frame.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return picture
+    # where the picture's right (a, b) and its bottom (c, d) are shown: to the right, and down
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), "=i4").tolist()
+    turned = abs(b) + abs(c) > abs(a) + abs(d)
+    if turned:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1])
 
 
-def decode_frames(path: Path, times: np.ndarray) -> tuple[list[np.ndarray], float]:
+def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], np.ndarray] = lambda picture: picture,
+                  max_pixels: int = MAX_PIXELS) -> tuple[list[np.ndarray], tuple[float, float]]:
     """The frames that begin nearest to the given times.
 
     Args:
         path: any file with a video stream.
         times: ascending seconds.
+        shrink: applied to each uint8 (H, W, 3) as soon as it is decoded.
+        max_pixels: of a picture.
 
     Returns:
-        One uint8 (H, W, 3) a time, times past the end repeating the last frame; and the second at which the picture
-        ends, infinite where it goes on past the last of them.
+        One picture a time, times outside the stream repeating its first or last frame; and the seconds at which the
+        picture begins and ends, the latter infinite where it goes on past the last of them, or where the stream is one
+        still picture, which players show as long as there is sound.
 
     Raises:
-        ClipDecodeError: no such file, no video stream, nothing that decodes, a truncated file.
+        ClipDecodeError: no such file, no video stream, nothing that decodes, a truncated file, a picture too large.
     """
     chosen: list[np.ndarray] = []
-    before, then, taken, end = None, 0.0, None, 0.0
-    with _Reader(path, "video") as reader:
+    before, then, taken, begin, end, count = None, 0.0, None, 0.0, 0.0, 0
+    with _Reader(path, "video", max_pixels) as reader:
         step = 1 / float(reader.stream.average_rate or 25)
         for frame in reader.frames(float(times[0])):
             now = reader.time(frame)
             now = end if now is None else now
+            begin, count = now if count == 0 else begin, count + 1
             length = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else step
             while len(chosen) < len(times) and now >= times[len(chosen)]:
                 wanted = times[len(chosen)]
                 nearest = before if before is not None and wanted - then <= now - wanted else frame
-                chosen.append(chosen[-1] if nearest is taken else _picture(nearest))
+                chosen.append(chosen[-1] if nearest is taken else shrink(_picture(nearest)))
                 taken = nearest
             before, then, end = frame, now, now + length
             if len(chosen) == len(times):
-                return chosen, np.inf
+                return chosen, (begin, np.inf)
+        if count == 1 and reader.stream.frames in (0, 1) and begin <= reader.begins() + GAP:
+            end = np.inf  # a still picture, whatever length its container gives it
         reader.check_end(end, float(times[-1]))
-        return chosen + [chosen[-1] if before is taken else _picture(before)] * (len(times) - len(chosen)), end
+        last = chosen[-1] if before is taken else shrink(_picture(before))
+        return chosen + [last] * (len(times) - len(chosen)), (begin, end)
 
 
 def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -304,7 +390,8 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
         nonlocal position
         for piece in pieces:
             # FFmpeg's own downmix makes equal channels louder by 3 dB; the mean keeps them
-            mono = piece.to_ndarray().mean(0)
+            # packed: more than eight planes are more than PyAV can hold
+            mono = piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(1)
             first, last = max(position, 0), min(position + len(mono), samples)
             if first < last:
                 wave[first:last], known[first:last] = mono[first - position:last - position], True
@@ -319,7 +406,7 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
                 if resampler is not None:
                     place(resampler.resample(None))
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
-                resampler = av.AudioResampler(format="fltp", layout=None, rate=sample_rate)
+                resampler = av.AudioResampler(format="flt", layout=None, rate=sample_rate)
                 position, due = round((now - start) * sample_rate), now
             due += frame.samples / frame.sample_rate
             frame.pts = None  # jitter of time stamps must not shift the waveform
@@ -350,18 +437,29 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     middles, rate = start + begins + 0.5 * sampling.seconds, sampling.sample_rate
     places = np.round(begins * rate).astype(int)[:, None] + np.arange(sampling.samples)
     try:
-        pictures, end = decode_frames(video, middles)
+        pictures, (begin, end) = decode_frames(
+            video, middles, lambda picture: resize(picture, sampling.size, sampling.antialias), sampling.max_pixels)
         audio, known = decode_audio(wave or video, rate, start, int(places[-1, -1]) + 1)
     except (av.FFmpegError, ValueError, ArithmeticError) as error:  # a frame that cannot be converted or resampled
         raise ClipDecodeError(video, error, "streams that decode",
                               "Download it again, or leave the clip out.") from error
     heard = (np.flatnonzero(known).max(initial=-1) + 1) / rate
     audio, known = audio[places], known[places]
-    # a segment counts where the picture reaches its middle and the sound covers at least half of it
-    valid = (end >= middles) & (known.mean(1) >= 0.5)
+    # a segment counts where the picture has begun by its middle and reaches it, and the sound covers at least half
+    seen = (begin - GAP <= middles) & (end >= middles)
+    valid = seen & (known.mean(1) >= 0.5)
     length = max(0.0, min(end - start, heard, sampling.duration))
+    reason = "" if valid.all() else (
+        f"{spans(valid)} valid of {sampling.segments} segments: picture in {spans(seen)}, "
+        f"sound in {spans(known.mean(1) >= 0.5)}")
     if not valid.any():
-        raise ClipDecodeError(video, f"{length:.2f} s with picture and sound from second {start:g} on",
+        raise ClipDecodeError(video, f"{length:.2f} s with picture and sound from second {start:g} on ({reason})",
                               "at least half a segment", "Leave the clip out.")
-    frames = np.stack([resize(picture, sampling.size, sampling.antialias) for picture in pictures])
-    return Clip(frames, audio, valid, length)
+    return Clip(np.stack(pictures), audio, valid, length, reason)
+
+
+def spans(flags: np.ndarray) -> str:
+    """Places at which a bool (T,) is true, for people: `0-3, 7`, or `none`."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return ", ".join(f"{first}" if first == last - 1 else f"{first}-{last - 1}"
+                     for first, last in edges.reshape(-1, 2).tolist()) or "none"

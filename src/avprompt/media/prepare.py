@@ -2,86 +2,168 @@
 
 from __future__ import annotations
 
-import csv
+import errno
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-import torch
 from tqdm import tqdm
 
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip
-from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest
+from avprompt.media.files import walk
+from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest, write_problems
+from avprompt.media.text import is_name, plain
+from avprompt.media.untrusted import MAX_PIXELS
+from avprompt.media.workers import begin_worker
 
 VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
          ".wmv", ".ogv"}
 AUDIO = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
+#: of writing to the store, and nobody else's fault
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
-#: clip id -> its video file, and the audio file that replaces its sound; either may be absent
-Media = dict[str, tuple[Path | None, Path | None]]
+#: a clip's video file, and the audio file that replaces its sound; either may be absent
+Pair = tuple[Path | None, Path | None]
 
 
-def find_media(folders: list[Path]) -> Media:
-    """Clip id (file name without ending) -> video file, and a separate audio file of the same name where there is one.
+@dataclass
+class Media:
+    """What folders hold.
 
-    Hidden files are left alone, as are files of other kinds.
+    Args:
+        clips: id (file name without ending) -> video file, and a separate audio file of the same name.
+        unusable: id -> why its file cannot be taken: a link to nothing, a name that no table can hold.
+        passed_over: id -> files that gave way to another of the same id.
+        others: files of other kinds by ending.
+    """
+
+    clips: dict[str, Pair] = field(default_factory=dict)
+    unusable: dict[str, str] = field(default_factory=dict)
+    passed_over: dict[str, list[Path]] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None = None) -> Media:
+    """Look through folders, and those that links in them lead to, for videos and sounds.
+
+    Hidden files and folders are left alone, AppleDouble files (`._clip.mp4`) among them. A file that is reached in two
+    ways counts once.
+
+    Args:
+        folders: where to look.
+        prefer: which of several videos, or sounds, of one id counts, in the order of the folders and, within them, of
+            names; `None` is an error that names them all.
 
     Raises:
-        DatasetError: a folder is missing, holds no videos, or two videos share an id.
+        DatasetError: a folder is missing, there are no videos, or two files share an id.
     """
-    videos: dict[str, Path] = {}
-    waves: dict[str, Path] = {}
-    for folder in map(Path, folders):
+    media, found, known = Media(), {"video": {}, "audio": {}}, set()
+    for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.is_dir():
             raise DatasetError(folder, "no such folder", "a folder of videos", "Check the path.")
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
-            found = videos if path.suffix.lower() in VIDEO else waves if path.suffix.lower() in AUDIO else None
-            if found is None:
+        problems: list[tuple[Path, str]] = []
+        for path in walk(folder, problems):
+            kind = _kind(path)
+            if kind is None:
+                media.others[path.suffix.lower() or "no ending"] += 1
                 continue
-            if path.stem in found:
-                raise DatasetError(path, f"the id of {found[path.stem]}", "one file an id", "Rename or remove one.")
-            found[path.stem] = path
-    if not videos:
+            if not is_name(path.stem):
+                media.unusable[plain(path.stem)] = f"{plain(str(path))}: its name holds characters that are no text"
+                continue
+            try:
+                identity = path.stat().st_dev, path.stat().st_ino
+            except OSError as error:
+                media.unusable[path.stem] = f"{path}: {error}"
+                continue
+            if identity not in known:
+                known.add(identity)
+                found[kind].setdefault(path.stem, []).append(path)
+        media.unusable.update({plain(path.stem): f"{plain(str(path))}: {plain(why)}" for path, why in problems
+                               if _kind(path) or path.is_dir() or not path.suffix})
+    shared = {clip: paths for kind in found.values() for clip, paths in kind.items() if len(paths) > 1}
+    if shared and prefer is None:
+        lines = [f"{clip}: {', '.join(map(str, paths))}" for clip, paths in sorted(shared.items())]
+        raise DatasetError(", ".join(map(str, folders)),
+                           "\n  ".join([f"{len(shared)} ids of several files each", *lines]) + "\n", "one file an id",
+                           "Rename or remove the others, or take the last of each with --prefer later (the first with "
+                           "--prefer earlier).")
+    if not found["video"]:
         raise DatasetError(", ".join(map(str, folders)), "no video files", f"files ending in {sorted(VIDEO)}",
                            "Check the path.")
-    return {clip: (videos.get(clip), waves.get(clip)) for clip in sorted({*videos, *waves})}
+    chosen = {kind: {clip: paths[0 if prefer == "earlier" else -1] for clip, paths in files.items()}
+              for kind, files in found.items()}
+    for files, taken in zip(found.values(), chosen.values()):
+        for clip, paths in files.items():
+            if len(paths) > 1:
+                media.passed_over.setdefault(clip, []).extend(path for path in paths if path != taken[clip])
+    media.clips = {clip: (chosen["video"].get(clip), chosen["audio"].get(clip))
+                   for clip in sorted({*chosen["video"], *chosen["audio"]})}
+    for clip in media.clips:
+        media.unusable.pop(clip, None)
+    return media
+
+
+def _kind(path: Path) -> str | None:
+    ending = path.suffix.lower()
+    return "video" if ending in VIDEO else "audio" if ending in AUDIO else None
 
 
 def describe(video: Path | None, wave: Path | None) -> str:
     """Names and sizes of a clip's files: a clip is prepared again when one of them changes."""
-    return " + ".join(f"{path.name} ({path.stat().st_size} bytes)" for path in (video, wave) if path is not None)
+    parts = []
+    for path in (video, wave):
+        if path is not None:
+            try:
+                parts.append(f"{path.name} ({path.stat().st_size} bytes)")
+            except OSError:
+                parts.append(f"{path.name} (gone)")
+    return plain(" + ".join(parts))
 
 
 def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Path, sampling: Sampling) -> Entry:
-    """Decode one clip into the store and say how it went; never raises for a bad file."""
-    source = describe(video, wave)
+    """Decode one clip into the store and say how it went; a bad file or name is an entry, never an error.
+
+    Raises:
+        OSError: nothing can be written to the store.
+    """
+    source, folder = describe(video, wave), ClipStore(store)
     try:
         if video is None:
             raise ClipDecodeError(wave, NO_VIDEO, "a video file of the same name", "Leave the clip out.")
         clip = decode_clip(video, sampling, wave=wave)
     except ClipDecodeError as error:
-        ClipStore(store).remove(clip_id)
+        folder.remove(clip_id)
         return Entry(clip_id, {NO_AUDIO: "no-audio", NO_VIDEO: "no-video"}.get(str(error.got), "broken"), str(error),
                      source=source)
-    ClipStore(store).write(clip_id, clip)
+    except Exception as error:  # whatever a strange file makes of a decoder: it is listed, and costs no other clip
+        folder.remove(clip_id)
+        return Entry(clip_id, "broken", f"{type(error).__name__}: {error}", source=source)
+    try:
+        digest = folder.write(clip_id, clip)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        return Entry(clip_id, "broken", f"no clip can be called so: {error.strerror}", source=source)
     count = int(clip.valid.sum())
     status, reason = "ok", ""
     if count < sampling.segments:
-        status, reason = "short", f"{clip.duration:.2f} s of {sampling.duration:g} s"
+        status, reason = "short", f"{clip.duration:.2f} s of {sampling.duration:g} s; {clip.reason}"
     if clip.silent:
         status, reason = "silent", "; ".join(filter(None, ["no sample above the silence threshold", reason]))
-    return Entry(clip_id, status, reason, clip.duration, count, source)
+    return Entry(clip_id, status, reason, clip.duration, count, source, digest)
 
 
-def _run(media: Media, store: Path, sampling: Sampling, workers: int) -> Iterator[Entry]:
+def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) -> Iterator[Entry]:
     """Entries as they come, from worker processes; a file that kills its process is `broken` and stops nothing."""
     waiting = list(media)
     while waiting:
         done: set[str] = set()
-        with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ProcessPoolExecutor(workers, initializer=begin_worker) as pool:
             try:
                 jobs = [pool.submit(prepare_clip, clip, *media[clip], store, sampling) for clip in waiting]
                 for job in as_completed(jobs):
@@ -95,11 +177,29 @@ def _run(media: Media, store: Path, sampling: Sampling, workers: int) -> Iterato
         waiting = [clip for clip in waiting if clip not in done]
         suspects, waiting = waiting[:2 * workers + 1], waiting[2 * workers + 1:]
         for clip in suspects:
-            with ProcessPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            with ProcessPoolExecutor(1, initializer=begin_worker) as pool:
                 try:
                     yield pool.submit(prepare_clip, clip, *media[clip], store, sampling).result()
                 except BrokenProcessPool:
                     yield Entry(clip, "broken", "it kills the process that decodes it", source=describe(*media[clip]))
+
+
+def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], deep: bool) -> set[str]:
+    """Clips that are there and whose files have not changed, under their own id or one that `--rename` gave them."""
+    renamed = {entry.source: entry for entry in entries.values() if entry.id not in media}
+    kept = set()
+    for clip, files in tqdm(media.items(), desc="check", unit="clip", disable=not (deep and entries)):
+        source = describe(*files)
+        entry = entries.get(clip) or renamed.get(source)
+        if entry is None or not entry.usable or entry.source != source:
+            continue
+        try:
+            store.read(entry.id, mapped=not deep)
+        except ClipDecodeError:
+            continue
+        if not deep or store.digest(entry.id) == entry.digest:
+            kept.add(clip)
+    return kept
 
 
 def prepare(
@@ -112,6 +212,9 @@ def prepare(
     stride: float | None = None,
     workers: int = 2,
     overwrite: bool = False,
+    prefer: Literal["earlier", "later"] | None = None,
+    deep: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 
@@ -120,8 +223,8 @@ def prepare(
     Run again after an interruption: clips that are already there are kept, unless their files have changed.
 
     Args:
-        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through; a .wav or other
-            audio file with a video's name replaces its sound.
+        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through, links included; a
+            .wav or other audio file with a video's name replaces its sound.
         out: the store's folder.
         segments: segments of one second a clip.
         size: height and width of the frames in pixels; 192 for Swin-V2-L, 224 for CLIP.
@@ -131,6 +234,10 @@ def prepare(
             the minute of a MUSIC-AVQA video.
         workers: processes.
         overwrite: start again although a store stands there.
+        prefer: which file counts where several have one name: `earlier` or `later`, in the order of the folders and,
+            within them, of names; `null` is an error that lists them all.
+        deep: compare the clips that are there with their digests, and make damaged ones anew.
+        max_pixels: a picture with more is refused before it is decoded; 8K video fits.
 
     Returns:
         Number of clips by status.
@@ -143,13 +250,14 @@ def prepare(
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
     sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias,
-                        stride=stride)
-    media, store = find_media(videos if isinstance(videos, list) else [videos]), ClipStore(out)
+                        stride=stride, max_pixels=max_pixels)
+    media, store = find_media(videos if isinstance(videos, list) else [videos], prefer), ClipStore(out)
     store.create(sampling, overwrite)
     entries = read_manifest(store.manifest_path) if store.manifest_path.is_file() else {}
-    kept = {clip for clip, files in media.items() if clip in entries and entries[clip].usable and clip in store
-            and entries[clip].source == describe(*files)}
-    todo = {clip: files for clip, files in media.items() if clip not in kept}
+    kept = _kept(store, entries, media.clips, deep)
+    todo = {clip: files for clip, files in media.clips.items() if clip not in kept}
+    before = dict(entries)
+    entries.update({clip: Entry(clip, "broken", why) for clip, why in media.unusable.items()})
     try:
         try:
             bar = tqdm(_run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip")
@@ -158,15 +266,21 @@ def prepare(
                 if count % 200 == 0:
                     write_manifest(store.manifest_path, list(entries.values()))
         finally:
-            write_manifest(store.manifest_path, list(entries.values()))
+            # where nothing is new, a store that cannot be written to will do
+            if entries != before or not store.manifest_path.is_file():
+                write_manifest(store.manifest_path, list(entries.values()))
+                write_problems(store.root / "problems.csv", list(entries.values()))
     except OSError as error:
         raise DatasetError(store.root, error, "a folder with room to write",
                            "Free some space and run it again.") from error
-    problems = sorted((e for e in entries.values() if e.status != "ok"), key=lambda e: (e.status, e.id))
-    with (store.root / "problems.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "status", "reason"])
-        writer.writerows([e.id, e.status, e.reason] for e in problems)
     counts = dict(sorted(Counter(entry.status for entry in entries.values()).items()))
     print(f"{store.root}: {counts}, {len(kept)} kept from before, problems in {store.root / 'problems.csv'}")
+    if media.passed_over:
+        print(f"{len(media.passed_over)} ids of several files each, of which the {prefer} one counts: "
+              + ", ".join(f"{clip} (not {', '.join(map(str, paths))})"
+                          for clip, paths in list(media.passed_over.items())[:5])
+              + (" ..." if len(media.passed_over) > 5 else ""))
+    if media.others:
+        print("files of other kinds, left alone: "
+              + ", ".join(f"{count} {ending}" for ending, count in media.others.most_common(8)))
     return counts

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from avprompt.errors import ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling
-from avprompt.media.store import ClipStore, read_manifest
+from avprompt.media.files import hidden, listed
+from avprompt.media.store import REPAIR, ClipStore, read_manifest
+from avprompt.media.untrusted import read_array, read_picture
 
 Segments = tuple[Tensor, Tensor, Tensor]
 
@@ -42,6 +43,18 @@ class ClipReader(abc.ABC):
         Raises:
             ClipDecodeError: the clip's files are damaged.
         """
+
+    def digest_problem(self, clip_id: str) -> str | None:
+        """Why a clip that `inspect` has nothing against cannot be used after all: reads everything."""
+        try:
+            self.read(clip_id)
+        except ClipDecodeError as error:
+            return f"broken: {error}"
+        return None
+
+    def ids(self) -> set[str]:
+        """Names of clips that are there, as far as the reader finds them by name; for people."""
+        return set()
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
         """One segment's frame alone, float32 (3, size, size) in [0, 1].
@@ -73,8 +86,8 @@ class StoreReader(ClipReader):
 
     def __init__(self, root: Path, sampling: Sampling | None) -> None:
         self.store = ClipStore(root)
-        theirs = asdict(self.store.sampling())
-        ours = theirs if sampling is None else asdict(sampling)
+        theirs = self.store.sampling().settings
+        ours = theirs if sampling is None else sampling.settings
         differ = {key: (theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]}
         if differ:
             raise DatasetError(root, f"a store with (theirs, asked) {differ}", "the data module's settings",
@@ -100,8 +113,23 @@ class StoreReader(ClipReader):
 
     def read(self, clip_id: str) -> Segments:
         frames, audio, valid = self.store.read(clip_id)
+        if clip_id in self.entries and int(valid.sum()) != self.entries[clip_id].valid:
+            raise ClipDecodeError(self.store.root / "clips" / clip_id, f"{int(valid.sum())} valid segments",
+                                  f"{self.entries[clip_id].valid}, as the manifest says", REPAIR)
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
         return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
+
+    def digest_problem(self, clip_id: str) -> str | None:
+        try:
+            if self.store.digest(clip_id) == self.entries[clip_id].digest:
+                return super().digest_problem(clip_id)
+        except ClipDecodeError as error:
+            return f"broken: {error}"
+        return (f"broken: {self.store.root / 'clips' / clip_id}: its files are not those that were written "
+                f"(digest). {REPAIR}")
+
+    def ids(self) -> set[str]:
+        return {clip for clip, entry in self.entries.items() if entry.usable}
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
         frames, _, _ = self.store.read(clip_id, mapped=True)
@@ -134,8 +162,11 @@ class FolderReader(ClipReader):
                 raise DatasetError(folder, "no such folder", f"{frames}/<VideoID>/*.jpg and {waves}/<VideoID>.npy",
                                    "Give another root, or use `layout: store`.")
         # one listing of names instead of a look-up for every clip and epoch
-        self.frames = {folder.name for folder in self.frames_folder.iterdir() if folder.is_dir()}
-        self.waves = {path.stem for path in self.waves_folder.glob("*.npy")}
+        self.frames = {path.name for path in self.frames_folder.iterdir() if path.is_dir() and not hidden(path)}
+        self.waves = {path.stem for path in listed(self.waves_folder, ".npy")}
+
+    def ids(self) -> set[str]:
+        return self.frames & self.waves
 
     def problem(self, clip_id: str) -> str | None:
         absent = [folder.name for folder, found in ((self.frames_folder, self.frames), (self.waves_folder, self.waves))
@@ -169,7 +200,10 @@ class FolderReader(ClipReader):
 
     def _pictures(self, clip_id: str) -> list[Path]:
         folder = self.frames_folder / clip_id
-        pictures = sorted(folder.glob("*.jpg"))
+        try:
+            pictures = listed(folder, ".jpg", ".jpeg")
+        except OSError as error:
+            raise ClipDecodeError(folder, error, "a folder of frames", "Extract the frames again.") from error
         if not pictures:
             raise ClipDecodeError(folder, "no jpg files", "frames named %08d.jpg", "Extract the frames again.")
         return pictures
@@ -177,8 +211,8 @@ class FolderReader(ClipReader):
     def _wave(self, clip_id: str, mapped: bool = False) -> np.ndarray:
         path, count = self.waves_folder / f"{clip_id}.npy", self.sampling.segments
         try:
-            wave = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            wave = read_array(path, mapped)
+        except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, "a .npy file of samples", "Extract the waveform again.") from error
         if wave.size != count * self.sampling.samples:
             raise ClipDecodeError(path, f"{wave.size} samples", f"{count} x {self.sampling.samples} samples",
@@ -186,13 +220,16 @@ class FolderReader(ClipReader):
         if wave.dtype.kind != "f":
             raise ClipDecodeError(path, wave.dtype, "floating-point samples in [-1, 1]",
                                   "Divide whole-number samples by their largest possible value.")
+        if not mapped and not np.isfinite(wave).all():
+            raise ClipDecodeError(path, "samples that are NaN or infinite", "finite samples",
+                                  "Extract the waveform again.")
         return wave
 
     def _picture(self, path: Path) -> Tensor:
         try:
-            with Image.open(path) as image:
-                pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float().div_(255)
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises about damaged files
+            pixels = torch.from_numpy(read_picture(path, max_pixels=self.sampling.max_pixels))
+            pixels = pixels.permute(2, 0, 1).float().div_(255)
+        except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, "a jpg picture", "Extract the frames again.") from error
         size = (self.sampling.size,) * 2
         if pixels.shape[1:] == size:

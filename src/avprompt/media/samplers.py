@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from avprompt.errors import AVPromptError, CheckpointError
+from avprompt.errors import ArgumentError, AVPromptError, CheckpointError
 
 
 def mixed(seed: int, epoch: int) -> int:
@@ -103,14 +105,42 @@ class ErrorsAsValues(Dataset):
             return error
 
 
+#: what torch says where a batch does not fit into shared memory, and where the system ended a worker
+_NO_ROOM = ("shared memory", "Bus error", "unable to write to file", "No space left on device", "shm", "/torch_")
+
+
 class ClipLoader(DataLoader):
-    """DataLoader over a `ErrorsAsValues` dataset that raises the error which its `collate_fn` hands on."""
+    """DataLoader over a `ErrorsAsValues` dataset that raises the error which its `collate_fn` hands on.
+
+    Iterating raises `ArgumentError` where workers have too little memory, shared or other, to hand batches over.
+    """
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in super().__iter__():
-            if isinstance(batch, AVPromptError):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, AVPromptError):
+                    raise batch
+                yield batch
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, AVPromptError) or self.num_workers == 0:
+                raise
+            if any(text in str(error) for text in _NO_ROOM):
+                raise ArgumentError(
+                    "num_workers", f"{self.num_workers}, and {_shared_memory()}: a batch does not fit",
+                    "room for two batches a worker", "Give the container more (docker run --shm-size 8g, Kubernetes: an "
+                    "emptyDir of medium Memory at /dev/shm), use smaller batches, or set num_workers to 0.") from error
+            if "killed by signal" in str(error):
+                raise ArgumentError("num_workers", f"{self.num_workers}, of which the system ended one ({error})",
+                                    "memory for each worker", "Use fewer workers or smaller batches.") from error
+            raise
+
+
+def _shared_memory() -> str:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return "shared memory that is full"
+    disk = shutil.disk_usage(folder)
+    return f"{disk.total / 2**20:,.0f} MiB of shared memory in {folder}, {disk.free / 2**20:,.0f} MiB of it free"
 
 
 class ResumableLoader(ClipLoader):

@@ -1,7 +1,8 @@
 """The prepared store: what a training run reads instead of media files.
 
     <store>/store.json            how the clips were made
-    <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source
+    <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
+                                  of the clip's three files, and of the row
     <store>/problems.csv          the rows of it that are not `ok`
     <store>/clips/<id>/frames.npy uint8 (T, H, W, 3)
     <store>/clips/<id>/audio.npy  float32 (T, S)
@@ -11,22 +12,32 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
-from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
+from avprompt.errors import ClipDecodeError, DatasetError
 from avprompt.media.decode import Clip, Sampling
+from avprompt.media.files import hidden, sync_folder, write_file, write_whole
+from avprompt.media.text import plain, read_text
+from avprompt.media.untrusted import read_array
 
-FORMAT = 2
+FORMAT = 3
+ARRAYS = ("frames", "audio", "valid")
 #: statuses of clips that hold both modalities; a short one is padded and says so in `valid`
 USABLE = ("ok", "short", "silent")
+STATUSES = (*USABLE, "no-audio", "no-video", "broken")
 AGAIN = "Run `avprompt data prepare` again with --overwrite true."
+REPAIR = "Run `avprompt data prepare` again with --deep true, which makes damaged clips anew."
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,7 @@ class Entry:
         seconds: decoded length.
         valid: segments really decoded.
         source: the files it was made from, with their sizes in bytes.
+        digest: of the clip's three files as they were written; empty where there is none.
     """
 
     id: str
@@ -48,6 +60,17 @@ class Entry:
     seconds: float = 0.0
     valid: int = 0
     source: str = ""
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("id", "reason", "source"):  # a table of lines in UTF-8 must hold them
+            object.__setattr__(self, name, plain(getattr(self, name)))
+
+    @property
+    def check(self) -> str:
+        """Digest of the row itself."""
+        row = {**asdict(self), "seconds": f"{self.seconds:.3f}"}
+        return digest_of(json.dumps(row, sort_keys=True).encode())[:16]
 
     @property
     def usable(self) -> bool:
@@ -55,33 +78,60 @@ class Entry:
         return self.status in USABLE
 
 
+def digest_of(*contents: bytes) -> str:
+    """BLAKE2b of 128 bits, in hexadecimal digits, of one text after another."""
+    state = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        state.update(len(content).to_bytes(8, "little"))
+        state.update(content)
+    return state.hexdigest()
+
+
 def write_manifest(path: Path, entries: list[Entry]) -> None:
     """Write rows sorted by id, replacing the file in one step."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Entry.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows({**asdict(e), "seconds": f"{e.seconds:.3f}"} for e in sorted(entries, key=lambda e: e.id))
-    os.replace(partial, path)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS)
+    writer.writeheader()
+    writer.writerows({**asdict(e), "seconds": f"{e.seconds:.3f}", "check": e.check}
+                     for e in sorted(entries, key=lambda e: e.id))
+    write_whole(path, table.getvalue().encode())
+
+
+def write_problems(path: Path, entries: list[Entry]) -> None:
+    """Write id, status and reason of the rows that are not `ok`, by status."""
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["id", "status", "reason"])
+    writer.writerows([e.id, e.status, e.reason]
+                     for e in sorted(entries, key=lambda e: (e.status, e.id)) if e.status != "ok")
+    write_whole(path, table.getvalue().encode())
 
 
 def read_manifest(path: Path) -> dict[str, Entry]:
     """Rows by clip id.
 
     Raises:
-        DatasetError: the file is missing or is no manifest.
+        DatasetError: the file is missing or is no manifest, or a row is not as it was written.
     """
-    if not path.is_file():
-        raise DatasetError(path, "no such file", "the manifest of a prepared store", "Run `avprompt data prepare`.")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        try:
-            if reader.fieldnames != list(Entry.__dataclass_fields__):
-                raise ValueError(f"columns {reader.fieldnames}")
-            return {row["id"]: Entry(**{**row, "seconds": float(row["seconds"]), "valid": int(row["valid"])})
-                    for row in reader}
-        except (ValueError, TypeError, csv.Error) as error:
-            raise DatasetError(path, error, f"columns {list(Entry.__dataclass_fields__)}", AGAIN) from error
+    text = read_text(path, "the manifest of a prepared store", "Run `avprompt data prepare`.", DatasetError)
+    reader, entries, place = csv.DictReader(io.StringIO(text), strict=True), {}, 1
+    try:
+        if reader.fieldnames != COLUMNS:
+            raise ValueError(f"columns {reader.fieldnames}")
+        for row in reader:
+            place = reader.line_num
+            check = row.pop("check")
+            entry = Entry(**{**row, "seconds": float(row["seconds"]), "valid": int(row["valid"])})
+            if entry.status not in STATUSES or entry.check != check or entry.id in entries:
+                raise ValueError(f"a row of {entry.id!r} that is not as it was written")
+            entries[entry.id] = entry
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise DatasetError(f"{path}, line {place}", error, f"columns {COLUMNS}, each row with its own check", AGAIN
+                           ) from error
+    return entries
+
+
+COLUMNS = [*Entry.__dataclass_fields__, "check"]
 
 
 class ClipStore:
@@ -92,7 +142,7 @@ class ClipStore:
     """
 
     def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+        self.root = Path(root).expanduser()
         self._sampling: Sampling | None = None
 
     @property
@@ -111,27 +161,38 @@ class ClipStore:
             raise DatasetError(self.root, "no store.json", "a prepared store",
                                f"Run `avprompt data prepare --videos VIDEOS --out {self.root}`.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_text(path, "a prepared store", AGAIN, DatasetError))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}")
+            if content["check"] != _check(content["sampling"]):
+                raise ValueError("settings that are not as they were written")
             return Sampling(**content["sampling"])
-        except (ValueError, KeyError, TypeError, ArgumentError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(path, error, f"a store of format {FORMAT}", AGAIN) from error
 
     def create(self, sampling: Sampling, overwrite: bool = False) -> None:
         """Start a store, or go on with one made in the same way.
 
         Raises:
-            DatasetError: a store stands there that was made in another way, or a folder that is no store.
+            DatasetError: a store stands there that was made in another way, or a folder that is no store, or nothing
+                can be written there.
         """
+        try:
+            self._create(sampling, overwrite)
+        except OSError as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(self.root, error, "a folder that can be written to", "Choose another --out.") from error
+
+    def _create(self, sampling: Sampling, overwrite: bool) -> None:
         path, self._sampling = self.root / "store.json", None
         if path.is_file() and overwrite:
             shutil.rmtree(self.root / "clips", ignore_errors=True)
             for name in ("manifest.csv", "problems.csv", "store.json"):
                 (self.root / name).unlink(missing_ok=True)
         if path.is_file():
-            theirs = asdict(self.sampling())
-            differ = {k: (theirs[k], v) for k, v in asdict(sampling).items() if theirs[k] != v}
+            theirs = self.sampling().settings
+            differ = {k: (theirs[k], v) for k, v in sampling.settings.items() if theirs[k] != v}
             if differ:
                 raise DatasetError(self.root, f"a store that differs in (theirs, asked): {differ}", "the same settings",
                                    "Ask for the store's own settings, another folder, or --overwrite true.")
@@ -140,20 +201,80 @@ class ClipStore:
             raise DatasetError(self.root, "a folder with other files", "a new or empty folder, or a prepared store",
                                "Choose another folder; nothing in this one was touched.")
         self.root.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "sampling": asdict(sampling), "decoder": f"PyAV {av.__version__}"}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        content = {"format": FORMAT, "sampling": sampling.settings, "check": _check(sampling.settings),
+                   "decoder": f"PyAV {av.__version__}"}
+        write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
-    def write(self, clip_id: str, clip: Clip) -> None:
-        """Write a clip; it appears whole or not at all."""
-        partial, final = self.root / "clips" / f".{clip_id}.partial", self.root / "clips" / clip_id
+    def write(self, clip_id: str, clip: Clip) -> str:
+        """Write a clip and wait until the disk has it; it appears whole or not at all.
+
+        Returns:
+            Digest of its files.
+
+        Raises:
+            OSError: there is no room, or the clip's name is too long for the file system.
+        """
+        # an id may be as long as a name can be, and belongs to one process at a time
+        name, contents = digest_of(clip_id.encode())[:16], []
+        partial, final = self.root / "clips" / f".{name}.partial", self.root / "clips" / clip_id
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name in ("frames", "audio", "valid"):
-            np.save(partial / f"{name}.npy", getattr(clip, name), allow_pickle=False)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        try:
+            for name in ARRAYS:
+                file = io.BytesIO()
+                np.save(file, getattr(clip, name), allow_pickle=False)
+                contents.append(file.getvalue())
+                write_file(partial / f"{name}.npy", contents[-1])
+            sync_folder(partial)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync_folder(final.parent)
+        return digest_of(*contents)
+
+    def digest(self, clip_id: str) -> str:
+        """Digest of a clip's files as they are.
+
+        Raises:
+            ClipDecodeError: one cannot be read.
+        """
+        folder = self.root / "clips" / clip_id
+        try:
+            return digest_of(*((folder / f"{name}.npy").read_bytes() for name in ARRAYS))
+        except OSError as error:
+            raise ClipDecodeError(folder, error, "the files of a clip", REPAIR) from error
+
+    def ids(self) -> set[str]:
+        """Names of the clips' folders."""
+        folder = self.root / "clips"
+        return {path.name for path in folder.iterdir() if not hidden(path)} if folder.is_dir() else set()
+
+    def rename(self, names: dict[str, str]) -> None:
+        """Give clips other ids, in one step for the manifest; goes on where an earlier call was stopped.
+
+        Args:
+            names: present id -> the new one.
+
+        Raises:
+            DatasetError: a new id is that of another clip, or the store cannot be written to.
+        """
+        entries = read_manifest(self.manifest_path)
+        taken = sorted(new for new, count in Counter(names.values()).items() if count > 1 or new in entries)
+        if taken:
+            raise DatasetError(self.root, f"new ids that are taken: {taken[:5]}", "new ids, each once",
+                               "Leave them out.")
+        try:
+            for old, new in names.items():
+                folder = self.root / "clips" / old
+                if folder.is_dir():
+                    os.replace(folder, self.root / "clips" / new)
+            renamed = [replace(entry, id=names.get(entry.id, entry.id)) for entry in entries.values()]
+            write_manifest(self.manifest_path, renamed)
+            write_problems(self.root / "problems.csv", renamed)
+        except OSError as error:
+            raise DatasetError(self.root, error, "a store that can be written to", "Rename on a copy.") from error
 
     def remove(self, clip_id: str) -> None:
         """Remove a clip, if it is there."""
@@ -165,9 +286,11 @@ class ClipStore:
     def read(self, clip_id: str, mapped: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Frames uint8 (T, H, W, 3), audio float32 (T, S), valid bool (T,).
 
+        Sizes, the range of samples (NaN has none) and flags are looked at; `data verify --deep` compares digests.
+
         Args:
             clip_id: which.
-            mapped: map the files instead of reading them, which looks at their headers and sizes only.
+            mapped: map the files instead of reading them, which looks at their headers and sizes only, and at flags.
 
         Raises:
             ClipDecodeError: the clip is not in the store, or its files are damaged.
@@ -183,11 +306,18 @@ class ClipStore:
         for name, (dtype, shape) in expected.items():
             path = folder / f"{name}.npy"
             try:
-                array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+                array = read_array(path, mapped)
                 if array.dtype != dtype or array.shape != shape:
                     raise ValueError(f"{array.dtype} {array.shape}")
-            except (OSError, ValueError, EOFError) as error:
-                raise ClipDecodeError(path, error, f"{np.dtype(dtype)} {shape}",
-                                      "Remove the clip's folder and run `avprompt data prepare` again.") from error
+                if name == "audio" and not mapped and not (array.min() >= -1 and array.max() <= 1):
+                    raise ValueError("samples outside [-1, 1], or NaN")
+                if name == "valid" and array.view(np.uint8).max() > 1:
+                    raise ValueError("flags other than 0 and 1")
+            except (OSError, ValueError) as error:
+                raise ClipDecodeError(path, error, f"{np.dtype(dtype)} {shape}", REPAIR) from error
             arrays.append(array)
         return tuple(arrays)
+
+
+def _check(settings: dict[str, Any]) -> str:
+    return digest_of(json.dumps(settings, sort_keys=True).encode())[:16]

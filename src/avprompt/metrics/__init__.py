@@ -1,4 +1,4 @@
-"""Metrics, one file a task; each says which protocol it follows."""
+"""Metrics, one file for each task; each metric says which protocol it follows."""
 
 from avprompt.metrics.ave import AVEAccuracy
 from avprompt.metrics.avqa import AVQAAccuracy

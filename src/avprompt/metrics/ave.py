@@ -12,14 +12,19 @@ from avprompt.errors import ArgumentError, ShapeError
 
 
 def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
-    """A category a segment: the clip's best event where the segment's probability exceeds 0.5, else background.
+    """The category of each segment: the best event of the clip where the segment's probability exceeds 0.5, else
+    background.
 
     Args:
         is_event: (B, T) logits.
         event: (B, C) logits.
 
     Returns:
-        (B, T) long in [0, C], C being background.
+        (B, T) long in [0, C]; C is background.
+
+    Example:
+        >>> predicted_categories(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.0, 3.0]]))
+        tensor([[1, 2]])
     """
     best = event.argmax(-1, keepdim=True).expand_as(is_event)
     return torch.where(is_event > 0, best, event.shape[-1])
@@ -28,8 +33,8 @@ def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
 class AVEAccuracy(Metric):
     """Share of segments whose category, background included, is right; in [0, 1], higher is better.
 
-    Every segment counts, as published, whether or not its media could be decoded; `segments` says how many did. Over
-    several devices the states are summed: clips that a sampler repeats to fill its last round count twice.
+    As published, every segment counts, whether or not its media could be decoded; `segments` is their number. States of
+    several devices are summed; clips that a sampler repeats to fill its last round count twice.
 
     Args:
         protocol: `exact` divides right segments by all segments. `released` is the mean over `update` calls of each
@@ -38,6 +43,13 @@ class AVEAccuracy(Metric):
 
     Raises:
         ArgumentError: unknown protocol.
+
+    Example:
+        >>> metric = AVEAccuracy()
+        >>> target = torch.tensor([[[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]])
+        >>> metric.update(torch.tensor([[1.0, -1.0]]), torch.tensor([[0.0, 3.0]]), target)
+        >>> float(metric.compute())
+        0.5
     """
 
     is_differentiable = False
@@ -62,8 +74,8 @@ class AVEAccuracy(Metric):
             target: (B, T, C + 1) one-hot, background last.
 
         Raises:
-            ShapeError: the three do not fit together.
-            ArgumentError: a logit is NaN, which would pass for background.
+            ShapeError: the three shapes do not match.
+            ArgumentError: a logit is NaN, which would count as background.
         """
         if target.shape != (*is_event.shape, event.shape[-1] + 1) or len(event) != len(is_event):
             raise ShapeError("is_event, event, target", f"{tuple(is_event.shape)}, {tuple(event.shape)}, "
@@ -77,5 +89,5 @@ class AVEAccuracy(Metric):
         self.segments += right.numel()
 
     def compute(self) -> Tensor:
-        """The accuracy, float64 scalar; NaN when nothing was counted."""
+        """The accuracy, float64 scalar; NaN before the first batch."""
         return self.right / self.total

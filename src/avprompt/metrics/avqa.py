@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from avprompt.datasets.music_avqa import TYPES
 from avprompt.errors import ArgumentError, ShapeError
 
+#: (group, kind) of every question, in the order of the published tables
+TYPES = (
+    ("Audio", "Counting"), ("Audio", "Comparative"), ("Visual", "Counting"), ("Visual", "Location"),
+    ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting"), ("Audio-Visual", "Location"),
+    ("Audio-Visual", "Comparative"), ("Audio-Visual", "Temporal"),
+)
 #: group of questions -> what published tables call its accuracy
 GROUPS = {"Audio": "AQ", "Visual": "VQ", "Audio-Visual": "AVQ"}
 _PLACE = {pair: place for place, pair in enumerate(TYPES)}
@@ -29,8 +34,14 @@ def _place(question_type: str | Sequence[str]) -> int:
 class AVQAAccuracy(Metric):
     """Share of questions whose best answer is right, in percent; higher is better.
 
-    As published: by kind of question; `AQ`, `VQ` and `AVQ` over all questions of a group; `average` over all questions
-    (not the mean of the others). Over several devices the counts are summed.
+    As published, there is a figure for each kind of question; `AQ`, `VQ` and `AVQ` are over all questions of a group,
+    and `average` over all questions (not the mean of the other figures). Counts of several devices are summed.
+
+    Example:
+        >>> metric = AVQAAccuracy()
+        >>> metric.update(torch.eye(3)[:2], torch.tensor([0, 2]), ['["Audio", "Counting"]'] * 2)
+        >>> metric.compute()
+        {'AQ': 50.0, 'average': 50.0, 'Audio Counting': 50.0}
     """
 
     is_differentiable = False
@@ -48,11 +59,11 @@ class AVQAAccuracy(Metric):
         Args:
             logits: (B, A).
             answer: (B,) long in [0, A).
-            question_type: B of the dataset's own strings, such as `["Audio", "Counting"]`, or (group, kind) pairs.
+            question_type: B strings of the dataset, such as `["Audio", "Counting"]`, or (group, kind) pairs.
 
         Raises:
-            ShapeError: the three do not fit together.
-            ArgumentError: a logit is NaN, an answer is not among the A, or there is no such type of question.
+            ShapeError: the three shapes do not match.
+            ArgumentError: a logit is NaN, an answer is not below A, or a type of question is unknown.
         """
         if logits.ndim != 2 or answer.shape != logits.shape[:1] or len(question_type) != len(logits):
             raise ShapeError("logits, answer, question_type",
@@ -71,12 +82,13 @@ class AVQAAccuracy(Metric):
         self.total.index_add_(0, places, torch.ones_like(right))
 
     def compute(self) -> dict[str, float]:
-        """Percent by `AQ`, `VQ`, `AVQ`, `average` and kind (`Audio Counting`, ...); what was not asked is left out."""
+        """Percent by `AQ`, `VQ`, `AVQ`, `average` and kind (`Audio Counting`, ...), without kinds that were not
+        asked."""
         right, total = self._sums(self.right), self._sums(self.total)
         return {name: 100 * right[name] / count for name, count in total.items() if count}
 
     def counts(self) -> dict[str, int]:
-        """Numbers of questions, with the same keys as `compute` and summed over devices like it."""
+        """Numbers of questions with the keys of `compute`, also summed over devices."""
         with self.sync_context():
             return {name: count for name, count in self._sums(self.total).items() if count}
 

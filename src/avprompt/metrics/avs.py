@@ -1,7 +1,7 @@
-"""How well masks of what sounds are found: mean intersection over union and F-score, as AVSBench defines them.
+"""Segmentation metrics as AVSBench defines them: mean intersection over union and F-score.
 
-Source: the evaluation code of AVSBench (Zhou et al., ECCV 2022), which DG-SCT uses unchanged. Every frame counts alike,
-whatever its size on disk; logits become probabilities in float32, as there.
+Source: the evaluation code of AVSBench (Zhou et al., ECCV 2022), which DG-SCT uses unchanged. Every frame has the same
+weight, whatever its size on disk; as there, logits become probabilities in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THRESHOLDS, BETA2 = 255, 0.3
 def jaccard(prediction: Tensor, masks: Tensor) -> Tensor:
     """Intersection over union of every frame.
 
-    Where nothing sounds there is nothing to intersect, and the share of pixels rightly left out counts instead.
+    In frames where nothing sounds, the share of pixels that are rightly not predicted counts instead.
 
     Args:
         prediction: bool (N, H, W).
@@ -30,6 +30,10 @@ def jaccard(prediction: Tensor, masks: Tensor) -> Tensor:
 
     Returns:
         float64 (N,) in [0, 1].
+
+    Example:
+        >>> float(jaccard(torch.tensor([[[True, True]]]), torch.tensor([[[True, False]]])).round(decimals=3))
+        0.5
     """
     prediction, masks = prediction.bool(), masks.bool()
     both, either = (prediction & masks).sum((1, 2)).double(), (prediction | masks).sum((1, 2)).double()
@@ -51,9 +55,15 @@ def _check(logits: Tensor, masks: Tensor) -> None:
 class AVSJaccard(Metric):
     """Mean over frames of the intersection over union (mIoU, J), in [0, 1], higher is better.
 
-    A pixel is predicted where its probability exceeds 0.5; for frames in which nothing sounds see `jaccard`. The
-    published code averages batches instead, which is the same where all are full. Over several devices the states are
-    summed.
+    A pixel is predicted where its probability exceeds 0.5; `jaccard` says how frames count in which nothing sounds. The
+    published code averages over batches instead, which is the same where all batches are full. States of several
+    devices are summed.
+
+    Example:
+        >>> metric = AVSJaccard()
+        >>> metric.update(torch.tensor([[[9.0, 9.0]]]), torch.tensor([[[1, 0]]]))
+        >>> float(metric.compute().round(decimals=3))
+        0.5
     """
 
     is_differentiable = False
@@ -74,22 +84,22 @@ class AVSJaccard(Metric):
 
         Raises:
             ShapeError: the two do not fit together.
-            ArgumentError: a logit is NaN, or a mask has other values.
+            ArgumentError: a logit is NaN, or a mask has values other than 0 and 1.
         """
         _check(logits, masks)
         self.sum += jaccard(torch.sigmoid(logits.float()) > 0.5, masks).sum()
         self.frames += len(masks)
 
     def compute(self) -> Tensor:
-        """The mean, float64 scalar; NaN when nothing was counted."""
+        """The mean, float64 scalar; NaN before the first batch."""
         return self.sum / self.frames
 
 
 def f_curves(probability: Tensor, masks: Tensor) -> Tensor:
     """F-score of every frame at each of 255 thresholds evenly from 0 to 1.
 
-    A pixel is predicted where its probability reaches the threshold. With beta^2 = 0.3, precision weighs more. A frame
-    without a right pixel scores 0.
+    A pixel is predicted where its probability reaches the threshold. With beta^2 = 0.3, precision has more weight. A
+    frame without a rightly predicted pixel scores 0.
 
     Args:
         probability: float32 (N, H, W) in [0, 1].
@@ -114,21 +124,28 @@ def f_curves(probability: Tensor, masks: Tensor) -> Tensor:
 class AVSFScore(Metric):
     """F-score with beta^2 = 0.3 at the best of 255 thresholds, in [0, 1], higher is better.
 
-    Curves of F over the thresholds (`f_curves`) are averaged over frames, without those in which nothing sounds, and
-    the maximum of that curve is the score.
+    The curves of F over the thresholds (`f_curves`) are averaged over the frames in which something sounds; the score
+    is the maximum of that mean curve.
 
-    Every frame's curve is kept until `compute`, 2 kB each. Over several devices they are gathered: `dataset` is then as
-    exact as the sampler's shares, `released` forms its groups from other frames and gives another figure.
+    The curve of every frame is kept until `compute`, 2 kB each. The curves of several devices are gathered: `dataset`
+    then counts what the sampler repeats twice, and `released` forms its groups from other frames and gives another
+    figure.
 
     Args:
-        protocol: `dataset` averages over all frames and takes one maximum. `released` does so for every group of
-            `frames_per_group` consecutive frames and averages the maxima, as the published code does with its batches:
-            each group chooses its own threshold, a group in which nothing sounds scores 0, and a last smaller group
-            weighs as much as a full one.
-        frames_per_group: in the published test script, four clips of five frames.
+        protocol: `dataset` averages over all frames and takes one maximum. `released` takes the maximum of every group
+            of `frames_per_group` consecutive frames and averages these, as the published code does with its batches:
+            each group has its own threshold, a group in which nothing sounds scores 0, and a last, smaller group has
+            the weight of a full one.
+        frames_per_group: of `released`; the published test script has four clips of five frames.
 
     Raises:
-        ArgumentError: unknown protocol, or no frame a group.
+        ArgumentError: unknown protocol, or groups without a frame.
+
+    Example:
+        >>> metric = AVSFScore()
+        >>> metric.update(torch.tensor([[[9.0, -9.0]]]), torch.tensor([[[1, 0]]]))
+        >>> float(metric.compute())
+        1.0
     """
 
     is_differentiable = False
@@ -162,12 +179,12 @@ class AVSFScore(Metric):
         self.sounds.append(masks.flatten(1).any(1))
 
     def compute(self) -> Tensor:
-        """The score, float64 scalar; 0 when nothing sounds in any frame, NaN when nothing was counted."""
+        """The score, float64 scalar; 0 where nothing sounds in any frame, NaN before the first batch."""
         if not self.curves:
             return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
         curves, sounds = dim_zero_cat(self.curves), dim_zero_cat(self.sounds)
         size = len(curves) if self.protocol == "dataset" else self.frames_per_group
-        # curves of frames without sound are zero: they add nothing
+        # the curves of frames in which nothing sounds are zero
         best = [(group.sum(0) / counted.sum().clamp(min=1)).max()
                 for group, counted in zip(curves.split(size), sounds.split(size))]
         return torch.stack(best).mean()

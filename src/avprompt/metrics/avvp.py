@@ -1,4 +1,4 @@
-"""F-scores of audio-visual video parsing (Tian et al., ECCV 2020), as the released evaluation computes them."""
+"""F-scores of audio-visual video parsing (Tian et al., ECCV 2020), computed as in the released evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def segment_counts(predicted: Tensor, annotated: Tensor) -> Counts:
 
 
 def _events(active: Tensor) -> tuple[Tensor, Tensor]:
-    """Where an event begins, (..., T) bool, and the segment after its last, (..., T) long, meaningful in an event."""
+    """Where an event begins, (..., T) bool, and the segment after its last one, (..., T) long, defined inside
+    events."""
     count = active.shape[-1]
     begins = active.clone()
     begins[..., 1:] &= ~active[..., :-1]
@@ -30,8 +31,8 @@ def _events(active: Tensor) -> tuple[Tensor, Tensor]:
 def event_counts(predicted: Tensor, annotated: Tensor) -> Counts:
     """True positives, false positives and false negatives among the events, (..., T) bool -> (...) long each.
 
-    An event is a maximal run of segments. A predicted one is true where its intersection over union with any annotated
-    one reaches 0.5, an annotated one missed where no predicted one does.
+    An event is a maximal run of segments. A predicted event is right if its intersection over union with any annotated
+    event reaches 0.5; an annotated event is missed if no predicted event reaches that.
     """
     (begins, ends), (true_begins, true_ends) = _events(predicted), _events(annotated)
     first = torch.arange(predicted.shape[-1], device=predicted.device)
@@ -40,14 +41,18 @@ def event_counts(predicted: Tensor, annotated: Tensor) -> Counts:
                - torch.maximum(first[:, None], first)).clamp(min=0)
     union = (ends - first)[..., :, None] + (true_ends - first)[..., None, :] - overlap
     match = begins[..., :, None] & true_begins[..., None, :] & (2 * overlap >= union)
-    right = match.sum((-2, -1))  # nobody has two partners: with half an overlap each, these would touch
+    right = match.sum((-2, -1))  # no event has two partners: with an overlap of one half each, these would touch
     return right, begins.sum(-1) - right, true_begins.sum(-1) - right
 
 
 def mean_f_score(counts: Counts) -> Tensor:
-    """F-score of each video, (B, C) counts -> (B,) float64: the mean over categories that are predicted or annotated.
+    """F-score of each video, the mean over categories that are predicted or annotated; 1 where there is none.
 
-    1 where there is none.
+    Args:
+        counts: true positives, false positives and false negatives, (B, C) each.
+
+    Returns:
+        (B,) float64.
     """
     right, wrong, missed = (count.double() for count in counts)
     weight = 2 * right + wrong + missed
@@ -57,16 +62,23 @@ def mean_f_score(counts: Counts) -> Tensor:
 
 
 class AVVPFScore(Metric):
-    """F-scores in percent of what is heard, seen, and both at once; higher is better.
+    """F-scores in percent of audio, visual and audio-visual events; higher is better.
 
-    A category counts as predicted in a segment where its probability reaches 0.5 there and in the video as a whole;
-    `audio_visual` is where it is both heard and seen. F-scores are taken for each category over the segments
-    (`segment_...`) or over the events (`event_...`, see `event_counts`) of one video, averaged over the categories that
-    are predicted or annotated in it, then over videos. `..._type` is the mean of the three; `..._event` counts audio
-    and visual ones together. `segment_type` is what the published models are selected by.
+    A category is predicted in a segment if its probability reaches 0.5 there and in the whole video; `audio_visual`
+    means both heard and seen. F-scores are computed for each category over the segments (`segment_...`) or the events
+    (`event_...`, see `event_counts`) of one video, averaged over the categories that are predicted or annotated in it,
+    and then over videos. `..._type` is the mean of audio, visual and audio_visual; `..._event` counts audio and visual
+    events together. Published models are selected by `segment_type`.
 
-    Every segment counts, as published, whether or not its media could be decoded. The result does not depend on how
-    videos are batched. Over several devices the states are summed: videos that a sampler repeats count twice.
+    As published, every segment counts, whether or not its media could be decoded. The result does not depend on the
+    batch size. States of several devices are summed; videos that a sampler repeats count twice.
+
+    Example:
+        >>> metric, heard = AVVPFScore(), torch.tensor([[[1.0], [0.0]]])
+        >>> metric.update(heard, heard, torch.ones(1, 1), heard, torch.zeros(1, 2, 1))
+        >>> scores = metric.compute()
+        >>> scores["segment_audio"], scores["segment_visual"]
+        (100.0, 0.0)
     """
 
     is_differentiable = False
@@ -83,15 +95,15 @@ class AVVPFScore(Metric):
         """Count a batch.
 
         Args:
-            audio_prob: (B, T, C), how probable it is that a category is heard in a segment.
-            visual_prob: (B, T, C), how probable it is that it is seen.
-            video_prob: (B, C), how probable it is that it occurs in the video.
+            audio_prob: (B, T, C), probability that a category is heard in a segment.
+            visual_prob: (B, T, C), probability that it is seen in the segment.
+            video_prob: (B, C), probability that it occurs in the video.
             audio_target: (B, T, C), 1 or true where it is heard, else 0.
-            visual_target: (B, T, C), likewise where it is seen.
+            visual_target: (B, T, C), 1 or true where it is seen, else 0.
 
         Raises:
-            ShapeError: the five do not fit together.
-            ArgumentError: a probability is NaN, which would pass for absence, or a target is neither 0 nor 1.
+            ShapeError: the five shapes do not match.
+            ArgumentError: a probability is NaN, which would count as absence, or a target is neither 0 nor 1.
         """
         shapes = [tuple(x.shape) for x in (audio_prob, visual_prob, video_prob, audio_target, visual_target)]
         if len(shapes[0]) != 3 or shapes != [shapes[0], shapes[0], shapes[0][::2], shapes[0], shapes[0]]:

@@ -1,25 +1,21 @@
-"""`avprompt efficiency`: parameters, FLOPs, seconds and memory of a training step, one line an experiment.
+"""Parameters, FLOPs, seconds and memory of a training step, and a table of them.
 
-Conventions: FLOPs are those of the forward pass of one clip in training mode, two for a multiplication and an addition,
-as `torch.utils.flop_counter` counts them (no elementwise work). Seconds are the best of several steps after a
-first one, which pays for page faults and library start-up. Weights are random (`pretrained: none`), clips and the
-embeddings of frozen texts are noise: neither changes time or memory. Where nothing is trained a step is the forward pass.
-Each experiment runs in a process of its own, so that one's memory does not count for another.
+Conventions: FLOPs are those of the forward pass of one clip in training mode; a multiplication and an addition count as
+two, as in `torch.utils.flop_counter`, and elementwise work does not count. Seconds are the best of several steps after
+a first one, which pays for page faults and library start-up. Weights are random (`pretrained: none`), clips and the
+embeddings of frozen texts are noise: neither changes time or memory. Where nothing is trained, a step is the forward
+pass. Each experiment needs a process of its own, so that the memory of one does not count for another.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -27,11 +23,14 @@ from avprompt.configs import get_nested, sources
 from avprompt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from avprompt.data_modules import AVDataModule
+    from lightning import LightningDataModule as AVDataModule
+    from lightning import LightningModule
 
+#: flags, and whether to build on the meta device -> task and data module
+Build = Callable[[list[str], bool], "tuple[LightningModule, AVDataModule]"]
 #: columns of the table: key, heading, divisor, digits
 COLUMNS = (
-    ("checkpoint", "owned, M", 1e6, 3), ("frozen", "frozen, M", 1e6, 3), ("total", "total, M", 1e6, 3),
+    ("checkpoint", "in checkpoints, M", 1e6, 3), ("frozen", "frozen, M", 1e6, 3), ("total", "total, M", 1e6, 3),
     ("forward_gflops_a_clip", "GFLOPs forward a clip", 1, 1), ("forward_s", "forward, s", 1, 3),
     ("backward_s", "backward, s", 1, 3), ("step_s", "step, s", 1, 3), ("peak_gb", "peak, GB", 1, 2),
     ("peak_with_optimizer_gb", "peak with optimizer, GB", 1, 2),
@@ -109,8 +108,18 @@ def _without_text_files(flags: list[str], texts: str) -> list[str]:
     return [f"--{texts}.init_args.tower.init_args.pretrained", "none"] if tower else []
 
 
-def measure(config: str, overrides: list[str], device: str, batch: int, steps: int, precision: str) -> dict[str, Any]:
+def measure(build: Build, config: str, overrides: list[str], device: str, batch: int, steps: int,
+            precision: str) -> dict[str, Any]:
     """Run `steps` training steps on random clips in this process and measure them.
+
+    Args:
+        build: makes the task and the data module of an experiment.
+        config: file of the experiment.
+        overrides: flags behind it.
+        device: `cpu` or `cuda`.
+        batch: clips in a step.
+        steps: measured after a first one; the best counts.
+        precision: `fp32`, or `bf16` autocast.
 
     Returns:
         `forward_s`, `backward_s`, `step_s`, `optimizer_s`, `first_step_s`, `peak_gb` (before the optimizer has its
@@ -122,7 +131,6 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
     from torch.utils.flop_counter import FlopCounterMode
 
     from avprompt.checkpoints import count_parameters
-    from avprompt.cli import parts_of
 
     flags, encoders = ["--config", config, *overrides], "model.init_args.backbone.init_args"
     for side in ("visual", "audio"):
@@ -136,11 +144,11 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
     texts = any(get_nested(content, f"model.init_args.{side}_texts") for side in ("visual", "audio")
                 for _, content in sources(flags))
     with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
-        model, data = parts_of(flags, meta=not texts)
+        model, data = build(flags, not texts)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # it does not know CPUs' fused attention
             model.train()(random_batch(data, 1))
     torch.manual_seed(0)
-    model = parts_of(flags)[0].to(device).train()
+    model = build(flags, False)[0].to(device).train()
     with torch.no_grad():  # gates and Swin-V2's norms start at zero: open them, so that nothing is skipped
         for name, parameter in model.named_parameters():
             if name.endswith("gate") or (".visual." in name and "norm" in name):
@@ -186,46 +194,19 @@ def measure(config: str, overrides: list[str], device: str, batch: int, steps: i
             "forward_gflops_a_clip": flops.get_total_flops() / 1e9, **count_parameters(model)}
 
 
-def measured(config: str | Path, overrides: list[str], device: str = "cpu", batch: int = 1, steps: int = 2,
-             precision: str = "fp32", environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """`measure` in a process of its own.
-
-    Raises:
-        ConfigError: that process failed; says how.
-    """
-    given = json.dumps([str(config), overrides, device, batch, steps, precision])
-    done = subprocess.run([sys.executable, "-m", "avprompt.reports.efficiency", given], capture_output=True, text=True,
-                          check=False, env={**os.environ, **(environment or {})})
-    if done.returncode:
-        reason = "\n".join(done.stderr.splitlines()[-3:])
-        raise ConfigError(config, f"exit code {done.returncode}: {reason}", "a training step on random clips",
-                          "Try `avprompt params --config` with it; with too little memory, a smaller --batch.")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
-               precision: Literal["fp32", "bf16"] = "fp32", batch: int = 1, steps: int = 2,
-               out: Path | None = None) -> None:
-    """Measure parameters, GFLOPs, seconds and peak memory of a training step of every experiment, and print a table.
-
-    An experiment that fails is reported in its line, the others proceed; what is measured is written at once, and an
-    interrupted command that is called again with the same `out` goes on with what is missing.
+def compare_steps(paths: list[Path], settings: dict[str, Any], measured: Callable[[Path], dict[str, Any]],
+                  out: Path | None = None) -> None:
+    """Measure experiments and print a table; what is in `out` is kept, and what is measured is written there at once.
 
     Args:
-        configs: experiments; an empty list is every one in experiments/.
-        device: where to run.
-        precision: fp32, or bf16 autocast.
-        batch: clips a step.
-        steps: measured after a first one; the best counts.
+        paths: files of the experiments.
+        settings: of the measurements, by name: device, precision, batch, steps.
+        measured: measures one experiment, see `measure`.
         out: CSV file of the table, with everything that is measured.
 
     Raises:
-        ConfigError: there is no experiment; `out` was written with other settings; at the end, when experiments failed.
+        ConfigError: `out` was written with other settings; at the end, some experiments failed.
     """
-    paths = [Path(path) for path in configs or sorted(Path("experiments").glob("*.yaml"))]
-    if not paths:
-        raise ConfigError("configs", "none, and no experiments/*.yaml here", "experiments", "Name their files.")
-    settings = {"device": device, "precision": precision, "batch": batch, "steps": steps}
     rows: dict[str, dict[str, Any]] = {}
     if out is not None and Path(out).is_file():
         with Path(out).open(newline="", encoding="utf-8") as file:
@@ -240,8 +221,7 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
             if path.stem in rows:
                 continue
             try:
-                rows[path.stem] = {"experiment": path.stem, **settings,
-                                   **measured(path, [], device, batch, steps, precision)}
+                rows[path.stem] = {"experiment": path.stem, **settings, **measured(path)}
             except ConfigError as error:
                 failed[path.stem] = str(error)
                 bar.write(f"failed: {error}")
@@ -258,12 +238,8 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     for line in [header, ["-" * width for width in widths], *lines]:
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
-    print(f"\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: "
-          "forward, one clip, two for a multiplication and an addition; each experiment in a process of its own.")
+    print("\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: ".format(
+        **settings) + "forward, one clip, a multiplication and an addition are two; each experiment in its own process.")
     if failed:
         raise ConfigError("configs", f"{len(failed)} failed experiments: {sorted(failed)}", "all measured",
-                          "Mend the cause and call again; with `--out` the others are kept.")
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(*json.loads(sys.argv[1]))))
+                          "Correct the cause and call again; with `--out` the others are kept.")

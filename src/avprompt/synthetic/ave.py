@@ -9,11 +9,11 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from avprompt.datasets.ave import HEADER, SPLITS
 from avprompt.errors import ArgumentError, DatasetError
+from avprompt.media.workers import begin_worker
 from avprompt.synthetic.scenes import (
     CATEGORIES,
     FPS,
@@ -81,8 +81,7 @@ def write_dataset(root: Path, scenes: dict[str, Scene], workers: int = 2,
                            "Choose another folder or remove this one.")
     (root / "scenes.jsonl").write_text(side, encoding="utf-8")
     jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
-    # one thread each: a process forked from one in which torch has used several would wait for the others for ever
-    with ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=begin_worker) as pool:
         for _ in tqdm(pool.map(_write, jobs, chunksize=4), total=len(jobs), desc="generate", unit="clip"):
             pass
 

@@ -43,7 +43,7 @@ class AVAR(AVPromptTask):
                  modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):
-            self.head = LinearHead(backbone.audio_dim, backbone.visual_dim, num_classes, modality)
+            self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, modality)
         self.metrics.update({f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro")
                              for k in (1, 5) if k <= num_classes})
 
@@ -61,7 +61,8 @@ class AVAR(AVPromptTask):
         """`prediction` (B,) long."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """What is predicted, with which probability, and what is annotated where that is known."""
         best = outputs["logits"].float().softmax(-1).max(-1)
         return {

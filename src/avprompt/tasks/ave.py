@@ -57,10 +57,10 @@ class AVE(AVPromptTask):
     ) -> None:
         super().__init__(backbone, **options)
         self.modality, self.gate_loss = modality, gate_loss
-        audio, visual = backbone.audio_dim, backbone.visual_dim
+        audio, visual = self.backbone.audio_dim, self.backbone.visual_dim
         with seeded("head"):
             if modality == "both":
-                self.head = CMBSHead(audio, visual, num_classes, backbone.temporal_gates)
+                self.head = CMBSHead(audio, visual, num_classes, self.backbone.temporal_gates)
             elif modality == "late":
                 self.head = LateFusionHead(audio, visual, num_classes)
             else:
@@ -88,7 +88,8 @@ class AVE(AVPromptTask):
         """`prediction` (B, T) long; the number of categories stands for background."""
         return {"prediction": predicted_categories(outputs["is_event"], outputs["event"])}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """What is predicted in a segment, with which probability, and what is annotated where that is known."""
         names, best = [*class_names, "background"], outputs["event"].float().softmax(-1).max(-1)
         return {
@@ -128,7 +129,7 @@ class AVELinear(AVPromptTask):
                  modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):
-            self.head = LinearHead(backbone.audio_dim, backbone.visual_dim, num_classes + 1, modality)
+            self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality)
         self.metrics["accuracy"] = MeanMetric()
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -144,7 +145,8 @@ class AVELinear(AVPromptTask):
         """`prediction` (B, T) long; the number of categories stands for background."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """What is predicted in a segment, with which probability, and what is annotated where that is known."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
         return {"predicted": named(best.indices, names), "probability": best.values,

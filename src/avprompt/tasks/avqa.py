@@ -50,8 +50,8 @@ class AVQA(AVPromptTask):
         num_classes: answers to choose from; linked from the data module, never written in YAML.
         vocabulary_size: words of the questions, padding included; linked likewise.
         match_weight: weight of the term on negative frames, where the data module gives them (released: 0.5).
-        prompted_negatives: negative frames go through the prompted network, like the others. As released they go through the
-            plain one: prompts then only have to leave a trace in the features for a pair to be recognised.
+        prompted_negatives: negative frames go through the prompted network, like the others. As released they go
+            through the plain one: prompts then only have to leave a trace in the features for a pair to be recognised.
         width: channels of the head, see `heads.st_avqa.Grounding`.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
@@ -77,9 +77,9 @@ class AVQA(AVPromptTask):
                  match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
                  grounding: Path | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
-        self.match_weight, self.prompted_negatives, self.spec = match_weight, prompted_negatives, backbone.visual_spec
+        self.match_weight, self.prompted_negatives, self.spec = match_weight, prompted_negatives, self.backbone.visual_spec
         with seeded("head"):
-            self.head = STAVQAHead(backbone.audio_dim, backbone.visual_dim, num_classes, vocabulary_size, width)
+            self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size, width)
         self.grounding = grounding
         self.metrics["accuracy"] = AVQAAccuracy()
 
@@ -113,8 +113,8 @@ class AVQA(AVPromptTask):
         Negative frames go through the plain frozen encoder without a graph, as released, or see `prompted_negatives`.
 
         Returns:
-            `answer` (B, A) logits; `match_positive`, `match_negative` (B*T, 2) logits when negatives are given; with `maps`
-            also `map_grounding` (B, T, rows, columns).
+            `answer` (B, A) logits; `match_positive`, `match_negative` (B*T, 2) logits when negatives are given; with
+            `maps` also `map_grounding` (B, T, rows, columns).
         """
         negatives = batch.get("negative_frames")
         if negatives is not None:
@@ -136,7 +136,8 @@ class AVQA(AVPromptTask):
         """`prediction` (B,) long, index of the answer."""
         return {"prediction": outputs["answer"].argmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """The question, its answer with probability, and the annotated one where that is known."""
         best, unknown = outputs["answer"].float().softmax(-1).max(-1), [""] * len(batch["question_text"])
         return {
@@ -155,8 +156,8 @@ class AVQA(AVPromptTask):
 class AVQAGrounding(AVPromptTask):
     """The stage before `AVQA`: does the sound of a segment belong to a frame? `AVQA` starts from its grounding module.
 
-    Both encoders stay as they are (`prompts: NoPrompts`). Every segment is one pair with its own frame and one with a frame
-    of another video; the released script takes the first segment alone. Validation needs negatives too.
+    Both encoders stay as they are (`prompts: NoPrompts`). Every segment is one pair with its own frame and one with a
+    frame of another video; the released script takes the first segment alone. Validation needs negatives too.
 
     Args:
         backbone: computes the features, see `FeatureSource`; it needs visual tokens on a grid, and takes frames.
@@ -181,9 +182,9 @@ class AVQAGrounding(AVPromptTask):
 
     def __init__(self, backbone: FeatureSource, width: int | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
-        self.spec = backbone.visual_spec
+        self.spec = self.backbone.visual_spec
         with seeded("grounding"):
-            self.head = torch.nn.ModuleDict({"grounding": Grounding(backbone.audio_dim, backbone.visual_dim, width)})
+            self.head = torch.nn.ModuleDict({"grounding": Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width)})
         self.metrics["accuracy"] = MeanMetric()
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
@@ -217,7 +218,8 @@ class AVQAGrounding(AVPromptTask):
         """None but the map."""
         return {}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """The probability that the sound and the frame of a segment belong together."""
         match = outputs["match_positive"].float().softmax(-1)[:, 1]
         return {"match_probability": match.unflatten(0, batch["valid"].shape)}

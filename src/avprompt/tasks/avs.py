@@ -31,8 +31,8 @@ class AVS(AVPromptTask):
     Args:
         backbone: computes the features, see `FeatureSource`; it needs a pyramid.
         mask_size: height and width of the masks; linked from the data module, never written in YAML.
-        matching: weight of the term that compares the sound with what is seen under the mask (released: 0 for S4, 0.5 for
-            MS3).
+        matching: weight of the term that compares the sound with what is seen under the mask (released: 0 for S4, 0.5
+            for MS3).
         decoder_width: channels of the decoder's maps.
         rectified: keep the side effects of the released decoder's in-place ReLUs, see `AVSDecoder`.
         protocol: how the F-score is counted, see `AVSFScore`.
@@ -58,7 +58,7 @@ class AVS(AVPromptTask):
         super().__init__(backbone, **options)
         self.matching = matching
         with seeded("head"):
-            self.head = AVSDecoder(backbone.audio_dim, backbone.pyramid_specs, mask_size, backbone.temporal_gates,
+            self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size, self.backbone.temporal_gates,
                                    matching > 0, decoder_width, rectified)
         self.metrics.update({"miou": AVSJaccard(), "fscore": AVSFScore(protocol)})
 
@@ -73,7 +73,8 @@ class AVS(AVPromptTask):
         return self.head(features.audio, features.pyramid)
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The terms of the released training scripts: cross-entropy of the pixels, and for MS3 the match with the sound."""
+        """The terms of the released training scripts: cross-entropy of the pixels, and for MS3 the match with the
+        sound."""
         terms = {"mask": losses.mask_bce(outputs["masks"], batch["masks"], batch["annotated"])}
         if self.matching:
             terms["match"] = self.matching * losses.masked_audio_visual_kl(outputs["matched_visual"],
@@ -84,7 +85,8 @@ class AVS(AVPromptTask):
         """`prediction` (B, T, H, W) bool: probability above one half."""
         return {"prediction": outputs["masks"] > 0}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """The share of the frame that sounds, and the overlap with the annotation where there is one."""
         masks = self.decisions(outputs)["prediction"]
         overlaps: Column = [""] * len(masks)

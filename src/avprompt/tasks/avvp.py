@@ -46,8 +46,8 @@ class AVVP(AVPromptTask):
         super().__init__(backbone, **options)
         self.smoothing = smoothing
         with seeded("head"):
-            self.head = MGNHead(backbone.audio_dim, backbone.visual_dim, num_classes, segments, video_dim,
-                                backbone.temporal_gates, gate_audio)
+            self.head = MGNHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, segments, video_dim,
+                                self.backbone.temporal_gates, gate_audio)
         self.metrics["fscore"] = AVVPFScore()
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -70,10 +70,12 @@ class AVVP(AVPromptTask):
         present = (outputs["video_prob"] >= 0.5).unsqueeze(1)
         return {f"prediction_{name}": (outputs[f"{name}_prob"] >= 0.5) & present for name in ("audio", "visual")}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """What is heard and what is seen in a segment, and what is annotated where that is known."""
         found = {**{f"predicted_{key[11:]}": value for key, value in self.decisions(outputs).items()},
-                 **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target") if key in batch}}
+                 **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target")
+                    if key in batch}}
         return {name: [[";".join(class_names[index] for index in segment.nonzero().flatten().tolist())
                         for segment in clip] for clip in value] for name, value in found.items()}
 

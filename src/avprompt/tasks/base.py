@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from avprompt import checkpoints
 from avprompt.errors import ArgumentError, NonFiniteLossError, ShapeError
-from avprompt.features import AVFeatures, FeatureSource
+from avprompt.features import AVFeatures, FeatureSource, ForeignSource
 from avprompt.schedules import WarmupCosine
 
 #: a column of the table of predictions: a value for each clip, or for each segment of each clip
@@ -45,20 +45,21 @@ class AVPromptTask(LightningModule, abc.ABC):
     """What every task shares: steps, logging, metrics, the table of predictions, the optimizer, checkpoints.
 
     A subclass builds its head and puts its metrics into `self.metrics` in `__init__`; it implements `head_outputs`,
-    `losses`, `decisions`, `columns` and `update_metrics`. Checkpoints hold the trainable state alone. Hyper-parameters are
-    not stored in them: `config.yaml` beside them is the truth, so that nothing in a checkpoint can override a command
-    line.
+    `losses`, `decisions`, `columns` and `update_metrics`. Checkpoints hold the trainable state alone. Hyper-parameters
+    are not stored in them: `config.yaml` beside them is the truth, so that nothing in a checkpoint can override a
+    command line.
 
     Args:
-        backbone: computes the features, see `FeatureSource`.
+        backbone: computes the features, see `FeatureSource`; in Python any module with `forward(batch) -> AVFeatures`,
+            `visual_dim` and `audio_dim` serves.
         optimizer: called with the trained parameters.
         lr_scheduler: called with the optimizer, stepped once an epoch (`WarmupCosine`: after every batch); `None` keeps
             the learning rate.
         prompt_lr: learning rate of what is trained inside the backbone (prompts; encoders where they are not frozen);
             `None` is the optimizer's. Prompts behind a zero gate start slower than a head.
-        method_losses: weights of the prompt method's auxiliary losses, by name: `balance` weighs that loss of every block
-            pair, `balance@3` that of block pair 3 alone. A loss without a weight has weight 1, one with weight 0 is logged
-            and not trained on. A name that the method does not have stops training with an error.
+        method_losses: weights of the prompt method's auxiliary losses, by name: `balance` weighs that loss of every
+            block pair, `balance@3` that of block pair 3 alone. A loss without a weight has weight 1, one with weight 0
+            is logged and not trained on. A name that the method does not have stops training with an error.
 
     Raises:
         ArgumentError: a weight that is not a finite number.
@@ -92,7 +93,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         for name, weight in self.method_losses.items():
             if not math.isfinite(weight):
                 raise ArgumentError(f"method_losses.{name}", weight, "a finite number", "0 switches the loss off.")
-        self.backbone = backbone
+        self.backbone = backbone if isinstance(backbone, FeatureSource) else ForeignSource(backbone)
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
         self.metrics = nn.ModuleDict()
 
@@ -100,7 +101,8 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     @abc.abstractmethod
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
-        """Features of the batch -> the task's named outputs; with `maps`, those that the head makes, named `map_...`."""
+        """Features of the batch -> the task's named outputs; with `maps`, those that the head makes, named
+        `map_...`."""
 
     @abc.abstractmethod
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -111,7 +113,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Outputs -> decisions, `prediction` (B, ...) in most tasks."""
 
     @abc.abstractmethod
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """Outputs -> columns of the table of predictions, a value for each clip or for each segment of each clip."""
 
     @abc.abstractmethod
@@ -143,14 +146,15 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Outputs -> what the data module draws of each clip: the decisions, and the maps as they are."""
-        return {**self.decisions(outputs), **{name: value for name, value in outputs.items() if name.startswith("map_")}}
+        maps = {name: value for name, value in outputs.items() if name.startswith("map_")}
+        return {**self.decisions(outputs), **maps}
 
     def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Outputs -> rows of the table that `avprompt predict` writes, one a segment or one a clip.
 
-        Every row has `id`, `start` and `end` in seconds of the video, the task's `columns`, `decoded` (whether the media
-        of the segment, or of all segments, could be read), and `path` of the video where that is known.
+        Every row has `id`, `start` and `end` in seconds of the video, the task's `columns`, `decoded` (whether the
+        media of the segment, or of all segments, could be read), and `path` of the video where that is known.
 
         Args:
             outputs: of `forward`.
@@ -208,8 +212,8 @@ class AVPromptTask(LightningModule, abc.ABC):
             batch: what they were computed from.
 
         Returns:
-            The sum of the task's terms and the weighted losses of the prompt method, a scalar; and by name each term as it
-            is added, each loss of the method without its weight, and their sum over block pairs.
+            The sum of the task's terms and the weighted losses of the prompt method, a scalar; and by name each term as
+            it is added, each loss of the method without its weight, and their sum over block pairs.
 
         Raises:
             ArgumentError: a weight for a loss that the method does not have, or a loss that has a term's name.
@@ -218,8 +222,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         families = {name: name.partition("@")[0] for name in auxiliary}
         unknown = sorted(set(self.method_losses) - {*families, *families.values()})
         if unknown and self.training:  # in evaluation a method may leave its losses out
-            raise ArgumentError("method_losses", unknown, f"some of {sorted({*families, *families.values()})}, which the "
-                                "prompt method has", "Correct the name, or choose another prompt method.")
+            raise ArgumentError("method_losses", unknown, f"some of {sorted({*families, *families.values()})}, which "
+                                "the prompt method has", "Correct the name, or choose another prompt method.")
         if twice := sorted(terms.keys() & {*families, *families.values()}):
             raise ArgumentError("losses", twice, f"names other than the task's own {sorted(terms)}",
                                 "Rename the loss in the prompt method.")

@@ -24,18 +24,19 @@ class Contrastive(AVPromptTask):
 
     Without anything to train it is zero-shot: `avprompt test` alone. Except for `CoOp` with `class_specific`, nothing
     that is trained depends on the classes, so a checkpoint serves other datasets too. Logged are `accuracy`; with both
-    modalities `visual_accuracy` and `audio_accuracy` of the logits of each; at segment level `video_accuracy` of the mean
-    logits; and for clips with several classes `any_match`, where each of them counts as right. In `accuracy` each of
-    them counts too where a batch has `accepted`, (B, K) float with 1 for each right class.
+    modalities `visual_accuracy` and `audio_accuracy` of the logits of each; at segment level `video_accuracy` of the
+    mean logits; and for clips with several classes `any_match`, where each of them counts as right. In `accuracy` each
+    of them counts too where a batch has `accepted`, (B, K) float with 1 for each right class.
 
     Args:
-        backbone: computes the features; its encoders project into the space of the texts, as `CLIP` (`projection: true`)
-            and `CLAPAudio` do.
+        backbone: computes the features; its encoders project into the space of the texts, as `CLIP` (`projection:
+            true`) and `CLAPAudio` do.
         visual_texts: texts for images; `None` compares sounds alone.
         audio_texts: texts for sounds; `None` compares images alone.
         class_names: linked from the data module, never written in YAML.
-        background: `background` is one more class, the last one (segments of AVE and VGG-Sound). Without it, segments of
-            the background have no text: they are not trained on and count as wrong, as in the published zero-shot figures.
+        background: `background` is one more class, the last one (segments of AVE and VGG-Sound). Without it, segments
+            of the background have no text: they are not trained on and count as wrong, as in the published zero-shot
+            figures.
         level: what is classified: `segment`, or `video` by the mean over its segments' logits.
         adapters: `CLIPAdapter` on some of `visual`, `visual_texts`, `audio`, `audio_texts`.
         adapter_ratio: of these.
@@ -63,7 +64,7 @@ class Contrastive(AVPromptTask):
         >>> from avprompt.encoders import TinyCLAP, TinyCLIP
         >>> from avprompt.methods import RandomEmbeddings
         >>> backbone = AVPromptBackbone(TinyCLIP("none", projection=True), TinyCLAP("none"))
-        >>> task = Contrastive(backbone, RandomEmbeddings(64), RandomEmbeddings(64), ["bell", "dog"], visual_scale=100.0)
+        >>> task = Contrastive(backbone, RandomEmbeddings(64), RandomEmbeddings(64), ["bell", "dog"])
         >>> task({"frames": torch.zeros(1, 2, 3, 64, 64), "audio": torch.zeros(1, 2, 16000)})["logits"].shape
         torch.Size([1, 2, 2])
     """
@@ -101,7 +102,7 @@ class Contrastive(AVPromptTask):
         scales = {"visual": visual_scale, "audio": audio_scale}
         with seeded("head"):
             for own in texts.values():
-                own.attach(names, backbone.prompts)
+                own.attach(names, self.backbone.prompts)
             logs = {side: self._log_scale(side, own, scales[side]) for side, own in texts.items()}
             self.head = ContrastiveHead(texts, logs, adapters, adapter_ratio, fusion, learned_scales, exp_audio_scale,
                                         objective == "released")
@@ -121,7 +122,7 @@ class Contrastive(AVPromptTask):
             return torch.tensor(given).log()
         trained = texts.logit_scale if trained is None else trained
         if trained is None:
-            raise ArgumentError(f"{modality}_scale", None, "a number: neither encoder nor text tower is there to say it",
+            raise ArgumentError(f"{modality}_scale", None, "a number: neither encoder nor text tower has one",
                                 "CLIP's published models have 100.")
         return trained
 
@@ -191,7 +192,8 @@ class Contrastive(AVPromptTask):
         """`prediction` (B, T) or (B,) long; the number of classes stands for background."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                class_names: Sequence[str]) -> dict[str, Column]:
         """What is predicted with which probability, also by each modality alone, and what is annotated."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
         annotated: Column = [""] * len(best.indices)

@@ -1,0 +1,62 @@
+"""`avprompt efficiency`, and the process in which it measures an experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from avprompt.errors import ConfigError
+from avprompt.reports.efficiency import compare_steps, measure
+
+
+def measured(config: str | Path, overrides: list[str], device: str = "cpu", batch: int = 1, steps: int = 2,
+             precision: str = "fp32", environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """`avprompt.reports.efficiency.measure` in a process of its own.
+
+    Raises:
+        ConfigError: that process failed; the message says how.
+    """
+    given = json.dumps([str(config), overrides, device, batch, steps, precision])
+    done = subprocess.run([sys.executable, "-m", "avprompt.cli.efficiency", given], capture_output=True, text=True,
+                          check=False, env={**os.environ, **(environment or {})})
+    if done.returncode:
+        reason = "\n".join(done.stderr.splitlines()[-3:])
+        raise ConfigError(config, f"exit code {done.returncode}: {reason}", "a training step on random clips",
+                          "Try `avprompt params --config` with it; with too little memory, a smaller --batch.")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
+               precision: Literal["fp32", "bf16"] = "fp32", batch: int = 1, steps: int = 2,
+               out: Path | None = None) -> None:
+    """Measure parameters, GFLOPs, seconds and peak memory of a training step of each experiment, and print a table.
+
+    An experiment that fails is reported in its line, and the others proceed. What is measured is written at once: an
+    interrupted command that is called again with the same `out` resumes with what is missing.
+
+    Args:
+        configs: experiments; an empty list stands for every one in experiments/.
+        device: where to run.
+        precision: fp32, or bf16 autocast.
+        batch: clips in a step.
+        steps: measured after a first one; the best counts.
+        out: CSV file of the table, with everything that is measured.
+
+    Raises:
+        ConfigError: there is no experiment; `out` was written with other settings; at the end, some experiments failed.
+    """
+    paths = [Path(path) for path in configs or sorted(Path("experiments").glob("*.yaml"))]
+    if not paths:
+        raise ConfigError("configs", "none, and no experiments/*.yaml here", "experiments", "Name their files.")
+    compare_steps(paths, {"device": device, "precision": precision, "batch": batch, "steps": steps},
+                  lambda path: measured(path, [], device, batch, steps, precision), out)
+
+
+if __name__ == "__main__":
+    from avprompt.cli import parts_of
+
+    print(json.dumps(measure(parts_of, *json.loads(sys.argv[1]))))

@@ -1,0 +1,100 @@
+"""Folders as people have them: links, hidden files, numbers without zeros; and writing that a crash cannot halve."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_NUMBER = re.compile(r"(\d+)")
+
+
+def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    """Key that puts `frame_2` before `frame_10`: numbers within names count as numbers.
+
+    >>> sorted(map(Path, ["10.jpg", "9.jpg", "1.jpg"]), key=natural)[0].name
+    '1.jpg'
+    """
+    parts = _NUMBER.split(path.name)
+    return [(int(part[:400]), "") if place % 2 else (-1, part) for place, part in enumerate(parts)], path.name
+
+
+def hidden(path: Path) -> bool:
+    """Whether a name begins with a dot: `._clip.mp4` of a Mac's archives, `.DS_Store`, `.ipynb_checkpoints`."""
+    return path.name.startswith(".")
+
+
+def listed(folder: Path, *endings: str) -> list[Path]:
+    """Files of a folder that are not hidden and have one of these endings, in either case, in natural order."""
+    return sorted((path for path in Path(folder).iterdir() if path.suffix.lower() in endings and not hidden(path)),
+                  key=natural)
+
+
+def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterator[Path]:
+    """Files in a folder and those below it, links followed, hidden files and folders left alone, in order of names.
+
+    Each folder is entered once, however many links lead to it or back to one above.
+
+    Args:
+        folder: where to begin; may itself be hidden.
+        problems: gets what cannot be entered or leads nowhere, and why.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def enter(place: Path) -> Iterator[Path]:
+        try:
+            found = place.stat()
+            if (found.st_dev, found.st_ino) in seen:
+                return
+            seen.add((found.st_dev, found.st_ino))
+            paths = sorted(path for path in place.iterdir() if not hidden(path))
+        except OSError as error:
+            if problems is not None:
+                problems.append((place, str(error)))
+            return
+        for path in paths:
+            try:
+                if path.is_dir():
+                    yield from enter(path)
+                elif path.is_file():
+                    yield path
+                elif path.is_symlink() and problems is not None:
+                    problems.append((path, f"a link to {os.readlink(path)}, which is not there"))
+            except OSError as error:
+                if problems is not None:
+                    problems.append((path, str(error)))
+
+    yield from enter(Path(folder))
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk remember a folder's names, where the system lets folders be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file by new content in one step: after a crash or on a full disk the old one is still there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        write_file(partial, content)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)

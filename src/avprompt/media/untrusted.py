@@ -1,0 +1,83 @@
+"""Arrays and pictures of others: looked at before memory is taken, and never code."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from numpy.lib import format as npy
+from PIL import Image
+
+#: kinds of pictures that are read; others need code that is not made for strangers' files (EPS starts Ghostscript)
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+#: pixels of the largest picture that is decoded unless asked otherwise: 8K video (7680 x 4320) fits
+MAX_PIXELS = 2**25
+
+
+def read_array(path: Path, mapped: bool = False) -> np.ndarray:
+    """The array of a .npy file whose size is exactly what its header says.
+
+    Args:
+        path: the file.
+        mapped: map the file instead of reading it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no .npy file, holds Python objects (a pickle, which is never read), or has another size.
+    """
+    with path.open("rb") as file:
+        if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+            raise ValueError("no .npy file")
+        file.seek(0)
+        version = npy.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f".npy version {version}")
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        try:
+            shape, fortran, dtype = read_header(file)
+        except (SyntaxError, TypeError, RecursionError, MemoryError, AttributeError) as error:
+            raise ValueError(f"a header that is none: {error}") from error
+        if dtype.hasobject:
+            raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")
+        if any(length < 0 for length in shape):
+            raise ValueError(f"shape {shape}")
+        offset, size = file.tell(), path.stat().st_size
+        expected = offset + math.prod(shape) * dtype.itemsize
+        if size != expected:
+            raise ValueError(f"{size} bytes where its header ({dtype}, {shape}) says {expected}")
+        order = "F" if fortran else "C"
+        if mapped and size > offset:
+            return np.memmap(path, dtype, "r", offset, shape, order)
+        return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order=order)
+
+
+def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture whose header is read and whose size is bearable; its pixels are not decoded yet.
+
+    Raises:
+        OSError: no picture of `FORMATS`.
+        ValueError: more than `max_pixels` pixels.
+    """
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    if image.width * image.height > max_pixels:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels, more than max_pixels {max_pixels:,}")
+    return image
+
+
+def read_picture(path: Path, *modes: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """uint8 or bool pixels (H, W) in the picture's own mode where that is one of `modes`, else RGB (H, W, 3).
+
+    Raises:
+        OSError: no picture of `FORMATS`, or a damaged one.
+        ValueError: more than `max_pixels` pixels, or a damaged one.
+    """
+    try:
+        with open_picture(path, max_pixels) as image:
+            return np.array(image if image.mode in modes else image.convert("RGB"))
+    except (SyntaxError, EOFError, IndexError, TypeError) as error:  # what Pillow raises about some damage
+        raise ValueError(f"damaged: {error}") from error

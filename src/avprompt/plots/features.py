@@ -1,0 +1,194 @@
+"""Pictures of features: t-SNE, a clip with its maps and gates, and the mean of each category."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from avprompt.plots.timeline import bare, category_colour, draw_frames, heat, runs
+
+GATE_COLOURS = ("#3b6ea5", "#c65d21", "#2f8f5b", "#8a4fa3", "#7a6a2f", "#666666")
+
+
+def silhouette(features: np.ndarray, labels: Sequence[int]) -> float | None:
+    """Mean silhouette coefficient by cosine distance in [-1, 1]; `None` where it is not defined.
+
+    Example:
+        >>> silhouette(np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), [0, 0, 1, 1]) > 0.9
+        True
+    """
+    from sklearn.metrics import silhouette_score
+
+    if not 1 < len(set(labels)) < len(labels):
+        return None
+    return float(silhouette_score(features, labels, metric="cosine"))
+
+
+def embed(features: np.ndarray, seed: int) -> np.ndarray:
+    """t-SNE by cosine distance, (N, C) -> (N, 2)."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
+    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+
+
+def tsne_figure(panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]],
+                class_names: Sequence[str]) -> Figure:
+    """Points in panels, two in each row; every category has its own colour.
+
+    Args:
+        panels: title -> points (N, 2), categories (N,), silhouette score of the features themselves.
+        class_names: of the categories.
+    """
+    present = sorted({label for _, labels, _ in panels.values() for label in labels})
+    rows = (len(panels) + 1) // 2
+    figure = Figure(figsize=(10, 4.4 * rows + 0.25 * (len(present) // 6 + 1)), layout="constrained")
+    handles: dict[int, Any] = {}
+    for place, (title, (points, labels, score)) in enumerate(panels.items()):
+        axis = figure.add_subplot(rows, 2, place + 1)
+        for label in present:
+            chosen = points[np.asarray(labels) == label]
+            if len(chosen):
+                handles[label] = axis.scatter(chosen[:, 0], chosen[:, 1], s=22, color=category_colour(label),
+                                              edgecolor="white", linewidth=0.4)
+        axis.set_title(f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}", fontsize=11)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.legend([handles[label] for label in present], [class_names[label] for label in present],
+                  loc="outside lower center", ncols=min(6, len(present)), frameon=False, fontsize=9)
+    return figure
+
+
+def _sound(axis: Any, pixels: Tensor, seconds: float, attention: Tensor | None = None) -> None:
+    """Draw a spectrogram (bands, frames), low bands below, and a map (bands, columns) in [0, 1] over it."""
+    bands = len(pixels)
+    place = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, 0, bands)}
+    axis.imshow(pixels.numpy(), cmap="gray" if attention is not None else "magma", **place)
+    if attention is not None:
+        axis.imshow(attention.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", **place)
+    axis.set_yticks([])
+
+
+def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: Sequence[str],
+                         truth: dict[str, Tensor] | None = None, sound: Tensor | None = None,
+                         spatial: Tensor | None = None, frequencies: Tensor | None = None,
+                         valid: Tensor | None = None, title: str = "", times: Tensor | None = None) -> Figure:
+    """A clip, segment by segment: frames with spatial maps, spectrogram, frequency map over it, gates, annotation.
+
+    Args:
+        frames: (T, 3, H, W) in [0, 1].
+        gates: name -> (T,) in [0, 1].
+        class_names: of the categories.
+        truth: what is seen and heard, (T, C) bool each; drawn below the gates.
+        sound: (T, bands, frames), spectrogram, drawn after subtracting each band's median; `None` leaves it and the
+            frequency map out.
+        spatial: (T, rows, columns), over the frames.
+        frequencies: (T, bands, columns), over the spectrogram, on one scale for the whole clip.
+        valid: (T,) bool; padding is drawn pale.
+        title: of the picture.
+        times: begin and end of each segment, (T, 2) in seconds; `None` counts segments from 0.
+    """
+    count = len(frames)
+    marks = range(count + 1) if times is None else [*times[:, 0].tolist(), float(times[-1, 1])]
+    sounds = 0 if sound is None else 1 if frequencies is None else 2
+    heights = [1.15, *[0.8] * sounds, *[0.9] * bool(gates), *[0.36] * len(truth or ())]
+    figure = Figure(figsize=(1.25 * count + 1.5, 0.7 + 1.35 * sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
+    grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
+    draw_frames(figure, grid, frames, [True] * count if valid is None else valid.tolist(), spatial)
+    row = 1
+    if sound is not None:
+        whole = sound.permute(1, 0, 2).flatten(1)
+        whole = whole - whole.median(1, keepdim=True).values  # the steady level of a band hides its events
+        for name, attention in (("spectrogram", None), ("listens here", frequencies)):
+            if name == "spectrogram" or attention is not None:
+                axis = figure.add_subplot(grid[row, :])
+                over = None if attention is None else torch.from_numpy(
+                    heat(attention, tuple(attention.shape[1:]))).permute(1, 0, 2).flatten(1)
+                _sound(axis, whole, count, over)
+                axis.set_xticks(range(count + 1), [""] * (count + 1))
+                axis.set_ylabel(name, fontsize=9)
+                row += 1
+    if gates:
+        axis = figure.add_subplot(grid[row, :])
+        for (name, gate), colour in zip(gates.items(), GATE_COLOURS * len(gates)):
+            axis.stairs(gate.numpy(), range(count + 1), color=colour, lw=2, label=name, baseline=None)
+        axis.set_xlim(0, count)
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_ylabel("gates", fontsize=9)
+        axis.set_xticks(range(count + 1), [f"{mark:g} s" for mark in marks], fontsize=8)
+        axis.grid(color="#dddddd", lw=0.6)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+        row += 1
+    for name, active in (truth or {}).items():
+        axis = figure.add_subplot(grid[row, :])
+        axis.set_ylim(0, 1)
+        present = active.any(0).nonzero().flatten().tolist()
+        for place, category in enumerate(present):
+            low, high = place / len(present), (place + 1) / len(present)
+            for begin, end, on in runs(active[:, category].tolist()):
+                if on:
+                    axis.axvspan(begin + 0.015, end - 0.015, low + 0.03, high - 0.03, lw=0,
+                                 color=category_colour(category))
+                    axis.text((begin + end) / 2, (low + high) / 2, class_names[category], ha="center", va="center",
+                              fontsize=8, parse_math=False)
+        axis.set_xticks([])
+        bare(axis, count, name)
+        row += 1
+    if title:
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure
+
+
+def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], frequencies: dict[int, Tensor],
+                   gates: dict[int, dict[str, tuple[list[float], list[float]]]]) -> Figure:
+    """A line for each category: mean spectrogram of its segments, mean frequency map over it, gates inside and outside.
+
+    Args:
+        class_names: of the categories.
+        sounds: category -> (bands, frames); drawn after subtracting each band's mean over all categories.
+        frequencies: category -> (bands, columns), drawn on one scale.
+        gates: category -> gate -> its values in segments with the category and in other segments of the same clips.
+    """
+    shown = sorted({*sounds, *gates})
+    columns = [name for name, found in (("mean spectrogram", sounds), ("listens here", frequencies),
+                                        ("gates: in its events, pale: elsewhere", gates)) if found]
+    figure = Figure(figsize=(1.5 + 3.2 * len(columns), 0.8 + 0.95 * len(shown)), layout="constrained")
+    axes = figure.subplots(len(shown), len(columns), squeeze=False)
+    limits = [torch.stack(list(frequencies.values())).aminmax()] if frequencies else []
+    if sounds:  # show what tells the sound of a category from the others
+        usual = torch.stack(list(sounds.values())).mean((0, 2), keepdim=True)[0]
+        sounds = {category: sound - usual for category, sound in sounds.items()}
+    for line, category in enumerate(shown):
+        for column, name in enumerate(columns):
+            axis = axes[line][column]
+            if column == 0:
+                axis.set_ylabel(class_names[category], rotation=0, ha="right", va="center", parse_math=False)
+            if line == 0:
+                axis.set_title(name, fontsize=10)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if name.startswith("gates"):
+                found = gates.get(category, {})
+                for place, (inside, outside) in enumerate(found.values()):
+                    colour = GATE_COLOURS[place % len(GATE_COLOURS)]
+                    for values, offset, alpha in ((inside, 0.2, 1.0), (outside, -0.2, 0.35)):
+                        if values:
+                            axis.barh(-place + offset, np.mean(values), 0.36, xerr=np.std(values), color=colour,
+                                      alpha=alpha, error_kw={"lw": 0.8})
+                axis.set_xlim(0, 1)
+                axis.set_yticks([-place for place in range(len(found))], list(found), fontsize=8)
+                if line + 1 == len(shown):
+                    axis.set_xticks([0, 0.5, 1])
+            elif category in sounds:
+                over = None
+                if name == "listens here" and category in frequencies:
+                    (low, high), = limits
+                    over = (frequencies[category] - low) / (high - low).clamp(min=1e-12)
+                _sound(axis, sounds[category], 1.0, over)
+    return figure

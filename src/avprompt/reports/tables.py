@@ -1,0 +1,142 @@
+"""One table for each task: variants beside published figures, parameters, seconds and memory."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from avprompt.reports.published import Figure
+from avprompt.reports.settings import Setting, published_setting, sizes_of
+from avprompt.reports.variants import Variant
+
+
+@dataclass
+class Table:
+    """The table of one task as texts, ready to be written in any format.
+
+    Args:
+        task: as names of our experiments begin.
+        header: of the columns.
+        rows: of texts.
+        marks: letter -> the conditions that it stands for.
+        remarks: sentences below the table.
+
+    Example:
+        >>> drop_empty(Table("ave", ["variant", "n", "published"], [["all", "3", ""]], {}, [])).header
+        ['variant', 'n']
+    """
+
+    task: str
+    header: list[str]
+    rows: list[list[str]]
+    marks: dict[str, str]
+    remarks: list[str]
+
+
+def letter(number: int) -> str:
+    """a, b, ... z, aa, ab ..."""
+    return ("" if number < 26 else letter(number // 26 - 1)) + chr(ord("a") + number % 26)
+
+
+def metrics_of(variants: list[Variant], figures: list[Figure]) -> list[str]:
+    """The metrics of a task's table: those that publications report, or else all that the runs have."""
+    measured = dict.fromkeys(metric for variant in variants for run in variant.runs for metric in run.metrics())
+    reported = dict.fromkeys(figure.metric for figure in figures if figure.task == variants[0].task)
+    return [metric for metric in reported if metric in measured] or list(measured)
+
+
+def tables(variants: list[Variant], figures: list[Figure]) -> list[Table]:
+    """Build one table for each task: our figure beside the published one, parameters, seconds and memory."""
+    sizes = sizes_of(figures)
+    built = []
+    for task in dict.fromkeys(variant.task for variant in variants):
+        mine = [variant for variant in variants if variant.task == task]
+        metrics, seen, rows = metrics_of(mine, figures), {}, []
+
+        def mark(setting: Setting, seen: dict[str, str] = seen) -> str:
+            return f"[{seen.setdefault(str(setting), letter(len(seen)))}]"
+
+        parameters = any(figure.trainable for variant in mine for found in variant.published.values()
+                         for figure in found)
+        for variant in mine:
+            cells = [variant.label, str(len(variant.runs))]
+            for metric in metrics:
+                values = [100 * value for value in variant.values(metric)]
+                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread} {mark(variant.setting)}" if values else "")
+                cited: dict[str, None] = {}
+                for figure in variant.published.get(metric, []):
+                    cited[f"{number(figure)} {mark(published_setting(figure, sizes))}"] = None
+                cells.append(" / ".join(cited))
+            first = variant.runs[0].result["parameters"]
+            cells += [f"{first['trainable']:,}"] + ([" / ".join(dict.fromkeys(
+                figure.trainable for found in variant.published.values() for figure in found if figure.trainable))]
+                if parameters else []) + [f"{first['total']:,}"]
+            seconds, peak = variant.mean(lambda run: run.result["wall_s"]), variant.mean(
+                lambda run: run.result["peak_memory_bytes"])
+            trained = all(run.trained or not run.tested for run in variant.runs)
+            cells += [f"{seconds:,.0f}" if trained and seconds is not None else "",
+                      f"{peak / 1e9:.2f}" if trained and peak is not None else ""]
+            rows.append(cells)
+        header = ["variant", "n", *(name for metric in metrics for name in (f"{metric}, %", "published")), "trainable",
+                  *(["published"] if parameters else []), "total", "fit, s", "peak, GB"]
+        built.append(Table(task, header, rows, {mark: text for text, mark in seen.items()},
+                           [remark for variant in mine for remark in variant.remarks] + citations(mine, metrics)))
+    return built
+
+
+def citations(variants: list[Variant], metrics: list[str]) -> list[str]:
+    """Where the published figures of a table come from, and their notes; one sentence for each source."""
+    rows: dict[str, list[str]] = {}
+    for variant in variants:
+        cited: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for metric in metrics:
+            for figure in variant.published.get(metric, []):
+                notes = cited.setdefault((figure.source, figure.row), {})
+                for note in filter(None, figure.note.split("; ")):
+                    notes.setdefault(note, []).append(metric)
+                notes.setdefault("", []).append(metric)
+        for (source, row), notes in cited.items():
+            everywhere = notes.pop("")
+            told = "; ".join(note if about == everywhere else f"{', '.join(about)}: {note}"
+                             for note, about in notes.items())
+            rows.setdefault(f"{source}" + (f" ({told})" if told else ""), []).append(
+                variant.label + (f" = {row}" if row and row != variant.label else ""))
+    return [f"published: {', '.join(labels)}: {source}" for source, labels in rows.items()]
+
+
+def number(figure: Figure) -> str:
+    """A published percentage with the digits that it is printed with."""
+    return f"{figure.value:.2f}".removesuffix("0")
+
+
+def drop_empty(table: Table) -> Table:
+    """The table without columns that are empty in every row."""
+    kept = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]
+    return Table(table.task, [table.header[i] for i in kept], [[row[i] for i in kept] for row in table.rows],
+                 table.marks, table.remarks)
+
+
+def long_rows(variants: list[Variant], figures: list[Figure]) -> list[dict[str, Any]]:
+    """One row for each variant and each of its metrics, for spreadsheets and plots."""
+    sizes = sizes_of(figures)
+    rows = []
+    for variant in variants:
+        for metric in dict.fromkeys(metric for run in variant.runs for metric in run.metrics()):
+            values, cited = [100 * value for value in variant.values(metric)], variant.published.get(metric, [])
+            rows.append({
+                "task": variant.task, "variant": variant.label, "metric": metric,
+                "mean": round(statistics.mean(values), 4),
+                "std": round(statistics.stdev(values), 4) if len(values) > 1 else "", "n": len(values),
+                "seeds": " ".join(str((run.trained or run).result["seed"]) for run in variant.runs),
+                "values": " ".join(f"{value:.4f}" for value in values), "data": variant.setting.data,
+                "encoders": variant.setting.encoders, "protocol": variant.setting.protocol,
+                "published": " / ".join(dict.fromkeys(number(figure) for figure in cited)),
+                "published_setting": " / ".join(dict.fromkeys(str(published_setting(f, sizes)) for f in cited)),
+                "published_source": " / ".join(dict.fromkeys(figure.source for figure in cited)),
+                "trainable": variant.runs[0].result["parameters"]["trainable"],
+                "total": variant.runs[0].result["parameters"]["total"],
+                "fit_seconds": variant.mean(lambda run: run.result["wall_s"]),
+                "peak_memory_bytes": variant.mean(lambda run: run.result["peak_memory_bytes"])})
+    return rows

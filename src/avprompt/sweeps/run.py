@@ -1,0 +1,114 @@
+"""One run of a sweep: its files, what defines it, and the commands that make it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from avprompt.configs import get_nested, sources
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep: a variant of an experiment with one seed.
+
+    Args:
+        variant: name of the variant.
+        seed: of weights and data order.
+        config: the experiment's file.
+        overrides: flags that make the variant; `--config=FILE` among them is laid over the experiment.
+        folder: where the run writes; it is finished when test/result.json is there.
+        axis: name and value of the argument that the sweep changes in every variant, where it has one.
+        zero_shot: nothing is trained: the run only tests.
+        varied: path in the configuration and value, where the variant changes this argument alone.
+
+    Example:
+        >>> SweepRun("all", 1, Path("experiments/quickstart.yaml"), [], Path("runs/all-seed1"), ("shots", 4)).name
+        'all, shots 4, seed 1'
+    """
+
+    variant: str
+    seed: int
+    config: Path
+    overrides: list[str]
+    folder: Path
+    axis: tuple[str, Any] | None = None
+    zero_shot: bool = False
+    varied: tuple[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The name that messages print."""
+        return ", ".join([self.variant, *(["{} {}".format(*self.axis)] if self.axis else []), f"seed {self.seed}"])
+
+    @property
+    def result(self) -> Path:
+        """This file exists once the run is finished."""
+        return self.folder / "test" / "result.json"
+
+    @property
+    def log(self) -> Path:
+        """Output of its processes; locked as long as one of them lives."""
+        return self.folder / "log.txt"
+
+    @property
+    def failure(self) -> Path:
+        """This file exists once the run has failed, and says why."""
+        return self.folder / "failed.json"
+
+    @property
+    def record(self) -> Path:
+        """This file says what the run was started with."""
+        return self.folder / "run.json"
+
+    @cached_property
+    def recipe(self) -> list[Any]:
+        """Everything that defines the run except its seed: content of files and flags, in the order in which they
+        apply."""
+        found = sources(["--config", str(self.config), *self.overrides])
+        return json.loads(json.dumps([content for _, content in found], default=str))
+
+    def outcome(self, stage: str) -> dict[str, Any] | None:
+        """Content of the result.json of a stage; `None` where it is missing or incomplete."""
+        return read_json(self.folder / stage / "result.json")
+
+    def start(self) -> Path | None:
+        """The newest checkpoint of a training that was stopped."""
+        folder = self.folder / "fit" / "checkpoints"
+        found = [path for path in (folder / "last.ckpt", folder / "interrupted.ckpt") if path.is_file()]
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+    def commands(self) -> dict[str, list[str]]:
+        """Command lines by stage: `fit`, then `test` of the checkpoint that the validation split selected; or `test`
+        alone."""
+        best = None if self.zero_shot else self.folder / "fit" / "checkpoints" / "best.ckpt"
+        logger = "--trainer.logger.init_args"
+        common = ["--config", str(self.config), *self.overrides, "--seed_everything", str(self.seed),
+                  "--data.init_args.seed", str(self.seed), f"{logger}.save_dir", str(self.folder.parent),
+                  f"{logger}.name", self.folder.name, "--trainer.enable_progress_bar", "false", f"{logger}.version"]
+        found = {} if self.zero_shot else {"fit": self.start()}
+        return {stage: [stage, *common, stage, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
+                for stage, checkpoint in {**found, "test": best}.items()}
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, `None` where there is none or it was cut off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file as a whole: an interruption leaves the old one."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def last(recipe: list[Any], path: str) -> Any:
+    """The value at a dotted path that applies in the end, `None` where none is given."""
+    return next((value for content in reversed(recipe) if (value := get_nested(content, path)) is not None), None)
