@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from avprompt.data_modules import AVEDataModule
 from avprompt.datasets import ave
 from avprompt.datasets.verify import verify
 from avprompt.errors import AnnotationError, ClipDecodeError, DatasetError
+from avprompt.media.store import read_manifest, write_manifest
 from avprompt.synthetic.scenes import CATEGORIES
 
 
@@ -288,8 +290,10 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], ave_root: Path) 
         with (copy / name).open("a") as file:
             file.write("disc&nobody&good&0&10\n")
     manifest = copy / "store" / "manifest.csv"
+    entries = read_manifest(manifest)
     for clip, status in ((short, "short"), (silent, "silent"), (broken, "broken")):
-        manifest.write_text(manifest.read_text().replace(f"{clip},ok,,", f"{clip},{status},because,"))
+        entries[clip] = replace(entries[clip], status=status, reason="because")
+    write_manifest(manifest, list(entries.values()))
     audio = copy / "store" / "clips" / cut / "audio.npy"
     audio.write_bytes(audio.read_bytes()[:-1])
     shutil.rmtree(copy / "store" / "clips" / gone)

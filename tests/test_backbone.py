@@ -11,8 +11,10 @@ from small import SEGMENTS, SmallHTSAT, SmallSwin, small_clips
 
 from avprompt import AVPromptBackbone
 from avprompt.backbone import pair_blocks, spread
+from avprompt.encoders import BlockSpec
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.methods import DGSCT, DGSCTPaper, NoPrompts, PromptMethod
+from avprompt.methods.base import mean_or_class_token
 
 
 def test_partners_are_spread_evenly_and_end_together() -> None:
@@ -91,3 +93,11 @@ def test_errors() -> None:
     even = AVPromptBackbone(SmallSwin(), OneStage(), NoPrompts())
     assert even.sites == [(2, 0), (5, 1)]
     assert even(batch).audio.shape == (2, SEGMENTS, 16)
+
+
+@pytest.mark.parametrize(("prefix", "class_token", "expected"), [(0, True, 2.5), (1, True, 0.0), (5, True, 0.0), (4, False, 6.5)])
+def test_pooling_by_class_token_or_mean_over_the_grid(prefix: int, class_token: bool, expected: float) -> None:
+    """Registers are no part of the picture, and no class token."""
+    spec = BlockSpec(3, (2, 3), 0, prefix, class_token=class_token)
+    tokens = torch.arange(float(spec.tokens)).view(1, -1, 1).expand(2, -1, 3)
+    assert torch.equal(mean_or_class_token(tokens, spec), torch.full((2, 3), expected))

@@ -1,4 +1,4 @@
-"""CLIP's encoders: the library's function, every published kind of weights file, spectrograms through the same blocks."""
+"""CLIP as an encoder: the library's function, every published kind of weights file, spectrograms through its blocks."""
 
 from __future__ import annotations
 

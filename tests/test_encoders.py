@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from small import SmallHTSAT, SmallSwin, enliven, small_batch
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-from avprompt.encoders import HTSAT, SwinV2
+from avprompt import AVPromptBackbone, encoders
+from avprompt.encoders import CLIP, HTSAT, AudioInput, Fbank, SwinSpectrogram, SwinV1, SwinV2, VisualInput
 from avprompt.encoders.htsat import FrontEnd, htsat_module
-from avprompt.errors import ShapeError, WeightsError
+from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 
 def timm_net() -> SwinTransformerV2:
@@ -19,6 +25,20 @@ def timm_net() -> SwinTransformerV2:
                             window_size=4)
     enliven(net, seed=1)
     return net.eval()
+
+
+def swin_v1_net() -> SwinTransformer:
+    net = SwinTransformer(img_size=32, patch_size=4, num_classes=5, embed_dim=16, depths=(4, 2), num_heads=(2, 4),
+                          window_size=4)
+    enliven(net, seed=1)
+    return net.eval()
+
+
+class SmallSwinV1(SwinV1):
+    """Two stages of 4 and 2 blocks over 32 x 32 frames, two of the first shifted."""
+
+    def _build(self, model: str) -> SwinTransformer:
+        return swin_v1_net()
 
 
 def htsat_net():
@@ -37,6 +57,86 @@ def test_swin_steps_equal_the_library() -> None:
     with torch.no_grad():
         expected = net.forward_features(frames.flatten(0, 1)).flatten(1, 2)
         assert (ours(frames) - expected).abs().max() <= 1e-6 * expected.abs().max().clamp(min=1)
+
+
+def test_swin_v1_steps_equal_the_library() -> None:
+    net, ours = swin_v1_net().double(), SmallSwinV1()
+    ours.load_timm_weights(net.state_dict(), "timm")
+    ours, frames = ours.double(), small_batch()[0].double()
+    assert [any(block.shift) for block in ours.blocks()] == [False, True, False, True, False, False]
+    with torch.no_grad():
+        expected = net.forward_features(frames.flatten(0, 1)).flatten(1, 2)
+        assert (ours(frames) - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("axes", ["mel_time", "time_mel"])
+def test_swin_hears_a_picture_of_three_equal_colours(axes: str) -> None:
+    """As LAVISH does it; blocks, merges and norm are those of the frames."""
+    fbank = Fbank(mel_bins=32, frames=32, shift_ms=15.0, seconds=0.5)
+    net = AVPromptBackbone(SmallSwin(fbank=fbank, audio_axes=axes), "shared")
+    frames, audio = small_batch()
+    picture = fbank(audio.flatten(0, 1)).expand(-1, 3, -1, -1).unflatten(0, audio.shape[:2])
+    picture = picture.transpose(3, 4) if axes == "time_mel" else picture
+    with torch.no_grad():
+        assert torch.allclose(net.audio(audio), net.visual(picture), atol=1e-5)
+        assert net(frames, audio).audio_tokens.shape == (2, 3, 16, 32)
+    counted = {id(p) for p in net.visual.parameters()}
+    assert sum(p.numel() for p in net.audio.parameters() if id(p) not in counted) == 16 * 4 * 4 + 16
+    with pytest.raises(ArgumentError, match="picture of 32 x 32"):
+        SwinSpectrogram(SmallSwin(), Fbank(mel_bins=32, frames=40))
+
+
+def test_inputs_are_the_libraries() -> None:
+    imagenet = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    openai = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    with torch.device("meta"):
+        assert SwinV2(pretrained="ms_in22k").input == VisualInput(192, 192, *imagenet)
+        assert SwinV1("swin_tiny_patch4_window7_224").input == VisualInput(224, 224, *imagenet)
+        assert CLIP("ViT-B-32", "openai").input == CLIP("ViT-B-32").input == VisualInput(224, 224, *openai)
+        released = CLIP("ViT-B-32", "openai", mean=imagenet[0], std=imagenet[1])  # DG-SCT's few-shot code
+        assert released.input == VisualInput(224, 224, *imagenet)
+        assert HTSAT(seconds=1.95).input.samples == 62400  # 1.95 s at 32 kHz, as LAVISH's questions hear
+        fbank = Fbank(sample_rate=22050, seconds=2.0)
+        assert CLIP("ViT-B-32", fbank=fbank).listener().input == AudioInput(22050, 2.0)
+    for name in ("TinySwinV2", "TinyCLIP"):
+        assert getattr(encoders, name)("none").input == VisualInput(64, 64, (0.5,) * 3, (0.5,) * 3)
+    for name in ("TinyHTSAT", "TinyCLAP"):
+        assert getattr(encoders, name)("none").input == AudioInput(16000, 1.0)
+    with pytest.raises(ArgumentError, match="seconds"):
+        AudioInput(16000, 0)
+
+
+@pytest.mark.parametrize("encoder", ["TinyHTSAT", "TinyCLAP", "listener"])
+def test_every_audio_encoder_counts_its_samples(encoder: str) -> None:
+    """8 kHz sound for a 16 kHz encoder used to train without a word."""
+    net = encoders.TinyCLIP("none").listener() if encoder == "listener" else getattr(encoders, encoder)("none")
+    found = r"audio: got \(1, 2, 8000\); expected \(B, T, 16000\).*--data.sample_rate to 16000"
+    with pytest.raises(ShapeError, match=found):
+        net.embed(torch.zeros(1, 2, 8000))
+
+
+def test_uint8_frames_of_another_size_go_through_normalise() -> None:
+    """As audio-visual segmentation resizes: normalised, then resized, then taken as they are."""
+    ours, frames = SmallSwin(), torch.randint(0, 256, (1, 2, 3, 40, 40), dtype=torch.uint8)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (ours.input.mean, ours.input.std))
+    normalised = ours.normalise(frames)
+    assert torch.equal(normalised, (frames / 255 - mean) / std) and ours.normalise(normalised) is normalised
+    resized = torch.nn.functional.interpolate(normalised[0], (32, 32), mode="bicubic")[None]
+    assert torch.equal(ours.embed(resized), ours.stem(resized))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ours.normalise(frames).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path(encoders.__file__).parent.glob("*.py")))
+def test_examples_in_docstrings_run(name: str) -> None:
+    module = importlib.import_module(f"avprompt.encoders.{name}" if name != "__init__" else "avprompt.encoders")
+    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
+
+
+def test_every_public_encoder_has_an_example() -> None:
+    public = [getattr(encoders, name) for name in encoders.__all__]
+    networks = [kind for kind in public if isinstance(kind, type) and issubclass(kind, encoders.FrozenEncoder)]
+    assert [kind.__name__ for kind in networks if ">>>" not in (kind.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize("repeat", [1, 2, 3, 5])
@@ -91,6 +191,24 @@ def test_htsat_weight_layouts(prefix: str, tmp_path) -> None:
     ours._load(str(path))
     for name, value in ours.state_dict().items():
         assert torch.equal(value, net.state_dict()[ours.library_key(name)]), name
+
+
+@pytest.mark.parametrize("layout", ["timm", "microsoft", "larger_window"])
+def test_swin_v1_weight_layouts(layout: str, tmp_path) -> None:
+    weights, path = swin_v1_net().state_dict(), tmp_path / "swin.pth"
+    expected = dict(weights)
+    if layout == "microsoft":
+        theirs = {key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
+                  for key, value in weights.items()}
+        weights = {"model": theirs | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}}
+    elif layout == "larger_window":  # timm resizes the tables of relative positions
+        table = "layers.0.blocks.0.attn.relative_position_bias_table"
+        weights = {**weights, table: torch.full((13 * 13, 2), 0.25)}
+        expected[table] = torch.full((7 * 7, 2), 0.25)
+    torch.save(weights, path)
+    ours = SmallSwinV1(pretrained=str(path))
+    for name, value in ours.state_dict().items():
+        assert torch.allclose(value, expected[ours.library_key(name)], atol=1e-6), name
 
 
 def test_weights_errors(tmp_path) -> None:

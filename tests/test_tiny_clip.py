@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from avprompt.encoders import ViTSpectrogram, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText
+from avprompt.encoders import TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, ViTSpectrogram
 from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.tiny import CONTEXT, TINY_FBANK, WEIGHTS, WORDS
 from avprompt.errors import ArgumentError, WeightsError

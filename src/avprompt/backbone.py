@@ -162,14 +162,14 @@ class AVPromptBackbone(FeatureSource):
                  prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
                  checkpointing: bool = False) -> None:
         super().__init__()
-        visual = encoder_of_tag(visual, "visual") if isinstance(visual, str) else visual
+        visual = encoder_of_tag(visual) if isinstance(visual, str) else visual
         if audio in ("shared", "separate"):
             if not hasattr(visual, "listener"):
                 raise ArgumentError("audio", f"{audio}, with {type(visual).__name__}",
                                     "a visual encoder that can read spectrograms",
                                     "Use a vision transformer or Swin, or give an audio encoder.")
             audio = (visual if audio == "shared" else copy.deepcopy(visual)).listener()
-        audio = encoder_of_tag(audio, "audio") if isinstance(audio, str) else audio
+        audio = encoder_of_tag(audio) if isinstance(audio, str) else audio
         prompts = NoPrompts() if prompts is None else prompts
         for name, value, kind in (("visual", visual, FrozenEncoder), ("audio", audio, FrozenEncoder),
                                   ("prompts", prompts, PromptMethod)):

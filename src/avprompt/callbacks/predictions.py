@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from avprompt.callbacks.pictures import clip_of
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.plots.legible import legible
 
 
 class PredictionWriter(Callback):
@@ -82,7 +83,7 @@ class PredictionWriter(Callback):
         for index, clip_id in enumerate(batch["id"]):
             self.clips[clip_id] += 1
             if self.drawn < self.max_pictures:
-                figure = data.plot({**clip_of(batch, index), **clip_of(decisions, index)})
+                figure = legible(data.plot({**clip_of(batch, index), **clip_of(decisions, index)}))
                 figure.savefig(self._picture(clip_id), dpi=110)
                 self.drawn += 1
 

@@ -50,7 +50,7 @@ def _composed(name: str) -> Iterator[str]:
 KEYS: tuple[tuple[str, Callable[[str], Iterator[str]]], ...] = (
     ("accents are written in another form of Unicode (files from a Mac)", _composed),
     ("the times at the end are written in another way", _timed),
-    ("one side has `_start_end` at the end and the other has not, or other times", _untimed),
+    ("times at the end of names", _untimed),
 )
 
 
@@ -86,6 +86,14 @@ def _within(names: Collection[str], ids: Collection[str]) -> dict[str, str]:
     return _unique(pairs)
 
 
+def _times(names: dict[str, str]) -> str:
+    sides = Counter(tuple(bool(_BOTH.fullmatch(text) or _ONE.fullmatch(text)) for text in pair)
+                    for pair in names.items())
+    return {(True, False): "the names have times (`_start_end`) after the id",
+            (False, True): "the names lack the times (`_start_end`) that ids end in"}.get(
+                sides.most_common(1)[0][0] if sides else (), "the times at the end are others")
+
+
 def _affixes(names: dict[str, str]) -> str:
     around = Counter(tuple(name.split(clip, 1)) if clip in name else ("", "") for name, clip in names.items())
     (before, after), count = around.most_common(1)[0]
@@ -105,6 +113,7 @@ def likely(names: Collection[str], ids: Collection[str]) -> Renaming | None:
     'abcdefghijk'
     """
     found = [Renaming(rule, _by_key(names, ids, key)) for rule, key in KEYS]
+    found[-1] = Renaming(_times(found[-1].names), found[-1].names)
     if within := _within(names, ids):
         found.append(Renaming(_affixes(within), within))
     best = max(found, key=lambda renaming: len(renaming.names))

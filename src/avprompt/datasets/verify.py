@@ -135,5 +135,6 @@ def _report(path: Path, rows: list[tuple[str, str, str]], unusable: int) -> None
         where = str(path)
     except OSError as error:
         where = "the lines above"
-        print(f"\n{path} cannot be written ({error.strerror}; --report names another file):\n{table.getvalue()}")
+        print(f"\n{path} cannot be written ({error.strerror}; --report names another file)"
+              + (f":\n{table.getvalue()}" if rows else ""))
     print(f"\n{unusable} clips cannot be used; details in {where}" if unusable else "\nevery clip can be used")

@@ -1,4 +1,4 @@
-"""The contract of a frozen encoder: a pretrained network in pieces that a backbone walks and a prompt method works on."""
+"""The contract of a frozen encoder: a pretrained network in pieces that a backbone walks and a method works on."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class BlockSpec:
         grid: rows and columns of the token grid (audio: frequency x time as the encoder lays them out).
         stage: index of the stage that holds the block.
         prefix: number of tokens before the grid, such as a class token and registers.
+        class_token: whether the first of these is a class token, which registers alone are not.
         plain: whether others may attend through the block's frozen projections (`PlainViTBlock.attend`).
         hidden: width of the MLP's hidden layer, which is what `fc2` reads; 0 in a spec that no block of an encoder has.
         gated: whether the MLP is a gated linear unit, whose `fc1` gives the gate and the value, 2 x `hidden` in all.
@@ -43,6 +44,7 @@ class BlockSpec:
     plain: bool = False
     hidden: int = 0
     gated: bool = False
+    class_token: bool = True
 
     @property
     def tokens(self) -> int:
@@ -97,7 +99,7 @@ class AudioInput:
     def __post_init__(self) -> None:
         for name in ("sample_rate", "seconds"):
             if getattr(self, name) <= 0:
-                raise ArgumentError(name, getattr(self, name), "a positive number", "Correct the audio encoder's argument.")
+                raise ArgumentError(name, getattr(self, name), "a positive number", "Correct the encoder's argument.")
 
     @property
     def samples(self) -> int:
@@ -145,8 +147,8 @@ class FrozenBlock(nn.Module, abc.ABC):
 
         Args:
             x: (B*T, N, C) tokens.
-            edits: additions to the linear layers `q`, `k`, `v` and `proj`; `None` or none of them is the library's function,
-                bit for bit.
+            edits: additions to the linear layers `q`, `k`, `v` and `proj`; `None` or none of them is the library's
+                function, bit for bit.
 
         Returns:
             (B*T, N, C).
@@ -228,8 +230,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
     """A pretrained network in pieces: `embed`, the blocks and merges of `stages`, `finalize`.
 
     Running the pieces in a row equals the library's own forward. Frozen means that no parameter requires a gradient and
-    that the encoder stays in eval mode whatever mode its owner is put in: dropout, stochastic depth and augmentation are
-    off, and running statistics do not move.
+    that the encoder stays in eval mode whatever mode its owner is put in: dropout, stochastic depth and augmentation
+    are off, and running statistics do not move.
 
     Subclasses set `input` and `stages`, and define `stem` and `finalize`.
 
@@ -256,11 +258,13 @@ class FrozenEncoder(nn.Module, abc.ABC):
     """
 
     stages: nn.ModuleList
-    #: how the library names our state-dict entries where it names them otherwise: (regular expression, replacement), each
-    #: applied to what the one before it gave
+    #: how the library names our state-dict entries where it names them otherwise: (regular expression, replacement),
+    #: each applied to what the one before it gave
     library_names: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = ()
     #: names in the library's files that this class deliberately does not build, as prefixes
     unused_weights: tuple[str, ...] = ()
+    #: constants of a front end, as prefixes of our names: a file may leave them out, and may not contradict them
+    constants: tuple[str, ...] = ()
     #: what is trained although the encoder is frozen, as prefixes of names
     trained: tuple[str, ...] = ()
 
@@ -299,7 +303,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         if frames.is_floating_point():
             return frames
         dtype = self.frame_mean.dtype
-        frames = frames.to(torch.promote_types(dtype, torch.float32)) / 255  # a half-precision module rounds once, at the end
+        frames = frames.to(torch.promote_types(dtype, torch.float32)) / 255  # half precision rounds once, at the end
         return ((frames - self.frame_mean) / self.frame_std).to(dtype)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -401,12 +405,20 @@ class FrozenEncoder(nn.Module, abc.ABC):
         """Load a state dict in the library's own naming; every key is used, known as unused, or an error.
 
         Args:
-            weights: name -> tensor as the library's class names them (constants may be present or absent).
+            weights: name -> tensor as the library's class names them.
             source: file or tag, for the error message.
 
         Raises:
-            WeightsError: a key is missing, unknown, or has another shape.
+            WeightsError: a key is missing, unknown, or has another shape, or the front end has other constants.
         """
+        fixed = {self.library_key(name): value for name, value in self.state_dict().items()
+                 if name.startswith(self.constants)} if self.constants else {}
+        for name, value in fixed.items():
+            theirs = weights.get(name, value)
+            if theirs.shape != value.shape or not torch.allclose(theirs.to(value), value, atol=1e-4):
+                raise WeightsError(source, f"another {name}", "the front end of the encoder's arguments",
+                                   "These weights were trained on other spectrograms; choose the matching encoder.")
+        weights = {**fixed, **weights}
         ours = {self.library_key(name): name for name in self.state_dict()}
         given = {key: value for key, value in weights.items() if not key.startswith(self.unused_weights)}
         shapes = {key: tuple(self.state_dict()[name].shape) for key, name in ours.items()}
@@ -469,8 +481,8 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
 class WindowBlock(FrozenBlock):
     """Shifted-window attention of Swin and HTS-AT: fused attention over a bias that is computed once.
 
-    Subclasses say where the norms go (`_attention`, `_mlp`), how queries and keys look (`project`) and what the relative
-    position bias is (`position_bias`).
+    Subclasses say where the norms go (`_attention`, `_mlp`), how queries and keys look (`project`) and what the
+    relative position bias is (`position_bias`).
 
     Args:
         library: the library's block, whose layers are taken over.
@@ -484,7 +496,8 @@ class WindowBlock(FrozenBlock):
     def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
         super().__init__()
         pair = lambda size: tuple(size) if isinstance(size, (tuple, list)) else (size, size)  # noqa: E731
-        self.window, self.shift, self.heads = pair(library.window_size), pair(library.shift_size), library.attn.num_heads
+        self.window, self.shift = pair(library.window_size), pair(library.shift_size)
+        self.heads = library.attn.num_heads
         if any(size % window for size, window in zip(spec.grid, self.window)):
             raise ArgumentError("model", f"windows of {self.window} on a grid of {spec.grid}", "whole windows",
                                 "Choose another size of frames.")

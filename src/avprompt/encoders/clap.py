@@ -90,7 +90,7 @@ class CLAPAudio(HTSAT):
             if value not in table:
                 raise ArgumentError(name, value, f"one of {', '.join(table)}", "Correct the audio encoder's arguments.")
         self.sizes, self.front_end = SIZES[model], FRONT_ENDS[front_end]  # what HTSAT builds itself from
-        super().__init__(pretrained, repeat, final_norm=True, frozen=frozen, released_mode=released_mode, seconds=seconds)
+        super().__init__(pretrained, repeat, True, frozen, released_mode, seconds=seconds)
 
     def _take_apart(self, net: nn.Module, final_norm: bool) -> None:
         super()._take_apart(net, final_norm)

@@ -1,4 +1,4 @@
-"""CLIP's vision transformers (Radford et al., 2021; open_clip's class and weights) behind the frozen-encoder contract."""
+"""CLIP's vision transformers (Radford et al., 2021; open_clip's class and weights) as frozen encoders."""
 
 from __future__ import annotations
 
@@ -190,7 +190,8 @@ class CLIP(PlainViT):
         self.projection = net.proj if projection else None
         self.register_buffer("logit_scale", None, persistent=False)
         self.unused_weights = () if projection else ("proj",)
-        spec, activation = BlockSpec(self.conv.out_channels, tuple(net.grid_size), 0, 1), QuickGELU() if quick_gelu else None
+        spec = BlockSpec(self.conv.out_channels, tuple(net.grid_size), 0, prefix=1)
+        activation = QuickGELU() if quick_gelu else None
         self.stages = nn.ModuleList([Stage([_block(block, spec, activation) for block in net.transformer.resblocks])])
         adopt(self.stages)
 

@@ -1,4 +1,4 @@
-"""HTS-AT (Chen et al., ICASSP 2022; laion-clap's class) behind the frozen-encoder contract, with its audio front end."""
+"""HTS-AT (Chen et al., ICASSP 2022; laion-clap's class) as a frozen encoder, with its audio front end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from avprompt.encoders.base import (
     read_weights,
     without_autocast,
 )
-from avprompt.errors import ArgumentError, ShapeError, WeightsError
+from avprompt.errors import ArgumentError, ShapeError
 
 
 def htsat_module() -> ModuleType:
@@ -76,28 +76,38 @@ class HTSAT(FrozenEncoder):
     """Frozen HTS-AT over waveform segments; the default is the AudioSet model that DG-SCT uses, at 32 kHz.
 
     Each segment is repeated to the clip's length, turned into a log-mel spectrogram in float32, normalised by `bn0`,
-    stretched to the network's width and folded into a square image, as in the released code. The classification head, the
-    token-semantic module and, unless `final_norm`, the last norm are not built: no audio-visual task uses them.
+    stretched to the network's width and folded into a square image, as in the released code. The classification head,
+    the token-semantic module and, unless `final_norm`, the last norm are not built: no audio-visual task uses them.
 
     Args:
         pretrained: `none` or a local file in one of the published layouts: HTS-AT's own Lightning checkpoint (names
-            behind `sed_model.`, e.g. `HTSAT_AudioSet_Saved_1.ckpt`), LAION-CLAP's (`module.audio_branch.`), or bare names.
-            No library serves these weights under a tag.
+            behind `sed_model.`, e.g. `HTSAT_AudioSet_Saved_1.ckpt`), LAION-CLAP's (`module.audio_branch.`), or bare
+            names. No library serves these weights under a tag.
         repeat: copies of a segment that fill the spectrogram; `None` is the clip's number of segments, as released.
         final_norm: apply HTS-AT's last norm (the released downstream networks do not).
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`; also turns SpecAugment on in train mode.
-        mixup: with `released_mode`, mix each segment's spectrogram in training with that of the batch's mirrored place, by
-            a weight from Beta(0.5, 0.5); labels are not mixed. The released AVVP, AVS and AVQA procedures do.
+        mixup: with `released_mode`, mix each segment's spectrogram in training with that of the batch's mirrored
+            place, by a weight from Beta(0.5, 0.5); labels are not mixed. The released AVVP, AVS and AVQA procedures do.
+        seconds: length of a segment.
 
     Raises:
         ArgumentError: `mixup` without `released_mode`.
         WeightsError: the file is missing, or of another architecture.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     encoder = HTSAT()
+    >>> encoder.input
+    AudioInput(sample_rate=32000, seconds=1.0)
+    >>> [stage.blocks[0].spec.grid for stage in encoder.stages]
+    [(64, 64), (32, 32), (16, 16), (8, 8)]
     """
 
     library_names = ((r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample."), (r"^stages\.", "layers."),
                      (r"\.feed_forward\.", ".mlp."))
     prefixes = ("sed_model.", "module.audio_branch.", "audio_branch.")
+    constants = ("spectrogram_extractor.", "logmel_extractor.")
     drop_path = 0.1
     front_end = FrontEnd()
     #: arguments of laion-clap's class; empty is the AudioSet model's
@@ -162,14 +172,8 @@ class HTSAT(FrozenEncoder):
         Raises:
             WeightsError: keys or shapes do not belong to this architecture.
         """
-        constants = {self.library_key(name): value for name, value in self.state_dict().items() if is_constant(name)}
         weights = {name: value for name, value in weights.items()
                    if not name.endswith(("attn_mask", "relative_position_index"))}
-        for name, ours in constants.items():
-            theirs = weights.setdefault(name, ours)
-            if theirs.shape != ours.shape or not torch.allclose(theirs.to(ours), ours, atol=1e-4):
-                raise WeightsError(source, f"another {name}", f"the front end {self.front_end}",
-                                   "These weights were trained on other spectrograms; choose the matching encoder.")
         self.load_library_weights(weights, source)
 
     def log_mel(self, waveform: Tensor, repeats: int) -> Tensor:
@@ -218,4 +222,4 @@ class HTSAT(FrozenEncoder):
 
 def is_constant(name: str) -> bool:
     """Whether a state-dict entry is a constant of the front end that a weights file may leave out."""
-    return name.startswith(("spectrogram_extractor.", "logmel_extractor."))
+    return name.startswith(HTSAT.constants)

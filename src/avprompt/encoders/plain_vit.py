@@ -201,10 +201,11 @@ def resize_positions(table: Tensor, prefix: int, have: tuple[int, int], want: tu
 
 
 class PlainViT(FrozenEncoder):
-    """What plain vision transformers share: a patch embedding, tokens before the grid, positions, one stage, a final norm.
+    """What plain vision transformers share: a patch embedding, tokens before the grid, positions, one stage, a final
+    norm.
 
-    Subclasses set the attributes below, then `stages`, and call `_add_trained` and `freeze`. Parameters keep the shapes of
-    their library, (C,), (1, n, C) or (n, C).
+    Subclasses set the attributes below, then `stages`, and call `_add_trained` and `freeze`. Parameters keep the
+    shapes of their library, (C,), (1, n, C) or (n, C).
 
     Attributes:
         conv: patch embedding.
@@ -238,7 +239,7 @@ class PlainViT(FrozenEncoder):
 
     def first_tokens(self) -> list[Tensor]:
         """The tokens before the grid, (n, C) each."""
-        return [token.view(-1, token.shape[-1]) for token in (self.class_embedding, self.registers) if token is not None]
+        return [token.view(-1, self.dim) for token in (self.class_embedding, self.registers) if token is not None]
 
     def position_table(self) -> Tensor | None:
         """(prefix + rows * columns, C), or without the prefix where `grid_positions`; `None` without."""
@@ -274,9 +275,9 @@ class PlainViT(FrozenEncoder):
 class ViTSpectrogram(PlainViT):
     """A plain vision transformer over spectrograms, through the frozen blocks of one over frames (AV-STFP, LAVISH).
 
-    The patch embedding of the single channel is the sum or the mean of that over red, green and blue. Positions are those
-    of the frames, resized to the spectrogram's grid by `resize_positions`; of equal grids the table is shared. The
-    spectrogram itself is not resized.
+    The patch embedding of the single channel is the sum or the mean of that over red, green and blue. Positions are
+    those of the frames, resized to the spectrogram's grid by `resize_positions`; of equal grids the table is shared.
+    The spectrogram itself is not resized.
 
     Args:
         tower: where blocks and norms come from; the backbone's visual encoder where they are shared.
@@ -307,15 +308,17 @@ class ViTSpectrogram(PlainViT):
             raise ArgumentError("fbank", f"{fbank.mel_bins} x {fbank.frames}", f"at least {height} x {width}, a patch",
                                 "Choose more mel_bins or frames.")
         if class_token and tower.class_embedding is None:
-            raise ArgumentError("audio_class_token", True, "false, as this transformer has no class token", "Correct it.")
-        self.conv, self.norm_patch, self.grid_positions = one_channel(tower.conv, stem), tower.norm_patch, tower.grid_positions
+            raise ArgumentError("audio_class_token", True, "false: this transformer has no class token", "Correct it.")
+        self.conv, self.norm_patch = one_channel(tower.conv, stem), tower.norm_patch
+        self.grid_positions = tower.grid_positions
         self.positions, table = tower.positions, tower.position_table()
         if table is not None and grid != visual.grid:
             prefix = 0 if self.grid_positions else visual.prefix
             self.positions = nn.Parameter(resize_positions(table.detach(), prefix, visual.grid, grid))
         self.class_embedding, self.registers = tower.class_embedding, tower.registers
         if class_token:
-            self.class_embedding, self.trained = nn.Parameter(tower.class_embedding.detach().clone()), ("class_embedding",)
+            self.class_embedding = nn.Parameter(tower.class_embedding.detach().clone())
+            self.trained = ("class_embedding",)
         self.norm_pre, self.norm = tower.norm_pre, tower.norm
         spec = BlockSpec(visual.dim, grid if axes == "mel_time" else grid[::-1], 0, visual.prefix)
         self.stages = nn.ModuleList([Stage([block.shared(spec) for block in tower.stages[0].blocks])])

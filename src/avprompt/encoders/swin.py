@@ -1,5 +1,5 @@
-"""Swin Transformer, both versions (Liu et al., ICCV 2021 and CVPR 2022; timm's classes and weights), over frames and over
-spectrograms."""
+"""Swin Transformer, both versions (Liu et al., ICCV 2021 and CVPR 2022; timm's classes and weights), over frames and
+over spectrograms."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class Swin(FrozenEncoder):
                 blocks.append(self.block(block, BlockSpec(block.dim, tuple(block.input_resolution), number), rate))
                 index += 1
             last = number + 1 == len(net.layers)
-            merge = None if last else PatchMerge(net.layers[number + 1].downsample, blocks[-1].spec.grid, self.norm_first)
+            grid = blocks[-1].spec.grid
+            merge = None if last else PatchMerge(net.layers[number + 1].downsample, grid, self.norm_first)
             stages.append(Stage(blocks, merge))
         self.stages = nn.ModuleList(stages)
         adopt(self.stages)
@@ -156,8 +157,8 @@ class SwinV2(Swin):
         released_mode: see `FrozenEncoder`.
         mean: of red, green and blue in [0, 1]; `None` is timm's for these weights.
         std: likewise.
-        fbank: spectrogram of the audio side where the backbone has `audio: shared`, of the size of the frames; the default
-            is LAVISH's for AVE.
+        fbank: spectrogram of the audio side where the backbone has `audio: shared`, of the size of the frames; the
+            default is LAVISH's for AVE.
         audio_axes: see `SwinSpectrogram`.
 
     Raises:
@@ -216,8 +217,8 @@ class SwinV1(Swin):
 class SwinSpectrogram(FrozenEncoder):
     """Swin over spectrograms, through the frozen stages of one over frames, as LAVISH hears.
 
-    LAVISH repeats the spectrogram to three channels; the sum of the patch embedding over red, green and blue is the same
-    function. Windows and masks fit one grid, so the spectrogram has the size of the frames.
+    LAVISH repeats the spectrogram to three channels; the sum of the patch embedding over red, green and blue is the
+    same function. Windows and masks fit one grid, so the spectrogram has the size of the frames.
 
     Args:
         tower: where stages and norms come from; the backbone's visual encoder where they are shared.

@@ -28,7 +28,12 @@ CLIP_TEMPLATE, CLAP_TEMPLATE = "a photo of a {}.", "The sounds of {}"
 class TextTower(FrozenEncoder):
     """A frozen text encoder: texts -> one embedding each, in the space that it shares with images or sounds.
 
-    It is frozen, loaded, told apart and recorded in checkpoints like the other encoders, but no backbone walks it.
+    It is frozen, loaded, fingerprinted and recorded in checkpoints like the other encoders, but no backbone walks it.
+
+    >>> from avprompt.encoders import TinyCLIPText
+    >>> tower = TinyCLIPText()
+    >>> isinstance(tower, TextTower), tower(["a photo of a red disc."]).shape
+    (True, torch.Size([1, 64]))
     """
 
     @abc.abstractmethod
@@ -65,6 +70,12 @@ class CLIPText(TextTower):
     Raises:
         ArgumentError: unknown architecture, another kind of text tower, or a tag of the other activation.
         WeightsError: the tag is unknown or cannot be fetched, or the file is missing or of another architecture.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     tower = CLIPText("ViT-B-32")
+    >>> tower.dim, tower.context_length, tower.tokenize(["a photo of a dog."]).shape
+    (512, 77, torch.Size([1, 77]))
     """
 
     unused_weights = ("visual.",)
@@ -181,6 +192,12 @@ class CLAPText(TextTower):
 
     Raises:
         WeightsError: the file is missing or of another architecture; the folder holds no tokenizer, or another one.
+
+    >>> import torch
+    >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+    ...     tower = CLAPText()
+    >>> tower.dim
+    512
     """
 
     unused_weights = ("audio_branch.", "audio_projection.", "audio_transform.", "text_transform.", "logit_scale_",
@@ -335,7 +352,8 @@ def _identity(tower: TextTower | Callable[[], TextTower]) -> dict[str, str]:
         return {}
     arguments = {name: str(value) for name, value in sorted(recipe.keywords.items())
                  if name not in ("pretrained", "tokenizer")}
-    made = next((value for value in (*recipe.args, recipe.func) if isinstance(value, type)), None)  # of a parser's partial
+    # the class, which a parser's partial holds among its arguments
+    made = next((value for value in (*recipe.args, recipe.func) if isinstance(value, type)), None)
     known = {"tower": getattr(made, "__name__", "unknown"), "arguments": json.dumps(arguments)}
     source = Path(recipe.keywords.get("pretrained", ""))
     if source.is_file():

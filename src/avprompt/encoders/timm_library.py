@@ -33,14 +33,16 @@ def build_timm(model: str, kinds: tuple[type[nn.Module], ...], **options: object
                             "`timm.list_models()` lists all.")
     net = timm.create_model(model, pretrained=False, num_classes=0, **options)
     if type(net) not in kinds:
-        raise ArgumentError("model", f"{model}, a {type(net).__name__}", f"a {' or '.join(kind.__name__ for kind in kinds)}",
+        raise ArgumentError("model", f"{model}, a {type(net).__name__}",
+                            f"a {' or '.join(kind.__name__ for kind in kinds)}",
                             "Choose another architecture, or the encoder class that takes this one.")
     return net
 
 
 def timm_input(model: str, tag: str, size: tuple[int, int], mean: tuple[float, float, float] | None,
                std: tuple[float, float, float] | None) -> VisualInput:
-    """The frames of a timm model: colour statistics of a tag of its weights, where `mean` and `std` do not say otherwise.
+    """The frames of a timm model: colour statistics of a tag of its weights, where `mean` and `std` do not say
+    otherwise.
 
     Args:
         model: architecture, without tag.

@@ -1,5 +1,6 @@
 """The real encoder classes at laptop size, with weights that ship: pretrained on synthetic scenes by
-`python -m avprompt.synthetic.pretrain`, Swin-V2 and HTS-AT each on its own modality alone, CLIP and CLAP with captions."""
+`python -m avprompt.synthetic.pretrain`, Swin-V2 and HTS-AT each on its own modality alone, CLIP and CLAP with
+captions."""
 
 from __future__ import annotations
 
@@ -139,7 +140,7 @@ def word_ids(texts: Sequence[str], first: int, begin: int, end: int, padding: in
         if unknown:
             raise ArgumentError("texts", f"{text!r} with {', '.join(map(repr, unknown))}",
                                 f"words among {' '.join(WORDS)}",
-                                "Tiny text towers know the words of synthetic scenes only; other texts need a full-size one.")
+                                "Tiny text towers know the words of synthetic scenes only; use a full-size one.")
         if len(words) + 2 > CONTEXT:
             raise ArgumentError("texts", repr(text), f"at most {CONTEXT - 2} words", "Shorten it.")
         row[:len(words) + 2] = torch.tensor([begin, *(first + WORDS.index(word) for word in words), end])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         try:
             shape, fortran, dtype = read_header(file)
-        except (SyntaxError, TypeError, RecursionError, MemoryError, AttributeError) as error:
+        except (SyntaxError, tokenize.TokenError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
+                MemoryError) as error:  # what parsing the text of a damaged header raises
             raise ValueError(f"a header that is none: {error}") from error
         if dtype.hasobject:
             raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")

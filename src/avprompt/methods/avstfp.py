@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avprompt.encoders.base import BlockSpec
 from avprompt.encoders import PlainViTBlock
+from avprompt.encoders.base import BlockSpec
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import Gradient, PromptMethod, PromptState
 

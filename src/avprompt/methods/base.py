@@ -139,5 +139,5 @@ class PromptMethod(nn.Module, abc.ABC):
 
 
 def mean_or_class_token(tokens: Tensor, spec: BlockSpec) -> Tensor:
-    """(B*T, N, C) -> (B*T, C): the class token where the encoder has one, else the mean over tokens."""
-    return tokens[:, 0] if spec.prefix else tokens.mean(1)
+    """(B*T, N, C) -> (B*T, C): the class token where the encoder has one, else the mean over the tokens of the grid."""
+    return tokens[:, 0] if spec.prefix and spec.class_token else tokens[:, spec.prefix:].mean(1)

@@ -77,7 +77,8 @@ class AVQA(AVPromptTask):
                  match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
                  grounding: Path | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
-        self.match_weight, self.prompted_negatives, self.spec = match_weight, prompted_negatives, self.backbone.visual_spec
+        self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
+        self.spec = self.backbone.visual_spec
         with seeded("head"):
             self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size, width)
         self.grounding = grounding
