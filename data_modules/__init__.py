@@ -1,4 +1,4 @@
-"""LightningDataModules, one a dataset."""
+"""LightningDataModules, one for each dataset (LLP has two: parsing and classification)."""
 
 from avprompt.data_modules.ave import AVEDataModule
 from avprompt.data_modules.avsbench import AVSBenchDataModule

@@ -11,25 +11,32 @@ from avprompt.datasets import ave
 
 
 class AVEDataModule(EventDataModule):
-    """AVE from its official annotations (Annotations.txt and the three split files in `root`).
+    """AVE from its official annotations: Annotations.txt and the three split files in `root`.
 
-    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.datasets.ave` for what the published
-    files hold besides, and `FewShotDataModule` and `AVDataModule` for every other argument.
+    Batches have `event` (B, T, C + 1) float32, one-hot with background last. `avprompt.datasets.ave` describes the
+    published files; `FewShotDataModule` and `AVDataModule` describe the other arguments.
 
     Args:
-        categories: names of the event categories in the order of their indices; `None` reads root/categories.txt, and
-            without that file they are AVE's own 28. Where both are given they must agree.
-        drop_leaked: leave out of training the clips that are also evaluated on (18 in AVE). They are reported anyway.
+        root: folder of annotations and media.
+        categories: names of the event categories in the order of their indices. `None` reads root/categories.txt or,
+            where there is no such file, takes AVE's own 28. If both are given, they must agree.
+        drop_leaked: leave clips out of training that are also in the validation or test split (18 in AVE). They are
+            reported in either case.
         options: see `FewShotDataModule` and `AVDataModule`.
+
+    Example:
+        >>> data = AVEDataModule(Path("data/ave"), shots=4)
+        >>> data.num_classes, data.segments, data.class_names[0]
+        (28, 10, 'Church bell')
     """
 
-    published = ave.PUBLISHED
+    info = ave.INFO
 
     def __init__(self, root: Path, categories: list[str] | None = None, drop_leaked: bool = False,
                  **options: Any) -> None:
         super().__init__(root, **options)
-        # read here, not in `setup`: the model is sized by it before any data is looked at
-        self.class_names = tuple(categories) if categories else ave.read_categories(self.root)
+        # read before `setup`: the model is built with these sizes before any data are read
+        self.class_names = tuple(categories) if categories else self.info.class_names(self.root)
         self.num_classes = len(self.class_names)
         self.drop_leaked = drop_leaked
 

@@ -1,5 +1,5 @@
-"""What every dataset's LightningDataModule shares: clips from a store or folders, one policy for what is missing or
-broken, exactly resumable loaders, and prediction on a user's own videos."""
+"""The base of every LightningDataModule: it reads clips from a store or from folders, handles missing and broken clips,
+builds loaders that resume exactly, and reads a user's own videos for prediction."""
 
 from __future__ import annotations
 
@@ -13,25 +13,31 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from matplotlib.figure import Figure
-from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
-from avprompt.media.readers import ClipReader, Published, Segments, open_reader
+from avprompt.media.readers import ClipReader, Segments, open_reader
 from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader
 from avprompt.media.untrusted import MAX_PIXELS
 
 Sample = dict[str, Any]
 
-#: entries of a sample that are frames, and augmented alike: what differs between them must not be the augmentation
+#: entries of a sample that are frames; all get the same augmentation, so that it cannot tell one from the other
 FRAMES = ("frames", "negative_frames")
 
 
 def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
-    """Stack tensors, keep strings and paths as lists; hand an error on (see `ClipLoader`)."""
+    """Stack samples into a batch; strings become lists. The first error among the samples takes the batch's place, and
+    `ClipLoader` raises it.
+
+    Example:
+        >>> collate([{"id": "one", "label": torch.tensor(3)}, {"id": "two", "label": torch.tensor(1)}])
+        {'id': ['one', 'two'], 'label': tensor([3, 1])}
+    """
     for sample in samples:
         if isinstance(sample, AVPromptError):
             return sample
@@ -39,71 +45,51 @@ def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
         [s[key] for s in samples]) for key in samples[0]}
 
 
-class Normalise:
-    """(x - mean) / std for each colour.
-
-    Args:
-        mean: of red, green, blue in [0, 1].
-        std: likewise.
-    """
-
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        self.mean, self.std = (torch.tensor(v).view(3, 1, 1) for v in (mean, std))
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """(..., 3, H, W) in [0, 1] -> normalised."""
-        return (frames - self.mean) / self.std
-
-    def undo(self, frames: Tensor) -> Tensor:
-        """Normalised (..., 3, H, W) -> [0, 1]."""
-        return (frames * self.std + self.mean).clamp(0, 1)
-
-
 class ClipDataset(Dataset):
-    """Items of one split, each a clip and whatever its annotation adds.
+    """One split: a clip for each item, and the labels that the item's annotation adds.
 
     Args:
-        items: the split's annotations; each has an `id`.
-        reader: gives clips by id.
-        normalise: applied to frames.
-        annotate: annotation, and a random generator set by (seed, epoch, place) -> further entries of the sample.
-        seed: of what `annotate` draws.
-        training: what `annotate` draws changes from epoch to epoch; elsewhere it stays.
-        substitute: in training, replace a clip that does not decode by the next one that does, marked by an all-false
-            `valid`, and count it; evaluation never substitutes.
-        limit: share of the split above which substitution gives up.
-        augment: frames in [0, 1] and a seed -> augmented and normalised frames; in training only.
+        items: annotations of the split; each has an `id`.
+        reader: reads clips by id.
+        annotate: (item, random generator) -> further entries of the sample. The generator depends on
+            (seed, epoch, index) alone.
+        seed: of that generator.
+        training: `True` draws anew in every epoch; `False` always draws the same.
+        substitute: in training, let the next clip that decodes replace one that does not. The sample's `valid` is then
+            all `False`, and the broken clip is counted. Evaluation never substitutes.
+        limit: share of the split that may be substituted; more is an error.
+        augment: augments the frames of training samples.
         mix_audio: see `AVDataModule`; in training only.
-        times: begin and end of each segment, (T, 2) in seconds; goes into every sample.
+        times: start and end of each segment, (T, 2) in seconds; every sample has them.
     """
 
-    def __init__(self, items: list[Any], reader: ClipReader, normalise: Normalise, annotate: Any,
-                 seed: int = 0, training: bool = False, substitute: bool = False, limit: float = 0.05,
-                 augment: RandAugment | None = None, mix_audio: float = 0.0, times: np.ndarray | None = None) -> None:
-        self.items, self.reader, self.normalise, self.annotate = items, reader, normalise, annotate
+    def __init__(self, items: list[Any], reader: ClipReader, annotate: Any, seed: int = 0, training: bool = False,
+                 substitute: bool = False, limit: float = 0.05, augment: RandAugment | None = None,
+                 mix_audio: float = 0.0, times: np.ndarray | None = None) -> None:
+        self.items, self.reader, self.annotate = items, reader, annotate
         self.seed, self.training, self.epoch = seed, training, 0
         self.substitute, self.limit = training and substitute, limit
         self.augment, self.mix_audio = augment, mix_audio
         self.times = None if times is None else torch.from_numpy(times)
-        self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # seen by all workers
+        self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # all workers write here
 
     @property
     def ids(self) -> list[str]:
-        """Clip ids in order."""
+        """Ids of the clips, in order."""
         return [item.id for item in self.items]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the loader before each pass."""
+        """Choose the epoch of what is drawn; the loader calls this before each pass."""
         self.epoch = epoch if self.training else 0
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample of clip `index`: `id`, `frames` (T, 3, H, W), `audio` (T, S), `valid` (T,) and the annotation.
+        """One sample: `id`, `frames` uint8 (T, 3, H, W), `audio` float32 (T, S), `valid` bool (T,), and the labels.
 
         Raises:
-            ClipDecodeError: the clip is damaged and may not be, or too many are.
+            ClipDecodeError: the clip does not decode and may not be substituted, or too many clips do not decode.
         """
         if not 0 <= index < len(self.items):
             raise IndexError(index)  # what ends a `for` loop over the dataset
@@ -111,8 +97,7 @@ class ClipDataset(Dataset):
         item = self.items[place]
         valid = valid if place == index else torch.zeros_like(valid)
         rng = np.random.default_rng([self.seed, self.epoch, place])
-        sample = {"id": item.id, "frames": self.normalise(frames), "audio": audio, "valid": valid,
-                  **self.annotate(item, rng)}
+        sample = {"id": item.id, "frames": frames, "audio": audio, "valid": valid, **self.annotate(item, rng)}
         if self.training:
             self._vary(sample, place, rng)
         if self.times is not None:
@@ -120,7 +105,7 @@ class ClipDataset(Dataset):
         return sample
 
     def _read(self, index: int) -> tuple[int, Segments]:
-        """Clip `index`, or the next one that decodes where that may take its place; and which one it is."""
+        """Clip `index`, or the next one that decodes where clips may be substituted, and the index of the clip read."""
         for offset in range(len(self.items)):
             place = (index + offset) % len(self.items)
             item = self.items[place]
@@ -135,19 +120,19 @@ class ClipDataset(Dataset):
                 count, allowed = int(self.corrupt.sum()), max(1, math.floor(self.limit * len(self.items)))
                 if count > allowed:
                     raise ClipDecodeError(item.id,
-                                          f"{count} of {len(self.items)} clips that do not decode, lastly: {error}",
-                                          f"at most {allowed} that others may take the place of",
-                                          "Something is wrong with the data: run `avprompt data verify`.") from error
+                                          f"{count} of {len(self.items)} clips that do not decode, the last: {error}",
+                                          f"at most {allowed} that other clips may replace",
+                                          "Run `avprompt data verify` to see what is wrong with the data.") from error
         raise ClipDecodeError(self.items[index].id, "no clip of the split decodes", "readable clips",
                               "Run `avprompt data verify`.")
 
     def _vary(self, sample: Sample, place: int, rng: np.random.Generator) -> None:
-        """Augment the frames of a training sample and mix its sound, as far as asked for."""
+        """Augment the frames of a training sample and mix its audio, where that is asked for."""
         if self.augment is not None:
             seed = int(rng.integers(2**32))
             for key in FRAMES:
                 if key in sample:
-                    sample[key] = self.augment(self.normalise.undo(sample[key]), seed)
+                    sample[key] = self.augment(sample[key], seed)
         if rng.random() < self.mix_audio:
             other = (place + int(rng.integers(1, max(2, len(self))))) % len(self)
             _, (_, audio, _) = self._read(other)
@@ -156,22 +141,21 @@ class ClipDataset(Dataset):
 
 
 class VideoWindows(Dataset):
-    """A folder of anybody's videos as consecutive windows of T segments.
+    """A folder of a user's own videos, cut into consecutive windows of T segments.
 
-    Videos that cannot be used are left out with a warning. Whatever of the others turns out not to decode is a window
-    without valid segments, with a warning too: one bad minute does not cost the other predictions.
+    Videos without picture or sound are left out with a warning. A window that does not decode becomes zeros without a
+    valid segment, with a warning, so that one broken minute does not cost the other predictions.
 
     Args:
-        folder: searched through for video files; an audio file with a video's name replaces its sound.
-        sampling: sizes and rates.
-        normalise: applied to frames.
+        folder: searched for video files, also in its subfolders; an audio file with a video's name replaces its sound.
+        sampling: segments, sizes and rates.
 
     Raises:
-        DatasetError: no such folder, or nothing in it that can be used.
+        DatasetError: there is no such folder, or no usable video in it.
     """
 
-    def __init__(self, folder: Path, sampling: Sampling, normalise: Normalise) -> None:
-        self.sampling, self.normalise = sampling, normalise
+    def __init__(self, folder: Path, sampling: Sampling) -> None:
+        self.sampling = sampling
         media = find_media([Path(folder)])
         self.problems: dict[str, str] = dict(media.unusable)
         self.windows: list[tuple[str, Path, Path | None, float]] = []
@@ -183,7 +167,7 @@ class VideoWindows(Dataset):
             except ClipDecodeError as error:
                 self.problems[clip] = str(error)
                 continue
-            # a rest shorter than half a segment holds nothing to predict
+            # a remainder shorter than half a segment has nothing to predict
             count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.period))
             self.windows += [(clip, video, wave, k * sampling.period) for k in range(count)]
         for problem in self.problems.values():
@@ -194,14 +178,14 @@ class VideoWindows(Dataset):
 
     @property
     def ids(self) -> list[str]:
-        """Ids of the windows: the file's name without ending, and `@second` for those after the first."""
+        """Ids of the windows: the file's name without its ending, and `@<start>` in seconds after the first window."""
         return [clip if start == 0 else f"{clip}@{start:g}" for clip, _, _, start in self.windows]
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample of a window: also `path` and `start` in seconds."""
+        """One window: `id`, `frames`, `audio`, `valid` as in `ClipDataset`, and `path` and `start` in seconds."""
         _, video, wave, start = self.windows[index]
         try:
             clip = decode_clip(video, self.sampling, start, wave)
@@ -210,51 +194,52 @@ class VideoWindows(Dataset):
             count, size = self.sampling.segments, self.sampling.size
             clip = Clip(np.zeros((count, size, size, 3), np.uint8),
                         np.zeros((count, self.sampling.samples), np.float32), np.zeros(count, bool), 0.0)
-        frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2).float().div_(255)
-        return {"id": self.ids[index], "frames": self.normalise(frames), "audio": torch.from_numpy(clip.audio),
-                "valid": torch.from_numpy(clip.valid), "path": str(video), "start": start,
-                "times": torch.from_numpy(self.sampling.times(start))}
+        return {"id": self.ids[index], "frames": torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),
+                "audio": torch.from_numpy(clip.audio), "valid": torch.from_numpy(clip.valid), "path": str(video),
+                "start": start, "times": torch.from_numpy(self.sampling.times(start))}
 
 
 class AVDataModule(LightningDataModule, abc.ABC):
-    """Shared arguments and loaders; a dataset adds its annotations (`read_annotations`, `annotate`).
+    """Arguments and loaders that all datasets share; a subclass reads the annotations (`read_annotations`, `annotate`).
 
-    Batches are flat dicts: `id` list of B strings, `frames` float32 (B, T, 3, H, W) normalised, `audio` float32
-    (B, T, S) in [-1, 1], `valid` bool (B, T), `times` float32 (B, T, 2), begin and end of each segment in seconds of the
-    video, and the dataset's own labels.
+    A batch is a flat dict: `id` list of B strings, `frames` uint8 (B, T, 3, H, W), `audio` float32 (B, T, S) in
+    [-1, 1], `valid` bool (B, T), False where a segment could not be decoded, `times` float32 (B, T, 2), start and end
+    of each segment in seconds of the video, and the dataset's labels. The visual encoder normalises the frames, on its
+    device.
 
     Args:
         root: folder of annotations and media.
-        layout: `store` (root/store, from `avprompt data prepare`) or `folders` (the published code's).
+        layout: `store` (root/store, written by `avprompt data prepare`) or `folders` (those of the published code).
         batch_size: clips a training batch.
         eval_batch_size: clips a validation, test or prediction batch; `None` is `batch_size`.
         num_workers: worker processes of each loader.
-        seed: of the order of training clips.
-        image_size: height and width of frames, the visual encoder's.
-        mean: colour means of the visual encoder.
-        std: colour deviations of the visual encoder.
-        antialias: low-pass before resizing; `false` as published. A store is checked against it.
-        stride: seconds from the beginning of a segment to that of the next; `None` is 1, one after the other.
-        sample_rate: Hz, the audio encoder's.
-        segments: number T of segments a clip.
-        missing: what to do about annotated clips without media: `error`, or `skip` and report.
-        corrupt: what to do about clips that do not decode in training: `error`, or `substitute` (evaluation: error).
-        validation_split: what checkpoints are selected on; `test` repeats the released procedure.
-        predict_root: folder of videos for `avprompt predict`; `None` is the test split.
+        seed: of the order of training clips and of everything that is drawn for a sample.
+        image_size: height and width of frames in pixels; the visual encoder must take the same.
+        antialias: low-pass filter before pictures are resized. The published code resizes without. A store must have
+            been prepared with the same value.
+        stride: seconds from the start of a segment to the start of the next; `None` is 1, without gaps.
+        sample_rate: of the audio in Hz; the audio encoder must take the same.
+        segments: number T of segments a clip; a segment lasts one second.
+        missing: what to do about annotated clips without media: `error`, or `skip` and report them.
+        corrupt: what to do about clips that do not decode in training: `error`, or `substitute` another clip.
+            Evaluation always stops with an error.
+        validation_split: the split that checkpoints are selected on. `test` repeats the released procedure.
+        predict_root: folder of videos for `avprompt predict`; `None` predicts on the test split.
         pin_memory: copy batches to page-locked memory (CUDA).
-        max_pixels: a picture with more is refused before it is decoded; 8K video fits.
+        max_pixels: a picture with more pixels is refused before it is decoded; 8K video fits.
         max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
-        augment: what is done to the frames of training clips, the same to all of a clip: `none`, or `randaugment`, see
-            `RandAugment`. Every epoch draws anew.
-        mix_audio: probability with which the sound of a training clip is mixed with that of another one, in shares from
-            Beta(10, 10) drawn for each segment; frames and labels stay.
+        augment: augmentation of training frames, `none` or `randaugment` (see `RandAugment`). All frames of a clip
+            share one draw; every epoch draws anew.
+        mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
+            segment draws its own share from Beta(10, 10). Frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range; from `setup`, also augmented frames where masks belong to them.
+        ArgumentError: a number is out of its range; from `setup`, also `augment` for a dataset with masks.
         DatasetError: from `setup`, when folders or clips are missing.
     """
 
-    published: Published
+    #: description of the dataset
+    info: DatasetInfo
     num_classes: int
     class_names: tuple[str, ...]
 
@@ -267,8 +252,6 @@ class AVDataModule(LightningDataModule, abc.ABC):
         num_workers: int = 0,
         seed: int = 0,
         image_size: int = 192,
-        mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-        std: tuple[float, float, float] = (0.229, 0.224, 0.225),
         antialias: bool = True,
         stride: float | None = None,
         sample_rate: int = 32000,
@@ -298,7 +281,6 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
         self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
                                  stride=stride, max_pixels=max_pixels, max_hours=max_hours)
-        self.normalise = Normalise(mean, std)
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
         self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.augment, self.mix_audio = augment, mix_audio
@@ -315,41 +297,61 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Number T of segments a clip."""
         return self.sampling.segments
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What `DatasetInfo.example` reads besides `clips` and `segments`."""
+        return {"num_classes": self.num_classes}
+
     @abc.abstractmethod
     def read_annotations(self) -> dict[str, list[Any]]:
-        """Items of every split, `train`, `val`, `test`."""
+        """Items of the splits `train`, `val` and `test`."""
 
     @abc.abstractmethod
     def annotate(self, item: Any, rng: np.random.Generator) -> Sample:
-        """What an item's annotation adds to its sample; all chance comes from `rng`, so that runs repeat."""
+        """Labels that an item adds to its sample. Whatever is drawn comes from `rng`, so that runs repeat."""
 
-    @abc.abstractmethod
     def plot(self, sample: Sample) -> Figure:
-        """A picture of a sample, with its label and, if it is there, its `prediction`."""
+        """A picture of a sample (no batch dimension) with its labels and, if present, its predictions."""
+        return self.info.plot(sample, self.class_names, self.sampling.spacing)
+
+    def example_batch(self, clips: int) -> Sample:
+        """A batch of noise with the keys, shapes and dtypes of a training batch, on torch's default device.
+
+        It reads no files: `avprompt efficiency` measures training steps on it.
+
+        Args:
+            clips: number B.
+        """
+        sampling, shape = self.sampling, (clips, self.segments)
+        return {"id": ["example"] * clips,
+                "frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
+                "audio": 0.1 * torch.randn(*shape, sampling.samples), "valid": torch.ones(shape, dtype=torch.bool),
+                "times": torch.tensor(sampling.times()).repeat(clips, 1, 1),
+                **self.info.example(clips=clips, segments=self.segments, **self.sizes)}
 
     def setup(self, stage: str) -> None:
-        """Read annotations and look for every clip of the splits that the stage needs.
+        """Read the annotations and look for the media of the splits that the stage needs.
 
         Raises:
-            ArgumentError: `augment` for a dataset of masks, which belong to the frames as they are.
-            DatasetError: media are missing and `missing` is `error`, or a split is left without a clip.
+            ArgumentError: `augment` is set and the dataset has masks, which belong to the frames as they are.
+            DatasetError: media are missing and `missing` is `error`, or a split has no clip left.
             AnnotationError: an annotation file breaks its format.
         """
         if stage == "predict" and self.predict_root is not None:
-            self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling, self.normalise)
+            self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling)
             return
-        if self.augment != "none" and not self.published.stored:
+        if self.augment != "none" and not self.info.published.stored:
             raise ArgumentError("augment", self.augment, "none: masks belong to the frames as they are",
                                 "Leave it out.")
-        augment = RandAugment(self.sampling.size, self.normalise) if self.augment == "randaugment" else None
+        augment = RandAugment(self.sampling.size) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
-        reader = open_reader(self.layout, self.root, self.sampling, self.published.folders)
+        reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
         for split in needed:
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
-                self.datasets[split] = ClipDataset(items, reader, self.normalise, self.annotate, self.seed,
-                                                   split == "train", self.corrupt == "substitute", augment=augment,
+                self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
+                                                   self.corrupt == "substitute", augment=augment,
                                                    mix_audio=self.mix_audio, times=self.sampling.times())
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
@@ -378,11 +380,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
                                num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
 
     def groups(self, split: str) -> list[str] | None:
-        """What each clip of a split belongs to, where those of a group are to follow each other."""
+        """The name of each clip's group, where the clips of a group must follow each other; `None` without groups."""
         return None
 
     def train_dataloader(self) -> ResumableLoader:
-        """Training batches in an order set by (seed, epoch); always the same ones under `overfit_batches`."""
+        """Training batches, in an order that depends on (seed, epoch); in the file's order under `overfit_batches`."""
         return self._loader("train", self.batch_size, shuffle=not (self.trainer and self.trainer.overfit_batches))
 
     def val_dataloader(self) -> ResumableLoader:
@@ -396,22 +398,24 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def predict_dataloader(self) -> ClipLoader:
         """Batches of the user's videos, or of the test split.
 
-        Not a resumable one, and with named arguments: Lightning builds it anew to keep track of indices.
+        Lightning rebuilds a prediction loader to keep track of indices. That needs a plain loader with named arguments.
         """
         data = self.datasets["predict" if "predict" in self.datasets else "test"]
         return ClipLoader(ErrorsAsValues(data), batch_size=self.eval_batch_size, num_workers=self.num_workers,
                           collate_fn=collate, pin_memory=self.pin_memory)
 
     def clips(self) -> dict[str, dict[str, int]]:
-        """Numbers of clips used, missing and corrupt, by split; of one's own videos, windows used and files corrupt."""
+        """Numbers of clips used, missing and corrupt, by split; of own videos, windows used and files corrupt."""
         return {split: {"used": len(data), "missing": self.rows.get(split, len(data)) - len(data),
                         "corrupt": int(data.corrupt.sum()) if isinstance(data, ClipDataset) else len(data.problems)}
                 for split, data in self.datasets.items()}
 
     def manifest(self) -> dict[str, Any]:
-        """What this run reads: ids by split, why others are left out, and whether the world is a generated one."""
+        """What this run reads: the dataset's name, ids by split, why others are left out, and whether it is a synthetic
+        dataset."""
         ids = {split: data.ids for split, data in self.datasets.items()}
         left_out = {**self.absent, **{split: data.problems for split, data in self.datasets.items()
                                       if isinstance(data, VideoWindows)}}
-        return {"root": str(self.root), "generated": (self.root / "scenes.jsonl").is_file(), "layout": self.layout,
-                "clips": self.clips(), "ids": ids, "left_out": left_out}
+        return {"dataset": self.info.name, "unit": self.info.unit, "root": str(self.root),
+                "generated": (self.root / "scenes.jsonl").is_file(), "layout": self.layout, "clips": self.clips(),
+                "ids": ids, "left_out": left_out}

@@ -1,33 +1,32 @@
-"""Datasets of one category a clip, and training on a few clips of each category."""
+"""Datasets with one category a clip, and training on a few clips of each category."""
 
 from __future__ import annotations
 
 import abc
 import warnings
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
 
 from avprompt.data_modules.base import AVDataModule, Sample
+from avprompt.datasets.events import Annotated
 from avprompt.datasets.few_shot_sampling import Rule, Shots
 from avprompt.media.readers import ClipReader
-from avprompt.plots.timeline import clip_figure
 
 
 class FewShotDataModule(AVDataModule):
-    """A dataset whose clips have one category each, and which can be trained on a few clips of each category.
+    """A dataset whose clips have one category each. A run can train on a few clips of each category.
 
-    Categories with fewer clips are reported, and `manifest` records what was drawn. With `missing: error` only the
-    drawn clips need media; with `missing: skip` the next one takes the place of a clip without.
+    Categories with fewer clips than asked for are reported, and `manifest` records the clips that were drawn. With
+    `missing: error` only the drawn clips need media. With `missing: skip` the next clip replaces one without media.
 
     Args:
         root: see `AVDataModule`.
-        shots: clips of each category to train on, 1, 2, 4, 8 or 16 as published; `None` is every clip. Validation and
-            test are whole.
-        shot_sampling: `first` in the training split's file, the released procedure, or `seeded`.
+        shots: training clips of each category (published: 1, 2, 4, 8, 16); `None` trains on every clip. Validation and
+            test always use their whole split.
+        shot_sampling: `first` takes the first clips of the training split's file (the released procedure); `seeded`
+            draws them at random.
         shot_seed: of `seeded`; `None` is `seed`.
         options: see `AVDataModule`.
 
@@ -44,10 +43,10 @@ class FewShotDataModule(AVDataModule):
 
     @abc.abstractmethod
     def category(self, item: Any) -> int:
-        """Index of the category that an item is a shot of."""
+        """Index of the category that an item counts as a shot of."""
 
     def teaches(self, item: Any) -> bool:
-        """Whether its category occurs in an item; a seeded shot of which nothing is to be learned is not drawn."""
+        """Whether the item's category really occurs in it. `seeded` draws no item from which nothing can be learned."""
         return True
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
@@ -64,11 +63,11 @@ class FewShotDataModule(AVDataModule):
         shots = [item for item in items if item in chosen]
         if usable is None:
             return super()._available(split, shots, reader)
-        self.rows[split] -= len(usable) - len(shots)  # what is not drawn is not missing
+        self.rows[split] -= len(usable) - len(shots)  # a clip that was not drawn is not missing
         return shots
 
     def manifest(self) -> dict[str, Any]:
-        """Also `shots`: rule, and ids by category."""
+        """See `AVDataModule.manifest`; also `shots`, the rule and the drawn ids by category."""
         if not self.drawn:
             return super().manifest()
         rule = self.shots.rule
@@ -77,18 +76,8 @@ class FewShotDataModule(AVDataModule):
                                                 "clips": self.drawn}}
 
 
-class Annotated(Protocol):
-    """A clip with one category, and background wherever that is not both seen and heard."""
-
-    id: str
-    category: int
-
-    def label(self, segments: int, num_classes: int) -> Tensor:
-        """One-hot (T, C + 1) float32, background last."""
-
-
 class EventDataModule(FewShotDataModule):
-    """A dataset of `Annotated` clips: adds `event` (B, T, C + 1) float32, one-hot with background last."""
+    """A dataset of `Annotated` clips. Batches have `event` (B, T, C + 1) float32, one-hot with background last."""
 
     def category(self, item: Annotated) -> int:
         return item.category
@@ -98,11 +87,3 @@ class EventDataModule(FewShotDataModule):
 
     def annotate(self, item: Annotated, rng: np.random.Generator) -> Sample:
         return {"event": item.label(self.sampling.segments, self.num_classes)}
-
-    def plot(self, sample: Sample) -> Figure:
-        """Frames, waveform, label and, if present, `prediction` of a sample: (T,), or one for the whole clip."""
-        truth = sample["event"].argmax(-1) if "event" in sample else None
-        prediction = sample["prediction"].expand(len(sample["frames"])) if "prediction" in sample else None
-        return clip_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names, prediction, truth,
-                           sample["id"], float(sample.get("start", 0.0)), sample.get("valid"),
-                           sample.get("map_visual"))

@@ -8,34 +8,38 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.datasets import kinetics_sounds
-from avprompt.plots.cards import question_figure
 
 
 class KineticsSoundsDataModule(AVDataModule):
-    """Kinetics-Sounds from Kinetics' csv files (train.csv, val.csv or validate.csv, test.csv in `root`).
+    """Kinetics-Sounds from Kinetics' csv files: train.csv, val.csv or validate.csv, and test.csv in `root`.
 
-    Adds `label` (B,) int64. See `avprompt.datasets.kinetics_sounds` for the files, how media are named and what happens to
-    rows of other classes, and `AVDataModule` for every other argument.
+    Batches have `label` (B,) int64. `avprompt.datasets.kinetics_sounds` describes the files, the names of media files
+    and the rows of other classes; `AVDataModule` describes the other arguments.
 
     Args:
-        classes: text file of the classes, one a line in the order of their indices, or their names; `None` reads
-            root/classes.txt, and without that file they are the 32 shipped.
+        root: folder of annotations and media.
+        classes: a text file with one class a line in the order of their indices, or the names themselves. `None` reads
+            root/classes.txt or, where there is no such file, takes the 32 classes that avprompt ships.
         options: see `AVDataModule`.
 
     Raises:
         DatasetError: there is no file `classes`.
-        AnnotationError: it names nothing, or a class twice.
+        AnnotationError: the file names no class, or one class twice.
+
+    Example:
+        >>> data = KineticsSoundsDataModule(Path("data/kinetics_sounds"))
+        >>> data.num_classes, tuple(data.example_batch(2)["label"].shape)
+        (32, (2,))
     """
 
-    published = kinetics_sounds.PUBLISHED
+    info = kinetics_sounds.INFO
 
     def __init__(self, root: Path, classes: Path | list[str] | None = None, **options: Any) -> None:
         super().__init__(root, **options)
-        # read here, not in `setup`: the model is sized by it before any data is looked at
+        # read before `setup`: the model is built with these sizes before any data are read
         self.classes, self.class_names = classes, kinetics_sounds.read_classes(self.root, classes)
         self.num_classes = len(self.class_names)
         self.others: dict[str, int] = {}
@@ -52,15 +56,6 @@ class KineticsSoundsDataModule(AVDataModule):
     def annotate(self, item: kinetics_sounds.Action, rng: np.random.Generator) -> Sample:
         return {"label": torch.tensor(item.label)}
 
-    def plot(self, sample: Sample) -> Figure:
-        """The clip's card: frames, waveform, its annotated action and, if present, the `prediction` ()."""
-        actions = {name: self.class_names[int(sample[key])] for name, key in (("answer", "label"),
-                                                                              ("prediction", "prediction"))
-                   if key in sample}
-        return question_figure(self.normalise.undo(sample["frames"]), sample["audio"], sample["id"], **actions,
-                               start=float(sample.get("start", 0.0)), valid=sample.get("valid"),
-                               stride=self.sampling.spacing)
-
     def manifest(self) -> dict[str, Any]:
-        """As of every dataset, and how many annotated rows of each split are of other classes."""
+        """See `AVDataModule.manifest`; also the number of annotated rows of other classes, by split."""
         return {**super().manifest(), "other_classes": self.others}

@@ -1,4 +1,4 @@
-"""LLP: audio-visual video parsing, what is heard and what is seen in ten-second videos."""
+"""LLP: audio-visual video parsing of ten-second videos, that is, what is heard and what is seen in each second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.data_modules.base import AVDataModule, Sample
@@ -19,17 +18,16 @@ from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, Dataset
 from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
 from avprompt.media.untrusted import read_array
-from avprompt.plots.parsing import parsing_figure
 
 FEATURES = 512  # channels of r2plus1d_18
 
 
 class WithFeatures(ClipReader):
-    """A reader for which a clip without features is one that cannot be used.
+    """A reader that treats a clip without a features file as missing.
 
     Args:
-        reader: of the clips.
-        folder: of the features.
+        reader: reads the clips.
+        folder: folder of the features.
     """
 
     def __init__(self, reader: ClipReader, folder: Path) -> None:
@@ -49,33 +47,39 @@ class WithFeatures(ClipReader):
 class LLPDataModule(AVDataModule):
     """LLP from its published csv files in `root`.
 
-    Adds `labels` (B, C) float32, 1 for each category that occurs in the video; to validation and test batches
-    `audio_target` and `visual_target` (B, T, C) float32, 1 where the category is heard or seen; with `features`
-    `video_features` (B, T, 512) float32. One's own videos have none of them. See `avprompt.datasets.llp` for what the
-    published files hold besides, and `AVDataModule` for every other argument.
+    Batches have `labels` (B, C) float32, 1 for each category that occurs in the video. Validation and test batches also
+    have `audio_target` and `visual_target` (B, T, C) float32, 1 where the category is heard or seen. With `features`,
+    batches have `video_features` (B, T, 512) float32. A user's own videos have none of these. `avprompt.datasets.llp`
+    describes the published files; `AVDataModule` describes the other arguments.
 
     Attributes:
         video_dim: channels of `video_features`, 512, or 0 without them.
 
     Args:
-        categories: names of the categories in the order of their indices; `None` reads root/categories.txt, and without
-            that file they are LLP's own 25. Where both are given they must agree.
-        features: folder of r2plus1d_18 features, `<id>.npy` of T x 512 floating-point numbers for each video, as
-            published in LLP_dataset/feats/r2plus1d_18; `None` parses without them. A video without its file is a
-            missing clip; a damaged file ends the run.
+        root: folder of annotations and media.
+        categories: names of the categories in the order of their indices. `None` reads root/categories.txt or, where
+            there is no such file, takes LLP's own 25. If both are given, they must agree.
+        features: folder of r2plus1d_18 features, a file `<id>.npy` of T x 512 floating-point numbers for each video, as
+            published in LLP_dataset/feats/r2plus1d_18; `None` parses without them. A video without its file counts as
+            missing; a damaged file ends the run.
         options: see `AVDataModule`.
 
     Raises:
         AnnotationError: `categories` contradicts categories.txt.
-        ConfigError: `features` together with `predict_root`.
+        ConfigError: `features` is combined with `predict_root`.
+
+    Example:
+        >>> data = LLPDataModule(Path("data/llp"), features=Path("data/llp/LLP_dataset/feats/r2plus1d_18"))
+        >>> {key: tuple(data.example_batch(2)[key].shape) for key in ("labels", "video_features")}
+        {'labels': (2, 25), 'video_features': (2, 10, 512)}
     """
 
-    published = llp.PUBLISHED
+    info = llp.INFO
 
     def __init__(self, root: Path, categories: list[str] | None = None, features: Path | None = None,
                  **options: Any) -> None:
         super().__init__(root, **options)
-        # read here, not in `setup`: the model is sized by it before any data is looked at
+        # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = llp.read_categories(self.root, categories)
         self.num_classes = len(self.class_names)
         self.features = None if features is None else Path(features).expanduser()
@@ -84,6 +88,10 @@ class LLPDataModule(AVDataModule):
             raise ConfigError("features, predict_root", f"{features}, {self.predict_root}",
                               "one of them: your own videos have no r2plus1d features",
                               "Predict with a model that was trained with `features: null`.")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {**super().sizes, "video_dim": self.video_dim}
 
     def setup(self, stage: str) -> None:
         if self.features is None and not self.datasets:
@@ -122,41 +130,38 @@ class LLPDataModule(AVDataModule):
             raise ClipDecodeError(path, f"{values.dtype} {values.shape}", expected, hint)
         return torch.from_numpy(values.astype(np.float32))
 
-    def plot(self, sample: Sample) -> Figure:
-        """Frames, waveform, and bars for what is heard and what is seen.
-
-        Annotated are `audio_target` and `visual_target`, predicted `prediction_audio` and `prediction_visual`, (T, C)
-        each, where the sample has them; without a target its `labels` stand in the title.
-        """
-        truth, prediction = (tuple(sample[key].bool() for key in keys) if keys[0] in sample else None
-                             for keys in (("audio_target", "visual_target"), ("prediction_audio", "prediction_visual")))
-        title = sample["id"]
-        if truth is None and "labels" in sample:
-            title += ": " + ", ".join(self.class_names[index] for index in sample["labels"].nonzero().flatten())
-        return parsing_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names, truth,
-                              prediction, title, float(sample.get("start", 0.0)), sample.get("valid"))
-
 
 class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
     """LLP with one category a video as the answer, from the same files as `LLPDataModule`.
 
-    Adds `label` (B,) int64, the answer, and `labels` (B, C) float32, 1 for each category that occurs in the video;
-    one's own videos have neither; with `label_policy: any` also `accepted`, the same as `labels`. Categories that are
-    answers in evaluation and occur in no training video are reported: with LLP's own files, `lowest` and `single_label` that is Speech, the answer to 625 of 1200 test videos.
+    Batches have `label` (B,) int64, the answer, and `labels` (B, C) float32, 1 for each category that occurs in the
+    video; with `label_policy: any` also `accepted`, equal to `labels`. A user's own videos have none of these.
+    Categories that are answers in evaluation and occur in no training video are reported. With LLP's own files,
+    `lowest` and `single_label`, that is Speech, the answer to 625 of 1200 test videos.
 
     Args:
+        root: folder of annotations and media.
         categories: see `LLPDataModule`.
-        label_policy: which of several categories is the answer: `lowest`, the one with the lowest index (released);
-            `seeded`, one drawn for each video, the same in every epoch and stage (paper: "we randomly select one");
-            `any` trains on the lowest, and in evaluation every category of the video is right: batches get `accepted`.
-        label_seed: of `seeded`. On its own, so that runs that differ in `seed` are tested on the same answers.
-        single_label: train on videos with exactly one category only (released); test and validation are whole.
+        label_policy: the answer to a video of several categories. `lowest`: the category with the lowest index
+            (released). `seeded`: one drawn for each video, the same in every epoch and stage (paper: "we randomly
+            select one"). `any`: training uses the lowest, and evaluation accepts every category of the video.
+        label_seed: of `seeded`. It is separate from `seed`, so that runs that differ in `seed` are tested on the same
+            answers.
+        single_label: train only on videos with exactly one category (released). Validation and test always use their
+            whole split.
         options: see `FewShotDataModule` and `AVDataModule`.
 
     Raises:
-        ArgumentError: `label_seed` is negative, or no such policy.
+        ArgumentError: `label_seed` is negative, or there is no such policy.
         AnnotationError: `categories` contradicts categories.txt.
+
+    Example:
+        >>> data = LLPClassificationDataModule(Path("data/llp"), shots=4)
+        >>> sorted(set(data.example_batch(2)) - {"id", "frames", "audio", "valid", "times"})
+        ['label', 'labels']
     """
+
+    info = llp.CLASSIFICATION
 
     def __init__(self, root: Path, categories: list[str] | None = None,
                  label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: int = 0,
@@ -169,7 +174,7 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
         self.label_policy, self.label_seed, self.single_label = label_policy, label_seed, single_label
 
     def setup(self, stage: str) -> None:
-        AVDataModule.setup(self, stage)  # not LLPDataModule's, which is about features for parsing
+        AVDataModule.setup(self, stage)  # LLPDataModule's setup checks features, which only parsing uses
 
     def category(self, item: llp.Video) -> int:
         labels = sorted(set(item.labels))
@@ -200,17 +205,3 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
         labels = item.weak_label(self.num_classes)
         accepted = {"accepted": labels} if self.label_policy == "any" else {}
         return {"label": torch.tensor(self.category(item)), "labels": labels, **accepted}
-
-    def plot(self, sample: Sample) -> Figure:
-        """Frames and waveform; in the title what occurs, the answer where that is one of several, and, if present,
-        `prediction`, one for the whole clip."""
-        title = sample["id"]
-        if "labels" in sample:
-            occur = sample["labels"].nonzero().flatten().tolist()
-            title += ": " + ", ".join(self.class_names[index] for index in occur)
-            if len(occur) > 1 and self.label_policy != "any":
-                title += f", answer {self.class_names[int(sample['label'])]}"
-        if "prediction" in sample:
-            title += f"; predicted {self.class_names[int(sample['prediction'].flatten()[0])]}"
-        return parsing_figure(self.normalise.undo(sample["frames"]), sample["audio"], self.class_names, title=title,
-                              start=float(sample.get("start", 0.0)), valid=sample.get("valid"))

@@ -9,28 +9,25 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.data_modules.base import AVDataModule, ClipDataset, Normalise, Sample, VideoWindows
+from avprompt.data_modules.base import AVDataModule, ClipDataset, Sample, VideoWindows
 from avprompt.datasets import music_avqa
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling
-from avprompt.plots.cards import question_figure
 
 
 class AskedWindows(VideoWindows):
-    """One's own videos, each window with the same question.
+    """A user's own videos, with the same question about each window.
 
     Args:
         folder: see `VideoWindows`.
         sampling: see `VideoWindows`.
-        normalise: see `VideoWindows`.
         asked: the question's entries of a sample.
     """
 
-    def __init__(self, folder: Path, sampling: Sampling, normalise: Normalise, asked: Sample) -> None:
-        super().__init__(folder, sampling, normalise)
+    def __init__(self, folder: Path, sampling: Sampling, asked: Sample) -> None:
+        super().__init__(folder, sampling)
         self.asked = asked
 
     def __getitem__(self, index: int) -> Sample:
@@ -38,40 +35,47 @@ class AskedWindows(VideoWindows):
 
 
 class MUSICAVQADataModule(AVDataModule):
-    """MUSIC-AVQA from its published questions (`root`/`release`/avqa-{train,val,test}.json).
+    """MUSIC-AVQA from its published questions, `root`/`release`/avqa-{train,val,test}.json.
 
-    Each question is an item; many share a video, and evaluation takes them video by video. Adds `question` (B, L) int64,
-    padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and `question_id`, lists of B
-    strings; `answer` (B,) int64; and with `negatives` in training `negative_frames` (B, T, 3, H, W) float32, normalised. One's own videos have `question`
-    and `question_text` alone. See `avprompt.datasets.music_avqa` for what the published files hold besides, and
-    `AVDataModule` for every other argument.
+    Each question is an item. Many questions share a video, and evaluation takes them video by video. Batches have
+    `question` (B, L) int64, padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and
+    `question_id`, lists of B strings; `answer` (B,) int64; and with `negatives`, in training, `negative_frames` uint8
+    (B, T, 3, H, W). A user's own videos have `question` and `question_text` only. `avprompt.datasets.music_avqa`
+    describes the published files; `AVDataModule` describes the other arguments.
 
     Attributes:
-        class_names: possible answers.
-        vocabulary_size: number of words of questions, `<pad>` included.
+        class_names: the possible answers.
+        vocabulary_size: number of words in questions, including `<pad>`.
 
     Args:
-        release: `json`, what published results are counted on, or `json_update`, the authors' later correction.
-        vocabulary: what numbers words and answers: `train`, their first appearance in avqa-train.json, as published, or
-            `files`, ques_vocab.txt and ans_vocab.txt in `root`, where that file is missing.
-        question_length: words to which questions are padded; a longer one is an error. The longest published has 14.
-        negatives: `other_video` adds T frames that do not belong to the sound: each from a random segment of a random
-            other video of the split.
-        negatives_in_evaluation: add them to validation and test too, always the same ones.
-        group_by_video: questions of a video follow each other in training too, as in evaluation: a batch then holds fewer videos,
-            and each is encoded once. As released, training mixes all questions.
-        question: asked of every video of `predict_root`.
-        stride: see `AVDataModule`. MUSIC-AVQA's videos last 60 s and nothing published says how they become ten
-            segments of one second: here every sixth second is one.
+        root: folder of annotations and media.
+        release: `json`, on which published results are computed, or `json_update`, the authors' later correction.
+        vocabulary: source of the indices of words and answers. `train`: their first appearance in avqa-train.json, as
+            published. `files`: ques_vocab.txt and ans_vocab.txt in `root`, for copies without avqa-train.json.
+        question_length: number L of words to which questions are padded; a longer question is an error. The longest
+            published question has 14.
+        negatives: `other_video` adds T frames that do not belong to the audio. Each comes from a random segment of a
+            random other video of the split.
+        negatives_in_evaluation: add negatives to validation and test too, always the same ones.
+        group_by_video: in training, let the questions of a video follow each other, as in evaluation. A batch then
+            holds fewer videos, and each is encoded once. The released code mixes all questions.
+        question: the question about every video of `predict_root`.
+        stride: see `AVDataModule`. The videos last 60 s, and no publication says how they become ten segments of one
+            second. The default takes every sixth second.
         options: see `AVDataModule`.
 
     Raises:
         ArgumentError: `predict_root` without a question, or a question with unknown words.
-        DatasetError: from `setup`, when the vocabulary's files are missing; until then sizes are the published ones.
-        AnnotationError: one of them breaks its format; from `setup`, also a question or answer that it does not know.
+        DatasetError: from `setup`, when files of the vocabulary are missing (before, sizes are the published ones).
+        AnnotationError: such a file breaks its format; from `setup`, also a question or answer with unknown words.
+
+    Example:
+        >>> data = MUSICAVQADataModule(Path("data/music_avqa"), negatives="other_video")
+        >>> data.num_classes, data.vocabulary_size, data.sampling.duration
+        (42, 93, 55.0)
     """
 
-    published = music_avqa.PUBLISHED
+    info = music_avqa.INFO
 
     def __init__(
         self,
@@ -98,14 +102,15 @@ class MUSICAVQADataModule(AVDataModule):
             raise ArgumentError("negatives_in_evaluation", "true with negatives: none", "negatives to add",
                                 "Set `negatives: other_video`.")
         self.release, self.question_length = release, question_length
-        self.negatives, self.negatives_in_evaluation, self.group_by_video = negatives, negatives_in_evaluation, group_by_video
-        # read here, not in `setup`: the model is sized by it before any data is looked at
+        self.negatives, self.negatives_in_evaluation = negatives, negatives_in_evaluation
+        self.group_by_video = group_by_video
+        # read before `setup`: the model is built with these sizes before any data are read
         self.vocabulary, self.class_names, self.unread = None, (), None
         self.num_classes, self.vocabulary_size = music_avqa.ANSWERS, music_avqa.WORDS
         try:
             self.vocabulary = music_avqa.read_vocabulary(self.root, release, vocabulary)
         except DatasetError as error:
-            self.unread = error  # the published sizes will do for `avprompt params`; `setup` raises this
+            self.unread = error  # `avprompt params` needs only the published sizes; `setup` raises the error
         else:
             self.class_names = self.vocabulary.answers
             self.num_classes, self.vocabulary_size = len(self.class_names), len(self.vocabulary.words)
@@ -116,6 +121,11 @@ class MUSICAVQADataModule(AVDataModule):
         if question is not None and self.unread is None:
             words = music_avqa.tokenise(question)
             self.asked = {"question": self.vocabulary.encode(words, question_length), "question_text": question}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        negative_size = 0 if self.negatives == "none" else self.sampling.size
+        return {**super().sizes, "question_length": self.question_length, "negative_size": negative_size}
 
     def read_annotations(self) -> dict[str, list[music_avqa.Question]]:
         splits = music_avqa.read_splits(self.root, self.release)
@@ -140,19 +150,20 @@ class MUSICAVQADataModule(AVDataModule):
                 "answer": self.vocabulary.encode_answer(item.answer, item.question_id)}
 
     def groups(self, split: str) -> list[str] | None:
-        """The video of every question; other splits than training hold them in that order."""
+        """The video of each question, in training; the other splits are already in that order."""
         return self.datasets[split].ids if self.group_by_video and split == "train" else None
 
     def setup(self, stage: str) -> None:
         """See `AVDataModule.setup`.
 
         Raises:
-            DatasetError: also where the vocabulary's files are missing, or negatives are asked for and a split has a single video.
+            DatasetError: also where files of the vocabulary are missing, or where negatives are asked for and a split
+                has a single video.
         """
         if self.unread is not None:
             raise self.unread
         if stage == "predict" and self.predict_root is not None:
-            self.datasets["predict"] = AskedWindows(self.predict_root, self.sampling, self.normalise, self.asked)
+            self.datasets["predict"] = AskedWindows(self.predict_root, self.sampling, self.asked)
             return
         super().setup(stage)
         for split, data in self.datasets.items():
@@ -169,13 +180,13 @@ class MUSICAVQADataModule(AVDataModule):
         others = [video for video in videos if video != item.id]
         chosen = rng.integers(len(others), size=self.sampling.segments)
         frames = torch.stack([self._negative(data, others, int(place), rng) for place in chosen])
-        return {**self.annotate(item, rng), "negative_frames": self.normalise(frames)}
+        return {**self.annotate(item, rng), "negative_frames": frames}
 
     @staticmethod
     def _negative(data: ClipDataset, others: list[str], place: int, rng: np.random.Generator) -> Tensor:
-        """A random frame of video `place`; in its place the next one that decodes, where clips may be substituted.
+        """A random frame of video `place`, or of the next one that decodes where clips may be substituted.
 
-        Such a video counts as corrupt when its own turn comes, as it does in every epoch.
+        A video that does not decode counts as corrupt when its own questions are read, which happens in every epoch.
         """
         for offset in range(len(others)):
             video = others[(place + offset) % len(others)]
@@ -188,11 +199,3 @@ class MUSICAVQADataModule(AVDataModule):
                 warnings.warn(f"another video gives negative frames in place of {video}: {error}", stacklevel=2)
         raise ClipDecodeError(data.items[0].id, "no other video of the split decodes", "readable videos",
                               "Run `avprompt data verify`.")
-
-    def plot(self, sample: dict[str, Any]) -> Figure:
-        """The question's card: frames, waveform, annotated answer; if present, `prediction` () and `map_grounding`."""
-        answers = {key: self.class_names[int(sample[key])] for key in ("answer", "prediction") if key in sample}
-        return question_figure(self.normalise.undo(sample["frames"]), sample["audio"], sample["question_text"],
-                               **answers, grounding=sample.get("map_grounding"), title=sample["id"],
-                               start=float(sample.get("start", 0.0)), valid=sample.get("valid"),
-                               stride=self.sampling.spacing)

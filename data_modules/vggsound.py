@@ -1,4 +1,4 @@
-"""VGG-Sound(40K): what DG-SCT is pretrained on before it meets other datasets without training."""
+"""VGG-Sound(40K): DG-SCT is pretrained on it for zero-shot transfer to other datasets."""
 
 from __future__ import annotations
 
@@ -12,35 +12,40 @@ from avprompt.media.readers import ClipReader
 
 
 class VGGSoundDataModule(EventDataModule):
-    """VGG-Sound(40K) from its two annotation files, which are yours to bring.
+    """VGG-Sound(40K) from its two annotation files, which its authors hand out and avprompt does not ship.
 
-    Adds `event` (B, T, C + 1) float32, one-hot with background last. See `avprompt.datasets.vggsound` for the files, and
-    `FewShotDataModule` and `AVDataModule` for every other argument.
+    Batches have `event` (B, T, C + 1) float32, one-hot with background last. `avprompt.datasets.vggsound` describes the
+    files; `FewShotDataModule` and `AVDataModule` describe the other arguments.
 
     Args:
-        category_file: names of the categories, one a line in the order of their indices; a relative path begins at
+        root: folder of annotations and media.
+        category_file: names of the categories, one a line in the order of their indices. A relative path starts at
             `root`.
-        label_file: csv of the videos; likewise.
+        label_file: csv file of the videos. A relative path starts at `root`.
         options: see `FewShotDataModule` and `AVDataModule`.
 
     Raises:
-        DatasetError: from `setup`, when one of the two files is missing (until then there are 141 categories without
-            names), or there is no validation split to select on.
-        AnnotationError: the category file breaks its format; from `setup`, also the other one.
+        DatasetError: from `setup`, when one of the two files is missing (before, the module has 141 categories without
+            names), or when checkpoints are selected on a validation split that has no rows.
+        AnnotationError: the category file breaks its format; from `setup`, also the label file.
+
+    Example:
+        >>> VGGSoundDataModule(Path("data/vggsound")).num_classes
+        141
     """
 
-    published = vggsound.PUBLISHED
+    info = vggsound.INFO
 
     def __init__(self, root: Path, category_file: Path = Path(vggsound.CATEGORY_FILE),
                  label_file: Path = Path(vggsound.LABEL_FILE), **options: Any) -> None:
         super().__init__(root, **options)
         self.category_file, self.label_file = self.root / category_file, self.root / label_file
-        # read here, not in `setup`: the model is sized by it before any data is looked at
+        # read before `setup`: the model is built with these sizes before any data are read
         self.class_names, self.num_classes, self.unread = (), vggsound.CATEGORIES, None
         try:
             self.class_names = vggsound.read_categories(self.category_file)
         except DatasetError as error:
-            self.unread = error  # the published number will do for `avprompt params`; `setup` raises this
+            self.unread = error  # `avprompt params` needs only the published number; `setup` raises the error
         else:
             self.num_classes = len(self.class_names)
 

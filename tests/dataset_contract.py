@@ -91,19 +91,35 @@ class DatasetContract:
         assert isinstance(batch["id"], list) and len(batch["id"]) == 4 and isinstance(batch["id"][0], str)
         assert batch["frames"].shape == (4, self.segments, 3, self.size, self.size)
         assert batch["audio"].shape == (4, self.segments, self.sample_rate) and batch["audio"].abs().max() <= 1
-        assert batch["frames"].dtype == batch["audio"].dtype == torch.float32
+        assert batch["frames"].dtype == torch.uint8 and batch["audio"].dtype == torch.float32
+        assert batch["frames"].is_contiguous() and batch["frames"].max() > 50
         assert batch["valid"].shape == (4, self.segments) and batch["valid"].dtype == torch.bool
+        assert batch["times"].shape == (4, self.segments, 2) and batch["times"].dtype == torch.float32
         assert {key: tuple(value.shape[1:]) for key, value in batch.items()
-                if key not in ("id", "frames", "audio", "valid") and isinstance(value, Tensor)} == self.labels
+                if key not in ("id", "frames", "audio", "valid", "times") and isinstance(value, Tensor)} == self.labels
 
-    def test_frames_are_normalised(self, root: Path) -> None:
-        plain, moved = (self.module(root, mean=(m,) * 3, std=(s,) * 3) for m, s in ((0.0, 1.0), (0.5, 0.25)))
-        for data in (plain, moved):
-            data.setup("test")
-        raw, frames = (data.datasets["test"][0]["frames"] for data in (plain, moved))
-        assert raw.min() >= 0 and raw.max() <= 1 and raw.max() > 0.2
-        assert torch.allclose(frames, (raw - 0.5) / 0.25, atol=1e-6)
-        assert torch.allclose(moved.normalise.undo(frames), raw, atol=1e-6)
+    def test_normalisation_is_the_encoders(self, root: Path) -> None:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'mean'"):
+            self.module(root, mean=(0.5,) * 3)
+
+    def test_example_batch_is_like_a_training_batch(self, root: Path) -> None:
+        """The same keys, shapes and dtypes, but for strings and paths, which describe real clips."""
+        data = self.module(root)
+        example = data.example_batch(4)
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
+        kinds = [{key: (value.dtype, tuple(value.shape)) for key, value in found.items() if isinstance(value, Tensor)}
+                 for found in (example, batch)]
+        assert kinds[0] == {key: kinds[1][key] for key in kinds[0]} and len(example["id"]) == 4
+        missing = set(batch) - set(example) - self.own
+        assert not {key for key in missing if isinstance(batch[key], Tensor)}
+        assert self.module(root, segments=3).example_batch(1)["frames"].shape[1] == 3
+
+    def test_described_once(self, root: Path) -> None:
+        data = self.module(root)
+        data.setup("test")
+        assert data.manifest()["dataset"] == data.info.name and data.manifest()["unit"] == data.info.unit
+        assert [item.id for item in data.info.published.read(root)["test"]] != []
 
     def test_classes_are_known_before_any_data_is_read(self, root: Path) -> None:
         data = self.module(root)

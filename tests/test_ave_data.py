@@ -23,7 +23,7 @@ from avprompt.synthetic.scenes import CATEGORIES
 
 
 def module(root: Path, **options: object) -> AVEDataModule:
-    settings = {"batch_size": 4, "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "sample_rate": 16000}
+    settings = {"batch_size": 4, "image_size": 64, "sample_rate": 16000}
     return AVEDataModule(root, **{**settings, **options})
 
 
@@ -214,7 +214,7 @@ def test_published_layout(copy: Path) -> None:
     data = module(copy, layout="folders", antialias=False)
     data.setup("test")
     sample = data.datasets["test"][0]
-    frames = data.normalise.undo(sample["frames"])
+    frames = sample["frames"] / 255
     chosen = np.linspace(1, 20, 10, dtype=int)  # 1, 3, 5, 7, 9, 11, 13, 15, 17, 20
     assert torch.allclose(frames.mean((1, 2, 3)), torch.tensor(10.0 * chosen / 255).float(), atol=0.01)
     assert np.array_equal(sample["audio"].flatten().numpy(), np.linspace(-1, 1, 160000, dtype=np.float32))
@@ -252,8 +252,8 @@ def test_published_layout_with_a_file_less(copy: Path) -> None:
     assert len(data.datasets["test"]) == 7
 
 
-def test_published_resize_overshoots(tmp_path: Path) -> None:
-    """The authors resize floating-point tensors without low-pass or clamping."""
+def test_resize_of_published_frames(tmp_path: Path) -> None:
+    """The authors resize floating-point tensors, without low-pass; ours are the same, rounded and clipped to uint8."""
     from avprompt.media.decode import Sampling
     from avprompt.media.readers import FolderReader
 
@@ -264,8 +264,13 @@ def test_published_resize_overshoots(tmp_path: Path) -> None:
     np.save(tmp_path / "wave" / "a.npy", np.zeros(10 * 800, np.float32))
     plain, smooth = (FolderReader(tmp_path, Sampling(size=40, sample_rate=800, antialias=a)).read("a")[0]
                      for a in (False, True))
-    assert plain.shape == (10, 3, 40, 40) and plain.max() > 1.01 and plain.min() < -0.01
-    assert (plain - smooth).abs().max() > 0.05
+    assert plain.shape == (10, 3, 40, 40) and plain.dtype == torch.uint8
+    assert (plain.float() - smooth.float()).abs().max() > 13
+    with Image.open(tmp_path / "frames" / "a" / "00000001.jpg") as picture:
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    theirs = torch.nn.functional.interpolate(pixels, (40, 40), mode="bicubic")[0]
+    assert theirs.max() > 1.01 and theirs.min() < -0.01
+    assert (plain[0] / 255 - theirs.clamp(0, 1)).abs().max() < 0.501 / 255
 
 
 def test_own_videos(shared: Path, tmp_path: Path) -> None:

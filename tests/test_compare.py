@@ -22,12 +22,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard import SummaryWriter
 
+from avprompt import data_modules
 from avprompt.cli import main, parts_of, run
 from avprompt.configs import get_nested, read_yaml
+from avprompt.datasets import avsbench
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
 from avprompt.reports.efficiency import measure
 from avprompt.reports.published import read_published
-from avprompt.reports.runs import DATASETS, Run, read_runs, task_of
+from avprompt.reports.runs import Run, read_runs, task_of
 from avprompt.reports.settings import ENCODERS, encoder_name
 from avprompt.reports.tables import tables
 from avprompt.reports.variants import gather
@@ -56,6 +58,13 @@ def config(seed: int, prompts: dict[str, Any] | None, encoders: dict[str, Any], 
                      "init_args": {"root": "data/x", "seed": seed, "validation_split": "val", **(data or {})}}}
 
 
+def dataset(content: dict[str, Any]) -> dict[str, str]:
+    """What a manifest says of the dataset of a configuration."""
+    kind, arguments = content["data"]["class_path"].rpartition(".")[2], content["data"]["init_args"]
+    info = avsbench.INFO[arguments["setting"]] if "setting" in arguments else getattr(data_modules, kind).info
+    return {"dataset": info.name, "unit": info.unit}
+
+
 def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str, float], ids: list[str],
           missing: int = 0) -> None:
     """A run as `avprompt sweep` leaves it: fit and test, the test's figures and the training's cost."""
@@ -72,7 +81,8 @@ def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str,
                   "config": own, "wall_s": seconds, "peak_memory_bytes": 2_000_000_000, "epochs": 6,
                   "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}}}
         (place / stage / "result.json").write_text(json.dumps(result))
-        (place / stage / "manifest.json").write_text(json.dumps({"root": "data/x", "ids": {"test": ids}}))
+        (place / stage / "manifest.json").write_text(json.dumps({**dataset(settings), "root": "data/x",
+                                                                 "ids": {"test": ids}}))
         with SummaryWriter(str(place / stage)) as writer:
             if stage == "fit":
                 for step in (10, 20):
@@ -156,7 +166,7 @@ def test_real_data_are_told_from_a_world_whose_ids_look_real(tmp_path: Path) -> 
         settings = config(0, {"temporal": False}, TINY, {"root": f"data/{name}"}, task="AVQA")
         write(tmp_path / "runs" / name, name, settings, scores, ids)
         manifest = tmp_path / "runs" / name / f"{name}-seed0" / "test" / "manifest.json"
-        manifest.write_text(json.dumps({"root": f"data/{name}", "ids": {"test": ids}}))
+        manifest.write_text(json.dumps({**dataset(settings), "root": f"data/{name}", "ids": {"test": ids}}))
     (tmp_path / "data" / "made").mkdir(parents=True)
     (tmp_path / "data" / "made" / "scenes.jsonl").write_text("")
     data = {line.label: line.setting.data for line in lines_of(tmp_path / "runs")}
@@ -188,11 +198,11 @@ def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     otherwise = {"quickstart": "ave", "zeroshot_quickstart": "zeroshot_ave_class", "fewshot_ave_clip": "zeroshot_ave",
                  "fewshot_ave_clap": "zeroshot_ave"}
     untrained = "zeroshot" in otherwise.get(path.stem, path.stem)
-    task = task_of(Run(path.parent, {"config": content, "metrics": {"test_accuracy": 0.5} if untrained else {}}, {}))
+    task = task_of(Run(path.parent, {"config": content, "metrics": {"test_accuracy": 0.5} if untrained else {}},
+                       dataset(content)))
     assert task == otherwise.get(path.stem) or path.stem.startswith(task)
     assert task in {figure.task for figure in published} | {"avqa_grounding", "pretrain_vggsound"}
-    kind = content["data"]["class_path"].rpartition(".")[2]
-    assert any(figure.dataset.startswith(DATASETS[kind]) for figure in published)
+    assert any(figure.dataset.startswith(dataset(content)["dataset"]) for figure in published)
     names = {SHORT.get(name, name).removesuffix(" (shared)") for f in published for name in (f.visual, f.audio)}
     for side in ("visual", "audio"):
         name = encoder_name(get_nested(content, f"model.init_args.backbone.init_args.{side}")).partition(",")[0]

@@ -107,7 +107,9 @@ model:
     backbone:
       class_path: avprompt.backbone.AVPromptBackbone
       init_args:
-        visual: {{class_path: avprompt.encoders.CLIP, init_args: {{model: ViT-B-32, fbank: {{mel_bins: 64}}}}}}
+        visual:
+          class_path: avprompt.encoders.TinyCLIP
+          init_args: {{pretrained: none, fbank: {{mel_bins: 64, frames: 102, shift_ms: 10.0}}}}
         audio: {audio}
 """)
     return ["--config", str(folder / "x.yaml")]
@@ -158,7 +160,7 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
 
 def test_stats_of_an_audio_encoder_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ("{class_path: avprompt.encoders.ViTSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
-           "{class_path: avprompt.encoders.CLIP, init_args: {model: ViT-B-32}}}}")
+           "{class_path: avprompt.encoders.TinyCLIP, init_args: {pretrained: none}}}}")
     run(["data", "stats", *experiment(tmp_path, copy, own), "--data.init_args.num_workers=1"])
     assert "\n--model.init_args.backbone.init_args.audio.init_args.fbank.mean -" in capsys.readouterr().out
     assert json.loads((copy / "fbank_statistics.json").read_text())["fbank"]["mel_bins"] == 80
@@ -167,7 +169,7 @@ def test_stats_of_an_audio_encoder_of_its_own(copy: Path, tmp_path: Path, capsys
 def test_stats_needs_spectrograms_of_that_sound(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ConfigError, match="got TinyHTSAT; expected an encoder with an fbank"):
         run(["data", "stats", *experiment(tmp_path, copy, "{class_path: avprompt.encoders.TinyHTSAT}")])
-    with pytest.raises(ConfigError, match="sample_rate: got 8000; expected 16000"):
+    with pytest.raises(ConfigError, match="sample_rate: got 8000 Hz; expected 16000 Hz"):
         run(["data", "stats", *experiment(tmp_path, copy), "--data.init_args.sample_rate", "8000"])
     run(["data", "stats", "--help"])
     assert "avprompt data stats --config" in capsys.readouterr().out

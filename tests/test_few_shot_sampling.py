@@ -21,7 +21,7 @@ from avprompt.errors import AnnotationError, ArgumentError, DatasetError
 from avprompt.media.readers import ClipReader, Segments
 from avprompt.synthetic.scenes import CATEGORIES
 
-SMALL = {"batch_size": 4, "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "sample_rate": 16000}
+SMALL = {"batch_size": 4, "image_size": 64, "sample_rate": 16000}
 NUMBERS = (1, 2, 4, 8, 16)
 
 

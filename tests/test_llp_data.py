@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing runs without the r2plus1
 
 
 def module(root: Path, **options: object) -> LLPDataModule:
-    settings = {"batch_size": 4, "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "sample_rate": 16000}
+    settings = {"batch_size": 4, "image_size": 64, "sample_rate": 16000}
     return LLPDataModule(root, **{**settings, **options})
 
 
@@ -345,13 +345,13 @@ def test_published_layout(copy: Path) -> None:
     data = module(copy, layout="folders", antialias=False)
     data.setup("test")
     sample = data.datasets["test"][0]
-    frames = data.normalise.undo(sample["frames"])
+    frames = sample["frames"] / 255
     assert torch.allclose(frames.mean((1, 2, 3)), 20 * torch.arange(1, 11) / 255, atol=0.01)
     assert np.array_equal(sample["audio"].flatten().numpy(), np.linspace(-1, 1, 160000, dtype=np.float32))
     (copy / "LLP_dataset" / "wave" / f"{videos[3].id}.npy").unlink()
     with pytest.raises(DatasetError, match=f"{videos[3].id}: missing: wave"):
         module(copy, layout="folders").setup("test")
-    reader = llp.PUBLISHED.folders(copy, Sampling(size=64, sample_rate=16000))
+    reader = llp.INFO.published.folders(copy, Sampling(size=64, sample_rate=16000))
     assert reader.inspect(videos[0].id) is None and "wave" in reader.inspect(videos[3].id)
 
 
@@ -363,7 +363,7 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in out for name in FILES[:5]) and "1 names in AVVP_eval_audio.csv" in out and "nobody (1)" in out
     append(copy / "AVVP_test_pd.csv", "abcdefghijk_0_10", "disc")
     assert not verify(copy, "llp")
-    assert "LLP_dataset/frame/<id>/%08d.jpg" in "\n".join(llp.PUBLISHED.tree)
+    assert "LLP_dataset/frame/<id>/%08d.jpg" in "\n".join(llp.INFO.published.tree)
 
 
 def test_world_annotations_follow_the_scenes(llp_root: Path) -> None:

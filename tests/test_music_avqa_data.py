@@ -54,7 +54,7 @@ def copy(avqa_root: Path, tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: object) -> MUSICAVQADataModule:
-    settings = {"batch_size": 4, "image_size": 64, "mean": (0.5,) * 3, "std": (0.5,) * 3, "sample_rate": 16000,
+    settings = {"batch_size": 4, "image_size": 64, "sample_rate": 16000,
                 "stride": None}
     return MUSICAVQADataModule(root, **{**settings, **options})
 
@@ -361,7 +361,7 @@ def test_generated_videos(video: str, generated: bool) -> None:
 def sources(data: MUSICAVQADataModule, split: str, frames: Tensor) -> list[tuple[str, int]]:
     """Video and segment that each of T frames comes from."""
     reader, found = data.datasets[split].reader, []
-    videos = {video: data.normalise(reader.read(video)[0]) for video in sorted(set(data.datasets[split].ids))}
+    videos = {video: reader.read(video)[0] for video in sorted(set(data.datasets[split].ids))}
     for frame in frames:
         matches = [(video, t) for video, clip in videos.items() for t in range(10) if torch.equal(clip[t], frame)]
         assert len(matches) == 1
@@ -378,7 +378,7 @@ def test_negative_frames_are_of_other_videos(copy: Path) -> None:
     for index in range(0, 48, 4):
         sample = train[index]
         assert sample["negative_frames"].shape == sample["frames"].shape
-        assert sample["negative_frames"].dtype == torch.float32
+        assert sample["negative_frames"].dtype == torch.uint8
         found = sources(data, "train", sample["negative_frames"])
         assert sample["id"] not in {video for video, _ in found} and len(set(found)) > 5
         taken.update(found)
@@ -427,7 +427,7 @@ def test_negative_videos_that_do_not_decode(copy: Path, avqa_root: Path) -> None
     with pytest.warns(UserWarning, match="gives negative frames in place of"):
         sample = data.datasets["train"][0]
     assert sample["id"] == videos[0] and sample["valid"].all()
-    frames = data.normalise(data.datasets["train"].reader.read(videos[1])[0])
+    frames = data.datasets["train"].reader.read(videos[1])[0]
     assert all(any(torch.equal(frame, own) for own in frames) for frame in sample["negative_frames"])
     (copy / "store" / "clips" / videos[1] / "frames.npy").write_bytes(b"gone")
     with pytest.warns(UserWarning), pytest.raises(ClipDecodeError, match="no other video of the split decodes"):
@@ -479,7 +479,7 @@ def test_published_layout(copy: Path) -> None:
     data.setup("test")
     sample = data.datasets["test"][0]
     chosen = torch.from_numpy(np.linspace(1, 20, 10, dtype=int))
-    assert torch.allclose(data.normalise.undo(sample["frames"]).mean((1, 2, 3)), 10 * chosen / 255, atol=0.01)
+    assert torch.allclose((sample["frames"] / 255).mean((1, 2, 3)), 10 * chosen / 255, atol=0.01)
     assert (sample["audio"] == int(sample["id"]) / 100).all()
     (copy / "audio_wave" / f"{sample['id']}.npy").unlink()
     with pytest.raises(DatasetError, match="missing: audio_wave"):

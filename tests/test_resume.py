@@ -47,7 +47,7 @@ def make(ave_root: Path, workers: int = 0, seed: int = 0) -> tuple[AVE, AVEDataM
     backbone = AVPromptBackbone(TinySwinV2(), TinyHTSAT(), DGSCT(num_tokens=2, reduction=4))
     task = AVE(backbone, 8, optimizer=lambda p: torch.optim.Adam(p, 1e-3),
                lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5))
-    data = AVEDataModule(ave_root, categories=list(CATEGORIES), batch_size=5, image_size=64, mean=(0.5,) * 3, std=(0.5,) * 3,
+    data = AVEDataModule(ave_root, categories=list(CATEGORIES), batch_size=5, image_size=64,
                          sample_rate=16000, num_workers=workers)
     return task, data
 

@@ -197,7 +197,7 @@ class FeaturePictures(Callback):
         data, seen, heard = trainer.datamodule, truth["visual"][clip], truth["audio"][clip]
         rows = {"event": heard} if torch.equal(truth["visual"], truth["audio"]) else {"seen": seen, "heard": heard}
         figure = clip_features_figure(
-            data.normalise.undo(batch["frames"][clip].cpu().float()),
+            batch["frames"][clip].cpu(),
             {name: gate[clip] for name, gate in gates.items()}, data.class_names, rows,
             None if sound is None else sound[clip],
             maps["visual"][clip] if "visual" in maps else None, maps["audio"][clip] if "audio" in maps else None,

@@ -49,7 +49,7 @@ def lightning_cli() -> type:
     from jsonargparse import Namespace, get_loader, set_loader
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-    from avprompt import callbacks, checkpoints
+    from avprompt import callbacks, checkpoints, compatibility
     from avprompt.data_modules import AVDataModule
     from avprompt.tasks import AVPromptTask
 
@@ -142,6 +142,10 @@ def lightning_cli() -> type:
             if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
                 raise ConfigError("trainer.logger.init_args.save_dir", f"{folder}, which cannot be written to",
                                   "a writable folder", "Choose another folder or free some space.")
+
+        def instantiate_classes(self) -> None:
+            super().instantiate_classes()
+            compatibility.check_run(self.model, self.datamodule)
 
         def instantiate_trainer(self, **options: Any) -> Any:
             self._dump_config()

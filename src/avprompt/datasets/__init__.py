@@ -1,1 +1,1 @@
-"""The datasets: annotations, what each is called, where its files lie."""
+"""The datasets: annotations, names, files, pictures of samples. Nothing here knows Lightning."""

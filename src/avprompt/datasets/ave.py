@@ -1,17 +1,17 @@
-"""AVE's annotations (Tian et al., ECCV 2018): 4143 events in 4097 ten-second clips, one category each.
+"""AVE's annotations (Tian et al., ECCV 2018): 4143 events in 4097 ten-second clips, each event of one category.
 
-What the published files hold besides, and what happens to it here:
+The published files have these peculiarities:
 
-- 45 clips stand on two or more rows with different categories: each row is an example of its own. A second row with the
-  same clip and category is an error.
-- 18 clips of the training split stand in the validation (10) or test split (8) too, under another category: reported,
-  and dropped from training with `drop_leaked`.
-- One row (`VWi2ENBuTbw`, Church bell) lasts from 0 to 0: a clip of background only.
-- The split files have no header, and 1030 ids begin with a dash.
-- The third field is `good` on every row and is not used.
+- 45 clips have two or more rows with different categories. Each row becomes an example. A second row with the same clip
+  and category is an error.
+- 18 clips of the training split are also in the validation split (10) or the test split (8), under another category.
+  They are reported, and `drop_leaked` removes them from training.
+- One event (`VWi2ENBuTbw`, Church bell) lasts from 0 to 0. Its clip is background only.
+- The split files have no header, and 1030 ids start with a dash.
+- The third field is `good` in every row and is not used.
 
-A dataset of one's own in AVE's format names its categories in `categories.txt` beside Annotations.txt, one a line in
-the order of their indices; without that file they are AVE's.
+Your own dataset in AVE's format names its categories in `categories.txt` beside Annotations.txt, one a line in the
+order of their indices. Without that file the categories are AVE's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from avprompt.datasets import events
+from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
@@ -44,7 +46,11 @@ class Event:
         id: clip id.
         category: index into the categories.
         start: first second of the event.
-        end: second after its last; equal to `start` where there is none.
+        end: the second after its last one; equal to `start` where the event has no duration.
+
+    Example:
+        >>> Event("clip", category=1, start=1, end=2).label(segments=2, num_classes=2).tolist()
+        [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]
     """
 
     id: str
@@ -54,11 +60,8 @@ class Event:
 
     def label(self, segments: int, num_classes: int) -> Tensor:
         """One-hot (T, C + 1) float32, background last: the event's category for `start <= t < end`."""
-        label = torch.zeros(segments, num_classes + 1)
-        inside = torch.zeros(segments, dtype=torch.bool)
-        inside[self.start:self.end] = True
-        label[inside, self.category], label[~inside, num_classes] = 1.0, 1.0
-        return label
+        seconds = torch.arange(segments)
+        return events.one_hot((self.start <= seconds) & (seconds < self.end), self.category, num_classes)
 
 
 def read_categories(root: Path) -> tuple[str, ...]:
@@ -77,7 +80,7 @@ def read_categories(root: Path) -> tuple[str, ...]:
 
 
 def _numbered_rows(path: Path, categories: tuple[str, ...], segments: int) -> list[tuple[str, Event]]:
-    """`read_rows` with the place of every row, for messages."""
+    """`read_rows`, with the file and line of every row for messages."""
     index, rows, seen = {name: i for i, name in enumerate(categories)}, [], set()
     lines = read_lines(path, "an annotation file of AVE", "Download AVE's annotations, or fix root.")
     for where, line in lines[1:] if lines[0][1] == HEADER else lines:
@@ -115,7 +118,7 @@ def read_rows(path: Path, categories: tuple[str, ...], segments: int = 10) -> li
 
 
 def read_splits(root: Path, categories: tuple[str, ...] | None = None, segments: int = 10) -> dict[str, list[Event]]:
-    """Events of the three splits, each found in Annotations.txt by clip and category, never by position.
+    """Events of the three splits. Each is looked up in Annotations.txt by clip and category, not by its position.
 
     Args:
         root: folder of Annotations.txt and the split files.
@@ -153,10 +156,16 @@ def leaked(splits: dict[str, list[Event]]) -> dict[str, list[str]]:
 
 
 def remarks(splits: dict[str, list[Event]]) -> list[str]:
-    """What `avprompt data verify` says about the annotations."""
+    """Sentences that `avprompt data verify` prints about the annotations."""
     return [f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}"
             for split, ids in leaked(splits).items() if ids]
 
 
-PUBLISHED = Published(("Annotations.txt", *SPLITS.values()), ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
-                      FolderReader, read_splits, remarks)
+INFO = DatasetInfo(
+    name="AVE",
+    published=Published(("Annotations.txt", *SPLITS.values()), ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
+                        FolderReader, read_splits, remarks),
+    class_names=read_categories,
+    example=events.example,
+    plot=events.plot,
+)

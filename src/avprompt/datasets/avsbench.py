@@ -1,21 +1,22 @@
-"""AVSBench's annotations and media (Zhou et al., ECCV 2022): which pixels sound, in five frames of five-second videos.
+"""AVSBench's annotations and media (Zhou et al., ECCV 2022): the pixels that sound, in five frames a video.
 
-Two settings, each with a table of its videos and a folder of extracted frames, masks and sound:
+There are two settings, each with a table of its videos and a folder of extracted frames, masks and audio:
 
-- S4, `Single-source/`: 4932 videos (3452, 740, 740) in 23 categories, one object sounds. Of a training video only the
+- S4, `Single-source/`: 4932 videos (3452, 740, 740) in 23 categories. One object sounds. In a training video only the
   first frame has a mask.
-- MS3, `Multi-sources/`: 424 videos (296, 64, 64), several objects sound by turns; every frame has a mask.
+- MS3, `Multi-sources/`: 424 videos (296, 64, 64). Several objects sound in turn. Every frame has a mask.
 
-The tables are read by the names of their columns: `split`, `name` (where there is none, the first column) and for S4
-`category` (else the third). An S4 video is told from others by category and name, since names need be unique in their
-folder only.
+The tables are read by the names of their columns: `split`, `name` (without such a column, the first one) and, for S4,
+`category` (without such a column, the third one). An S4 video is identified by category and name, because names are
+unique only within the folder of their category.
 
-A video's wav file gives its sound. The published loaders read `wave/<split>/.../AVS.npy` instead, a pickled dictionary:
-unpickling runs whatever code the file holds, so it is never read here.
+Audio is read from a video's wav file. The published loaders read `wave/<split>/.../AVS.npy` instead, which is a pickled
+dictionary. Unpickling runs whatever code a file contains, so avprompt never reads it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,17 @@ from typing import Literal, get_args
 import av
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling, decode_audio
-from avprompt.media.readers import ClipReader, Published, Segments
+from avprompt.media.readers import ClipReader, Published, Segments, as_frame
 from avprompt.media.text import is_name, read_table
 from avprompt.media.untrusted import open_picture, read_picture
+from avprompt.plots.overlays import overlay_figure
 
 Setting = Literal["s4", "ms3"]
 SPLITS = ("train", "val", "test")
@@ -40,16 +44,17 @@ SECONDS = 5
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a setting's files lie in the dataset's folder.
+    """The places of a setting's files in the dataset's folder.
 
     Args:
-        table: CSV of its videos.
-        folder: what all others lie in.
-        frames: pattern of a frame's file name.
-        masks: likewise of its mask's.
-        audio: likewise of a video's sound.
-        training_masks: frames of a training video that have a mask; elsewhere all do.
-        category: place of that column in a table that does not name it; `None`: the setting has no categories.
+        table: CSV file of its videos.
+        folder: folder of all other files.
+        frames: pattern of the name of a frame's file.
+        masks: pattern of the name of a mask's file.
+        audio: pattern of the name of a video's wav file.
+        training_masks: number of frames of a training video that have a mask; in other videos every frame has one.
+        category: index of the category column in a table that does not name it; `None` where a setting has no
+            categories.
     """
 
     table: str
@@ -79,7 +84,11 @@ class Video:
     Args:
         name: of its files.
         split: `train`, `val` or `test`.
-        category: of what sounds in it; empty for MS3.
+        category: category of what sounds in it; empty for MS3.
+
+    Example:
+        >>> Video("abc", "train", "dog").id, Video("abc", "train").id
+        ('dog_abc', 'abc')
     """
 
     name: str
@@ -88,7 +97,7 @@ class Video:
 
     @property
     def id(self) -> str:
-        """What the reader knows it by: `<category>_<name>`, for MS3 `<name>`."""
+        """Its id for the reader: `<category>_<name>`, for MS3 `<name>`."""
         return f"{self.category}_{self.name}" if self.category else self.name
 
 
@@ -98,7 +107,7 @@ class Files:
 
     Args:
         frames: five pictures, in order.
-        masks: of the first frames; one or five.
+        masks: masks of the first frames, one or five.
         audio: wav file.
     """
 
@@ -108,7 +117,7 @@ class Files:
 
 
 def files(root: Path, setting: Setting, video: Video) -> Files:
-    """Where a video's files belong; looks for none."""
+    """The paths of a video's files, whether or not they exist."""
     layout = LAYOUTS[setting]
     folder, names = Path(root) / layout.folder, {"split": video.split, "category": video.category, "name": video.name}
     frames, masks = (tuple(folder / pattern.format(**names, second=second) for second in range(1, SECONDS + 1))
@@ -122,7 +131,7 @@ def read_splits(root: Path, setting: Setting) -> dict[str, list[Video]]:
 
     Args:
         root: folder that holds `Single-source` and `Multi-sources`.
-        setting: which of the two.
+        setting: `s4` or `ms3`.
 
     Raises:
         DatasetError: no such table.
@@ -164,34 +173,34 @@ def _pixels(path: Path, error: type[AVPromptError], *modes: str) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask from a picture of any kind: S4's are bilevel, MS3's have a palette.
+    """Read a mask from a picture of any kind; S4's masks are bilevel, MS3's have a palette.
 
     Args:
-        path: of mode 1, L or P: what is not 0 sounds (of a palette, the index, as published); of others: what is not
-            black.
+        path: a picture. In modes 1, L and P, every value other than 0 sounds (in a palette, the index, as published).
+            In other modes, every pixel that is not black sounds.
 
     Returns:
         bool (H, W).
 
     Raises:
-        AnnotationError: the file is none that decodes.
+        AnnotationError: the file does not decode.
     """
     pixels = _pixels(path, AnnotationError, "1", "L", "P")
     return pixels != 0 if pixels.ndim == 2 else pixels.any(-1)
 
 
 def read_masks(paths: tuple[Path, ...], size: int) -> tuple[Tensor, Tensor]:
-    """Masks of a video's first frames.
+    """Read the masks of a video's first frames.
 
     Args:
         paths: at most five files.
-        size: height and width to give; others are resized to the nearest pixel.
+        size: height and width of the result; masks of another size are resized by nearest neighbour.
 
     Returns:
-        float32 (5, size, size) in {0, 1}, zeros where there is no mask, and bool (5,), where there is one.
+        float32 (5, size, size) in {0, 1}, zeros where there is no mask, and bool (5,), True where there is one.
 
     Raises:
-        AnnotationError: a file is none that decodes.
+        AnnotationError: a file does not decode.
     """
     masks = torch.zeros(SECONDS, size, size)
     for second, path in enumerate(paths):
@@ -203,9 +212,9 @@ def read_masks(paths: tuple[Path, ...], size: int) -> tuple[Tensor, Tensor]:
 class AVSBenchReader(ClipReader):
     """AVSBench's folders: five png frames and a wav file a video.
 
-    Frames of another size are resized in floating point, as the published networks do. Where a wav file ends early the
-    sound is zero, and a second of which it covers less than half is marked in `valid`. The published `AVS.npy` is a
-    pickle and never read.
+    Frames of another size are resized (bicubic) and rounded to whole grey levels; the published code keeps fractions.
+    Where a wav file ends early, the sound is zero, and a second of which it covers less than half is marked in `valid`.
+    The published `AVS.npy` is a pickle and never read.
 
     Args:
         root: folder that holds `Single-source` and `Multi-sources`.
@@ -270,19 +279,33 @@ class AVSBenchReader(ClipReader):
         return torch.from_numpy(wave).view(SECONDS, -1), valid
 
     def _picture(self, path: Path) -> Tensor:
-        pixels = torch.from_numpy(_pixels(path, ClipDecodeError)).permute(2, 0, 1).float().div_(255)
-        size = (self.sampling.size,) * 2
-        if pixels.shape[1:] == size:
-            return pixels
-        return F.interpolate(pixels[None], size, mode="bicubic", antialias=self.sampling.antialias)[0]
+        return as_frame(_pixels(path, ClipDecodeError), self.sampling)
 
 
-def _published(setting: Setting) -> Published:
+def example(clips: int, segments: int, num_classes: int, mask_size: int) -> dict[str, Tensor]:
+    """`masks` (clips, T, mask_size, mask_size) float32 in {0, 1} and `annotated` (clips, T) bool."""
+    masks = (torch.rand(clips, segments, mask_size, mask_size) > 0.5).float()
+    return {"masks": masks, "annotated": torch.ones(clips, segments, dtype=torch.bool)}
+
+
+def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
+    """Frames, what sounds in them (`masks`), and if present `prediction` (T, M, M) bool, with the waveform."""
+    return overlay_figure(sample["frames"], sample["audio"], sample.get("masks"), sample.get("prediction"),
+                          sample.get("annotated"), sample["id"], float(sample.get("start", 0.0)), sample.get("valid"))
+
+
+def _info(setting: Setting) -> DatasetInfo:
     layout = LAYOUTS[setting]
     shown = {"split": "<split>", "category": "<category>", "name": "<name>", "second": "{1..5}"}
     tree = (f"{layout.folder}/{pattern.format(**shown)}" for pattern in (layout.frames, layout.masks, layout.audio))
-    return Published((layout.table,), tuple(tree), partial(AVSBenchReader, setting=setting),
-                     partial(read_splits, setting=setting), stored=False)
+    return DatasetInfo(
+        name=f"AVSBench {setting.upper()}",
+        published=Published((layout.table,), tuple(tree), partial(AVSBenchReader, setting=setting),
+                            partial(read_splits, setting=setting), stored=False),
+        class_names=lambda root: ("sounding",),
+        example=example,
+        plot=plot,
+    )
 
 
-PUBLISHED: dict[str, Published] = {setting: _published(setting) for setting in get_args(Setting)}
+INFO: dict[str, DatasetInfo] = {setting: _info(setting) for setting in get_args(Setting)}

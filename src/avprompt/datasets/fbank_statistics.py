@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a training split's spectrograms."""
+"""Mean and standard deviation of the spectrograms of a training split."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from avprompt.media.samplers import ErrorsAsValues
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured.
+    """Statistics of filter bank features.
 
     Args:
         mean: of all features.
-        std: their standard deviation (divided by their number).
-        clips: how many were measured.
-        segments: how many of their segments, those that are really decoded.
-        corrupt: clips that did not decode and were left out.
+        std: population standard deviation of all features.
+        clips: number of measured clips.
+        segments: number of their segments that were decoded.
+        corrupt: number of clips that did not decode and were left out.
     """
 
     mean: float
@@ -37,7 +37,7 @@ class Statistics:
 
 
 class _Moments(Dataset):
-    """Of each clip: decoded segments, number of features, their sum and sum of squares, float64 (4,)."""
+    """For each clip: decoded segments, number of features, their sum and their sum of squares, float64 (4,)."""
 
     def __init__(self, ids: list[str], reader: ClipReader, fbank: Fbank) -> None:
         self.ids, self.reader, self.fbank = ids, reader, fbank
@@ -53,19 +53,21 @@ class _Moments(Dataset):
 
 def fbank_statistics(ids: list[str], reader: ClipReader, fbank: Fbank, skip_corrupt: bool = False,
                      workers: int = 0) -> Statistics:
-    """Measure the un-normalised, unpadded features of clips, one pass, in float64; each clip counts once.
+    """Mean and standard deviation of the features of clips, without normalisation and padding.
+
+    One pass over the clips, in float64. A clip that is listed twice counts once.
 
     Args:
         ids: of the clips.
-        reader: gives them.
-        fbank: settings; its own `mean` and `std` do not matter.
+        reader: reads them.
+        fbank: settings of the filter bank; its `mean` and `std` are not used.
         skip_corrupt: leave out clips that do not decode, with a warning.
-        workers: processes that read.
+        workers: number of processes that read.
 
     Raises:
-        ClipDecodeError: a clip does not decode and may not be left out.
-        ShapeError: segments are shorter than a window.
-        DatasetError: not one segment is decoded.
+        ClipDecodeError: a clip does not decode and `skip_corrupt` is `False`.
+        ShapeError: segments are shorter than a window of the filter bank.
+        DatasetError: no segment was decoded.
     """
     ids, total, corrupt = list(dict.fromkeys(ids)), torch.zeros(4, dtype=torch.float64), 0
     loader = DataLoader(ErrorsAsValues(_Moments(ids, reader, fbank)), batch_size=None, num_workers=workers)

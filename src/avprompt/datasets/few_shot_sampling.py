@@ -1,4 +1,4 @@
-"""Few-shot training: which few clips of each category a run trains on."""
+"""Few-shot training: the choice of the clips of each category that a run trains on."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ Rule = Literal["first", "seeded"]
 
 @dataclass(frozen=True)
 class Shots:
-    """A rule that draws clips.
+    """A rule that draws the clips of each category.
 
     Args:
-        number: clips of each category; 1, 2, 4, 8 and 16 are published.
-        rule: `first`, those that stand first in the training split's file, is the released procedure of DG-SCT (Duan et
-            al., NeurIPS 2023); `seeded` draws by chance, as CoOp (Zhou et al., IJCV 2022) and its successors do.
-        seed: of `seeded`. The clips of fewer shots are among those of more, and a category's clips do not depend on
-            the other categories.
+        number: clips of each category; published are 1, 2, 4, 8 and 16.
+        rule: `first` takes the first clips of the training split's file, the released procedure of DG-SCT (Duan et al.,
+            NeurIPS 2023). `seeded` draws at random, as CoOp (Zhou et al., IJCV 2022) and its successors do.
+        seed: of `seeded`. The clips of fewer shots are among the clips of more shots, and the clips of a category do
+            not depend on the other categories.
 
     Raises:
-        ArgumentError: a number is out of its range, or no such rule.
+        ArgumentError: a number is out of its range, or there is no such rule.
+
+    Example:
+        >>> items = ["dog 1", "cat 1", "dog 2", "dog 3"]
+        >>> Shots(2).draw(items, category=lambda item: int(item.startswith("dog")))
+        {0: ['cat 1'], 1: ['dog 1', 'dog 2']}
     """
 
     number: int
@@ -42,13 +47,16 @@ class Shots:
 
     def draw(self, items: Sequence[Item], category: Callable[[Item], int],
              usable: Collection[Item] | None = None) -> dict[int, list[Item]]:
-        """Clips by category, in the order of drawing; a category without a clip is left out.
+        """Draw clips of each category.
 
         Args:
-            items: the training split in its file's order, each item once.
+            items: the training split in the order of its file, each item once.
             category: item -> index of its category.
-            usable: those that can be drawn; `None` is all. The next one in the order of drawing takes the place of one
-                that is not among them, so that a missing clip changes nothing about the others.
+            usable: items that may be drawn; `None` is all. The next item in the order of drawing replaces one that is
+                not usable, so that a missing clip does not change the choice of the others.
+
+        Returns:
+            Items by category, in the order of drawing; a category without a clip is left out.
         """
         groups: dict[int, list[Item]] = {}
         for item in items:

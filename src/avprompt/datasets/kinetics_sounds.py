@@ -1,20 +1,20 @@
 """Kinetics-Sounds: the clips of Kinetics-400 (Kay et al., 2017) whose action is heard as well as seen (Arandjelovic and
-Zisserman, ICCV 2017), ten seconds and one label each.
+Zisserman, ICCV 2017). A clip has ten seconds and one label.
 
-Annotations are Kinetics' own csv files, one a split, with a header and the columns `label`, `youtube_id`, `time_start`,
-`time_end`, `split`, in any order, others beside them ignored; DeepMind's validation file is `validate.csv`, elsewhere
-it is `val.csv`. Rows of other classes are left out and counted. A clip's id is its media's name,
+The annotations are Kinetics' own csv files, one for each split, with a header and the columns `label`, `youtube_id`,
+`time_start`, `time_end` and `split` in any order; other columns are ignored. The validation file is `validate.csv`
+(DeepMind) or `val.csv`. Rows of other classes are left out and counted. A clip's id is the name of its media file,
 `<youtube_id>_<time_start>_<time_end>` with six digits for each time, as the common downloaders write it
 (`-3B32lodo2M_000059_000069`).
 
-Which classes belong to it differs from paper to paper. The 32 shipped here (kinetics_sounds_32.txt) are those that
-benchmarks on Kinetics-400 use; 31- and 34-class variants are a text file of their own, one name a line in the order of
-their indices: `classes.txt` beside the csv files, or wherever the data module's `classes` says.
+Papers disagree about the classes. avprompt ships the 32 classes that benchmarks on Kinetics-400 use
+(kinetics_sounds_32.txt). For 31 or 34 classes, write a text file with one name a line in the order of their indices:
+`classes.txt` beside the csv files, or any file that the data module's `classes` names.
 
-What the published files hold besides, and what happens to it here:
+The published files have these peculiarities:
 
-- ActivityNet's copy of `test.csv` has no labels. It is an error; the labelled file is with the copies of the media.
-- No video is in two splits. Files of one's own in which one is: reported.
+- ActivityNet's copy of `test.csv` has no labels, which is an error. The labelled file comes with copies of the media.
+- No video is in two splits. In your own files, such videos are reported.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, DatasetError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, read_table, whole
+from avprompt.plots.cards import question_figure
 
 SHIPPED = Path(__file__).with_name("kinetics_sounds_32.txt")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -52,12 +58,12 @@ class Action:
 
     @property
     def id(self) -> str:
-        """Name of its media file."""
+        """Name of its media file, without ending."""
         return f"{self.video}_{self.start:06d}_{self.end:06d}"
 
 
 class Splits(dict[str, list[Action]]):
-    """Clips by split; `others`: rows of other classes; `strays`: clips whose own column says another split."""
+    """Clips by split; `others` counts rows of other classes, `strays` clips whose `split` column says otherwise."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,12 +76,12 @@ def read_classes(root: Path, given: Path | Sequence[str] | None = None) -> tuple
 
     Args:
         root: the dataset's folder.
-        given: a file with one name a line, or the names; `None` is `root`/classes.txt where it exists, else the
-            shipped.
+        given: a file with one name a line, or the names. `None` is `root`/classes.txt where it exists, else the
+            shipped classes.
 
     Raises:
-        DatasetError: no such file.
-        AnnotationError: no names, or one twice.
+        DatasetError: there is no such file.
+        AnnotationError: there are no names, or a name occurs twice.
     """
     where, names = _source(root, given), given
     if isinstance(where, Path):
@@ -89,7 +95,7 @@ def read_classes(root: Path, given: Path | Sequence[str] | None = None) -> tuple
 
 
 def _source(root: Path, given: Path | Sequence[str] | None) -> Path | str:
-    """Where the classes stand: a file, or the argument itself."""
+    """The source of the classes: a file, or the argument itself."""
     if given is None:
         own = Path(root) / "classes.txt"
         return own if own.is_file() else SHIPPED
@@ -173,7 +179,7 @@ def shared_videos(splits: Splits) -> dict[str, list[str]]:
 
 
 def remarks(splits: Splits) -> list[str]:
-    """What `avprompt data verify` says about the annotations."""
+    """Sentences that `avprompt data verify` prints about the annotations."""
     lines = [f"{count} rows of split {split} are of other classes and left out"
              for split, count in splits.others.items() if count]
     lines += [f"{count} clips of split {split} say another split in their own column"
@@ -184,7 +190,26 @@ def remarks(splits: Splits) -> list[str]:
     return lines
 
 
-PUBLISHED = Published(
-    ("train.csv", "val.csv (or validate.csv)", "test.csv", "classes.txt (32 classes without it)"),
-    ("frames/<youtube_id>_<start>_<end>/%08d.jpg", "wave/<youtube_id>_<start>_<end>.npy"), FolderReader, read_splits,
-    remarks)
+def example(clips: int, segments: int, num_classes: int) -> dict[str, Tensor]:
+    """`label` (clips,) int64."""
+    return {"label": torch.arange(clips) % num_classes}
+
+
+def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
+    """Frames, waveform, the annotated action `label` () and, if present, the `prediction` ()."""
+    actions = {name: class_names[int(sample[key])] for name, key in (("answer", "label"), ("prediction", "prediction"))
+               if key in sample}
+    return question_figure(sample["frames"], sample["audio"], sample["id"], **actions,
+                           start=float(sample.get("start", 0.0)), valid=sample.get("valid"), stride=spacing)
+
+
+INFO = DatasetInfo(
+    name="Kinetics-Sounds",
+    published=Published(
+        ("train.csv", "val.csv (or validate.csv)", "test.csv", "classes.txt (32 classes without it)"),
+        ("frames/<youtube_id>_<start>_<end>/%08d.jpg", "wave/<youtube_id>_<start>_<end>.npy"), FolderReader,
+        read_splits, remarks),
+    class_names=read_classes,
+    example=example,
+    plot=plot,
+)

@@ -1,23 +1,22 @@
-"""LLP's annotations (Tian et al., ECCV 2020): what is heard and what is seen, second by second, in ten-second videos.
+"""LLP's annotations (Tian et al., ECCV 2020): what is heard and what is seen in each second of ten-second videos.
 
-AVVP_train.csv, AVVP_val_pd.csv and AVVP_test_pd.csv name each video (`<id>_<start>_<end>`, the id being its first 11
-characters) and the categories that occur in it. For videos of the last two, AVVP_eval_audio.csv and
-AVVP_eval_visual.csv say from which second on, and until which, each of them is heard and seen.
+AVVP_train.csv, AVVP_val_pd.csv and AVVP_test_pd.csv list the videos (`<id>_<start>_<end>`, where the id has 11
+characters) and the categories that occur in each. For validation and test videos, AVVP_eval_audio.csv and
+AVVP_eval_visual.csv give the seconds in which each category is heard and seen.
 
-What the published files hold besides, and what happens to it here. Targets are those of the published evaluation;
-`remarks` lists every case.
+The published files have these peculiarities. Targets follow the published evaluation, and `remarks` lists every case.
 
-- Evaluation rows are joined to videos by the whole name. Rows whose name is that of no validation or test video (10
-  names among the audio rows, 7 among the visual ones, with letters missing or one too many, such as the backtick
-  after KvIjsmANkxI_10_20) contribute nothing.
-- Six audio events end where they begin, or before (`9 0`). They contribute nothing.
-- Eight audio rows stand twice. They count once.
-- One test video names its category twice. It counts once.
-- 10 of the evaluated videos have no audio event that lasts, 191 no visual one: nothing is heard or seen there.
-- In 85 of the evaluated videos the categories named are not those of the events. Neither corrects the other.
+- Evaluation rows are joined to videos by the whole name. Rows with the name of no validation or test video are ignored:
+  10 names among the audio rows and 7 among the visual rows, with missing or extra letters, such as a backtick after
+  KvIjsmANkxI_10_20.
+- Six audio events end where they start, or before (`9 0`). They are ignored.
+- Eight audio rows occur twice. They count once.
+- One test video lists its category twice. It counts once.
+- 10 of the evaluated videos have no audio event that lasts, and 191 have no visual one. Nothing is heard or seen there.
+- In 85 of the evaluated videos, the listed categories are not those of the events. Neither corrects the other.
 
-A dataset of one's own in LLP's format names its categories in `categories.txt` beside the csv files, one a line in the
-order of their indices; without that file they are LLP's.
+Your own dataset in LLP's format names its categories in `categories.txt` beside the csv files, one a line in the order
+of their indices. Without that file the categories are LLP's.
 """
 
 from __future__ import annotations
@@ -25,17 +24,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets import ave
+from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
+from avprompt.plots.parsing import parsing_figure
 
 CATEGORIES = (
     "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
@@ -53,14 +55,19 @@ Events = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True)
 class Video:
-    """One annotated video, as the files have it.
+    """One annotated video.
 
     Args:
         name: its `filename`.
-        labels: categories that occur in it, in the row's order.
+        labels: categories that occur in it, in the order of its row.
         audio: (category, onset, offset) of every event that is heard, in whole seconds, the offset excluded; `None`
-            where that is not annotated (in training).
-        visual: likewise of every event that is seen.
+            where events are not annotated (in training).
+        visual: the same for every event that is seen.
+
+    Example:
+        >>> video = Video("-0A9suni5YA_30_40", (4, 0))
+        >>> video.id, video.weak_label(5).tolist()
+        ('-0A9suni5YA', [1.0, 0.0, 0.0, 0.0, 1.0])
     """
 
     name: str
@@ -70,7 +77,7 @@ class Video:
 
     @property
     def id(self) -> str:
-        """The first 11 characters of the name: the media's."""
+        """The first 11 characters of the name; media files have this name."""
         return self.name[:11]
 
     def weak_label(self, num_classes: int) -> Tensor:
@@ -89,7 +96,7 @@ def target(events: Events, segments: int, num_classes: int) -> Tensor:
 
 
 class Splits(dict[str, list[Video]]):
-    """Videos by split, and in `unmatched` the names and events of evaluation rows that belong to none of them."""
+    """Videos by split. `unmatched` holds names and events of evaluation rows that belong to no video."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +120,7 @@ def read_categories(root: Path, given: Sequence[str] | None = None) -> tuple[str
 
 
 def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[str, list[str]]]:
-    """Place and fields of every row."""
+    """File, line and fields of every row."""
     lines = read_lines(path, "an annotation file of LLP", "Download LLP's csv files, or fix root.")
     where, line = lines[0]
     if tuple(line.split("\t")) != header:
@@ -147,7 +154,7 @@ def _read_events(path: Path, index: dict[str, int], segments: int) -> dict[str, 
 
 
 def read_splits(root: Path, categories: Sequence[str] | None = None, segments: int = 10) -> Splits:
-    """Videos of the three splits, those of `val` and `test` with their events, joined by the whole name as published.
+    """Videos of the three splits; those of `val` and `test` have events, joined by the whole name as published.
 
     Args:
         root: folder of the five csv files.
@@ -175,7 +182,7 @@ def read_splits(root: Path, categories: Sequence[str] | None = None, segments: i
             found = {} if split == "train" else {kind: events[kind].pop(name, ()) for kind in EVENTS}
             splits[split].append(Video(name, tuple(_category(where, label, index) for label in labels.split(",")),
                                        **found))
-    splits.unmatched = events  # what nobody asked for
+    splits.unmatched = events  # the rows that no video took
     return splits
 
 
@@ -185,7 +192,7 @@ def _listed(what: str, cases: list[str]) -> list[str]:
 
 
 def ignored(splits: Splits) -> list[str]:
-    """What contributes nothing to the labels: one sentence a kind, every case named."""
+    """Annotations that do not change any label: a sentence for each kind, which names the cases."""
     lines = []
     for kind, file in EVENTS.items():
         events = {video.name: getattr(video, kind) or () for videos in splits.values() for video in videos}
@@ -209,7 +216,7 @@ def lasting(events: Events) -> set[int]:
 
 
 def remarks(splits: Splits) -> list[str]:
-    """What `avprompt data verify` says about the annotations."""
+    """Sentences that `avprompt data verify` prints about the annotations."""
     lines = ignored(splits)
     for split in ("val", "test"):
         videos = splits[split]
@@ -221,6 +228,64 @@ def remarks(splits: Splits) -> list[str]:
     return lines
 
 
-PUBLISHED = Published(
-    (*SPLITS.values(), *EVENTS.values()), ("LLP_dataset/frame/<id>/%08d.jpg", "LLP_dataset/wave/<id>.npy"),
-    partial(FolderReader, frames="LLP_dataset/frame", waves="LLP_dataset/wave"), read_splits, remarks)
+def _weak_labels(clips: int, num_classes: int) -> Tensor:
+    return torch.eye(num_classes)[torch.arange(clips) % num_classes]
+
+
+def parsing_example(clips: int, segments: int, num_classes: int, video_dim: int = 0) -> dict[str, Tensor]:
+    """`labels` (clips, C) float32 and, where `video_dim` is not 0, `video_features` (clips, T, video_dim) float32."""
+    features = {"video_features": torch.randn(clips, segments, video_dim)} if video_dim else {}
+    return {**features, "labels": _weak_labels(clips, num_classes)}
+
+
+def classification_example(clips: int, segments: int, num_classes: int, video_dim: int = 0) -> dict[str, Tensor]:
+    """`label` (clips,) int64 and `labels` (clips, C) float32."""
+    return {"label": torch.arange(clips) % num_classes, "labels": _weak_labels(clips, num_classes)}
+
+
+def _occurring(sample: Sample, class_names: Sequence[str]) -> list[str]:
+    return [class_names[index] for index in sample["labels"].nonzero().flatten().tolist()]
+
+
+def plot_parsing(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
+    """Frames, waveform, and bars for what is heard and what is seen.
+
+    Annotated are `audio_target` and `visual_target`, predicted `prediction_audio` and `prediction_visual`, (T, C) each,
+    where the sample has them. Without targets the title lists its `labels`.
+    """
+    truth, prediction = (tuple(sample[key].bool() for key in keys) if keys[0] in sample else None
+                         for keys in (("audio_target", "visual_target"), ("prediction_audio", "prediction_visual")))
+    title = sample["id"]
+    if truth is None and "labels" in sample:
+        title += ": " + ", ".join(_occurring(sample, class_names))
+    return parsing_figure(sample["frames"], sample["audio"], class_names, truth, prediction, title,
+                          float(sample.get("start", 0.0)), sample.get("valid"))
+
+
+def plot_classification(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
+    """Frames and waveform. The title lists what occurs, the answer where it is one of several categories, and, if
+    present, the `prediction`, one for the whole clip."""
+    title = sample["id"]
+    if "labels" in sample:
+        occurring = _occurring(sample, class_names)
+        title += ": " + ", ".join(occurring)
+        if len(occurring) > 1 and "accepted" not in sample:  # else each of them is right
+            title += f", answer {class_names[int(sample['label'])]}"
+    if "prediction" in sample:
+        title += f"; predicted {class_names[int(sample['prediction'].flatten()[0])]}"
+    return parsing_figure(sample["frames"], sample["audio"], class_names, title=title,
+                          start=float(sample.get("start", 0.0)), valid=sample.get("valid"))
+
+
+INFO = DatasetInfo(
+    name="LLP",
+    published=Published((*SPLITS.values(), *EVENTS.values()),
+                        ("LLP_dataset/frame/<id>/%08d.jpg", "LLP_dataset/wave/<id>.npy"),
+                        partial(FolderReader, frames="LLP_dataset/frame", waves="LLP_dataset/wave"), read_splits,
+                        remarks),
+    class_names=read_categories,
+    example=parsing_example,
+    plot=plot_parsing,
+)
+#: the same files, with one category a video as the answer
+CLASSIFICATION = replace(INFO, example=classification_example, plot=plot_classification)

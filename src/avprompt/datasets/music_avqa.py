@@ -1,22 +1,21 @@
-"""MUSIC-AVQA's questions (Li et al., CVPR 2022): templates about what is seen and heard in videos of musicians.
+"""MUSIC-AVQA's questions (Li et al., CVPR 2022): filled-in templates about videos of musicians.
 
-A split is a JSON list of questions; several are asked of the same video. What the published files hold besides, and
-what happens to it here:
+A split is a JSON list of questions; many questions share a video. The published files have these peculiarities:
 
-- There are two releases. `json` is what published results, DG-SCT's too, are counted on; `json_update` is the authors'
+- There are two releases. Published results, including DG-SCT's, are computed on `json`. `json_update` is the authors'
   later correction.
-- In `json` some questions stand twice with two different answers (55 ids in test, 27 in val; none in `json_update`).
-  Both are kept, as in every published count: one of the two is always counted wrong.
-- The splits share videos: they divide the questions, not the videos (2296 videos of val are in test too).
-- `question_deleted` is 0 on every published question and the released code does not look at it. A question with 1 was
-  withdrawn by its authors: the data module leaves it out, with a warning.
+- In `json` some questions occur twice with two different answers (55 ids in test, 27 in val; none in `json_update`).
+  Both are kept, as in every published result: one of the two always counts as wrong.
+- The splits divide the questions, not the videos: 2296 videos of val are also in test.
+- `question_deleted` is 0 in every published question, and the released code does not read it. The data module leaves
+  questions with 1 out, with a warning, because their authors withdrew them.
 - Questions end in `?`, in a full-width `？`, or in `?` and a blank.
-- A video id of digits alone is a recording; one with letters before them (`va`, `sa`, `vv`, ...) was put together by
-  the authors from the picture and the sound of others.
-- `anser` is how the files spell it. Some releases lack avqa-train.json: see `Vocabulary`.
-- MUSIC-AVQA v2.0 (Liu et al., WACV 2024) adds questions that have no `question_id` or `question_deleted`, or that
-  write `templ_values` as a list instead of a string of one. Its files are read where they stand as
-  `json/avqa-<split>.json`; a question without an id is called `record N` by its place.
+- A video id of digits is a recording. An id that starts with letters (`va`, `sa`, `vv`, ...) is a video that the
+  authors composed from the picture and the audio of others.
+- `anser` is the files' own spelling. Some releases lack avqa-train.json; see `Vocabulary`.
+- MUSIC-AVQA v2.0 (Liu et al., WACV 2024) adds questions without `question_id` or `question_deleted`, and questions whose
+  `templ_values` is a list instead of a string that holds one. Its files are read from `json/avqa-<split>.json`. A
+  question without an id is called `record N` by its position.
 """
 
 from __future__ import annotations
@@ -32,12 +31,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, DatasetError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, read_text
 from avprompt.metrics.avqa import TYPES
+from avprompt.plots.cards import question_figure
 
 Release = Literal["json", "json_update"]
 SPLITS = ("train", "val", "test")
@@ -56,13 +58,17 @@ class Question:
 
     Args:
         id: of the video.
-        question_id: as in the file; not unique, see the module. `record N` where the file has none.
+        question_id: as in the file, `record N` where the file has none; not unique, see the module's docstring.
         words: of the filled-in question, without its question mark.
-        text: the same for people.
-        group: `Audio`, `Visual` or `Audio-Visual`, what the question is about.
+        text: the filled-in question.
+        group: modality of the question, `Audio`, `Visual` or `Audio-Visual`.
         kind: `Counting`, `Comparative`, `Location`, `Existential` or `Temporal`.
         answer: one word, or `more than ten`.
-        deleted: withdrawn by the authors.
+        deleted: whether the authors withdrew it.
+
+    Example:
+        >>> Question("1", "7", ("Is", "it", "loud"), "Is it loud?", "Audio", "Existential", "yes").type
+        '["Audio", "Existential"]'
     """
 
     id: str
@@ -81,19 +87,23 @@ class Question:
 
 
 def is_generated(video_id: str) -> bool:
-    """Whether the authors put the video together from others, instead of finding it."""
+    """Whether the authors composed the video from the picture and the audio of other videos."""
     return _GENERATED.fullmatch(video_id) is not None
 
 
 def tokenise(content: str, values: Sequence[str] = ()) -> tuple[str, ...]:
-    """Words of a question as the released code makes them.
+    """Words of a question, split as in the released code.
 
     Args:
-        content: question, with `<...>` words where the values belong.
-        values: of these, in order.
+        content: the question, with a word `<...>` in the place of each value.
+        values: the values, in order.
 
     Raises:
-        ArgumentError: no words, or another number of values than of places for them.
+        ArgumentError: there are no words, or the number of values is not the number of places.
+
+    Example:
+        >>> tokenise("How many <Object> are there?", ["violins"])
+        ('How', 'many', 'violins', 'are', 'there')
     """
     words = content.strip().split(" ")
     words[-1] = words[-1].removesuffix("?").removesuffix("？")
@@ -124,7 +134,8 @@ def _question(path: Path, number: int, record: Any) -> Question:
         raise AnnotationError(where, repr(record)[:80], f"an object with {', '.join(FIELDS)}", "Correct the record.")
     question_id, deleted = record.get("question_id"), record.get("question_deleted")
     where = f"{where}, question_id {question_id}"
-    if wrong := {name: record.get(name) for name in ("video_id", "question_content", "anser") if not isinstance(record.get(name), str)}:
+    if wrong := {name: record.get(name) for name in ("video_id", "question_content", "anser")
+                 if not isinstance(record.get(name), str)}:
         raise AnnotationError(where, str(wrong)[:200], f"strings {', '.join(FIELDS)}", "Correct the record.")
     if not (question_id is None or type(question_id) in (int, str)) or deleted not in (None, 0, 1):
         raise AnnotationError(where, f"question_deleted {str(deleted)[:80]}", "a question_id that is a number or a "
@@ -150,7 +161,7 @@ def _question(path: Path, number: int, record: Any) -> Question:
 
 
 def questions_path(root: Path, release: Release, split: str) -> Path:
-    """Where a split's questions are."""
+    """The file of a split's questions."""
     return Path(root) / release / f"avqa-{split}.json"
 
 
@@ -175,10 +186,10 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def read_splits(root: Path, release: Release = "json") -> dict[str, list[Question]]:
-    """Questions of the three splits, deleted ones too.
+    """Questions of the three splits, including deleted ones.
 
-    A missing avqa-train.json, which not every copy of the dataset has, leaves training without questions, with a
-    warning; the others can be evaluated all the same.
+    Not every copy of the dataset has avqa-train.json. Without it, training has no questions, with a warning; evaluation
+    works.
 
     Args:
         root: folder of the releases' folders.
@@ -199,12 +210,17 @@ def read_splits(root: Path, release: Release = "json") -> dict[str, list[Questio
 class Vocabulary:
     """Words of questions and possible answers, in the order of their indices.
 
-    The released code numbers both by first appearance in avqa-train.json. ques_vocab.txt and ans_vocab.txt are taken to
-    hold the same order and serve where that file is missing.
+    The released code numbers both by first appearance in avqa-train.json. ques_vocab.txt and ans_vocab.txt are assumed
+    to have the same order, for copies of the dataset without that file.
 
     Args:
-        words: of questions, `<pad>` first.
-        answers: of the classifier.
+        words: words of questions, `<pad>` first.
+        answers: the classes of the answer classifier.
+
+    Example:
+        >>> vocabulary = Vocabulary(("<pad>", "Is", "it", "loud"), ("yes", "no"))
+        >>> vocabulary.encode(("Is", "it", "loud"), length=5).tolist()
+        [1, 2, 3, 0, 0]
     """
 
     words: tuple[str, ...]
@@ -225,13 +241,13 @@ class Vocabulary:
         """Indices of a question's words, int64 (length,), padded with 0.
 
         Args:
-            words: of the question.
-            length: to pad to.
-            subject: whose question it is, for messages.
-            error: type of the error.
+            words: words of the question.
+            length: number of words after padding.
+            subject: where the question comes from, for messages.
+            error: type of the error that is raised.
 
         Raises:
-            AVPromptError: of that type; an unknown word, or more words than fit.
+            AVPromptError: of type `error`: an unknown word, or more than `length` words.
         """
         unknown = [word for word in words if word not in self.word_index or word == PAD]
         if unknown:
@@ -248,7 +264,7 @@ class Vocabulary:
         """Index of an answer, int64 ().
 
         Raises:
-            AnnotationError: an unknown answer.
+            AnnotationError: the answer is unknown.
         """
         if answer not in self.answer_index:
             raise AnnotationError(subject, f"unknown answer {answer!r}", f"one of {len(self.answers)} answers",
@@ -257,7 +273,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, questions: Iterable[Question]) -> Vocabulary:
-        """By first appearance, as the released code does."""
+        """Number words and answers by their first appearance, as the released code does."""
         words, answers = {PAD: None}, {}
         for question in questions:
             words.update(dict.fromkeys(question.words))
@@ -296,7 +312,7 @@ def read_vocabulary(root: Path, release: Release = "json", source: Literal["trai
 
 
 def remarks(splits: dict[str, list[Question]]) -> list[str]:
-    """What `avprompt data verify` says about the questions."""
+    """Sentences that `avprompt data verify` prints about the questions."""
     found = []
     for split, questions in splits.items():
         repeated = sum(count > 1 for count in Counter(question.question_id for question in questions).values())
@@ -317,6 +333,32 @@ def remarks(splits: dict[str, list[Question]]) -> list[str]:
     return found
 
 
-PUBLISHED = Published(tuple(f"json/avqa-{split}.json" for split in SPLITS),
-                      ("frames/<video_id>/%08d.jpg", "audio_wave/<video_id>.npy"),
-                      partial(FolderReader, waves="audio_wave"), read_splits, remarks)
+def example(clips: int, segments: int, num_classes: int, question_length: int = LENGTH,
+            negative_size: int = 0) -> dict[str, Tensor]:
+    """`question` (clips, question_length) and `answer` (clips,), both int64, and where `negative_size` is not 0,
+    `negative_frames` (clips, T, 3, negative_size, negative_size) uint8."""
+    shape = clips, segments, 3, negative_size, negative_size
+    negatives = {"negative_frames": torch.randint(256, shape, dtype=torch.uint8)} if negative_size else {}
+    return {**negatives, "question": torch.ones(clips, question_length, dtype=torch.long),
+            "answer": torch.zeros(clips, dtype=torch.long)}
+
+
+def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
+    """The question's card: frames, waveform, the annotated `answer` () and, if present, `prediction` () and
+    `map_grounding` (T, rows, columns)."""
+    answers = {key: class_names[int(sample[key])] for key in ("answer", "prediction") if key in sample}
+    return question_figure(sample["frames"], sample["audio"], sample["question_text"], **answers,
+                           grounding=sample.get("map_grounding"), title=sample["id"],
+                           start=float(sample.get("start", 0.0)), valid=sample.get("valid"), stride=spacing)
+
+
+INFO = DatasetInfo(
+    name="MUSIC-AVQA",
+    published=Published(tuple(f"json/avqa-{split}.json" for split in SPLITS),
+                        ("frames/<video_id>/%08d.jpg", "audio_wave/<video_id>.npy"),
+                        partial(FolderReader, waves="audio_wave"), read_splits, remarks),
+    class_names=lambda root: read_vocabulary(root).answers,
+    example=example,
+    plot=plot,
+    unit="questions",
+)

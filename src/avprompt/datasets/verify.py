@@ -1,4 +1,4 @@
-"""What a dataset needs, and what of it is there."""
+"""`avprompt data verify`: the files that a dataset needs, and those that are there."""
 
 from __future__ import annotations
 
@@ -10,39 +10,35 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from avprompt.datasets import ave, avsbench, kinetics_sounds, llp, music_avqa, naming, vggsound
+from avprompt.datasets import naming
+from avprompt.datasets.registry import DATASETS
 from avprompt.errors import ArgumentError, DatasetError
 from avprompt.media.files import write_whole
-from avprompt.media.readers import STORE_TREE, ClipReader, Published, StoreReader, open_reader
-
-DATASETS: dict[str, Published] = {"ave": ave.PUBLISHED, "kinetics_sounds": kinetics_sounds.PUBLISHED,
-                                  "avs_s4": avsbench.PUBLISHED["s4"], "avs_ms3": avsbench.PUBLISHED["ms3"],
-                                  "llp": llp.PUBLISHED,
-                                  "music_avqa": music_avqa.PUBLISHED, "vggsound": vggsound.PUBLISHED}
+from avprompt.media.readers import STORE_TREE, ClipReader, StoreReader, open_reader
 
 
 def verify(
     root: Path,
-    dataset: Literal["ave", "kinetics_sounds", "avs_s4", "avs_ms3", "llp", "music_avqa", "vggsound"] = "ave",
+    dataset: Literal[tuple(DATASETS)] = "ave",
     layout: Literal["store", "folders"] | None = None,
     report: Path | None = None,
     deep: bool = False,
     rename: bool = False,
 ) -> bool:
-    """Print the expected folder tree and how many clips of each split are found, missing and unusable.
+    """Print the expected folder tree and the numbers of clips of each split that are found, missing and unusable.
 
-    Files are looked at by name, header and size, not decoded; `deep` reads them all.
+    Names, headers and sizes of files are checked; `deep` reads them all.
 
     Args:
         root: the dataset's folder.
-        dataset: whose annotations to read.
-        layout: `store` (from `avprompt data prepare`) or `folders` (the published code's); `null` is a store wherever
-            one can hold the dataset's media.
-        report: CSV of every clip that cannot be used, or is used but short or silent; `None` is root/verify.csv. Where
-            it cannot be written the clips are printed instead.
+        dataset: the dataset whose annotations are read.
+        layout: `store` (from `avprompt data prepare`) or `folders` (of the published code); `null` is `store` for every
+            dataset whose media a store can hold.
+        report: CSV file of every clip that cannot be used, or that is short or silent; `None` is root/verify.csv. Where
+            it cannot be written, the clips are printed instead.
         deep: compare each clip of a store with the digest of what was written; decode everything in folders.
-        rename: give clips of the store the ids that annotations have, by the likely rule that is printed where few
-            names match.
+        rename: give the clips of a store the ids of the annotations, by the likely rule that is printed where few names
+            match.
 
     Returns:
         Whether every clip can be used.
@@ -52,7 +48,7 @@ def verify(
         AnnotationError: an annotation file breaks its format.
         ArgumentError: `rename` where clips do not lie in a store.
     """
-    root, published = Path(root).expanduser(), DATASETS[dataset]
+    root, published = Path(root).expanduser(), DATASETS[dataset].published
     layout = layout or ("store" if published.stored else "folders")
     tree = STORE_TREE if layout == "store" else published.tree
     print("\n".join([f"{root}/", *(f"  {name}" for name in (*published.files, *tree))]))

@@ -1,14 +1,14 @@
-"""VGG-Sound(40K)'s annotations (VGGSound-AVEL; Zhou et al., CPSP, TPAMI 2022): 141 categories, one a ten-second video.
+"""VGG-Sound(40K)'s annotations (VGGSound-AVEL; Zhou et al., CPSP, TPAMI 2022): ten-second videos of 141 categories.
 
-Two files that their authors hand out and that are not shipped here:
+The annotations are two files that their authors hand out and avprompt does not ship:
 
 - VggsoundAVEL40kCategories.txt names the categories, one a line in the order of their indices.
-- vggsound-avel40k_labels.csv has a row for each video with the columns `split` (`train`, `test`, or a word that begins
-  with `val`), `category`, `video_id` (a whole number) and `label`, a list of ten 0 or 1: in which seconds the category
-  is both seen and heard. Its other columns are not used.
+- vggsound-avel40k_labels.csv has a row for each video, with the columns `split` (`train`, `test` or a word that begins
+  with `val`), `category`, `video_id` (a whole number) and `label`, a list of ten numbers, 1 for each second in which
+  the category is both seen and heard and else 0. Other columns are not used.
 
-A video's media are named by its number with six digits. The files were not at hand when this was written: their format
-is that which the released loader of DG-SCT expects.
+Media files are named by the video's number with six digits. The two files were not available when this was written: the
+format is what DG-SCT's released loader reads.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from avprompt.datasets import events
+from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import AnnotationError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import read_lines, read_table, whole
@@ -39,7 +41,7 @@ class Video:
     Args:
         id: its number, six digits.
         category: index into the categories.
-        active: for every second whether the category is both seen and heard.
+        active: for each second, whether the category is both seen and heard.
     """
 
     id: str
@@ -48,10 +50,7 @@ class Video:
 
     def label(self, segments: int, num_classes: int) -> Tensor:
         """One-hot (T, C + 1) float32, background last: the video's category where it is active."""
-        label = torch.zeros(segments, num_classes + 1)
-        inside = torch.tensor(self.active)
-        label[inside, self.category], label[~inside, num_classes] = 1.0, 1.0
-        return label
+        return events.one_hot(torch.tensor(self.active), self.category, num_classes)
 
 
 def read_categories(path: Path) -> tuple[str, ...]:
@@ -120,7 +119,7 @@ def read_splits(path: Path, categories: Sequence[str], segments: int = 10) -> di
 
 
 def remarks(splits: dict[str, list[Video]]) -> list[str]:
-    """What `avprompt data verify` says about the annotations."""
+    """Sentences that `avprompt data verify` prints about the annotations."""
     lines = [] if splits["val"] else [
         "no validation rows: `validation_split: test` selects on the test split, the released procedure"]
     for split, videos in splits.items():
@@ -131,5 +130,11 @@ def remarks(splits: dict[str, list[Video]]) -> list[str]:
     return lines
 
 
-PUBLISHED = Published((CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader,
-                      lambda root: read_splits(root / LABEL_FILE, read_categories(root / CATEGORY_FILE)), remarks)
+INFO = DatasetInfo(
+    name="VGG-Sound",
+    published=Published((CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader,
+                        lambda root: read_splits(root / LABEL_FILE, read_categories(root / CATEGORY_FILE)), remarks),
+    class_names=lambda root: read_categories(root / CATEGORY_FILE),
+    example=events.example,
+    plot=events.plot,
+)

@@ -123,11 +123,11 @@ class Clip:
 
 
 def resize(picture: np.ndarray, size: int, antialias: bool) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (size, size, 3), bicubic."""
+    """uint8 (H, W, C) -> uint8 (size, size, C), bicubic."""
     if picture.shape[:2] == (size, size):
         return picture
-    small = np.empty((size, size, 3), np.uint8)
-    for channel in range(3):  # one after the other: a third of the memory
+    small = np.empty((size, size, picture.shape[2]), np.uint8)
+    for channel in range(picture.shape[2]):  # one after the other: a third of the memory
         x = torch.from_numpy(np.ascontiguousarray(picture[..., channel]))[None, None].float()
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias)
         small[..., channel] = x[0, 0].round_().clamp_(0, 255).byte().numpy()

@@ -11,15 +11,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from avprompt.errors import ClipDecodeError, DatasetError
-from avprompt.media.decode import Sampling
+from avprompt.media.decode import Sampling, resize
 from avprompt.media.files import hidden, listed
 from avprompt.media.store import REPAIR, ClipStore, read_manifest
 from avprompt.media.untrusted import read_array, read_picture
 
+#: a clip: frames uint8 (T, 3, size, size), audio float32 (T, S), valid bool (T,)
 Segments = tuple[Tensor, Tensor, Tensor]
+
+
+def as_frame(pixels: np.ndarray, sampling: Sampling) -> Tensor:
+    """A picture, uint8 (H, W, 3) -> a frame, uint8 (3, size, size)."""
+    return torch.from_numpy(resize(pixels, sampling.size, sampling.antialias)).permute(2, 0, 1).contiguous()
 
 
 class ClipReader(abc.ABC):
@@ -38,7 +43,7 @@ class ClipReader(abc.ABC):
 
     @abc.abstractmethod
     def read(self, clip_id: str) -> Segments:
-        """Frames float32 (T, 3, size, size) in [0, 1], audio float32 (T, S), valid bool (T,).
+        """Frames uint8 (T, 3, size, size), audio float32 (T, S) in [-1, 1], valid bool (T,).
 
         Raises:
             ClipDecodeError: the clip's files are damaged.
@@ -57,7 +62,7 @@ class ClipReader(abc.ABC):
         return set()
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
-        """One segment's frame alone, float32 (3, size, size) in [0, 1].
+        """One segment's frame alone, uint8 (3, size, size).
 
         Raises:
             ClipDecodeError: the clip's files are damaged.
@@ -116,7 +121,7 @@ class StoreReader(ClipReader):
         if clip_id in self.entries and int(valid.sum()) != self.entries[clip_id].valid:
             raise ClipDecodeError(self.store.root / "clips" / clip_id, f"{int(valid.sum())} valid segments",
                                   f"{self.entries[clip_id].valid}, as the manifest says", REPAIR)
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float().div_(255)
+        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
         return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
 
     def digest_problem(self, clip_id: str) -> str | None:
@@ -133,7 +138,7 @@ class StoreReader(ClipReader):
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
         frames, _, _ = self.store.read(clip_id, mapped=True)
-        return torch.from_numpy(np.array(frames[segment])).permute(2, 0, 1).float().div_(255)
+        return torch.from_numpy(np.array(frames[segment])).permute(2, 0, 1)
 
     def valid(self, clip_id: str) -> Tensor:
         return torch.from_numpy(np.array(self.store.read(clip_id, mapped=True)[2]))
@@ -142,7 +147,8 @@ class StoreReader(ClipReader):
 class FolderReader(ClipReader):
     """The layout of the DG-SCT repository: a folder of jpg frames and one waveform a clip.
 
-    T frames are taken at `linspace(1, N, T)` of the folder's N pictures, resized in floating point as published.
+    T frames are taken at `linspace(1, N, T)` of the folder's N pictures. Pictures of another size are resized as
+    published (bicubic), and the result is rounded to whole grey levels, 0 to 255; the published code keeps fractions.
 
     Args:
         root: folder that holds the two folders.
@@ -227,14 +233,9 @@ class FolderReader(ClipReader):
 
     def _picture(self, path: Path) -> Tensor:
         try:
-            pixels = torch.from_numpy(read_picture(path, max_pixels=self.sampling.max_pixels))
-            pixels = pixels.permute(2, 0, 1).float().div_(255)
+            return as_frame(read_picture(path, max_pixels=self.sampling.max_pixels), self.sampling)
         except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, "a jpg picture", "Extract the frames again.") from error
-        size = (self.sampling.size,) * 2
-        if pixels.shape[1:] == size:
-            return pixels
-        return F.interpolate(pixels[None], size, mode="bicubic", antialias=self.sampling.antialias)[0]
 
 
 Folders = Callable[[Path, Sampling | None], ClipReader]

@@ -1,4 +1,4 @@
-"""Data order that a resumed run continues exactly: a function of seed and epoch, counted as batches are consumed."""
+"""Loaders whose order depends on seed and epoch alone, so that a resumed run continues exactly where it stopped."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ from avprompt.errors import ArgumentError, AVPromptError, CheckpointError
 
 
 def mixed(seed: int, epoch: int) -> int:
-    """One seed for an epoch of a run."""
+    """The seed of an epoch of a run."""
     return seed * 1_000_003 + epoch
 
 
 class EpochOrder(Sampler[int]):
-    """Permutation of a dataset that depends on (seed, epoch) alone; what belongs together stays together.
+    """A permutation of a dataset that depends on (seed, epoch) alone and keeps groups of clips together.
 
-    Lightning calls `set_epoch` on a loader's `sampler` and on its batch sampler's `sampler`, not on the batch sampler.
+    Lightning calls `set_epoch` on a loader's `sampler` and on the `sampler` of its batch sampler, not on the batch
+    sampler itself.
 
     Args:
-        size: clips in the dataset.
+        size: number of clips in the dataset.
         seed: of the order.
-        shuffle: `False` keeps the dataset's order in every epoch.
-        rank: of this process.
-        world: number of processes; the order is padded with its first clips so that every process has as many.
-        groups: name of every clip's group; clips of a group follow each other, and groups are shuffled. `None`: each
-            clip is one.
+        shuffle: `False` keeps the order of the dataset in every epoch.
+        rank: index of this process.
+        world: number of processes. The order is padded with its first clips, so that all processes have equally many.
+        groups: name of each clip's group. Groups are shuffled, and the clips of a group follow each other. `None` makes
+            each clip a group of its own.
+
+    Example:
+        >>> order = EpochOrder(6, seed=0, shuffle=True, groups=["a", "a", "b", "b", "c", "c"])
+        >>> order.set_epoch(1)
+        >>> list(order) == list(order), sorted(order)
+        (True, [0, 1, 2, 3, 4, 5])
     """
 
     def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1,
@@ -43,7 +50,7 @@ class EpochOrder(Sampler[int]):
         self.groups, self.epoch = list(members.values()), 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
+        """Choose the epoch whose order `__iter__` gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -52,7 +59,7 @@ class EpochOrder(Sampler[int]):
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
             order = torch.randperm(len(self.groups), generator=generator).tolist()
         clips = itertools.cycle(place for group in order for place in self.groups[group])
-        # a process has its share in one piece: dealt out in turn, a group would be at every process
+        # each process takes one contiguous part: dealt out in turn, a group would be split among all processes
         return itertools.islice(clips, self.rank * len(self), (self.rank + 1) * len(self))
 
     def __len__(self) -> int:
@@ -60,11 +67,17 @@ class EpochOrder(Sampler[int]):
 
 
 class ResumableBatches(Sampler[list[int]]):
-    """Batches of an `EpochOrder`; the first pass may begin at another batch than the first.
+    """Batches of an `EpochOrder`; the next pass starts at batch `start`, later passes at the first batch.
 
     Args:
         sampler: the order.
-        batch_size: clips a batch; the last one may be smaller.
+        batch_size: clips a batch; the last batch may be smaller.
+
+    Example:
+        >>> batches = ResumableBatches(EpochOrder(5, seed=0, shuffle=False), batch_size=2)
+        >>> batches.start = 1
+        >>> list(batches), list(batches)
+        ([[2, 3], [4]], [[0, 1], [2, 3], [4]])
     """
 
     def __init__(self, sampler: EpochOrder, batch_size: int) -> None:
@@ -81,10 +94,19 @@ class ResumableBatches(Sampler[list[int]]):
 
 
 class ErrorsAsValues(Dataset):
-    """A dataset whose typed errors are values: torch would turn an error of a worker process into text.
+    """A dataset that returns its typed errors instead of raising them.
+
+    PyTorch turns an error of a worker process into text and loses its type. `ClipLoader` raises the returned error.
 
     Args:
         dataset: any map-style dataset.
+
+    Example:
+        >>> class Broken(Dataset):
+        ...     def __len__(self): return 1
+        ...     def __getitem__(self, index): raise CheckpointError("clip", "nothing", "a clip", "Leave it out.")
+        >>> type(ErrorsAsValues(Broken())[0]).__name__
+        'CheckpointError'
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -94,7 +116,7 @@ class ErrorsAsValues(Dataset):
         return len(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the dataset, if it wants to know."""
+        """Pass the epoch on to the dataset, where it has `set_epoch`."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -110,7 +132,7 @@ _NO_ROOM = ("shared memory", "Bus error", "unable to write to file", "No space l
 
 
 class ClipLoader(DataLoader):
-    """DataLoader over a `ErrorsAsValues` dataset that raises the error which its `collate_fn` hands on.
+    """A DataLoader over an `ErrorsAsValues` dataset; it raises the error that its `collate_fn` returns.
 
     Iterating raises `ArgumentError` where workers have too little memory, shared or other, to hand batches over.
     """
@@ -144,24 +166,34 @@ def _shared_memory() -> str:
 
 
 class ResumableLoader(ClipLoader):
-    """DataLoader whose position can be saved and restored in the middle of an epoch, with any number of workers.
+    """A DataLoader whose position in an epoch can be saved and restored, with any number of workers.
 
-    Lightning stores `state_dict` in the loop's state. Batches are counted when they are handed out, not when a worker
-    fetches them. The loader draws from a generator of its own, set anew by (seed, epoch): otherwise every pass would
-    take a number from the global stream and shift dropout, and a resumed run would seed its workers otherwise.
+    Lightning stores `state_dict` in the loop's state. A batch counts when the loader yields it, not when a worker reads
+    it. The loader has its own random generator, which (seed, epoch) sets before each pass. With the global generator,
+    each pass would draw a number and so change dropout, and a resumed run would seed its workers differently.
 
-    Processes share an epoch by `rank` and `world`, so Lightning must not put its own sampler in:
-    `use_distributed_sampler: false`, which the command line sets.
+    `rank` and `world` divide an epoch among processes. Lightning must therefore not insert its own sampler; the command
+    line sets `use_distributed_sampler: false`.
 
     Args:
-        dataset: anything with `__len__` and `__getitem__`.
+        dataset: a map-style dataset.
         batch_size: clips a batch.
         seed: of the order.
-        shuffle: new order every epoch.
-        rank: of this process.
+        shuffle: whether each epoch has a new order.
+        rank: index of this process.
         world: number of processes.
         groups: see `EpochOrder`.
         options: further arguments of `DataLoader`, such as `num_workers` and `collate_fn`.
+
+    Example:
+        >>> loader = ResumableLoader(torch.arange(6), batch_size=2)
+        >>> position = iter(loader)
+        >>> next(position).tolist()
+        [0, 1]
+        >>> resumed = ResumableLoader(torch.arange(6), batch_size=2)
+        >>> resumed.load_state_dict(loader.state_dict())
+        >>> [batch.tolist() for batch in resumed]
+        [[2, 3], [4, 5]]
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0,
@@ -173,7 +205,7 @@ class ResumableLoader(ClipLoader):
 
     @property
     def order(self) -> EpochOrder:
-        """Order of the clips."""
+        """The order of the clips."""
         return self.batch_sampler.sampler
 
     def __iter__(self) -> Iterator[Any]:
@@ -188,7 +220,7 @@ class ResumableLoader(ClipLoader):
 
     def _start(self) -> int:
         state, self.restored = self.restored, {}
-        # at the end of an epoch a trainer may save before or after it counts the epoch: only its number tells
+        # at the end of an epoch a trainer may save before or after it counts the epoch; the epoch's number tells which
         if not state.get("consumed") or state["epoch"] != self.order.epoch:
             return 0
         differ = {name: (state.get(name), ours) for name, ours in self._identity().items() if state.get(name) != ours}
@@ -203,12 +235,12 @@ class ResumableLoader(ClipLoader):
                 "batch_size": self.batch_sampler.batch_size, "seed": self.order.seed, "processes": self.order.world}
 
     def state_dict(self) -> dict[str, int]:
-        """Batches handed out in the epoch under way, and what decides which they were."""
+        """Number of batches yielded in the current epoch, and the settings that determine which batches those are."""
         return self.restored or {"consumed": self.consumed, **self._identity()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Let the next pass, if it is through the same epoch, begin after the batches already handed out.
+        """Let the next pass skip the batches that were already yielded, if it is a pass through the same epoch.
 
-        That pass raises `CheckpointError` where it would go through other batches.
+        That pass raises `CheckpointError` if other settings would give other batches.
         """
         self.restored = dict(state)

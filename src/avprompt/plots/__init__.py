@@ -1,1 +1,1 @@
-"""Pictures of samples and predictions."""
+"""Pictures of samples and predictions, from tensors alone: nothing here knows a run or a dataset."""

@@ -1,4 +1,4 @@
-"""A question about a clip on one card: what was asked, what is seen and heard, what was answered."""
+"""A card for a question about a clip: question, frames, waveform and answers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,33 @@ RIGHT, WRONG, NEUTRAL, FAINT = "#1a7f37", "#c62828", "#222222", "#666666"
 def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | None = None,
                     prediction: str | None = None, grounding: Tensor | None = None, title: str = "",
                     start: float = 0.0, valid: Tensor | None = None, stride: float = 1.0) -> Figure:
-    """Draw a question's card: the question, T frames, the waveform, and the answers.
+    """Draw the card of a question: the question, T frames, the waveform and the answers.
 
     Args:
-        frames: (T, 3, H, W) in [0, 1].
+        frames: (T, 3, H, W), uint8 or in [0, 1].
         audio: (T, S) in [-1, 1].
-        question: in words.
-        answer: the annotated one.
-        prediction: the predicted one, green where it is the annotated one and red where it is not.
-        grounding: (T, rows, columns), where the sound is looked for, drawn over the frames, which become grey: bright
-            where it is looked for most, on one scale for the whole clip.
-        title: small, below.
-        start: second of the file at which the clip begins.
-        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
-        stride: seconds from the beginning of a segment to that of the next.
+        question: the question in words.
+        answer: the annotated answer.
+        prediction: the predicted answer, green if it is the annotated one and red if it is not.
+        grounding: (T, rows, columns) attention maps of the audio, drawn over grey frames; bright is high, on one scale
+            for the whole clip.
+        title: small text below.
+        start: second of the file at which the clip starts.
+        valid: (T,) bool; segments that are padding have pale frames and hatched sound.
+        stride: seconds from the start of a segment to the start of the next.
 
     Returns:
-        A figure that no window holds; save it or hand it to a logger.
+        A figure without a window; save it or give it to a logger.
 
     Raises:
-        ShapeError: another number of grounding maps than of frames.
+        ShapeError: the number of grounding maps is not the number of frames.
+
+    Example:
+        >>> import torch
+        >>> frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> figure = question_figure(frames, torch.zeros(2, 100), "How many violins are there?", answer="two")
+        >>> len(figure.axes)  # two frames, the sound, the answer
+        4
     """
     count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()
     known, right = answer is not None and prediction is not None, answer == prediction
@@ -53,7 +60,7 @@ def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | 
     draw_frames(figure, grid, frames, decoded, grounding)
     sound = figure.add_subplot(grid[1, :])
     draw_sound(sound, audio, decoded, start)
-    if stride != 1:  # segments do not follow one another: each begins where its tick says
+    if stride != 1:  # there are gaps between segments: the tick below a segment says where it starts
         sound.set_xticks(range(count), [f"{start + stride * segment:g} s" for segment in range(count)])
     if told:
         row = figure.add_subplot(grid[2, :])

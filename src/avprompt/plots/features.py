@@ -81,7 +81,7 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
     """A clip, segment by segment: frames with spatial maps, spectrogram, frequency map over it, gates, annotation.
 
     Args:
-        frames: (T, 3, H, W) in [0, 1].
+        frames: (T, 3, H, W), uint8 or in [0, 1].
         gates: name -> (T,) in [0, 1].
         class_names: of the categories.
         truth: what is seen and heard, (T, C) bool each; drawn below the gates.

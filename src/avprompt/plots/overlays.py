@@ -1,4 +1,4 @@
-"""A clip whose sounding pixels are marked: frames, truth, prediction and waveform, second by second."""
+"""A clip with its sounding pixels marked: frames, annotated and predicted masks and waveform, second by second."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from avprompt.errors import ShapeError
 from avprompt.metrics.avs import jaccard
-from avprompt.plots.timeline import draw_frames, draw_sound
+from avprompt.plots.timeline import draw_frames, draw_sound, unit
 
 TRUTH, PREDICTION = "#2fbf71", "#ff8c1a"
 
 
 def _marked(picture: Tensor, mask: Tensor, colour: str) -> Tensor:
-    """(3, H, W) in [0, 1] -> the picture in grey and darker, its masked pixels in a colour and outlined."""
+    """(3, H, W) in [0, 1] -> the picture in dark grey, its masked pixels in a colour and outlined."""
     mask = F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest-exact")[0]
     grey = picture.mean(0, keepdim=True).expand_as(picture)
     paint = torch.tensor(to_rgb(colour)).view(3, 1, 1)
@@ -28,23 +28,30 @@ def _marked(picture: Tensor, mask: Tensor, colour: str) -> Tensor:
 def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, prediction: Tensor | None = None,
                    annotated: Tensor | None = None, title: str = "", start: float = 0.0,
                    valid: Tensor | None = None) -> Figure:
-    """Draw a clip with what sounds in it.
+    """Draw a clip with the pixels that sound in it.
 
     Args:
-        frames: (T, 3, H, W) in [0, 1].
+        frames: (T, 3, H, W), uint8 or in [0, 1].
         audio: (T, S) in [-1, 1].
-        masks: (T, M, M) in {0, 1}, what sounds; drawn in green.
-        prediction: (T, M, M) bool, drawn in orange; with its intersection over union where the truth is known.
-        annotated: (T,) bool, frames whose mask is known; `None` is all.
-        title: of the picture.
-        start: second of the file at which the clip begins.
-        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
+        masks: (T, M, M) in {0, 1}, the annotated pixels, drawn in green.
+        prediction: (T, M, M) bool, the predicted pixels, drawn in orange, with their intersection over union (IoU) with
+            the annotated ones where a frame is annotated.
+        annotated: (T,) bool, frames that have an annotated mask; `None` is all.
+        title: title of the picture.
+        start: second of the file at which the clip starts.
+        valid: (T,) bool; segments that are padding have pale frames and hatched sound.
 
     Returns:
-        A figure that no window holds; save it or hand it to a logger.
+        A figure without a window; save it or give it to a logger.
 
     Raises:
-        ShapeError: masks or prediction are not one a frame, or not of one size.
+        ShapeError: the masks are not one for each frame, or differ in size.
+
+    Example:
+        >>> frames, masks = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 8, 8)
+        >>> figure = overlay_figure(frames, torch.zeros(2, 100), masks, prediction=masks.bool())
+        >>> len(figure.axes)  # frames, masks and predictions, two each, and the sound
+        7
     """
     count, shapes = len(frames), [tuple(values.shape) for values in (masks, prediction) if values is not None]
     if len(set(shapes)) > 1 or any(len(shape) != 3 or shape[0] != count for shape in shapes):
@@ -56,6 +63,7 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
     figure = Figure(figsize=(1.9 * count + 0.6, 2.9 + 1.9 * len(rows)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.add_gridspec(2 + len(rows), count, height_ratios=[1] * (1 + len(rows)) + [0.45])
+    frames = unit(frames)
     draw_frames(figure, grid, frames, decoded)
     for row, (name, values, colour) in enumerate(rows, 1):
         for second in range(count):
@@ -68,7 +76,7 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
             if name == "annotated" and not known[second]:
                 axis.text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=9, transform=axis.transAxes)
                 continue
-            picture = _marked(frames[second].float(), values[second], colour).permute(1, 2, 0).numpy()
+            picture = _marked(frames[second], values[second], colour).permute(1, 2, 0).numpy()
             axis.imshow(picture, alpha=1.0 if decoded[second] else 0.25, aspect="auto")
             if name == "predicted" and known[second]:
                 overlap = float(jaccard(prediction[second:second + 1], masks[second:second + 1]))

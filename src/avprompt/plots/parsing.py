@@ -1,4 +1,4 @@
-"""A clip, second by second: frames, waveform, and what is heard and what is seen, each category a line of its own."""
+"""A clip second by second: frames, waveform, and a line for each category that is heard or seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from avprompt.plots.timeline import bare, category_colour, draw_frames, draw_sou
 
 STYLES = {"annotated": {"lw": 0}, "predicted": {"lw": 0, "hatch": "/////"}}
 GREY = "#8c8c8c"
-BAR, INCH = 0.4, 0.34  # height of a bar where a category has 1, and inches a category
+BAR, INCH = 0.4, 0.34  # height of a bar as a share of a category's line, and inches of that line
 
 
 def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[str], categories: list[int]) -> None:
@@ -41,20 +41,27 @@ def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[
 def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
                    truth: tuple[Tensor, Tensor] | None = None, prediction: tuple[Tensor, Tensor] | None = None,
                    title: str = "", start: float = 0.0, valid: Tensor | None = None) -> Figure:
-    """Draw a clip with the events that are heard and those that are seen; categories that never occur are left out.
+    """Draw a clip with the events that are heard and those that are seen, without the categories that never occur.
 
     Args:
-        frames: (T, 3, H, W) in [0, 1].
+        frames: (T, 3, H, W), uint8 or in [0, 1].
         audio: (T, S) in [-1, 1].
-        class_names: of the categories.
-        truth: (T, C) bool of what is heard and of what is seen, as annotated.
-        prediction: likewise as predicted, drawn hatched below.
-        title: of the picture.
-        start: second of the file at which the clip begins.
-        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
+        class_names: names of the categories.
+        truth: annotated categories that are heard and that are seen, (T, C) bool each.
+        prediction: predicted categories, in the same form; drawn hatched below.
+        title: title of the picture.
+        start: second of the file at which the clip starts.
+        valid: (T,) bool; segments that are padding have pale frames and hatched sound.
 
     Returns:
-        A figure that no window holds; save it or hand it to a logger.
+        A figure without a window; save it or give it to a logger.
+
+    Example:
+        >>> import torch
+        >>> frames, heard = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([[True], [False]])
+        >>> figure = parsing_figure(frames, torch.zeros(2, 100), ["dog"], truth=(heard, ~heard))
+        >>> len(figure.axes)  # two frames, the sound, what is heard, what is seen
+        5
     """
     count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()
     pairs = {kind: pair for kind, pair in (("annotated", truth), ("predicted", prediction)) if pair is not None}

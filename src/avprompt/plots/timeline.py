@@ -1,4 +1,4 @@
-"""A clip, second by second: frames, waveform, and what was there and what was predicted."""
+"""A clip second by second: frames, waveform, annotated and predicted categories; and the parts of other pictures."""
 
 from __future__ import annotations
 
@@ -24,18 +24,28 @@ CHARACTERS = 18  # of the smaller print that fit into one second
 
 
 def category_colour(index: int) -> tuple[float, float, float]:
-    """RGB of a category: the same in every picture, another one for each of dozens."""
+    """RGB colour of a category: the same in every picture, and distinct for dozens of categories.
+
+    Example:
+        >>> category_colour(3) == category_colour(3) != category_colour(4)
+        True
+    """
     return colorsys.hls_to_rgb(index * GOLDEN_RATIO % 1.0, (0.75, 0.55, 0.65)[index % 3], (0.85, 0.5)[index % 2])
 
 
 def runs(categories: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(start, end, category) of every maximal run of equal categories."""
+    """(start, end, category) of every maximal run of equal categories.
+
+    Example:
+        >>> runs([2, 2, 5])
+        [(0, 2, 2), (2, 3, 5)]
+    """
     starts = [t for t in range(len(categories)) if t == 0 or categories[t] != categories[t - 1]]
     return [(start, end, categories[start]) for start, end in zip(starts, [*starts[1:], len(categories)])]
 
 
 def bare(axis: Axes, count: int, name: str) -> None:
-    """Common to all rows: one unit a second, a name on the left, no frame."""
+    """Style shared by all rows: one unit a second, a name on the left, no frame around the axis."""
     axis.set_xlim(0, count)
     axis.set_yticks([sum(axis.get_ylim()) / 2], [name], fontsize=9)
     axis.tick_params(length=0)
@@ -43,8 +53,18 @@ def bare(axis: Axes, count: int, name: str) -> None:
         side.set_visible(False)
 
 
+def unit(frames: Tensor) -> Tensor:
+    """Frames as floating-point numbers in [0, 1]: uint8 is divided by 255, floating-point frames stay.
+
+    Example:
+        >>> unit(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
+        [0.0, 1.0]
+    """
+    return frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+
+
 def heat(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Maps (T, rows, columns) -> (T, H, W) in [0, 1], smallest and largest over the whole clip."""
+    """Maps (T, rows, columns) -> (T, H, W), scaled to [0, 1] by the minimum and maximum of the whole clip."""
     maps = maps.detach().float()
     low, high = maps.min(), maps.max()
     maps = (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).eps)
@@ -53,33 +73,34 @@ def heat(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 def draw_frames(figure: Figure, grid: GridSpec, frames: Tensor, valid: Sequence[bool],
                 maps: Tensor | None = None) -> None:
-    """The first row of a grid of T columns: frames (T, 3, H, W) in [0, 1], pale where they are padding.
+    """Draw frames (T, 3, H, W), uint8 or in [0, 1], in the first row of a grid of T columns; padding is pale.
 
-    With maps (T, rows, columns) the frames are grey, and bright where the map is highest, on one scale for the whole clip.
+    With maps (T, rows, columns), frames are grey and bright where the map is high, on one scale for the whole clip.
 
     Raises:
         ShapeError: another number of maps than of frames.
     """
+    frames = unit(frames)
     if maps is not None:
         if maps.ndim != 3 or len(maps) != len(frames):
-            raise ShapeError("maps", tuple(maps.shape), f"({len(frames)}, rows, columns)", "Hand on the sample's own map.")
+            raise ShapeError("maps", tuple(maps.shape), f"({len(frames)}, rows, columns)", "Give the sample's own map.")
         frames, maps = frames.mean(1, keepdim=True).expand_as(frames), heat(maps, tuple(frames.shape[-2:]))
     for second, frame in enumerate(frames):
         axis = figure.add_subplot(grid[0, second])
-        axis.imshow(frame.permute(1, 2, 0).float().numpy(), alpha=1.0 if valid[second] else 0.25, aspect="auto")
+        axis.imshow(frame.permute(1, 2, 0).numpy(), alpha=1.0 if valid[second] else 0.25, aspect="auto")
         if maps is not None and valid[second]:
             axis.imshow(maps[second], cmap="inferno", vmin=0, vmax=1, alpha=0.6, aspect="auto")
         axis.set_axis_off()
 
 
 def draw_sound(axis: Axes, audio: Tensor, valid: Sequence[bool], start: float) -> None:
-    """The waveform (T, S) over seconds from `start` on, hatched where it is padding."""
+    """Draw the waveform (T, S) over seconds that start at `start`; padding is hatched."""
     count, wave = len(audio), audio.flatten().float().numpy()
     step = max(1, len(wave) // 4000)
     envelope = wave[: len(wave) // step * step].reshape(-1, step)
     axis.fill_between(np.linspace(0, count, len(envelope)), envelope.min(1), envelope.max(1), color=WAVE, lw=0)
     axis.axhline(0, color=WAVE, lw=0.6)
-    peak = max(float(np.abs(wave).max()), 1e-3)  # silence stays a flat line
+    peak = max(float(np.abs(wave).max()), 1e-3)  # keeps silence a flat line
     axis.set_ylim(-1.05 * peak, 1.05 * peak)
     for begin, end, decoded in runs(valid):
         if not decoded:
@@ -109,21 +130,27 @@ def _categories(axis: Axes, name: str, categories: Sequence[int], class_names: S
 def clip_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str], prediction: Tensor | None = None,
                 truth: Tensor | None = None, title: str = "", start: float = 0.0,
                 valid: Tensor | None = None, maps: Tensor | None = None) -> Figure:
-    """Draw a clip.
+    """Draw a clip with its annotated and predicted categories.
 
     Args:
-        frames: (T, 3, H, W) in [0, 1].
+        frames: (T, 3, H, W), uint8 or in [0, 1].
         audio: (T, S) in [-1, 1].
-        class_names: of the categories; an index past the last is background.
-        prediction: (T,) long, predicted category a second.
-        truth: (T,) long, annotated category a second.
-        title: of the picture.
-        start: second of the file at which the clip begins.
-        valid: (T,) bool; frames of segments that are padding are drawn pale, and their sound is hatched.
-        maps: (T, rows, columns), where the network looks, drawn over the frames; see `draw_frames`.
+        class_names: names of the categories; an index after the last one is background.
+        prediction: (T,) int64, the predicted category of each second.
+        truth: (T,) int64, the annotated category of each second.
+        title: title of the picture.
+        start: second of the file at which the clip starts.
+        valid: (T,) bool; segments that are padding have pale frames and hatched sound.
+        maps: (T, rows, columns) attention maps, drawn over the frames; see `draw_frames`.
 
     Returns:
-        A figure that no window holds; save it or hand it to a logger.
+        A figure without a window; save it or give it to a logger.
+
+    Example:
+        >>> frames = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+        >>> figure = clip_figure(frames, torch.zeros(2, 100), ["dog"], truth=torch.tensor([0, 1]))
+        >>> len(figure.axes)  # two frames, the sound, the annotation
+        4
     """
     rows = [(name, values.tolist()) for name, values in (("annotated", truth), ("predicted", prediction))
             if values is not None]

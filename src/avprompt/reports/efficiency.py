@@ -37,67 +37,6 @@ COLUMNS = (
 )
 
 
-def _labels(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
-    import torch
-
-    event = torch.zeros(*many, data.num_classes + 1)
-    event[..., 0] = 1
-    return {"event": event}
-
-
-def _parsing(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
-    import torch
-
-    features = {"video_features": torch.randn(*many, data.video_dim)} if data.video_dim else {}
-    return {**features, "labels": torch.eye(data.num_classes)[torch.arange(many[0]) % data.num_classes]}
-
-
-def _masks(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
-    import torch
-
-    masks = (torch.rand(*many, data.mask_size, data.mask_size) > 0.5).float()
-    return {"masks": masks, "annotated": torch.ones(many, dtype=torch.bool)}
-
-
-def _question(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
-    import torch
-
-    size = data.sampling.size
-    negatives = {"negative_frames": torch.randn(*many, 3, size, size)} if data.negatives != "none" else {}
-    return {**negatives, "question": torch.ones(many[0], data.question_length, dtype=torch.long),
-            "answer": torch.zeros(many[0], dtype=torch.long)}
-
-
-def _label(data: AVDataModule, many: tuple[int, int]) -> dict[str, Any]:
-    import torch
-
-    return {"label": torch.zeros(many[0], dtype=torch.long)}
-
-
-#: data module -> what its batches hold besides clips
-LABELS: dict[str, Callable[[AVDataModule, tuple[int, int]], dict[str, Any]]] = {
-    "AVEDataModule": _labels, "VGGSoundDataModule": _labels, "LLPDataModule": _parsing, "AVSBenchDataModule": _masks,
-    "MUSICAVQADataModule": _question, "KineticsSoundsDataModule": _label, "LLPClassificationDataModule": _label,
-}
-
-
-def random_batch(data: AVDataModule, clips: int) -> dict[str, Any]:
-    """A training batch of noise with the keys and shapes of the data module's own, on the default device.
-
-    Raises:
-        ConfigError: what its batches hold is not known here.
-    """
-    import torch
-
-    kind, sampling, many = type(data).__name__, data.sampling, (clips, data.segments)
-    if kind not in LABELS:
-        raise ConfigError("data.class_path", kind, f"one of {', '.join(LABELS)}",
-                          "Say in avprompt.reports.efficiency.LABELS what a batch of it holds.")
-    return {"id": ["clip"] * clips, "frames": torch.randn(*many, 3, sampling.size, sampling.size),
-            "valid": torch.ones(many, dtype=torch.bool), "audio": 0.1 * torch.randn(*many, sampling.samples),
-            **LABELS[kind](data, many)}
-
-
 def _without_text_files(flags: list[str], texts: str) -> list[str]:
     """Flags for a text branch: learned texts on random weights, noise instead of fixed ones."""
     given = [get_nested(content, texts) for _, content in sources(flags)]
@@ -146,7 +85,7 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
     with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
         model, data = build(flags, not texts)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # it does not know CPUs' fused attention
-            model.train()(random_batch(data, 1))
+            model.train()(data.example_batch(1))
     torch.manual_seed(0)
     model = build(flags, False)[0].to(device).train()
     with torch.no_grad():  # gates and Swin-V2's norms start at zero: open them, so that nothing is skipped
@@ -154,7 +93,7 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
             if name.endswith("gate") or (".visual." in name and "norm" in name):
                 parameter.fill_(0.5)
     inputs = {key: value.to(device) if torch.is_tensor(value) else value
-              for key, value in random_batch(data, batch).items()}
+              for key, value in data.example_batch(batch).items()}
     trained = any(parameter.requires_grad for parameter in model.parameters())  # zero-shot: nothing is
     optimizer = model.configure_optimizers() if trained else None
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer

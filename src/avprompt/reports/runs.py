@@ -11,9 +11,6 @@ from typing import Any
 from avprompt.configs import get_nested
 from avprompt.errors import DatasetError
 
-DATASETS = {"AVEDataModule": "AVE", "LLPDataModule": "LLP", "AVSBenchDataModule": "AVSBench",
-            "MUSICAVQADataModule": "MUSIC-AVQA", "KineticsSoundsDataModule": "Kinetics-Sounds",
-            "VGGSoundDataModule": "VGG-Sound", "LLPClassificationDataModule": "LLP"}
 #: tasks whose class has another name
 TASKS = {"AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
 
@@ -46,9 +43,8 @@ class Run:
 
     @property
     def dataset(self) -> str:
-        """The dataset's published name, or else the class of its data module."""
-        kind = self.result["config"]["data"]["class_path"].rpartition(".")[2]
-        return DATASETS.get(kind, kind)
+        """The dataset's published name, as the manifest has it, or else the class of its data module."""
+        return self.manifest.get("dataset") or self.result["config"]["data"]["class_path"].rpartition(".")[2]
 
     @property
     def tested(self) -> bool:

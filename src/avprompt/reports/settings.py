@@ -70,13 +70,12 @@ def setting_of(run: Run) -> Setting:
     config, measured = run.config, run.result["config"]
     arguments = measured["data"].get("init_args") or {}
     split = "test" if run.tested else arguments.get("validation_split", "val")
-    name = run.dataset + (f" {arguments['setting'].upper()}" if "setting" in arguments else "")
     ids = (run.manifest.get("ids") or {}).get(split) or []
     generated = run.manifest.get("generated", is_generated(run, ids))
     counts = run.result["clips"].get(split) or {"used": len(ids), "missing": 0}
     number = f"{counts['used']}" + (f" of {counts['used'] + counts['missing']}" if counts["missing"] else "")
-    unit = "questions" if run.dataset == "MUSIC-AVQA" else "clips"
-    data = f"synthetic dataset in the layout of {name}" if generated else name
+    unit = run.manifest.get("unit", "clips")
+    data = f"synthetic dataset in the layout of {run.dataset}" if generated else run.dataset
     backbone = get_nested(config, "model.init_args.backbone.init_args") or {}
     visual, audio = (encoder_name(backbone.get(side, "?")) for side in ("visual", "audio"))
     encoders = f"{visual} for both" if audio == "shared" else f"{visual} + {visual if audio == 'separate' else audio}"

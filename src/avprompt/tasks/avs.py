@@ -52,6 +52,7 @@ class AVS(AVPromptTask):
 
     monitor = "val_miou"
     mode = "max"
+    resizes_frames = True
 
     def __init__(self, backbone: FeatureSource, mask_size: int = 224, matching: float = 0.0, decoder_width: int = 256,
                  rectified: bool = True, protocol: Literal["dataset", "released"] = "dataset", **options: Any) -> None:

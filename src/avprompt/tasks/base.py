@@ -77,6 +77,8 @@ class AVPromptTask(LightningModule, abc.ABC):
     #: what checkpoints are selected by, and whether more or less of it is better
     monitor = "val_loss"
     mode = "min"
+    #: whether `forward` resizes frames to the size that the visual encoder takes
+    resizes_frames = False
     #: what values of the metrics are divided by, 100 where these are in percent
     metric_unit = 1.0
     #: whether the table of predictions has a row for each segment, or for each clip

@@ -1,0 +1,113 @@
+"""Clips a second of the loader, and bytes a batch: uint8 frames against frames that the workers normalise to float32.
+
+    python benchmarks/loader.py [--size 64 --sample_rate 16000] [--clips 64] [--batch 8] [--workers 2] [--rounds 5]
+
+Both loaders read the same store of noise. The second one divides by 255 and normalises in the workers, as data modules
+did before encoders normalised on the device. After one epoch of each that is not counted, epochs of the two alternate,
+and the medians of clips a second are printed. With `--normalise`, uint8 batches are normalised in the main process, as
+an encoder on the CPU does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from avprompt.data_modules.base import ClipDataset, collate
+from avprompt.media.decode import Clip, Sampling
+from avprompt.media.readers import StoreReader
+from avprompt.media.samplers import ErrorsAsValues, ResumableLoader
+from avprompt.media.store import ClipStore, Entry, write_manifest
+
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+
+
+class Normalised(Dataset):
+    """Samples whose frames are float32 and normalised where they are read.
+
+    Args:
+        dataset: with uint8 frames.
+    """
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self.dataset[index]
+        return {**sample, "frames": (sample["frames"].float().div_(255) - MEAN) / STD}
+
+
+def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamespace]:
+    """A store of noise, and an item for each clip."""
+    rng, store, entries = np.random.default_rng(0), ClipStore(root), {}
+    store.create(sampling)
+    for number in range(clips):
+        clip = f"{number:06d}"
+        store.write(clip, Clip(
+            rng.integers(256, size=(sampling.segments, sampling.size, sampling.size, 3), dtype=np.uint8),
+            rng.uniform(-1, 1, (sampling.segments, sampling.samples)).astype(np.float32),
+            np.ones(sampling.segments, bool), sampling.duration))
+        entries[clip] = Entry(clip, "ok", "", sampling.duration, sampling.segments, "noise")
+    write_manifest(store.manifest_path, list(entries.values()))
+    return [SimpleNamespace(id=clip) for clip in entries]
+
+
+def epoch(loader: ResumableLoader, normalise: bool) -> float:
+    """Clips a second of one pass."""
+    begun, count = time.perf_counter(), 0
+    for batch in loader:
+        count += len(batch["id"])
+        if normalise and batch["frames"].dtype == torch.uint8:
+            (batch["frames"] / 255 - MEAN) / STD
+    return count / (time.perf_counter() - begun)
+
+
+def main() -> None:
+    """Print bytes a batch, medians and their ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=192)
+    parser.add_argument("--sample_rate", type=int, default=32000)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--normalise", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    sampling = Sampling(size=given.size, sample_rate=given.sample_rate)
+    with tempfile.TemporaryDirectory() as folder:
+        items = write_store(Path(folder), sampling, given.clips)
+        dataset = ClipDataset(items, StoreReader(Path(folder), sampling), lambda item, rng: {}, training=True)
+        loaders = {name: ResumableLoader(ErrorsAsValues(data), given.batch, shuffle=True, num_workers=given.workers,
+                                         collate_fn=collate)
+                   for name, data in (("uint8", dataset), ("float32", Normalised(dataset)))}
+        batches = {name: next(iter(loader)) for name, loader in loaders.items()}
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for turn in range(given.rounds + 1):
+            for name, loader in loaders.items():
+                rate = epoch(loader, given.normalise)
+                rates[name] += [rate] if turn else []
+    print(f"{given.clips} clips of {given.size} x {given.size}, batch {given.batch}, {given.workers} workers, "
+          f"{given.rounds} epochs each")
+    for name, found in rates.items():
+        frames = batches[name]["frames"].nbytes
+        whole = sum(value.nbytes for value in batches[name].values() if isinstance(value, torch.Tensor))
+        print(f"{name:<8} {statistics.median(found):8.1f} clips/s  ({min(found):.1f} to {max(found):.1f})   "
+              f"{frames / 1e6:7.2f} MB of frames, {whole / 1e6:7.2f} MB a batch")
+    print(f"ratio    {statistics.median(rates['uint8']) / statistics.median(rates['float32']):8.2f}")
+
+
+if __name__ == "__main__":
+    main()

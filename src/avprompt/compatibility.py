@@ -1,0 +1,66 @@
+"""Whether the data give the encoders what they take, checked before a run starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from avprompt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from avprompt.encoders.base import AudioInput, VisualInput
+    from avprompt.media.decode import Sampling
+
+
+def check_input(sampling: Sampling, visual: VisualInput | None, audio: AudioInput | None) -> None:
+    """Compare the sampling of the data with the inputs of the encoders.
+
+    Args:
+        sampling: how the data module cuts clips.
+        visual: the visual encoder's input; `None` compares no frames.
+        audio: the audio encoder's input; `None` compares no audio.
+
+    Raises:
+        ConfigError: image size, sample rate or length of a segment differ; names the flag and both values.
+
+    Example:
+        >>> from avprompt.encoders.base import AudioInput
+        >>> from avprompt.media.decode import Sampling
+        >>> check_input(Sampling(sample_rate=8000), None, AudioInput(sample_rate=16000))
+        Traceback (most recent call last):
+            ...
+        avprompt.errors.ConfigError: --data.sample_rate: got 8000 Hz; expected 16000 Hz, which the audio encoder \
+takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or choose another audio encoder.
+    """
+    if visual is not None and (visual.height, visual.width) != (sampling.size, sampling.size):
+        square = visual.height == visual.width
+        raise ConfigError("--data.image_size", f"{sampling.size} x {sampling.size} pixels",
+                          f"{visual.height} x {visual.width} pixels, which the visual encoder takes",
+                          (f"Set `--data.image_size {visual.height}` (a store must be prepared with it), or choose "
+                           if square else "Frames of the data are square: choose ") + "another visual encoder.")
+    if audio is not None and audio.sample_rate != sampling.sample_rate:
+        raise ConfigError("--data.sample_rate", f"{sampling.sample_rate} Hz",
+                          f"{audio.sample_rate} Hz, which the audio encoder takes",
+                          f"Set `--data.sample_rate {audio.sample_rate}` (a store must be prepared with it), or choose "
+                          "another audio encoder.")
+    if audio is not None and audio.samples != sampling.samples:
+        raise ConfigError("--model.backbone.audio", f"segments of {audio.seconds:g} s ({audio.samples} samples)",
+                          f"{sampling.seconds:g} s ({sampling.samples} samples), which the data have",
+                          "Choose an audio encoder for segments of that length.")
+
+
+def check_run(task: Any, data: Any) -> None:
+    """`check_input` for a task and its data module.
+
+    Nothing is compared for a backbone without encoders, which reads precomputed features, nor the size of frames for a
+    task that resizes them itself (`resizes_frames`).
+
+    Args:
+        task: an `AVPromptTask`.
+        data: an `AVDataModule`.
+
+    Raises:
+        ConfigError: see `check_input`.
+    """
+    visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
+    check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
+                None if audio is None else audio.input)

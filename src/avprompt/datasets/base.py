@@ -1,0 +1,47 @@
+"""What the suite knows of a dataset, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from avprompt.media.readers import Published
+
+#: one clip without a batch dimension: `id`, `frames`, `audio`, `valid`, labels, and what a model predicted
+Sample = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A dataset's description: data modules, `avprompt data verify` and the reports read it.
+
+    Args:
+        name: as papers print it.
+        published: the annotation files and the folders of extracted media, and what reads them.
+        class_names: the dataset's folder -> names of the classes in the order of their indices.
+        example: labels of a batch of noise, with the keys, shapes and dtypes of a training batch; called with
+            `clips`, `segments`, `num_classes` and whatever else the dataset's data module has in `sizes`.
+        plot: (sample, class names, seconds from the start of a segment to the start of the next) -> a picture of the
+            sample with its labels and, if present, its predictions.
+        unit: what an item of a split is: `clips` or `questions`.
+
+    Example:
+        >>> from avprompt.datasets.registry import DATASETS
+        >>> info = DATASETS["ave"]
+        >>> info.name, info.unit, info.published.files[0]
+        ('AVE', 'clips', 'Annotations.txt')
+        >>> {key: tuple(value.shape) for key, value in info.example(clips=2, segments=10, num_classes=28).items()}
+        {'event': (2, 10, 29)}
+    """
+
+    name: str
+    published: Published
+    class_names: Callable[[Path], Sequence[str]]
+    example: Callable[..., dict[str, Tensor]]
+    plot: Callable[[Sample, Sequence[str], float], Figure]
+    unit: str = "clips"
