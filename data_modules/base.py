@@ -6,6 +6,7 @@ from __future__ import annotations
 import abc
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.utils.data import Dataset, default_collate
 
 from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
+from avprompt.feature_cache import FeatureCache
 from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
@@ -45,6 +47,11 @@ def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
         [s[key] for s in samples]) for key in samples[0]}
 
 
+def no_labels(item: Any, rng: np.random.Generator) -> Sample:
+    """What an annotation adds to a sample where media alone are asked for."""
+    return {}
+
+
 class ClipDataset(Dataset):
     """One split: a clip for each item, and the labels that the item's annotation adds.
 
@@ -61,15 +68,17 @@ class ClipDataset(Dataset):
         augment: augments the frames of training samples.
         mix_audio: see `AVDataModule`; in training only.
         times: start and end of each segment, (T, 2) in seconds; every sample has them.
+        features: read these instead of frames and audio.
     """
 
     def __init__(self, items: list[Any], reader: ClipReader, annotate: Any, seed: int = 0, training: bool = False,
                  substitute: bool = False, limit: float = 0.05, augment: RandAugment | None = None,
-                 mix_audio: float = 0.0, times: np.ndarray | None = None) -> None:
+                 mix_audio: float = 0.0, times: np.ndarray | None = None,
+                 features: FeatureCache | None = None) -> None:
         self.items, self.reader, self.annotate = items, reader, annotate
         self.seed, self.training, self.epoch = seed, training, 0
         self.substitute, self.limit = training and substitute, limit
-        self.augment, self.mix_audio = augment, mix_audio
+        self.augment, self.mix_audio, self.features = augment, mix_audio, features
         self.times = None if times is None else torch.from_numpy(times)
         self.corrupt = torch.zeros(len(items), dtype=torch.bool).share_memory_()  # all workers write here
 
@@ -88,21 +97,29 @@ class ClipDataset(Dataset):
     def __getitem__(self, index: int) -> Sample:
         """One sample: `id`, `frames` uint8 (T, 3, H, W), `audio` float32 (T, S), `valid` bool (T,), and the labels.
 
+        With `features`, `visual_features` and `audio_features` stand in the place of frames and audio.
+
         Raises:
             ClipDecodeError: the clip does not decode and may not be substituted, or too many clips do not decode.
         """
         if not 0 <= index < len(self.items):
             raise IndexError(index)  # what ends a `for` loop over the dataset
-        place, (frames, audio, valid) = self._read(index)
+        place, media = self._media(index)
         item = self.items[place]
-        valid = valid if place == index else torch.zeros_like(valid)
         rng = np.random.default_rng([self.seed, self.epoch, place])
-        sample = {"id": item.id, "frames": frames, "audio": audio, "valid": valid, **self.annotate(item, rng)}
+        sample = {"id": item.id, **media, **self.annotate(item, rng)}
         if self.training:
             self._vary(sample, place, rng)
         if self.times is not None:
             sample["times"] = self.times
         return sample
+
+    def _media(self, index: int) -> tuple[int, Sample]:
+        """Frames, audio and `valid` of clip `index` or its substitute, or its features; and the index of the clip read."""
+        if self.features is not None:
+            return index, self.features.read(self.items[index].id)
+        place, (frames, audio, valid) = self._read(index)
+        return place, {"frames": frames, "audio": audio, "valid": valid if place == index else torch.zeros_like(valid)}
 
     def _read(self, index: int) -> tuple[int, Segments]:
         """Clip `index`, or the next one that decodes where clips may be substituted, and the index of the clip read."""
@@ -230,12 +247,15 @@ class AVDataModule(LightningDataModule, abc.ABC):
         max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
         augment: augmentation of training frames, `none` or `randaugment` (see `RandAugment`). All frames of a clip
             share one draw; every epoch draws anew.
+        feature_cache: folder of features that `avprompt data features` computed; the batch then holds `visual_features` and
+            `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range; from `setup`, also `augment` for a dataset with masks.
-        DatasetError: from `setup`, when folders or clips are missing.
+        ArgumentError: a number is out of its range, or a feature cache meets augmentation or videos of one's own; from
+            `setup`, also `augment` for a dataset with masks.
+        DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
     """
 
     #: description of the dataset
@@ -265,6 +285,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         max_hours: float = 24.0,
         augment: Literal["none", "randaugment"] = "none",
         mix_audio: float = 0.0,
+        feature_cache: Path | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -276,6 +297,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
             raise ArgumentError("augment", augment, "none or randaugment", "Correct the argument.")
         if not 0 <= mix_audio <= 1:
             raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
+        if feature_cache is not None:
+            for name, value, off in (("augment", augment, "none"), ("mix_audio", mix_audio, 0.0),
+                                     ("predict_root", predict_root, None)):
+                if value != off:
+                    raise ArgumentError(name, value, f"{off}, with a feature cache", "Features are computed once for each "
+                                        "annotated clip: leave out `feature_cache`, or this.")
+        self.feature_cache = None if feature_cache is None else Path(feature_cache).expanduser()
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
@@ -285,12 +313,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.augment, self.mix_audio = augment, mix_audio
         self.datasets: dict[str, Dataset] = {}
+        self.reader: ClipReader | None = None
         self.absent: dict[str, dict[str, str]] = {}
         self.rows: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process that is spawned gets: no trainer, and none of the datasets that refer to this."""
-        return {**self.__dict__, "trainer": None, "datasets": {}}
+        return {**self.__dict__, "trainer": None, "datasets": {}, "reader": None}
 
     @property
     def segments(self) -> int:
@@ -311,7 +340,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Labels that an item adds to its sample. Whatever is drawn comes from `rng`, so that runs repeat."""
 
     def plot(self, sample: Sample) -> Figure:
-        """A picture of a sample (no batch dimension) with its labels and, if present, its predictions."""
+        """A picture of a sample (no batch dimension) with its labels and, if present, its predictions.
+
+        A sample of features has no frames and no audio: they are read.
+        """
+        if "frames" not in sample and self.feature_cache is not None:
+            frames, audio, _ = self.reader.read(sample["id"])
+            sample = {**sample, "frames": frames, "audio": audio}
         return self.info.plot(sample, self.class_names, self.sampling.spacing)
 
     def example_batch(self, clips: int) -> Sample:
@@ -345,14 +380,29 @@ class AVDataModule(LightningDataModule, abc.ABC):
                                 "Leave it out.")
         augment = RandAugment(self.sampling.size) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
-        reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+        reader = self.reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+        features = None if self.feature_cache is None else FeatureCache(self.feature_cache)
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
         for split in needed:
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
+                if features is not None:
+                    features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
                 self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
                                                    self.corrupt == "substitute", augment=augment,
-                                                   mix_audio=self.mix_audio, times=self.sampling.times())
+                                                   mix_audio=self.mix_audio, times=self.sampling.times(), features=features)
+
+    def every_clip(self, splits: Sequence[str]) -> ClipDataset:
+        """Media of each clip of some splits once, without labels, augmentation or substitutes, as features need them.
+
+        Raises:
+            DatasetError: see `setup`.
+            AnnotationError: see `setup`.
+        """
+        annotations = self.read_annotations()
+        self.reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+        items = [item for split in splits for item in self._available(split, annotations[split], self.reader)]
+        return ClipDataset(list({item.id: item for item in items}.values()), self.reader, no_labels)
 
     def _available(self, split: str, items: list[Any], reader: ClipReader) -> list[Any]:
         problems = {item.id: problem for item in items if (problem := reader.problem(item.id)) is not None}

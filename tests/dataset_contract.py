@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,17 @@ class DatasetContract:
     def test_impossible_numbers(self, root: Path, setting: dict[str, object]) -> None:
         with pytest.raises(ArgumentError, match="got (0|-1); expected"):
             self.module(root, **setting)
+
+    def test_loaders_can_be_sent_to_spawned_workers(self, root: Path) -> None:
+        """macOS and Windows start workers anew: what a loader hands them is pickled, in the midst of a run too."""
+        data = self.module(root, predict_root=None)
+        run = trainer()
+        run.fit(Recorder(), data)
+        data.setup("test")
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(),
+                       data.predict_dataloader()):
+            sent = ForkingPickler.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
+            assert len(sent[0]) == len(loader.dataset)
+            one, two = loader.dataset[0], sent[0][0]
+            assert one.keys() == two.keys() and all(
+                torch.equal(one[key], two[key]) if isinstance(one[key], Tensor) else one[key] == two[key] for key in one)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import struct
 import wave
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from av.stream import Disposition
+
+from avprompt.media.store import ClipStore, read_manifest, write_manifest
 
 MILLISECOND = Fraction(1, 1000)
 FPS, WIDTH, HEIGHT, RATE = 10, 64, 48, 8000
@@ -84,3 +87,14 @@ def write_wave(path: Path, channels: np.ndarray, rate: int = RATE) -> Path:
         file.setframerate(rate)
         file.writeframes((channels.T * 32767).round().astype("<i2").tobytes())
     return path
+
+
+def shorten(store: Path, segments: int, *clips: str) -> None:
+    """Let clips of a store have this many decoded segments, those of all clips where none is named."""
+    path = ClipStore(store).manifest_path
+    entries = read_manifest(path)
+    for clip in clips or entries:
+        valid = np.arange(len(np.load(store / "clips" / clip / "valid.npy"))) < segments
+        np.save(store / "clips" / clip / "valid.npy", valid)
+        entries[clip] = replace(entries[clip], valid=int(valid.sum()))
+    write_manifest(path, list(entries.values()))

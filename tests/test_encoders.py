@@ -79,7 +79,7 @@ def test_swin_hears_a_picture_of_three_equal_colours(axes: str) -> None:
     picture = picture.transpose(3, 4) if axes == "time_mel" else picture
     with torch.no_grad():
         assert torch.allclose(net.audio(audio), net.visual(picture), atol=1e-5)
-        assert net(frames, audio).audio_tokens.shape == (2, 3, 16, 32)
+        assert net({"frames": frames, "audio": audio}).audio_tokens.shape == (2, 3, 16, 32)
     counted = {id(p) for p in net.visual.parameters()}
     assert sum(p.numel() for p in net.audio.parameters() if id(p) not in counted) == 16 * 4 * 4 + 16
     with pytest.raises(ArgumentError, match="picture of 32 x 32"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media_files import shorten
 from torchaudio.compliance import kaldi
 
 from avprompt.cli import run
@@ -119,8 +120,7 @@ model:
 def copy(ave_root: Path, tmp_path: Path) -> Path:
     """The generated world with a store of its own, in whose training split one clip lasts four seconds."""
     root = shutil.copytree(ave_root, tmp_path / "ave", ignore=shutil.ignore_patterns("videos"))
-    clip = train_ids(root)[5]
-    np.save(root / "store" / "clips" / clip / "valid.npy", np.arange(10) < 4)
+    shorten(root / "store", 4, train_ids(root)[5])
     return root
 
 
@@ -184,6 +184,6 @@ def test_clips_that_do_not_decode(copy: Path) -> None:
     with pytest.warns(UserWarning, match=f"left out: .*{ids[3]}"):
         rest = fbank_statistics(ids[:4], reader, fbank, skip_corrupt=True)
     assert (rest.mean, rest.std, rest.clips, rest.segments, rest.corrupt) == (whole.mean, whole.std, 3, 30, 1)
-    np.save(copy / "store" / "clips" / ids[0] / "valid.npy", np.zeros(10, bool))
+    shorten(copy / "store", 0, ids[0])
     with pytest.raises(DatasetError, match="1 clips without a decoded segment"):
-        fbank_statistics(ids[:1], reader, fbank)
+        fbank_statistics(ids[:1], StoreReader(copy / "store", None), fbank)

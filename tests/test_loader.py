@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from avprompt.errors import CheckpointError, ClipDecodeError
+from avprompt.data_modules import AVEDataModule
+from avprompt.errors import ArgumentError, CheckpointError, ClipDecodeError
 from avprompt.media.samplers import EpochOrder, ErrorsAsValues, ResumableLoader
 
 
@@ -223,3 +224,32 @@ def test_a_shortened_epoch_resumes_too(tmp_path: Path, stop: int) -> None:
         assert len(whole) == 12 and whole[4:8] == epoch(loader(), 1)[:4]
         first = run(tmp_path, 0, stop, **options)
         assert first + run(tmp_path, 0, ckpt_path=tmp_path / "stopped.ckpt", **options) == whole
+
+
+def test_spawned_workers(ave_root: Path) -> None:
+    """What macOS and Windows do by default."""
+    data = AVEDataModule(ave_root, batch_size=12, image_size=64, sample_rate=16000)
+    data.setup("fit")
+    here = [batch["id"] for batch in data.train_dataloader()]
+    data.num_workers = 1
+    loader = data.train_dataloader()
+    loader.multiprocessing_context = "spawn"
+    assert [batch["id"] for batch in loader] == here
+
+
+@pytest.mark.parametrize(("error", "message"), [
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                  "are out of shared memory."), "shared memory.*--shm-size.*num_workers to 0"),
+    (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "--shm-size"),
+    (OSError(28, "No space left on device"), "--shm-size"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "Use fewer workers or smaller batches"),
+    (RuntimeError("something else"), None),
+])
+def test_too_little_memory_for_workers(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str | None) -> None:
+    def failing(self: DataLoader) -> object:
+        raise error
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", failing)
+    with pytest.raises(ArgumentError if message else RuntimeError, match=message or "something else"):
+        next(iter(loader(2)))

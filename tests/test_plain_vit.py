@@ -84,6 +84,8 @@ def test_steps_equal_timm(model: str) -> None:
         assert (ours(frames) - expected).abs().max() < limit * expected.abs().max()
     spec = ours.stages[0].blocks[0].spec
     assert spec.tokens == expected.shape[1] and spec.plain is (model not in ROTARY)
+    if spec.prefix:
+        assert spec.class_token is (net.cls_token is not None)
     known = timm.models.get_pretrained_cfg(model)
     assert (ours.input.mean, ours.input.std, ours.input.interpolation) == (known.mean, known.std, known.interpolation)
 
@@ -163,6 +165,8 @@ def test_any_plain_transformer_hears(stem: str) -> None:
     net = AVPromptBackbone(tower, "shared")
     assert net.audio.stages[0].blocks[0].spec == BlockSpec(32, (3, 3), 0, 5, True, 128)
     assert all(a.attn is v.attn for v, a in zip(net.visual.blocks(), net.audio.blocks()))
+    registers = small("vit_so150m_patch16_reg4_map_256", fbank=Fbank(mel_bins=42, frames=50)).listener()
+    assert registers.stages[0].blocks[0].spec.class_token is False
     audio = 0.1 * torch.randn(1, SEGMENTS, 16000)
     # the same network of timm's over three equal colours, with the table that the spectrogram has
     same = timm.create_model(model, num_classes=0, img_size=42, **SIZES).eval()
@@ -198,7 +202,7 @@ def test_methods_for_plain_blocks_run_on_any(model: str, method) -> None:
     tower = small(model, fbank=Fbank(mel_bins=42, frames=50))
     net = AVPromptBackbone(tower, "shared", method())
     frames = torch.randn(2, SEGMENTS, 3, tower.input.height, tower.input.width)
-    features = net(frames, 0.1 * torch.randn(2, SEGMENTS, 16000))
+    features = net({"frames": frames, "audio": 0.1 * torch.randn(2, SEGMENTS, 16000)})
     (features.visual * torch.randn_like(features.visual)).sum().backward()  # a plain sum is blind behind a layer norm
     assert features.visual.shape == (2, SEGMENTS, 32)
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.prompts.parameters())

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
 from avprompt.encoders.tags import encoder_of_tag
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.feature_cache import MODALITIES, FeatureCache
 from avprompt.features import AVFeatures, FeatureSource, Modality
-from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
 from avprompt.methods.none import NoPrompts
 
 
@@ -343,3 +345,63 @@ class AVPromptBackbone(FeatureSource):
     def _embed(encoder: FrozenEncoder, x: Tensor) -> Tensor:
         with torch.no_grad() if encoder.frozen and not encoder.trained else nullcontext():
             return encoder.embed(x)
+
+
+class PrecomputedFeatures(FeatureSource):
+    """Features that `avprompt data features` computed before: a backbone without encoders.
+
+    The data module reads the same cache (`feature_cache`), so that a batch holds features instead of frames and audio, and a
+    head trains in minutes. Nothing inside the encoders can be trained or prompted here.
+
+    Args:
+        cache: folder of the features.
+
+    Raises:
+        DatasetError: there is no cache, or a damaged one.
+    """
+
+    batch_keys = ("visual_features", "audio_features")
+    frozen = True
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__()
+        self.cache = FeatureCache(cache)
+        self.specs = {modality: self.cache.record.spec(modality) for modality in MODALITIES}
+        self.visual_dim, self.audio_dim = (self.specs[modality].dim for modality in MODALITIES)
+
+    def fingerprint(self) -> str:
+        """What the features were computed from; a checkpoint of a head records it."""
+        return self.cache.record.fingerprint
+
+    @property
+    def visual_spec(self) -> BlockSpec:
+        """Grid and prefix of the visual tokens.
+
+        Raises:
+            ArgumentError: the cache holds one vector a segment.
+        """
+        if self.cache.record.pool == "mean":
+            raise ArgumentError("cache", "features made with --pool mean", "all tokens of a segment, for this task's head",
+                                "Compute them with `avprompt data features --pool grid`.")
+        return self.specs["visual"]
+
+    def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
+        """Features as they stand in the batch, in float32.
+
+        Args:
+            batch: `visual_features` and `audio_features`, (B, T, C), or (B, T, N, C) with all tokens.
+            prompted: without meaning here.
+            maps: likewise.
+
+        Raises:
+            ArgumentError: the batch lacks an entry.
+        """
+        if missing := [name for name in self.batch_keys if name not in batch]:
+            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
+                                "Give the data module the same folder: --data.feature_cache.")
+        found = {}
+        for modality, spec in self.specs.items():
+            x = batch[f"{modality}_features"].float()
+            found[f"{modality}_tokens"] = x if x.ndim == 4 else x.unsqueeze(2)
+            found[modality] = mean_or_class_token(x.flatten(0, 1), spec).unflatten(0, x.shape[:2]) if x.ndim == 4 else x
+        return AVFeatures(**found, pyramid=[])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avprompt.backbone import PrecomputedFeatures
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import CheckpointError
 
@@ -58,10 +59,10 @@ def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict
     return counts
 
 
-def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder]]:
-    """Every encoder inside `module` that holds frozen weights, with its name."""
+def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder | PrecomputedFeatures]]:
+    """Every encoder inside `module` that holds frozen weights, or their features computed before, with its name."""
     for name, part in module.named_modules():
-        if isinstance(part, FrozenEncoder) and part.frozen:
+        if isinstance(part, (FrozenEncoder, PrecomputedFeatures)) and part.frozen:
             yield name, part
 
 

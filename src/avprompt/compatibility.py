@@ -61,6 +61,14 @@ def check_run(task: Any, data: Any) -> None:
     Raises:
         ConfigError: see `check_input`.
     """
+    ours, theirs = data.feature_cache, getattr(task.backbone, "cache", None)
+    if (theirs is None) is not (ours is None):
+        name, hint = ("--data.feature_cache", "Give it the folder of --model.backbone.cache.") if ours is None else (
+            "--model.backbone", "Use avprompt.backbone.PrecomputedFeatures with the folder as `cache`.")
+        raise ConfigError(name, "encoders, with features for data" if theirs is None else "no features",
+                          "the same feature cache for data and backbone", hint)
+    if theirs is not None and ours.resolve() != theirs.folder.resolve():
+        raise ConfigError("--data.feature_cache", ours, f"{theirs.folder}, the backbone's", "Give both the same folder.")
     visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
     check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
                 None if audio is None else audio.input)

@@ -269,6 +269,11 @@ def data(args: list[str]) -> None:
     if args[:1] == ["stats"]:
         stats(args[1:])
         return
+    if args[:1] == ["features"]:
+        from avprompt.cli.features import features
+
+        features(args[1:])
+        return
     complete = functions(args, "avprompt data", {"prepare": prepare, "verify": verify, "synth": SYNTHETIC_DATASETS},
                          epilog="And `avprompt data stats --config experiments/X.yaml`, see its own --help.")
     if args[:1] == ["verify"] and complete is False:

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling, decode_audio
+from avprompt.media.files import signature
 from avprompt.media.readers import ClipReader, Published, Segments, as_frame
 from avprompt.media.text import is_name, read_table
 from avprompt.media.untrusted import open_picture, read_picture
@@ -263,6 +264,10 @@ class AVSBenchReader(ClipReader):
             except (ClipDecodeError, OSError, ValueError) as error:
                 return f"broken: {error}"
         return problem
+
+    def identity(self, clip_id: str) -> str:
+        needed = files(self.root, self.setting, self.videos[clip_id])
+        return signature((*needed.frames, needed.audio))
 
     def read(self, clip_id: str) -> Segments:
         needed = files(self.root, self.setting, self.videos[clip_id])

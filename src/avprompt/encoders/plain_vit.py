@@ -3,6 +3,7 @@ same blocks over spectrograms."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -93,8 +94,7 @@ class PlainViTBlock(FrozenBlock):
                  feed_forward: FeedForward, scale1: nn.Parameter | None = None, scale2: nn.Parameter | None = None,
                  rope: Tensor | None = None, half: bool = False) -> None:
         super().__init__()
-        self.spec = BlockSpec(spec.dim, spec.grid, spec.stage, spec.prefix, rope is None, feed_forward.hidden,
-                              feed_forward.gated)
+        self.spec = replace(spec, plain=rope is None, hidden=feed_forward.hidden, gated=feed_forward.gated)
         self.norm1, self.attn, self.norm2, self.feed_forward = norm1, attn, norm2, feed_forward
         self.scale1, self.scale2, self.half = scale1, scale2, half
         self.register_buffer("rope", rope, persistent=False)
@@ -320,7 +320,7 @@ class ViTSpectrogram(PlainViT):
             self.class_embedding = nn.Parameter(tower.class_embedding.detach().clone())
             self.trained = ("class_embedding",)
         self.norm_pre, self.norm = tower.norm_pre, tower.norm
-        spec = BlockSpec(visual.dim, grid if axes == "mel_time" else grid[::-1], 0, visual.prefix)
+        spec = replace(visual, grid=grid if axes == "mel_time" else grid[::-1])
         self.stages = nn.ModuleList([Stage([block.shared(spec) for block in tower.stages[0].blocks])])
         self._add_trained(tower.segments, tower.train_norm)
         self.freeze()

@@ -1,1 +1,1 @@
-"""Task heads: what turns backbone features into a task's outputs."""
+"""Task heads: they turn the features of a backbone into the outputs of a task."""

@@ -359,7 +359,7 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
             before, then, end = frame, now, now + length
             if len(chosen) == len(times):
                 return chosen, (begin, np.inf)
-        if count == 1 and reader.stream.frames in (0, 1) and begin <= reader.begins() + GAP:
+        if count == 1 and reader.stream.frames in (0, 1) and begin <= reader.begins() + TOLERANCE:
             end = np.inf  # a still picture, whatever length its container gives it
         reader.check_end(end, float(times[-1]))
         last = chosen[-1] if before is taken else shrink(_picture(before))

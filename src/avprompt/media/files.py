@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _NUMBER = re.compile(r"(\d+)")
@@ -66,6 +67,12 @@ def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterat
                     problems.append((path, str(error)))
 
     yield from enter(Path(folder))
+
+
+def signature(paths: Iterable[Path]) -> str:
+    """What tells files from others in their place without reading them: names, sizes and times of the last change."""
+    known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
+    return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

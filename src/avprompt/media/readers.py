@@ -14,7 +14,7 @@ from torch import Tensor
 
 from avprompt.errors import ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling, resize
-from avprompt.media.files import hidden, listed
+from avprompt.media.files import hidden, listed, signature
 from avprompt.media.store import REPAIR, ClipStore, read_manifest
 from avprompt.media.untrusted import read_array, read_picture
 
@@ -48,6 +48,10 @@ class ClipReader(abc.ABC):
         Raises:
             ClipDecodeError: the clip's files are damaged.
         """
+
+    @abc.abstractmethod
+    def identity(self, clip_id: str) -> str:
+        """What tells a clip's media as they are now from other media under its id; decodes nothing."""
 
     def digest_problem(self, clip_id: str) -> str | None:
         """Why a clip that `inspect` has nothing against cannot be used after all: reads everything."""
@@ -136,6 +140,9 @@ class StoreReader(ClipReader):
     def ids(self) -> set[str]:
         return {clip for clip, entry in self.entries.items() if entry.usable}
 
+    def identity(self, clip_id: str) -> str:
+        return self.entries[clip_id].digest
+
     def frame(self, clip_id: str, segment: int) -> Tensor:
         frames, _, _ = self.store.read(clip_id, mapped=True)
         return torch.from_numpy(np.array(frames[segment])).permute(2, 0, 1)
@@ -173,6 +180,9 @@ class FolderReader(ClipReader):
 
     def ids(self) -> set[str]:
         return self.frames & self.waves
+
+    def identity(self, clip_id: str) -> str:
+        return signature((*self._pictures(clip_id), self.waves_folder / f"{clip_id}.npy"))
 
     def problem(self, clip_id: str) -> str | None:
         absent = [folder.name for folder, found in ((self.frames_folder, self.frames), (self.waves_folder, self.waves))

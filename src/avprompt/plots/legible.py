@@ -21,7 +21,7 @@ def _letters(path: str) -> frozenset[int]:
 def _family(letter: str) -> str | None:
     """An installed font that has a character, in the order of their names."""
     return next((font.name for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname))
-                 if ord(letter) in _letters(font.fname)), None)
+                 if ord(letter) in _letters(font.fname) and not font.name.startswith("Last Resort")), None)
 
 
 def legible(figure: Figure) -> Figure:

@@ -1,1 +1,1 @@
-"""What is made of finished runs: comparison with published figures, dashboards, efficiency."""
+"""Reports on finished runs: comparison with published figures, dashboards, efficiency."""

@@ -1,7 +1,7 @@
-"""What others have published, as data: every figure of the tables and plots that runs are compared with.
+"""Published figures as data: all tables and plots that runs are compared with.
 
-`published.csv` holds one figure a line. Where print and fact are known to differ (a percentage printed as millions, a
-mean over batches, a character that OCR lost) the `note` says so; values and parameters are kept as printed.
+`published.csv` has one figure in each line. Where print and fact are known to differ (a percentage printed as millions,
+a mean over batches, a character that OCR lost), the `note` says so; values and parameters are kept as printed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KINDS = {
     "ocr": "typed from a poster that was read by OCR",
 }
 UNITS = ("percent", "GFLOPs", "count")
-MISSING = "lost"  # what the note of a figure without a value says
+MISSING = "lost"  # word in the note of a figure without a value
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,30 @@ class Figure:
     """One published figure.
 
     Args:
-        task: as our experiments begin: ave, avvp, avs_s4, avs_ms3, avqa, avar, fewshot_ave, zeroshot_ave ...
+        task: as names of our experiments begin: ave, avvp, avs_s4, avs_ms3, avqa, avar, fewshot_ave, zeroshot_ave ...
         dataset: by its published name.
         split: that it was measured on; `all` for facts about a dataset.
         selection: split that the checkpoint was selected on, empty where that is not known.
         method: as printed.
-        row: of an ablation or a shot number, empty elsewhere.
-        settings: of our configuration that make the same row: the prompt method's class, then `argument=value` of it,
-            of the task, of the backbone or of the data module, all separated by blanks; a class stands for an object of
-            it, `none` for no value; empty where nothing of ours is that row.
+        row: of an ablation, or number of shots; empty elsewhere.
+        settings: of our configuration that make the same variant: the class of the prompt method, then `argument=value`
+            of it, of the task, of the backbone or of the data module, separated by blanks. A class stands for an object
+            of it, `none` for no value; empty where we have no such variant.
         visual: visual encoder, empty where that is not known.
-        audio: audio encoder; `(shared)` after it where it is the visual one.
-        metric: as our tasks name it, without the stage.
+        audio: audio encoder; followed by `(shared)` where it is the visual one.
+        metric: as our tasks name it, without the name of the stage.
         value: as printed; `None` where it cannot be read.
         unit: one of `UNITS`.
-        trainable: trained parameters as printed, empty where there are none.
-        total: all parameters as printed.
+        trainable: trained parameters as printed, empty where none are printed.
+        total: all parameters as printed, likewise.
         source: document and table.
         kind: one of `KINDS`.
-        note: what else must be known.
+        note: what else a reader must know.
+
+    Example:
+        >>> headline = next(f for f in read_published() if f.task == "ave" and f.method == "DG-SCT" and not f.row)
+        >>> headline.metric, headline.value
+        ('accuracy', 82.2)
     """
 
     task: str
@@ -71,11 +76,11 @@ class Figure:
 
     @property
     def shared(self) -> bool:
-        """Whether one encoder sees and hears."""
+        """Whether one encoder serves both modalities."""
         return self.audio.endswith("(shared)")
 
     def describes(self, config: dict[str, Any]) -> bool:
-        """Whether a run's configuration (`model`, `data`) has this figure's settings."""
+        """Whether the configuration of a run (`model`, `data`) has the settings of this figure."""
         if not self.settings:
             return False
         arguments = get_nested(config, "model.init_args") or {}
@@ -101,7 +106,7 @@ def read_published(path: Path | None = None) -> list[Figure]:
     """Every published figure, in published order.
 
     Args:
-        path: a file in the format of the package's own; `None` is that one.
+        path: a file in the format of the shipped one; `None` is that one.
 
     Raises:
         AnnotationError: another header, a value that is no number, an unknown unit or kind, or a figure without its

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: what to run, where, and the tables and plots at the end."""
+"""Sweeps: many runs of an experiment, here or on a cluster, with tables and plots of their results."""

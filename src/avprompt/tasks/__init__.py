@@ -1,4 +1,4 @@
-"""Tasks: one LightningModule each, over one backbone."""
+"""Tasks: a LightningModule for each, over a source of features."""
 
 from avprompt.tasks.avar import AVAR
 from avprompt.tasks.ave import AVE, AVELinear

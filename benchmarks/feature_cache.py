@@ -1,0 +1,61 @@
+"""Seconds of a training epoch of an experiment without prompts, on media and on features computed once, and their ratio.
+
+    python benchmarks/feature_cache.py --root data/quickstart [--config experiments/quickstart.yaml] [--epochs 5]
+
+Both sides alternate in one run: load every training clip, forward, backward, optimizer step. The time that
+`avprompt data features` took stands beside them, since it is paid once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from avprompt.cli import parts_of, run
+
+PLAIN = ["--model.backbone.prompts", "avprompt.methods.NoPrompts"]
+
+
+def epoch(task: object, data: object) -> float:
+    """Seconds of one epoch."""
+    optimizer, begun = task.configure_optimizers()["optimizer"], time.perf_counter()
+    for batch in data.train_dataloader():
+        optimizer.zero_grad()
+        sum(task.losses(task(batch), batch).values()).backward()
+        optimizer.step()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="experiments/quickstart.yaml")
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--epochs", type=int, default=5)
+    given = parser.parse_args()
+    common = ["--config", given.config, "--data.root", given.root]
+    with tempfile.TemporaryDirectory() as folder:
+        out, begun = Path(folder) / "features", time.perf_counter()
+        run(["data", "features", *common, *PLAIN, "--split", "train", "--out", str(out)])
+        computed = time.perf_counter() - begun
+        cached = ["--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache", str(out),
+                  "--data.feature_cache", str(out)]
+        sides = {"media": parts_of([*common, *PLAIN]), "features": parts_of([*common, *cached])}
+        for _, data in sides.values():
+            data.validation_split = "train"  # features of the training split alone were computed
+            data.setup("fit")
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(given.epochs):
+            for name, (task, data) in sides.items():
+                times[name].append(epoch(task.train(), data))
+        size = sum(path.stat().st_size for path in out.iterdir())
+    medians = {name: statistics.median(own) for name, own in times.items()}
+    for name, own in times.items():
+        print(f"{name:<9} {medians[name]:8.2f} s an epoch (median of {len(own)}; {min(own):.2f} to {max(own):.2f})")
+    print(f"ratio     {medians['features'] / medians['media']:8.3f}   computed once in {computed:.1f} s, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Features of the frozen backbone, computed once: equal to those of every step, resumable, refused where they are not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from avprompt.backbone import PrecomputedFeatures
+from avprompt.cli import main, parts_of, run
+from avprompt.errors import ArgumentError, CheckpointError, ConfigError, DatasetError
+from avprompt.feature_cache import CacheRecord, FeatureCache
+
+PLAIN = ["--model.backbone.prompts", "avprompt.methods.NoPrompts"]
+
+
+def experiment(root: Path, *more: str) -> list[str]:
+    return ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(root), *more]
+
+
+def on_features(root: Path, cache: Path, *more: str) -> list[str]:
+    return experiment(root, "--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache",
+                      str(cache), "--data.feature_cache", str(cache), *more)
+
+
+@pytest.fixture(scope="module")
+def caches(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """One cache with a vector a segment, one with all tokens in bfloat16."""
+    found = {}
+    for pool, precision in (("mean", "float16"), ("grid", "bfloat16")):
+        found[pool] = tmp_path_factory.mktemp(pool) / "cache"
+        run(["data", "features", *experiment(ave_root, *PLAIN), "--pool", pool, "--precision", precision, "--out",
+             str(found[pool])])
+    return found
+
+
+@pytest.mark.parametrize(("pool", "bound"), [("mean", 2e-3), ("grid", 2e-2)])
+def test_cached_features_are_those_of_every_step(pool: str, bound: float, ave_root: Path, caches: dict) -> None:
+    task, data = parts_of(experiment(ave_root, *PLAIN))
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    source = PrecomputedFeatures(caches[pool])
+    kept = [source.cache.read(clip_id) for clip_id in batch["id"]]
+    with torch.no_grad():
+        online = task.backbone(batch, prompted=False)
+        cached = source({name: torch.stack([clip[name] for clip in kept]) for name in source.batch_keys})
+    for name in ("visual", "audio", *(("visual_tokens", "audio_tokens") if pool == "grid" else ())):
+        ours, theirs = getattr(cached, name), getattr(online, name)
+        assert ours.shape == theirs.shape and ours.dtype == torch.float32
+        assert (ours - theirs).abs().max() < bound * theirs.abs().max(), name
+    assert torch.equal(torch.stack([clip["valid"] for clip in kept]), batch["valid"])
+    assert (source.visual_dim, source.audio_dim) == (task.backbone.visual_dim, task.backbone.audio_dim)
+
+
+def test_a_head_trains_and_is_tested_on_features_alone(ave_root: Path, caches: dict, tmp_path: Path) -> None:
+    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", "--trainer.logger.save_dir",
+             str(tmp_path)]
+    run(["fit", *on_features(ave_root, caches["mean"], *quiet)])
+    best = tmp_path / "quickstart" / "version_0" / "checkpoints" / "best.ckpt"
+    run(["test", *on_features(ave_root, caches["mean"], *quiet, "--ckpt_path", str(best))])
+    assert "test_accuracy" in json.loads((tmp_path / "quickstart" / "version_1" / "result.json").read_text())["metrics"]
+    run(["predict", *on_features(ave_root, caches["mean"], *quiet, "--ckpt_path", str(best))])
+    assert len(list((tmp_path / "quickstart" / "version_2" / "pictures").glob("*.png"))) > 0  # media are read for them
+    with pytest.raises(CheckpointError, match="trained on PrecomputedFeatures"):
+        run(["test", *on_features(ave_root, caches["grid"], *quiet, "--ckpt_path", str(best))])
+
+
+def test_computation_goes_on_where_it_stopped(ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["data", "features", *experiment(ave_root, *PLAIN, "--data.eval_batch_size", "8"), "--out", str(tmp_path / "c")]
+    write, calls = FeatureCache.write, []
+
+    def stop_after_two(self: FeatureCache, *given: object) -> None:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(given[0])
+        write(self, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(FeatureCache, "write", stop_after_two)
+        run(command)
+    before = FeatureCache(tmp_path / "c")
+    assert len(before.record.clips) - len(before.missing) == 16
+    run(command)
+    assert "24 clips computed" in capsys.readouterr().out
+    assert not FeatureCache(tmp_path / "c").missing
+    run(command)
+    assert "0 clips computed" in capsys.readouterr().out
+    with pytest.raises(DatasetError, match="other pool"):
+        run([*command, "--pool", "grid"])
+    with pytest.raises(DatasetError, match="other encoders.audio"):
+        run([*command, "--model.backbone.audio.pretrained", "none"])
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ((), "prompts: got DGSCT.*NoPrompts"),
+    ((*PLAIN, "--data.augment", "randaugment"), "augment: got randaugment"),
+    ((*PLAIN, "--data.mix_audio", "0.5"), "mix_audio: got 0.5"),
+    ((*PLAIN, "--model.backbone.audio.released_mode", "true"), "released_mode"),
+    ((*PLAIN, "--model.backbone.visual.frozen", "false"), "frozen"),
+])
+def test_what_changes_from_step_to_step_is_refused_before_work(flags: tuple, message: str, ave_root: Path,
+                                                               tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(["data", "features", *experiment(ave_root, *flags), "--out", str(tmp_path / "c")])
+    assert not (tmp_path / "c").exists()
+
+
+def test_stale_and_foreign_caches_are_refused(ave_root: Path, caches: dict, tmp_path: Path) -> None:
+    from avprompt.media.decode import Sampling
+
+    cache = FeatureCache(caches["mean"])
+    clips, sampling = dict(cache.record.clips), Sampling(**cache.record.sampling)
+    cache.check(sampling, clips)
+    first = next(iter(clips))
+    with pytest.raises(DatasetError, match=f"other media than now for 1 of {len(clips)} clips, such as {first}"):
+        cache.check(sampling, {**clips, first: "another digest"})
+    with pytest.raises(DatasetError, match="no features of 1 of"):
+        cache.check(sampling, {**clips, "unknown": "digest"})
+    with pytest.raises(DatasetError, match="sample_rate"):
+        cache.check(Sampling(**{**cache.record.sampling, "sample_rate": 8000}), clips)
+    with pytest.raises(DatasetError, match="no features of unknown"):
+        cache.read("unknown")
+
+
+@pytest.mark.parametrize("damage", ["record", "shape", "pickle", "none"])
+def test_a_damaged_cache_is_named(damage: str, caches: dict, tmp_path: Path) -> None:
+    folder = shutil.copytree(caches["mean"], tmp_path / "cache")
+    if damage == "record":
+        (folder / "cache.json").write_text("{}")
+    elif damage == "shape":
+        np.save(folder / "audio.npy", np.zeros((2, 3), np.float16))
+    elif damage == "pickle":
+        np.save(folder / "audio.npy", np.array([{}], dtype=object), allow_pickle=True)
+    else:
+        shutil.rmtree(folder)
+    with pytest.raises(DatasetError, match="cache.json" if damage in ("record", "none") else "audio.npy"):
+        FeatureCache(folder)
+
+
+def test_data_and_backbone_read_the_same_features(ave_root: Path, caches: dict, tmp_path: Path) -> None:
+    log = ["--trainer.logger", "false"]
+    with pytest.raises(ConfigError, match="feature_cache"):
+        run(["fit", *on_features(ave_root, caches["mean"], *log, "--data.feature_cache", "null")])
+    with pytest.raises(ConfigError, match="PrecomputedFeatures"):
+        run(["fit", *experiment(ave_root, *PLAIN, *log, "--data.feature_cache", str(caches["mean"]))])
+    with pytest.raises(ConfigError, match="the same folder"):
+        run(["fit", *on_features(ave_root, caches["mean"], *log, "--data.feature_cache", str(caches["grid"]))])
+    for flag, value in (("augment", "randaugment"), ("mix_audio", "0.5"), ("predict_root", str(tmp_path))):
+        with pytest.raises(ArgumentError, match=f"{flag}: .*feature"):
+            run(["fit", *on_features(ave_root, caches["mean"], *log, f"--data.{flag}", value)])
+
+
+def test_a_head_that_needs_tokens_says_so(caches: dict) -> None:
+    with pytest.raises(ArgumentError, match="--pool grid"):
+        PrecomputedFeatures(caches["mean"]).visual_spec
+    assert PrecomputedFeatures(caches["grid"]).visual_spec.grid == (4, 4)
+    with pytest.raises(ArgumentError, match="feature_cache"):
+        PrecomputedFeatures(caches["mean"])({"frames": torch.zeros(1)})
+    with pytest.raises(ArgumentError, match="pyramid"):
+        PrecomputedFeatures(caches["grid"]).pyramid_specs
+
+
+def test_values_that_half_precision_cannot_hold(tmp_path: Path, caches: dict) -> None:
+    known = FeatureCache(caches["mean"]).record
+    cache = FeatureCache.create(tmp_path / "c", CacheRecord(**{**vars(known), "clips": {"a": "1", "b": "2"}}))
+    features = {name: torch.zeros(2, *known.shape(name)) for name in ("visual", "audio")}
+    features["audio"][1, 0, 0] = 1e6
+    with pytest.raises(DatasetError, match="b: got audio features that float16 cannot hold.*bfloat16"):
+        cache.write(["a", "b"], features, torch.ones(2, 10, dtype=torch.bool))
+    assert cache.missing == ["a", "b"]
+
+
+def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["data", "features"])
+    assert "an experiment" in capsys.readouterr().err
