@@ -1,6 +1,6 @@
 from setuptools import find_packages, setup
 
-setup(
-    packages=find_packages("src") + ["avprompt.data_modules"],
-    package_dir={"": "src", "avprompt.data_modules": "data_modules"},
-)
+#: beside src/ in the source tree, inside the package where it is installed
+INSIDE = {f"avprompt.{name}": name for name in ("data_modules", "experiments", "lightning_configs")}
+
+setup(packages=find_packages("src") + list(INSIDE), package_dir={"": "src", **INSIDE})

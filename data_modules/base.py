@@ -23,8 +23,9 @@ from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, Segments, open_reader
-from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader
+from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader, share
 from avprompt.media.untrusted import MAX_PIXELS
+from avprompt.processes import gathered_objects
 
 Sample = dict[str, Any]
 
@@ -423,11 +424,9 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> ResumableLoader:
         data, trainer = self.datasets[split], self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        if split != "train" and len(data) % world:
-            warnings.warn(f"{split}: {-len(data) % world} of {len(data)} clips are counted twice on {world} devices; "
-                          "use `--trainer.devices 1` for the exact figure", stacklevel=3)
         return ResumableLoader(ErrorsAsValues(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
-                               num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
+                               split == "train", num_workers=self.num_workers, collate_fn=collate,
+                               pin_memory=self.pin_memory)
 
     def groups(self, split: str) -> list[str] | None:
         """The name of each clip's group, where the clips of a group must follow each other; `None` without groups."""
@@ -450,9 +449,25 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
         Lightning rebuilds a prediction loader to keep track of indices. That needs a plain loader with named arguments.
         """
-        data = self.datasets["predict" if "predict" in self.datasets else "test"]
-        return ClipLoader(ErrorsAsValues(data), batch_size=self.eval_batch_size, num_workers=self.num_workers,
-                          collate_fn=collate, pin_memory=self.pin_memory)
+        return ClipLoader(ErrorsAsValues(self.to_predict), batch_size=self.eval_batch_size, sampler=self.predict_share,
+                          num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
+
+    @property
+    def to_predict(self) -> Dataset:
+        """The user's videos, or the test split."""
+        return self.datasets["predict" if "predict" in self.datasets else "test"]
+
+    @property
+    def predict_share(self) -> range:
+        """Which of its clips this process predicts."""
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return share(len(self.to_predict), self.eval_batch_size, rank, world)
+
+    def find_corrupt(self) -> None:
+        """Note which training clips the other processes could not decode; a collective."""
+        for data in self.datasets.values():
+            if isinstance(data, ClipDataset):
+                data.corrupt |= torch.stack(gathered_objects(data.corrupt)).any(0)
 
     def clips(self) -> dict[str, dict[str, int]]:
         """Numbers of clips used, missing and corrupt, by split; of own videos, windows used and files corrupt."""

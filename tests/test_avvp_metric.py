@@ -203,7 +203,7 @@ def test_merged_pickled_other_types() -> None:
     first.merge_state(second)
     expected = whole.compute()
     assert pickle.loads(pickle.dumps(first)).compute() == pytest.approx(expected, abs=1e-9)
-    assert all(type(value) is float for value in expected.values()) and whole.videos == 8
+    assert all(type(value) is float for value in expected.values()) and len(whole.scores[0]) == 8
     for kind in (torch.bool, torch.long, torch.float64):
         assert score((*case[:3], case[3].to(kind), case[4].to(kind))) == expected
     rounded = tuple(part.bfloat16() for part in case)
@@ -238,4 +238,4 @@ def test_nan_and_targets_that_are_none(place: int) -> None:
         metric = AVVPFScore()
         with pytest.raises(ArgumentError, match="NaN" if place < 3 else "0 and 1"):
             metric.update(*case[:place], broken, *case[place + 1:])
-        assert metric.videos == 0 and not metric.scores.any()
+        assert metric.scores == []

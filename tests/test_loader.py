@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from avprompt.data_modules import AVEDataModule
 from avprompt.errors import ArgumentError, CheckpointError, ClipDecodeError
-from avprompt.media.samplers import EpochOrder, ErrorsAsValues, ResumableLoader
+from avprompt.media.samplers import EpochOrder, ErrorsAsValues, ResumableLoader, share
 
 
 class Numbers(Dataset):
@@ -93,14 +93,15 @@ def test_a_position_belongs_to_its_epoch() -> None:
     assert epoch(again, 2) == [] and epoch(following, 3) == epoch(loader(), 3)
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 5}, {"seed": 4}, {"world": 2}])
-def test_resuming_inside_an_epoch_with_other_batches_is_an_error(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(("change", "named"), [({"batch_size": 5}, "clips_a_step"), ({"seed": 4}, "seed"),
+                                               ({"world": 2}, "clips_a_step")])
+def test_resuming_inside_an_epoch_with_other_batches_is_an_error(change: dict[str, int], named: str) -> None:
     running = loader()
     batches = iter(running)
     next(batches)
     resumed = loader(**change)
     resumed.load_state_dict(running.state_dict())
-    with pytest.raises(CheckpointError, match=f"'{'processes' if 'world' in change else next(iter(change))}'"):
+    with pytest.raises(CheckpointError, match=f"'{named}'"):
         next(iter(resumed))
     resumed = loader(**change)
     resumed.load_state_dict(running.state_dict())
@@ -133,29 +134,50 @@ def test_typed_errors_cross_processes(workers: int) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 30])
-def test_processes_share_an_epoch_evenly(world: int) -> None:
-    shards = []
-    for rank in range(world):
-        order = EpochOrder(23, 0, True, rank, world)
-        order.set_epoch(5)
-        shards.append(list(order))
-        assert len(shards[-1]) == len(order)
-    assert len({len(shard) for shard in shards}) == 1 and shards[0]
-    assert set(sum(shards, [])) == set(range(23)) and len(sum(shards, [])) == -(-23 // world) * world
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_processes_have_as_many_batches_in_training(world: int, batch_size: int) -> None:
+    shards = [epoch(loader(batch_size=batch_size, rank=rank, world=world), 5) for rank in range(world)]
+    assert len({tuple(map(len, shard)) for shard in shards}) == 1 and shards[0]
+    dealt = sum(sum(shards, []), [])
+    assert set(dealt) == set(range(23)) and len(dealt) == -(-23 // world) * world
+    assert [len(own) for own in shards] == [len(loader(batch_size=batch_size, rank=rank, world=world))
+                                            for rank in range(world)]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_what_belongs_together_stays_together(world: int) -> None:
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_step_of_several_processes_has_the_clips_of_one(world: int) -> None:
+    whole = epoch(loader(batch_size=4), 2)
+    parts = [epoch(loader(batch_size=4 // world, rank=rank, world=world), 2) for rank in range(world)]
+    assert [sum(step, []) for step in zip(*parts)][:5] == whole[:5] and len(parts[0]) == len(whole)
+    assert sum((part[5] for part in parts), [])[:3] == whole[5]  # 23 clips: the last step is filled up
+
+
+@pytest.mark.parametrize(("size", "batch_size", "world"), [(23, 4, 2), (23, 4, 3), (23, 4, 6), (7, 16, 2), (3, 2, 3),
+                                                           (5, 2, 3), (24, 4, 5)])
+def test_processes_repeat_nothing_in_evaluation(size: int, batch_size: int, world: int) -> None:
+    """All together they have the batches of one process, in its order, as long as there are enough."""
+    data = list(range(size))
+    shards = [epoch(loader(data=data, shuffle=False, batch_size=batch_size, rank=rank, world=world, training=False), 0)
+              for rank in range(world)]
+    assert all(shards) and sum(sum(shards, []), []) == data
+    if -(-size // batch_size) >= world:
+        assert sum(shards, []) == epoch(loader(data=data, shuffle=False, batch_size=batch_size), 0)
+
+
+def test_more_processes_than_clips_is_an_error() -> None:
+    with pytest.raises(ArgumentError, match="4 processes for 3 clips"):
+        share(3, 1, 0, 4)
+
+
+def test_what_belongs_together_stays_together() -> None:
     groups = [f"video {place % 6}" for place in range(20)]
     orders = []
     for number in range(2):
-        shards = [EpochOrder(20, 0, True, rank, world, groups) for rank in range(world)]
-        for shard in shards:
-            shard.set_epoch(number)
-        orders.append(sum(map(list, shards), []))
-        assert {len(list(shard)) for shard in shards} == {-(-20 // world)} and set(orders[-1]) == set(range(20))
-        # nothing is torn apart but by the padding at the end
-        assert len(list(itertools.groupby(groups[place] for place in orders[-1][:20]))) == 6
+        order = EpochOrder(20, 0, True, groups)
+        order.set_epoch(number)
+        orders.append(list(order))
+        assert sorted(orders[-1]) == list(range(20)) and len(order) == 20
+        assert len(list(itertools.groupby(groups[place] for place in orders[-1]))) == 6
     assert orders[0] != orders[1]
     assert list(EpochOrder(20, 0, False, groups=groups))[:4] == [0, 6, 12, 18]
 
@@ -170,6 +192,19 @@ def test_processes_resume_too() -> None:
         resumed = loader(rank=rank, world=2)
         resumed.load_state_dict(running.state_dict())
         assert seen + epoch(resumed, 1) == whole and len(whole) == 3
+
+
+def test_a_position_holds_for_another_number_of_processes() -> None:
+    whole, running = epoch(loader(), 1), loader()
+    running.order.set_epoch(1)
+    batches = iter(running)
+    seen = [next(batches).tolist() for _ in range(2)]
+    parts = []
+    for rank in range(2):
+        resumed = loader(batch_size=2, rank=rank, world=2)
+        resumed.load_state_dict(running.state_dict())
+        parts.append(epoch(resumed, 1))
+    assert seen + [sum(step, []) for step in zip(*parts)][:3] == whole[:5]
 
 
 class Steps(LightningModule):

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from avprompt.callbacks import PredictionWriter
+from avprompt.callbacks import PredictionWriter, run_folder
 from avprompt.datasets.ave import CATEGORIES
-from avprompt.errors import ArgumentError, ConfigError
+from avprompt.errors import ArgumentError
 from avprompt.media.decode import Sampling
 from avprompt.plots.timeline import category_colour, clip_figure, runs
 from avprompt.tasks import AVE
@@ -138,16 +138,19 @@ def test_interruption_keeps_what_was_predicted_and_the_next_run_begins_anew(tmp_
 
 def test_where_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="trainer.logger"):
-        predict(tmp_path, Clips(["a"]), logger=False)
     for options in ({}, {"logger": False}):
         with pytest.raises(FileNotFoundError):  # of `table`: the run itself is fine
             predict(tmp_path, Clips(["a"]), fast_dev_run=True, **options)
         assert "no predictions are written" in capsys.readouterr().out
-    monkeypatch.setattr(Trainer, "world_size", 2)
-    with pytest.raises(ConfigError, match="--trainer.devices 1"):
-        PredictionWriter().on_predict_start(Trainer(accelerator="cpu", logger=CSVLogger(tmp_path / "log")), Oracle())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_logger_a_run_has_a_folder_too(tmp_path: Path) -> None:
+    for run in ("version_0", "version_1"):
+        trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[PredictionWriter()],
+                          enable_progress_bar=False)
+        trainer.predict(Oracle(), datamodule=Clips(["a"]), return_predictions=False)
+        assert (tmp_path / run / "predictions.csv").is_file() and run_folder(trainer) == tmp_path / run
 
 
 def test_runs() -> None:

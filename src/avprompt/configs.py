@@ -1,10 +1,32 @@
-"""Checks on configurations that the parser lets pass: what it would ignore, keep or override without a word."""
+"""Experiments and fragments: where they lie, what they inherit, and how flags change them.
+
+An experiment is a YAML file. It may be written as a change of others:
+
+- `base:` names one file or a list of files, which are laid under the file in this order. A name such as `ave_dgsct`
+  is looked up beside the file and then among the experiments and fragments that ship; a path works too.
+- A value that ends in `.yaml` stands for the content of that file, a *fragment*, looked up in the same places. A
+  mapping with its own `base:` is a fragment with changes.
+- Keys are written as flags are: `data.shots: 4` at the top of a file, and arguments of a class directly beside its
+  `class_path`, without `init_args`.
+- `null` deletes what the base says, so that the class's own default applies. A key that the base does not have keeps
+  the value `null`.
+- Another `class_path`, or a fragment that names a class, starts anew: no argument of the class below it stays. A
+  fragment without a `class_path` holds arguments for whatever class stands with it.
+
+Everything else merges key by key; lists are replaced. The same rules hold for further `--config` files and for flags,
+except that `null` there is the value `null`.
+"""
 
 from __future__ import annotations
 
+import copy
+import difflib
 import importlib
 import inspect
 import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,93 +35,354 @@ import yaml
 from avprompt.errors import ConfigError
 from avprompt.media.text import read_text
 
-#: what the data module knows of the model's sizes; the CLI fills it in, and writing it would have no effect
-SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size", "class_names")
-LINKED = tuple(f"model.{middle}{size}" for size in SIZES for middle in ("init_args.", ""))
-
+#: (file or flag, nested content)
 Source = tuple[str, dict[str, Any]]
+SUFFIXES = (".yaml", ".yml")
+SPEC = ("class_path", "init_args", "dict_kwargs")
+#: flags of the parser itself, which say nothing of a configuration
+PARSER_FLAGS = ("help", "h", "print_config", "print_completion", "print_shtab")
 
 
-def expand(value: Any) -> Any:
+def shipped(name: str) -> Path:
+    """The folder `experiments` or `lightning_configs`: inside an installed package, or in the source tree."""
+    package = Path(__file__).parent
+    return next((folder for folder in (package / name, package.parents[1] / name) if folder.is_dir()), package / name)
+
+
+EXPERIMENTS, FRAGMENTS = shipped("experiments"), shipped("lightning_configs")
+
+
+def find_file(name: str | Path, folder: Path | None = None, subject: str = "--config", skip: tuple[Path, ...] = (),
+              places: tuple[Path, ...] = (EXPERIMENTS, FRAGMENTS)) -> Path:
+    """The YAML file that a name or path means; `.yaml` may be left out.
+
+    A file in `folder` comes first, then one in the folders experiments/ and lightning_configs/ of the current folder,
+    then the one that ships.
+
+    Args:
+        name: such as `ave_dgsct`, `experiments/ave_dgsct.yaml`, `encoders/htsat.yaml`.
+        folder: that paths are relative to; `None` is the current folder.
+        subject: what names the file, for the message.
+        skip: files that are not meant: a file that is named like its base.
+        places: folders of shipped files.
+
+    Raises:
+        ConfigError: there is no such file; suggests names that are spelt alike.
+
+    >>> find_file("ave_dgsct").name
+    'ave_dgsct.yaml'
+    """
+    path = Path(expand_home(str(name)))
+    below = path.relative_to(path.parts[0]) if path.parts[:1] in (("experiments",), ("lightning_configs",)) else path
+    here = () if folder else tuple(Path(place.name) for place in places)
+    candidates = [(folder or Path()) / path, *(place / below for place in (*here, *places))]
+    for candidate in candidates:
+        for file in (candidate, candidate.with_name(candidate.name + ".yaml")) if candidate.name else ():
+            if file.is_file() and file.resolve() not in skip:
+                return file
+    names = {str(file.relative_to(place).with_suffix("")) for place in places for file in place.rglob("*.yaml")}
+    alike = difflib.get_close_matches(str(below.with_suffix("") if below.suffix in SUFFIXES else below), names, 3)
+    hint = f"Did you mean {' or '.join(alike)}? " if alike else ""
+    raise ConfigError(subject, name, "a YAML file, or the name of an experiment that ships",
+                      f"{hint}`avprompt experiments` lists those that ship.")
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """Reads numbers as the parser of the command line does: 1e-3 is a number, a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [entry for entry in entries if not entry[0].endswith("timestamp")]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+                              list("-+0123456789"))
+
+
+def parse_yaml(text: str, subject: str | Path) -> Any:
+    """YAML text as it stands, with `~/` at the beginning of texts replaced by the home folder.
+
+    Raises:
+        ConfigError: it is no YAML; names `subject`.
+    """
+    try:
+        return expand_home(yaml.load(text, _Loader))
+    except yaml.YAMLError as error:
+        raise ConfigError(subject, f"no YAML ({error})", "a value in YAML", "Correct it, or quote it.") from error
+
+
+def load_yaml(path: Path) -> Any:
+    """A YAML file as it stands, without bases and fragments.
+
+    Raises:
+        ConfigError: it is no YAML, or not UTF-8.
+    """
+    return parse_yaml(read_text(path, "a YAML file", error=ConfigError), path)
+
+
+def expand_home(value: Any) -> Any:
     """A value of a YAML file or flag with `~/` at the beginning of every text in it replaced by the home folder."""
     if isinstance(value, dict):
-        return {key: expand(content) for key, content in value.items()}
+        return {key: expand_home(content) for key, content in value.items()}
     if isinstance(value, list):
-        return [expand(content) for content in value]
+        return [expand_home(content) for content in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def expand_flag(arg: str) -> str:
     """A word of the command line likewise, also after `=`, where shells leave it as it is."""
     name, equals, value = arg.partition("=")
-    return f"{name}={expand(value)}" if equals and name.startswith("-") else expand(arg)
+    return f"{name}={expand_home(value)}" if equals and name.startswith("-") else expand_home(arg)
 
 
-def read_yaml(path: Path) -> Any:
-    """A YAML file with its includes in place: a value that names a YAML file beside it stands for that file's content.
+def read_yaml(path: Path | str) -> Any:
+    """A YAML file with all that it inherits: bases below it, fragments in place, classes in the long form.
 
-    Raises:
-        ConfigError: the file is missing or no YAML.
-    """
-    if not path.is_file():
-        raise ConfigError("--config", path, "an existing YAML file", "Shipped ones are in experiments/.")
-    try:
-        content = expand(yaml.safe_load(read_text(path, "a YAML file", error=ConfigError)))
-    except yaml.YAMLError as error:
-        raise ConfigError(path, f"no YAML ({error})", "a YAML file", "Correct the file.") from error
-    return _include(content, path.parent)
-
-
-def _include(node: Any, folder: Path) -> Any:
-    if isinstance(node, dict):
-        return {key: _include(value, folder) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_include(value, folder) for value in node]
-    if isinstance(node, str) and node.endswith((".yaml", ".yml")) and (folder / node).is_file():
-        return read_yaml(folder / node)
-    return node
-
-
-def sources(args: list[str]) -> list[Source]:
-    """What every --config file and every flag says, in the order in which they apply: (origin, nested content).
+    Args:
+        path: of a file, or the name of one that ships, see `find_file`.
 
     Raises:
-        ConfigError: a value that is no YAML.
+        ConfigError: a file is missing or no YAML, a base is no name or inherits from itself, or a mapping changes
+            something that is none; names the file and the key.
+
+    >>> read_yaml("ave_dgsct")["model"]["class_path"]
+    'avprompt.tasks.AVE'
     """
-    found, queue = [], list(args)
-    while queue:
-        flag = queue.pop(0)
-        if not flag.startswith("-"):
-            continue
-        name, equals, value = flag.partition("=")
-        if not equals:
-            if not queue or queue[0].startswith("--"):
-                continue
-            value = queue.pop(0)
-        name = name.lstrip("-")
-        if name in ("config", "c"):
-            found.append((value, read_yaml(Path(value)) or {}))
-            continue
-        try:
-            content: Any = read_yaml(Path(value)) if value.endswith((".yaml", ".yml")) else expand(yaml.safe_load(value))
-        except yaml.YAMLError as error:
-            raise ConfigError(flag, f"no YAML ({error})", "a value in YAML", "Correct it, or quote it.") from error
-        for part in reversed(name.removesuffix("+").split(".")):
-            content = {part: content}
-        found.append((flag, content))
+    return merge(None, _read(find_file(path), (), None))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where values stand.
+
+    Args:
+        origin: file or flag, for messages.
+        folder: that file names are relative to; `None` is the current folder.
+        stack: files that are being read, the innermost last.
+        file: whether it is a file, whose `null` deletes what its bases say, or the command line.
+    """
+
+    origin: str
+    folder: Path | None = None
+    stack: tuple[Path, ...] = ()
+    file: bool = True
+
+    def read(self, name: str, key: str, under: Any = None) -> Any:
+        """What another file says, in the long form."""
+        subject = f"{self.origin}: {key}" if key else self.origin
+        return _read(find_file(name, self.folder, subject, self.stack[-1:]), self.stack, under)
+
+    def lay(self, over: dict[str, Any], under: Any, key: str = "") -> Any:
+        """What a mapping and its bases say together, in the long form."""
+        over, found = dict(over), {}
+        bases = over.pop("base", None)
+        bases = bases if isinstance(bases, list) else [] if bases is None else [bases]
+        subject = f"{key}.base".removeprefix(".")
+        if not all(isinstance(base, str) for base in bases):
+            raise ConfigError(f"{self.origin}: {subject}", bases, "a name, a path, or a list of them",
+                              "Such as `base: ave_dgsct`.")
+        for base in bases:
+            content = self.read(base, subject, merge(under, found))
+            if not isinstance(content, dict):
+                raise ConfigError(f"{self.origin}: {subject}", f"{base}, which holds no mapping",
+                                  "files with keys and values", "Name another file.")
+            found = merge(found, content, keep=True)
+        return merge(found, expand(over, merge(under, found), self, key), delete=self.file, keep=True)
+
+
+def _read(path: Path, stack: tuple[Path, ...], under: Any) -> Any:
+    """What a file says, in the long form; `under` is what it is laid over, `stack` the files that are being read."""
+    if path.resolve() in stack:
+        chain = " -> ".join(file.name for file in (*stack[stack.index(path.resolve()):], path))
+        raise ConfigError(f"{path}: base", chain, "files that do not inherit from themselves", "Remove one of them.")
+    content = load_yaml(path)
+    place = Place(str(path), path.parent, (*stack, path.resolve()))
+    return place.lay(nest(content), under) if isinstance(content, dict) else expand(content, None, place)
+
+
+def nest(content: dict[Any, Any]) -> dict[str, Any]:
+    """Dotted keys at the top of a file -> nested mappings, later lines over earlier ones.
+
+    >>> nest({"data.shots": 4, "data.seed": 1})
+    {'data': {'shots': 4, 'seed': 1}}
+    """
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        *parents, last = str(key).split(".")
+        node = found
+        for part in parents:
+            inner = node.get(part)
+            if isinstance(inner, str):  # a fragment or a class whose arguments follow
+                inner = {"base" if inner.endswith(SUFFIXES) else "class_path": inner}
+            node[part] = node = inner if isinstance(inner, dict) else {}
+        node[last] = merge(node.get(last), value) if isinstance(value, dict) else value
     return found
 
 
-def check_top_level(found: list[Source], known: set[str]) -> None:
-    """Unknown top-level keys of a file are errors even where they are empty.
+class Whole(dict):
+    """A class as a fragment describes it: it replaces what it is laid over instead of changing it."""
+
+
+def expand(over: Any, under: Any, place: Place, key: str = "") -> Any:
+    """What a file or flag says in the long form: fragments in place, arguments of classes below `init_args`.
+
+    Args:
+        over: content as written.
+        under: what it is laid over; tells which values are classes.
+        place: where it stands.
+        key: dotted path of this value, for messages.
 
     Raises:
-        ConfigError: names the key and the file.
+        ConfigError: see `read_yaml`.
     """
-    for origin, content in found:
-        unknown = sorted(set(content) - known) if isinstance(content, dict) else ["not a mapping"]
-        if unknown and not origin.startswith("-"):
-            raise ConfigError(origin, f"top-level {unknown}", f"keys among {sorted(known)}", "Correct the spelling.")
+    if isinstance(over, str):
+        if over.endswith(SUFFIXES) and not over.startswith("-"):  # which is a flag of a sweep
+            over = place.read(over, key)
+            return Whole(over) if is_spec(over) else over
+        name = full_name(over, under) if is_spec(under) else ""
+        return {"class_path": name} if "." in name else over
+    if isinstance(over, list):
+        return [expand(item, None, place, key) for item in over]
+    if not isinstance(over, dict):
+        return over
+    if "base" in over:
+        over = place.lay(over, None, key)
+        return Whole(over) if is_spec(over) else over
+    under = spec_of(under[-1] if isinstance(under, list) and under and not place.file else under)
+    if place.file and "class_path" not in over and not (under is None or isinstance(under, dict)):
+        raise ConfigError(f"{place.origin}: {key}", f"keys {sorted(map(str, over))} over {under}",
+                          "a value that can take its place", "Give a class_path too, or the whole value.")
+    if "class_path" not in over and not is_spec(under):
+        below = under or {}
+        return {name: expand(value, below.get(name), place, f"{key}.{name}".lstrip("."))
+                for name, value in over.items()}
+    found: dict[str, Any] = {}
+    if "class_path" in over:
+        found["class_path"] = full_name(over["class_path"], under)
+    below = {} if changes(under, found) else under or {}
+    arguments = long_form(over).get("init_args", {})
+    if arguments or "init_args" in over:
+        owner, known = found.get("class_path", below.get("class_path")), long_form(below).get("init_args", {})
+        found["init_args"] = {}
+        for name, value in arguments.items():
+            inner = default_class(owner, name) if name not in known and isinstance(value, dict) else known.get(name)
+            found["init_args"][name] = expand(value, inner, place, f"{key}.{name}")
+    if "dict_kwargs" in over:
+        found["dict_kwargs"] = over["dict_kwargs"]
+    return found
+
+
+def merge(under: Any, over: Any, delete: bool = False, keep: bool = False) -> Any:
+    """One content in the long form laid over another: the one mechanism behind bases, `--config` files and flags.
+
+    Args:
+        under: content, left as it is.
+        over: content that wins.
+        delete: `null` removes a key that `under` has, instead of being its value.
+        keep: leave marks of `Whole` in place, for what is laid over more.
+
+    >>> merge({"class_path": "a.B", "init_args": {"x": 1}}, {"class_path": "a.C", "init_args": {"y": 2}})
+    {'class_path': 'a.C', 'init_args': {'y': 2}}
+    >>> merge({"x": 1, "y": 2}, {"x": None}, delete=True)
+    {'y': 2}
+    """
+    if isinstance(over, list):
+        return [merge(None, item) for item in over]
+    if not isinstance(over, dict):
+        return over
+    if isinstance(under, list) and under and "class_path" not in over:  # as for the parser: of the last item
+        return [*under[:-1], merge(under[-1], over)]
+    under = spec_of(under)
+    if is_spec(over) and isinstance(under, dict) and not is_spec(under):  # arguments that waited for their class
+        under = long_form(under)
+    if isinstance(over, Whole) or changes(under, over) or not isinstance(under, dict):
+        under = {}
+    found = (Whole if keep and (isinstance(over, Whole) or isinstance(under, Whole)) else dict)(
+        {"class_path": over["class_path"], **under} if is_spec(over) else under)
+    for key, value in over.items():
+        if value is None and delete and key in found:
+            del found[key]
+        else:
+            found[key] = merge(found.get(key), value, delete, keep)
+    return found
+
+
+def long_form(value: dict[str, Any]) -> dict[str, Any]:
+    """A class with arguments beside its `class_path` -> with all of them below `init_args`."""
+    short = {name: inner for name, inner in value.items() if name not in SPEC}
+    arguments = {**short, **(value.get("init_args") or {})}
+    return {**{name: value[name] for name in SPEC if name in value}, **({"init_args": arguments} if arguments else {})}
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value describes a class: a mapping with a `class_path`."""
+    return isinstance(value, dict) and isinstance(value.get("class_path"), str)
+
+
+def spec_of(value: Any) -> Any:
+    """The path of a class alone -> a mapping; other values as they are."""
+    named = isinstance(value, str) and re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value)
+    return {"class_path": value} if named else value
+
+
+def changes(under: Any, over: Any) -> bool:
+    """Whether `over` names another class than `under`."""
+    return is_spec(under) and is_spec(over) and under["class_path"] != over["class_path"]
+
+
+def full_name(name: str, under: Any) -> str:
+    """The path of a class that is named without its module, as the parser finds it: beside the one that it replaces.
+
+    >>> full_name("NoPrompts", {"class_path": "avprompt.methods.DGSCT"})
+    'avprompt.methods.NoPrompts'
+    """
+    if "." in name or not is_spec(under):
+        return name
+    module = under["class_path"].rpartition(".")[0]
+    found = getattr(_module(under["class_path"]), name, None)
+    return f"{module}.{name}" if inspect.isclass(found) else name
+
+
+def default_class(owner: str | None, argument: str) -> str | None:
+    """Path of the class that is a constructor's default for an argument, `None` where there is none."""
+    found = parameters(owner).get(argument) if owner else None
+    default = None if found is None else found.default
+    return f"{default.__module__}.{default.__qualname__}" if inspect.isclass(default) and (
+        default is not inspect.Parameter.empty) else None
+
+
+def parameters(class_path: str) -> dict[str, inspect.Parameter]:
+    """Arguments of a class's constructor by name, with those of the parents that its `**options` are handed to.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    for kind in inspect.getmro(load_class(class_path)):
+        if "__init__" in vars(kind):
+            own = dict(inspect.signature(kind.__init__).parameters)
+            found = {**own, **found}
+            if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
+                break
+    return found
+
+
+def load_class(class_path: str) -> type:
+    """The class at a path.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = getattr(_module(class_path), class_path.rpartition(".")[2], None)
+    if not inspect.isclass(found):
+        raise ConfigError("class_path", class_path, "a class that can be imported", "Correct the spelling.")
+    return found
+
+
+def _module(class_path: str) -> Any:
+    try:
+        return importlib.import_module(class_path.rpartition(".")[0])
+    except (ImportError, ValueError) as error:
+        raise ConfigError("class_path", class_path, "a class that can be imported", f"Correct it ({error}).") from error
 
 
 def get_nested(tree: Any, path: str) -> Any:
@@ -117,70 +400,139 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): "none" if value is None else value}
 
 
-def check_linked(found: list[Source]) -> None:
-    """Arguments that are linked from the data module may not be written.
+@dataclass(frozen=True)
+class Replaced:
+    """A class that a later source replaces.
+
+    Args:
+        path: dotted, of the class.
+        under: description that is dropped.
+        over: what takes its place.
+        place: of the source that says so, among `CommandLine.sources`.
+    """
+
+    path: str
+    under: dict[str, Any]
+    over: Any
+    place: int
+
+
+@dataclass
+class CommandLine:
+    """A command line, understood as the parser understands it.
+
+    Args:
+        sources: what each `--config` file and each flag says in the long form, in the order in which they apply.
+        content: all of them merged.
+        replaced: classes that a later source replaced.
+        arguments: for the parser: files with all that they inherit, and nothing of a class that was replaced.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    content: dict[str, Any] = field(default_factory=dict)
+    replaced: list[Replaced] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+
+def read_arguments(args: list[str]) -> CommandLine:
+    """Read `--config X` and flags in any order, long or short.
 
     Raises:
-        ConfigError: names the argument and where it stands.
+        ConfigError: see `read_yaml`; a flag's value is no YAML, or names a file that is not there.
+
+    >>> line = read_arguments(["--config", "ave_dgsct", "--model.backbone.prompts.spatial", "false"])
+    >>> get_nested(line.content, "model.init_args.backbone.init_args.prompts.init_args.spatial")
+    False
     """
-    for origin, content in found:
-        for path in LINKED:
-            if get_nested(content, path) is not None:
-                raise ConfigError(path, f"{get_nested(content, path)} in {origin}", "no value: the data module sets it",
-                                  "Remove it; change the data module's own arguments instead.")
+    line = CommandLine()
+    items: list[tuple[Any, list[str] | None]] = []  # content, and the words of a flag that the parser gets as they are
+    for name, value, words in _split(args):
+        if name is None:
+            items.append((None, words))
+            continue
+        if name in ("config", "c"):
+            path = find_file(value)
+            origin, content, words = str(path), _read(path, (), line.content) or {}, None
+        else:
+            origin, content, words = _flag(name, value, words, line.content)
+        line.sources.append((origin, copy.deepcopy(content)))
+        if not isinstance(content, dict):
+            continue
+        for path, under, over in _replacements(line.content, content):
+            line.replaced.append(Replaced(".".join(path), under, over, len(line.sources) - 1))
+            for earlier, _ in items:
+                _remove(earlier, path)
+        items.append((content, words))
+        line.content = merge(line.content, content)
+    for content, words in items:
+        if words is None:
+            text = yaml.safe_dump(merge(None, content), sort_keys=False, allow_unicode=True, width=1000)
+            line.arguments += [f"--config={text}"] if content else []
+        elif content is None or not _empty(content):
+            line.arguments += words
+    return line
 
 
-def accepts(class_path: str, argument: str) -> bool:
-    """Whether a class's constructor has this argument.
+def sources(args: list[str]) -> list[Source]:
+    """What every `--config` file and every flag says, in the order in which they apply, see `CommandLine`."""
+    return read_arguments(args).sources
 
-    Raises:
-        ConfigError: there is no such class.
+
+def _split(args: list[str]) -> Iterator[tuple[str | None, str, list[str]]]:
+    """Name and value of every flag, `None` for words that say nothing of a configuration, and the words themselves."""
+    queue = list(args)
+    while queue:
+        flag = queue.pop(0)
+        name, equals, value = flag.lstrip("-").partition("=")
+        if not flag.startswith("-") or name in PARSER_FLAGS or name.endswith(".help"):
+            yield None, "", [flag]
+        elif equals:
+            yield name, value, [flag]
+        elif not queue or queue[0].startswith("--"):
+            yield None, "", [flag]
+        else:
+            yield name, queue[0], [flag, queue.pop(0)]
+
+
+def _flag(name: str, value: str, words: list[str], under: dict[str, Any]) -> tuple[str, Any, list[str] | None]:
+    """Origin and content of a flag, and its words for the parser; `None` where its content is for the parser.
+
+    Its value may be a fragment: a file, `<folder>/<name>`, or a name in the folder that is called like the key.
     """
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError("class_path", class_path, "a class that can be imported", f"Correct it ({error}).") from error
-    for kind in inspect.getmro(found):
-        if "__init__" in vars(kind):
-            parameters = inspect.signature(kind.__init__).parameters
-            # a constructor that hands **options on takes its parent's arguments too
-            if argument in parameters or all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
-                return argument in parameters
-    return False
+    flag, parts, appends = f"--{name}", name.removesuffix("+").split("."), name.endswith("+")
+    places = [folder / below for folder in (Path(FRAGMENTS.name), FRAGMENTS) for below in
+              (f"{value}.yaml", f"{parts[-1]}/{value}.yaml") if re.fullmatch(r"\w+(/\w+)?", value)]
+    file = value if value.endswith(SUFFIXES) else next((str(place) for place in places if place.is_file()), None)
+    if file is None and parts == ["trainer"] and re.fullmatch(r"\w+", value):
+        find_file(f"trainer/{value}", subject=flag)  # which names those that are spelt alike
+    given = content = file or parse_yaml(value, flag)
+    if appends:
+        content = [*(get_nested(under, ".".join(parts)) or []), content]
+    for part in reversed(parts):
+        content = {part: content}
+    content = expand(content, under, Place(flag, file=False))
+    if file is None and not isinstance(given, dict):
+        return flag, content, words
+    return flag, content, None
 
 
-def check_stale(found: list[Source]) -> None:
-    """An argument given for one class may not slip into another that replaces it.
+def _replacements(under: Any, over: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any, Any]]:
+    """Paths of classes in `under` that `over` replaces, with both descriptions."""
+    if is_spec(under) and (not isinstance(over, dict) or isinstance(over, Whole) or changes(under, over)):
+        yield path, under, over
+    elif isinstance(under, dict) and isinstance(over, dict):
+        for key in under.keys() & over.keys():
+            yield from _replacements(under[key], over[key], (*path, key))
 
-    The parser keeps the arguments of the old class that the new one happens to know.
 
-    Raises:
-        ConfigError: names class, argument and both origins.
-    """
-    classes: dict[str, str] = {}
-    given: dict[str, dict[str, str]] = {}
+def _remove(tree: Any, path: tuple[str, ...]) -> None:
+    """Delete the value at a path, if there is one."""
+    for part in path[:-1]:
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    if isinstance(tree, dict):
+        tree.pop(path[-1], None)
 
-    def walk(node: Any, path: str, origin: str) -> None:
-        if isinstance(node, str) and path in classes:
-            node = {"class_path": node}  # the short form: a class without arguments
-        if not isinstance(node, dict):
-            return
-        arguments, replacement = node.get("init_args") or {}, node.get("class_path")
-        if replacement is not None:
-            before = classes.get(path)
-            if before is not None and before != replacement:
-                for argument, where in given.pop(path, {}).items():
-                    if argument not in arguments and accepts(replacement, argument):
-                        raise ConfigError(
-                            f"{path}.init_args.{argument}", f"a value for {before} in {where}, kept for {replacement}",
-                            "every argument that both classes have to be given anew",
-                            f"Say {argument} beside class_path: {replacement} in {origin}.")
-            classes[path] = replacement
-        if path in classes:
-            given.setdefault(path, {}).update(dict.fromkeys(arguments, origin))
-        for key, value in node.items():
-            walk(value, f"{path}.{key}".lstrip("."), origin)
 
-    for origin, content in found:
-        walk(content, "", origin)
+def _empty(tree: Any) -> bool:
+    """Whether nothing is left of a flag."""
+    return isinstance(tree, dict) and all(_empty(value) for value in tree.values())

@@ -1,5 +1,8 @@
 """Loss terms, one function each; they compute in float32 whatever the precision around them.
 
+On several processes a task hands them the outputs and targets of all (see `avprompt.tasks.AVPromptTask`, `gather`), so
+that their means and comparisons are those of one process with all clips.
+
 AVE's terms are the four of the released training script (DG-SCT, AVE/main_trans.py), which it sums with weight 1.
 """
 

@@ -4,6 +4,8 @@ from avprompt.callbacks.pictures import ValidationPictures
 from avprompt.callbacks.predictions import PredictionWriter
 from avprompt.callbacks.report import RunReport
 from avprompt.callbacks.resume import ExactResume, InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
+from avprompt.callbacks.run_folder import run_folder
+from avprompt.callbacks.together import FailTogether
 
-__all__ = ["ExactResume", "InterruptCheckpoint", "LastCheckpoint", "PredictionWriter", "RunReport", "TaskCheckpoint",
-           "ValidationPictures"]
+__all__ = ["ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "PredictionWriter", "RunReport",
+           "TaskCheckpoint", "ValidationPictures", "run_folder"]

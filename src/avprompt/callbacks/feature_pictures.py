@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avprompt.callbacks.run_folder import run_folder
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.htsat import HTSAT
 from avprompt.encoders.plain_vit import ViTSpectrogram
@@ -36,6 +37,7 @@ from avprompt.heads.temporal import TemporalGate
 from avprompt.methods import NoPrompts
 from avprompt.methods.dgsct import PaperTemporalGate
 from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tsne_figure
+from avprompt.processes import gathered_objects
 
 MODALITIES = ("visual", "audio")
 #: columns of a frequency map in each segment
@@ -91,6 +93,21 @@ def frequency_map(encoder: FrozenEncoder, attention: Tensor) -> Tensor:
     return once.unflatten(2, (repeats, COLUMNS)).mean(2).unflatten(0, shape[:2])
 
 
+def concatenated(parts: Sequence[Any]) -> Any:
+    """Lists that lie alike in dicts and tuples, one after the other.
+
+    Example:
+        >>> concatenated([{"a": ([1], [2])}, {"a": ([3], []), "b": ([], [4])}])
+        {'a': ([1, 3], [2]), 'b': ([], [4])}
+    """
+    if isinstance(parts[0], dict):
+        return {key: concatenated([part[key] for part in parts if key in part])
+                for key in dict.fromkeys(key for part in parts for key in part)}
+    if isinstance(parts[0], tuple):
+        return tuple(concatenated(entries) for entries in zip(*parts))
+    return [entry for part in parts for entry in part]
+
+
 class FeaturePictures(Callback):
     """Draws features, frequency maps and gates for `avprompt visualize --features`; the module says which pictures.
 
@@ -100,8 +117,8 @@ class FeaturePictures(Callback):
 
     Raises:
         ArgumentError: a negative number of clips.
-        ConfigError: during the run, where the network has no prompts, the data have no categories, or there is no
-            logger.
+        ConfigError: during the run, where the network has no prompts, the data have no categories, or `fast_dev_run`
+            writes nothing.
 
     Example:
         >>> FeaturePictures(max_clips=2).max_clips
@@ -113,21 +130,24 @@ class FeaturePictures(Callback):
             raise ArgumentError("max_clips", max_clips, "0 or more", "0 draws none.")
         self.max_clips, self.seed = max_clips, seed
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Determine the run's folder, in every process."""
+        run_folder(trainer)
+
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the inputs of the backbone and the output of every temporal gate."""
         if isinstance(pl_module.backbone.prompts, NoPrompts):
-            raise ConfigError("model.init_args.backbone.init_args.prompts", "NoPrompts", "a prompt method",
+            raise ConfigError("model.backbone.prompts", "NoPrompts", "a prompt method",
                               "There is nothing to compare the frozen features with.")
-        if trainer.log_dir is None:
-            raise ConfigError("trainer.logger", "none", "a logger, whose folder takes the pictures",
-                              "Use lightning_configs/logger/tensorboard.yaml.")
-        self.folder = Path(trainer.log_dir) / "features"
+        if run_folder(trainer) is None:
+            raise ConfigError("trainer.fast_dev_run", True, "false: the run's folder takes the pictures", "Leave it out.")
+        self.folder = run_folder(trainer) / "features"
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.points: dict[tuple[str, str], list[tuple[str, int, Tensor]]] = {}
         self.sounds: dict[int, list[Tensor]] = {}
         self.listened: dict[int, list[Tensor]] = {}
         self.gated: dict[int, dict[str, tuple[list[float], list[float]]]] = {}
-        self.drawn = 0
+        self.drawn = trainer.datamodule.predict_share.start if trainer.world_size > 1 else 0
         self.inputs: list[tuple] = []
         self.gates: dict[str, Tensor] = {}
         self.handles = [pl_module.backbone.register_forward_pre_hook(lambda module, args: self.inputs.append(args))]
@@ -214,9 +234,13 @@ class FeaturePictures(Callback):
                 logger.experiment.add_image(f"features/{name}", pixels, 0, dataformats="HWC")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what needs all clips, write the numbers, and print where they are."""
+        """Draw what needs all clips, write the numbers, and print where they are; of several processes the first."""
         for handle in self.handles:
             handle.remove()
+        found = gathered_objects((self.points, self.sounds, self.listened, self.gated))
+        if not trainer.is_global_zero:
+            return
+        self.points, self.sounds, self.listened, self.gated = concatenated(found)
         names, panels, scores, rows = trainer.datamodule.class_names, {}, {}, []
         titles = {"visual": "vision", "audio": "sound", "frozen": "frozen encoder", "prompted": "prompted"}
         for kind in ("frozen", "prompted"):

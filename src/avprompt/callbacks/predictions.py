@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from avprompt.callbacks.pictures import clip_of
-from avprompt.errors import ArgumentError, ConfigError
+from avprompt.callbacks.run_folder import run_folder
+from avprompt.errors import ArgumentError
 from avprompt.plots.legible import legible
+from avprompt.processes import gathered_objects
 
 
 class PredictionWriter(Callback):
@@ -23,12 +26,14 @@ class PredictionWriter(Callback):
     an interruption keeps them. A second example with the same id has its picture in `<id>.2.png`. With `fast_dev_run`
     nothing is written.
 
+    Of several processes each writes the rows of its piece of the dataset to `predictions.<rank>.csv`; at the end the
+    first one makes them one table, in the dataset's order. Their run's folder must be one they all see.
+
     Args:
         max_pictures: largest number of clips drawn, the first ones; the CSV file has all clips.
 
     Raises:
         ArgumentError: a negative number of pictures.
-        ConfigError: during the run, where there is no logger (predictions go to its folder), or several devices.
 
     Example:
         >>> PredictionWriter(max_pictures=0).max_pictures
@@ -40,28 +45,30 @@ class PredictionWriter(Callback):
             raise ArgumentError("max_pictures", max_pictures, "0 or more", "0 draws none.")
         self.max_pictures = max_pictures
         self.folder: Path | None = None
-        self.rows = self.drawn = 0
+        self.csv_path: Path | None = None
+        self.rows = 0
         self.clips: Counter[str] = Counter()
 
-    @property
-    def csv_path(self) -> Path:
-        """The file of the table."""
-        return self.folder / "predictions.csv"
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Determine the run's folder, in every process."""
+        run_folder(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare the folder, without the table of an earlier run."""
-        self.folder, self.rows, self.drawn, self.clips = None, 0, 0, Counter()
-        if trainer.fast_dev_run:
+        self.folder, self.rows, self.clips = run_folder(trainer), 0, Counter()
+        if self.folder is None:
             return
-        if not trainer.loggers or trainer.log_dir is None:
-            raise ConfigError("trainer.logger", "none", "a logger, whose folder takes the predictions",
-                              "Use lightning_configs/logger/tensorboard.yaml.")
-        if trainer.world_size > 1:
-            raise ConfigError("trainer.devices", f"{trainer.world_size} processes", "one, which writes one table",
-                              "Add `--trainer.devices 1`.")
-        self.folder = Path(trainer.log_dir)
         (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
-        self.csv_path.unlink(missing_ok=True)
+        self.csv_path = self.folder / "predictions.csv"
+        if trainer.world_size > 1:
+            data = trainer.datamodule
+            self.clips.update(data.to_predict.ids[:data.predict_share.start])  # those of the processes before this one
+            self.csv_path = self._part(trainer.global_rank)
+        for path in (self.folder / "predictions.csv", self.csv_path):
+            path.unlink(missing_ok=True)
+
+    def _part(self, rank: int) -> Path:
+        return self.folder / f"predictions.{rank}.csv"
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
                              batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -82,10 +89,9 @@ class PredictionWriter(Callback):
         decisions = pl_module.postprocess(outputs)
         for index, clip_id in enumerate(batch["id"]):
             self.clips[clip_id] += 1
-            if self.drawn < self.max_pictures:
+            if self.clips.total() <= self.max_pictures:
                 figure = legible(data.plot({**clip_of(batch, index), **clip_of(decisions, index)}))
                 figure.savefig(self._picture(clip_id), dpi=110)
-                self.drawn += 1
 
     def _picture(self, clip_id: str) -> Path:
         # file names have at most 255 bytes, and the name of a video may use them all
@@ -94,11 +100,28 @@ class PredictionWriter(Callback):
         return self.folder / "pictures" / f"{name}{again}.png"
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print where the results are."""
+        """Join the tables of all processes, and print where the results are."""
         if self.folder is None:
-            print("fast_dev_run: no predictions are written")
+            if trainer.is_global_zero:
+                print("fast_dev_run: no predictions are written")
             return
-        total = self.clips.total()
-        more = "; `max_pictures` of avprompt.callbacks.PredictionWriter draws more" if self.drawn < total else ""
-        print(f"{self.rows} predictions in {self.csv_path}; {self.drawn} of {total} clips drawn in "
-              f"{self.folder / 'pictures'}{more}")
+        counts = gathered_objects((self.rows, self.clips.total()))
+        if not trainer.is_global_zero:
+            return
+        if trainer.world_size > 1:
+            self._join(trainer.world_size)
+        rows, total = sum(count for count, _ in counts), counts[-1][1]
+        drawn = min(total, self.max_pictures)
+        more = "; `max_pictures` of avprompt.callbacks.PredictionWriter draws more" if drawn < total else ""
+        print(f"{rows} predictions in {self.csv_path}; {drawn} of {total} clips drawn in {self.folder / 'pictures'}{more}")
+
+    def _join(self, world: int) -> None:
+        self.csv_path = self.folder / "predictions.csv"
+        with self.csv_path.open("wb") as table:
+            for rank in range(world):
+                with self._part(rank).open("rb") as part:
+                    header = part.readline()
+                    table.write(header if rank == 0 else b"")
+                    shutil.copyfileobj(part, table)
+        for rank in range(world):
+            self._part(rank).unlink()

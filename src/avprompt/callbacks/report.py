@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from avprompt.callbacks.run_folder import run_folder
 from avprompt.checkpoints import count_parameters
 from avprompt.configs import flatten
 
@@ -52,12 +53,14 @@ class RunReport(Callback):
         self.experiment, self.config = experiment, config
         self.begun = time.monotonic()
 
-    def _folder(self, trainer: Trainer) -> Path | None:
-        if trainer.fast_dev_run or not trainer.loggers or trainer.log_dir is None:
-            return None
-        return Path(trainer.log_dir)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Determine the run's folder, in every process."""
+        run_folder(trainer)
 
+    @rank_zero_only
     def _log_hparams(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
+        if run_folder(trainer) is None:
+            return
         counts = {f"parameters/{name}": count for name, count in count_parameters(pl_module).items()}
         given = {"experiment": self.experiment, **flatten(self.config), **counts}
         for logger in trainer.loggers:
@@ -72,8 +75,12 @@ class RunReport(Callback):
             logger.save()
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
-        folder = self._folder(trainer)
+        folder = run_folder(trainer)
         if folder is None:
+            return
+        if trainer.datamodule is not None:
+            trainer.datamodule.find_corrupt()
+        if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
         data = trainer.datamodule
@@ -107,10 +114,8 @@ class RunReport(Callback):
         counts = count_parameters(pl_module)
         share = 100 * counts["trainable"] / counts["total"]
         print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}")
-        if self._folder(trainer) is not None:
-            self._log_hparams(trainer, pl_module, {})
+        self._log_hparams(trainer, pl_module, {})
 
-    @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results on the validation split: those of the last epoch, and the best by the monitor of the
         task."""
@@ -119,19 +124,16 @@ class RunReport(Callback):
         if best is not None:
             metrics[f"best_{pl_module.monitor}"] = float(best)
         self._write(trainer, pl_module, metrics)
-        if self._folder(trainer) is not None and pl_module.monitor in metrics:
+        if pl_module.monitor in metrics:
             self._log_hparams(trainer, pl_module, {pl_module.monitor: metrics.get(
                 f"best_{pl_module.monitor}", metrics[pl_module.monitor])})
 
-    @rank_zero_only
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results on the test split."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._write(trainer, pl_module, metrics)
-        if self._folder(trainer) is not None:
-            self._log_hparams(trainer, pl_module, metrics)
+        self._log_hparams(trainer, pl_module, metrics)
 
-    @rank_zero_only
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write which clips were predicted."""
         self._write(trainer, pl_module, {})

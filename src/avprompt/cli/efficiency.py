@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ConfigError
 from avprompt.reports.efficiency import compare_steps, measure
 
@@ -39,7 +40,7 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
     interrupted command that is called again with the same `out` resumes with what is missing.
 
     Args:
-        configs: experiments; an empty list stands for every one in experiments/.
+        configs: names or files of experiments; an empty list stands for every one that ships.
         device: where to run.
         precision: fp32, or bf16 autocast.
         batch: clips in a step.
@@ -47,11 +48,9 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
         out: CSV file of the table, with everything that is measured.
 
     Raises:
-        ConfigError: there is no experiment; `out` was written with other settings; at the end, some experiments failed.
+        ConfigError: no experiment has this name; `out` was written with other settings; at the end, some experiments failed.
     """
-    paths = [Path(path) for path in configs or sorted(Path("experiments").glob("*.yaml"))]
-    if not paths:
-        raise ConfigError("configs", "none, and no experiments/*.yaml here", "experiments", "Name their files.")
+    paths = [find_file(path, subject="configs") for path in configs] or sorted(EXPERIMENTS.glob("*.yaml"))
     compare_steps(paths, {"device": device, "precision": precision, "batch": batch, "steps": steps},
                   lambda path: measured(path, [], device, batch, steps, precision), out)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from avprompt.configs import get_nested, read_yaml
+from avprompt.configs import EXPERIMENTS, find_file, get_nested, read_yaml
 from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
 from avprompt.sweeps.local import execute
@@ -17,7 +17,7 @@ from avprompt.sweeps.table import summarise
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
 ROWS = {
-    "no prompts": ["--model.init_args.backbone.init_args.prompts=avprompt.methods.NoPrompts"],
+    "no prompts": ["--model.backbone.prompts=avprompt.methods.NoPrompts"],
     "DG-SCT": [],
 }
 
@@ -28,7 +28,7 @@ class Plan:
 
     Args:
         experiment: name of its YAML file in experiments/.
-        world: writes its dataset.
+        world: generates its dataset.
         metric: what the table shows, and in a few words what that is.
         stored: whether the media go through a prepared store.
         options: further arguments of `world`; `videos` is 400 otherwise.
@@ -57,30 +57,28 @@ PLANS = {
 def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
                out: Path | None = None, videos: int | None = None, epochs: int | None = None, seed: int = 0,
                threads: int = 2) -> None:
-    """Generate a world, prepare it, train with and without prompts, test, and print what came out.
+    """Generate a dataset, prepare it, train with and without prompts, test, and print the results.
 
-    Run it from the root of the source tree. What is already there is used again, finished runs included.
+    Works in any folder: data/ and runs/ appear there. What is already there is used again, finished runs included.
 
     Args:
         task: event localisation, video parsing, segmentation (one or several sources), question answering.
-        data: folder of the generated world; `None` is the experiment's own.
+        data: folder of the synthetic dataset; `None` is the experiment's own.
         out: folder of the runs; `None` is runs/<name of the experiment>.
         videos: clips to generate, six tenths of them for training; `None` is 400, and 1200 for question answering.
         epochs: of training; `None` is the experiment's own.
-        seed: of world and training.
-        threads: of each training.
+        seed: of dataset and training.
+        threads: processor threads of each training.
 
     Raises:
-        ConfigError: not called from the root of the source tree, or a run failed.
+        ConfigError: a run failed; names its log.
     """
     plan = PLANS[task]
-    experiment = Path("experiments") / f"{plan.experiment}.yaml"
-    if not experiment.is_file():
-        raise ConfigError(experiment, "no such file here", "the root of the avprompt source tree", "Change into it.")
+    experiment = find_file(plan.experiment, EXPERIMENTS)
     begun = time.monotonic()
     data = Path(data or get_nested(read_yaml(experiment), "data.init_args.root"))
     out = Path(out or Path("runs") / plan.experiment)
-    print("1/4 generate a world in the dataset's format", flush=True)
+    print("1/4 generate a synthetic dataset", flush=True)
     options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
     plan.world(data, seed=seed, **options)
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
@@ -88,14 +86,14 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
         prepare(data / "videos", data / "store", size=64, sample_rate=16000)
     runs = []
     for step, (row, flags) in enumerate(ROWS.items(), 3):
-        overrides = [*flags, "--data.init_args.root", str(data)]
+        overrides = [*flags, "--data.root", str(data)]
         overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
         run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
         runs.append(run)
         print(f"{step}/4 fit and test: {row} (progress in {run.log})", flush=True)
         problem = None if run.result.is_file() else execute(run, threads)
         if problem:
-            raise ConfigError(row, problem, "a finished run", "Read the log; then call quickstart again.")
+            raise ConfigError(row, problem, "a finished run", "Read the log, then call quickstart again.")
     metric, meaning = plan.metric
     print(f"\n{summarise(runs, metric, out)}")
     print(f"{metric}: {meaning}")

@@ -88,7 +88,7 @@ class Released:
     dead_in_towers: tuple[str, ...] = (r"swin\.head\.", r"htsat\.(norm|tscam_conv|head)\.")
     experiment: str | None = None
     flags: tuple[str, ...] = ()
-    places: tuple[str, ...] = ("backbone.init_args.{side}",)
+    places: tuple[str, ...] = ("backbone.{side}",)
     method: type[PromptMethod] = DGSCT
 
 
@@ -138,9 +138,9 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
 
 FEWSHOT = {"head": heads.CONTRASTIVE, "towers": CLIP_CLAP,
            "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
-           "places": ("backbone.init_args.{side}", "{side}_texts.init_args.tower"),
+           "places": ("backbone.{side}", "{side}_texts.tower"),
            # their moved statistics are in the encoder's file, no longer to be moved
-           "flags": ("--model.init_args.backbone.init_args.audio.init_args.released_mode", "false"),
+           "flags": ("--model.backbone.audio.released_mode", "false"),
            "method": DGSCTFewShot}
 #: what the released networks have in common besides AVE's and AVVP's
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
@@ -269,8 +269,8 @@ def convert(task: str, source: Path, target: Path, **options: object) -> dict[st
     torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
                 "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)}, target)
     released = TASKS[task]
-    flags = [f"--model.init_args.{place.format(side=side)}.init_args.pretrained {files[side]}"
+    flags = [f"--model.{place.format(side=side)}.pretrained {files[side]}"
              for place in released.places for side in towers]
-    experiment = f"experiments/{released.experiment or f'{task}_dgsct'}.yaml"
+    experiment = released.experiment or f"{task}_dgsct"
     print(" ".join((f"avprompt test --config {experiment} --ckpt_path {target}", *flags, *released.flags)))
     return files

@@ -101,7 +101,7 @@ class CLAPAudio(HTSAT):
 
     def _load(self, pretrained: str) -> None:
         if pretrained != "none" and not self.is_meta():
-            self.load_htsat_weights(read_clap_weights(pretrained, "audio.init_args.pretrained"), pretrained)
+            self.load_htsat_weights(read_clap_weights(pretrained, "audio.pretrained"), pretrained)
 
     def load_htsat_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
         """Load a CLAP's audio tower in laion-clap's naming; entries of its text tower are left alone.

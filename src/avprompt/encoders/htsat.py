@@ -159,7 +159,7 @@ class HTSAT(FrozenEncoder):
     def _load(self, pretrained: str) -> None:
         if pretrained == "none" or self.is_meta():
             return
-        weights = read_weights(pretrained, "audio.init_args.pretrained")
+        weights = read_weights(pretrained, "audio.pretrained")
         for prefix in self.prefixes:
             if any(name.startswith(prefix) for name in weights):
                 weights = {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}

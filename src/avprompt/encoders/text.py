@@ -85,7 +85,7 @@ class CLIPText(TextTower):
         super().__init__(frozen)
         self._take_apart(self._build(model, QuickGELU if quick_gelu else nn.GELU))
         if pretrained != "none" and not self.is_meta():
-            weights = read_clip_weights(model, pretrained, quick_gelu, "text.init_args.pretrained")
+            weights = read_clip_weights(model, pretrained, quick_gelu, "text.pretrained")
             self.load_library_weights(weights, pretrained)
         self.freeze()
 
@@ -213,7 +213,7 @@ class CLAPText(TextTower):
         if tokenizer is not None and not self.is_meta():
             self.tokenizer = read_tokenizer(tokenizer, self.text_branch.config.vocab_size)
         if pretrained != "none" and not self.is_meta():
-            self.load_library_weights(read_clap_weights(pretrained, "text.init_args.pretrained"), pretrained)
+            self.load_library_weights(read_clap_weights(pretrained, "text.pretrained"), pretrained)
         self.freeze()
 
     def _build(self, **sizes: int) -> nn.Module:
@@ -235,7 +235,7 @@ class CLAPText(TextTower):
             WeightsError: built without a tokenizer.
         """
         if self.tokenizer is None:
-            raise WeightsError("text.init_args.tokenizer", None, "a folder with RoBERTa's vocab.json and merges.txt",
+            raise WeightsError("text.tokenizer", None, "a folder with RoBERTa's vocab.json and merges.txt",
                                "Save roberta-base's tokenizer there, or give a file of cached class embeddings.")
         ids = self.tokenizer(list(texts), padding=True, return_tensors="pt")["input_ids"]
         if ids.shape[1] > self.context_length:
@@ -272,7 +272,7 @@ def read_tokenizer(folder: str | Path, size: int) -> object:
     """
     from transformers import RobertaTokenizer
 
-    folder, key = Path(folder), "text.init_args.tokenizer"
+    folder, key = Path(folder), "text.tokenizer"
     hint = ("Where there is a network, `AutoTokenizer.from_pretrained('roberta-base').save_pretrained(FOLDER)` of "
             "transformers writes it; bring the folder here and name it.")
     if not any(all((folder / name).is_file() for name in names)

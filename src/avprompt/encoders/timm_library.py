@@ -79,12 +79,12 @@ def timm_weights(model: str, pretrained: str, **options: object) -> dict[str, Te
         WeightsError: the tag cannot be fetched, or the file is missing or broken.
     """
     if is_path(pretrained):
-        return read_weights(pretrained, "visual.init_args.pretrained")
+        return read_weights(pretrained, "visual.pretrained")
     try:
         net = timm.create_model(f"{model}.{pretrained}", pretrained=True, num_classes=0, **options)
     except (RuntimeError, OSError) as error:
         raise WeightsError(
-            "visual.init_args.pretrained", f"{pretrained} ({error})", f"a timm tag of {model} that can be fetched",
+            "visual.pretrained", f"{pretrained} ({error})", f"a timm tag of {model} that can be fetched",
             f"On a machine without network, download timm/{model}.{pretrained} elsewhere and give the file's path."
         ) from error
     return net.state_dict()

@@ -226,7 +226,7 @@ class TinyCLAPText(CLAPText):
         self.text_projection = _projection(TEXT_DIM)
         if pretrained != "none" and not self.is_meta():
             shipped = str(WEIGHTS / "tiny_clap.safetensors") if pretrained == "synthetic" else pretrained
-            self.load_library_weights(read_clap_weights(shipped, "text.init_args.pretrained"), shipped)
+            self.load_library_weights(read_clap_weights(shipped, "text.pretrained"), shipped)
         self.freeze()
 
     def _build(self, **sizes: int) -> nn.Module:

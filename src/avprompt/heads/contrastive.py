@@ -21,6 +21,7 @@ from avprompt.encoders.base import without_autocast
 from avprompt.errors import ArgumentError
 from avprompt.heads.clip_adapter import CLIPAdapter
 from avprompt.methods.class_embeddings import ClassEmbeddings
+from avprompt.processes import gathered
 
 Fusion = Literal["paper", "sum", "weighted"]
 #: where a feature adapter can stand
@@ -71,19 +72,24 @@ class Matching(nn.Module):
     Args:
         audio_dim: E_a.
         visual_dim: E_v.
+        gather: in training on several processes, compare the clips of all.
 
     Example:
         >>> Matching(audio_dim=4, visual_dim=6)(torch.rand(3, 10, 6), torch.rand(3, 10, 4)).shape
         torch.Size([3, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int) -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, gather: bool = True) -> None:
         super().__init__()
+        self.gather = gather
         self.audio = nn.Linear(audio_dim, visual_dim)
 
     def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
         """Embeddings (B, T, E_v), (B, T, E_a) -> cosines (B, B) of their means over segments, a sound in each row."""
-        return F.normalize(self.audio(audio).mean(1), dim=-1) @ F.normalize(visual.mean(1), dim=-1).T
+        sounds, pictures = F.normalize(self.audio(audio).mean(1), dim=-1), F.normalize(visual.mean(1), dim=-1)
+        if self.gather:
+            sounds, pictures = gathered(sounds), gathered(pictures)
+        return sounds @ pictures.T
 
 
 class ModalityTextHead(nn.Module):
@@ -143,6 +149,7 @@ class ContrastiveHead(nn.Module):
         learned_scales: see `ModalityTextHead`.
         exp_audio_scale: `exponential` of the audio modality, see `ModalityTextHead`.
         matching: whether sounds are also compared with pictures, see `Matching`.
+        gather: see `Matching`.
 
     Raises:
         ArgumentError: there are no texts, or an adapter or the matching lacks the modality that it needs.
@@ -160,7 +167,7 @@ class ContrastiveHead(nn.Module):
 
     def __init__(self, texts: dict[str, ClassEmbeddings], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),
                  adapter_ratio: float = 0.2, fusion: Fusion = "paper", learned_scales: bool = False,
-                 exp_audio_scale: bool = True, matching: bool = False) -> None:
+                 exp_audio_scale: bool = True, matching: bool = False, gather: bool = True) -> None:
         super().__init__()
         known = [place for place in PLACES if place.removesuffix("_texts") in texts]
         if not texts or not set(adapters) <= set(known) or len(set(adapters)) != len(adapters):
@@ -176,7 +183,7 @@ class ContrastiveHead(nn.Module):
             return ModalityTextHead(texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale)
 
         self.branches = nn.ModuleDict({side: branch(side) for side in texts})
-        self.matching = Matching(texts["audio"].dim, texts["visual"].dim) if matching else None
+        self.matching = Matching(texts["audio"].dim, texts["visual"].dim, gather) if matching else None
 
     def forward(self, visual: Tensor | None, audio: Tensor | None) -> dict[str, Tensor]:
         """Embeddings (B, T, E) of each modality that has texts -> outputs.

@@ -29,8 +29,6 @@ class EpochOrder(Sampler[int]):
         size: number of clips in the dataset.
         seed: of the order.
         shuffle: `False` keeps the order of the dataset in every epoch.
-        rank: index of this process.
-        world: number of processes. The order is padded with its first clips, so that all processes have equally many.
         groups: name of each clip's group. Groups are shuffled, and the clips of a group follow each other. `None` makes
             each clip a group of its own.
 
@@ -41,9 +39,8 @@ class EpochOrder(Sampler[int]):
         (True, [0, 1, 2, 3, 4, 5])
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1,
-                 groups: Sequence[str] | None = None) -> None:
-        self.size, self.seed, self.shuffle, self.rank, self.world = size, seed, shuffle, rank, world
+    def __init__(self, size: int, seed: int, shuffle: bool, groups: Sequence[str] | None = None) -> None:
+        self.size, self.seed, self.shuffle = size, seed, shuffle
         members: dict[str | int, list[int]] = {}
         for place, name in enumerate(range(size) if groups is None else groups):
             members.setdefault(name, []).append(place)
@@ -58,39 +55,83 @@ class EpochOrder(Sampler[int]):
         if self.shuffle:
             generator = torch.Generator().manual_seed(mixed(self.seed, self.epoch))
             order = torch.randperm(len(self.groups), generator=generator).tolist()
-        clips = itertools.cycle(place for group in order for place in self.groups[group])
-        # each process takes one contiguous part: dealt out in turn, a group would be split among all processes
-        return itertools.islice(clips, self.rank * len(self), (self.rank + 1) * len(self))
+        return (place for group in order for place in self.groups[group])
 
     def __len__(self) -> int:
-        return -(-self.size // self.world)
+        return self.size
+
+
+def share(size: int, batch_size: int, rank: int, world: int) -> range:
+    """The clips that one of several processes evaluates: a contiguous part of whole batches; no clip is repeated.
+
+    Together the processes have the batches of one process, in its order. Only where there are fewer batches than
+    processes, single clips are divided instead.
+
+    Args:
+        size: number of clips.
+        batch_size: of each process.
+        rank: index of the process.
+        world: number of processes.
+
+    Raises:
+        ArgumentError: fewer clips than processes.
+
+    Example:
+        >>> [list(share(7, 2, rank, 3)) for rank in range(3)]
+        [[0, 1], [2, 3], [4, 5, 6]]
+    """
+    if size < world:
+        raise ArgumentError("trainer.devices", f"{world} processes for {size} clips", "a clip for each process",
+                            f"Set it to {size} or less.")
+    unit = batch_size if size > (world - 1) * batch_size else 1
+    units = -(-size // unit)
+    return range(units * rank // world * unit, min(units * (rank + 1) // world * unit, size))
 
 
 class ResumableBatches(Sampler[list[int]]):
     """Batches of an `EpochOrder`; the next pass starts at batch `start`, later passes at the first batch.
 
+    In training, k processes share each step: together they read the k * `batch_size` clips that one process with a batch
+    of that size would read. The last step is padded with the first clips of the order to a multiple of k, so that all
+    processes have equally many batches of equal size. In evaluation no clip is repeated, and processes may have different
+    numbers of batches, see `share`.
+
     Args:
         sampler: the order.
-        batch_size: clips a batch; the last batch may be smaller.
+        batch_size: clips a batch of one process; the last batch may be smaller.
+        rank: index of this process.
+        world: number of processes.
+        training: whether to share each step, or the whole set without repetition.
 
     Example:
         >>> batches = ResumableBatches(EpochOrder(5, seed=0, shuffle=False), batch_size=2)
         >>> batches.start = 1
         >>> list(batches), list(batches)
         ([[2, 3], [4]], [[0, 1], [2, 3], [4]])
+        >>> [list(ResumableBatches(EpochOrder(5, seed=0, shuffle=False), 2, rank, world=2)) for rank in (0, 1)]
+        [[[0, 1], [4]], [[2, 3], [0]]]
     """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int) -> None:
+    def __init__(self, sampler: EpochOrder, batch_size: int, rank: int = 0, world: int = 1, training: bool = True) -> None:
         self.sampler, self.batch_size, self.start = sampler, batch_size, 0
+        self.rank, self.world, self.training = rank, world, training
 
     def __iter__(self) -> Iterator[list[int]]:
-        order, start = list(self.sampler), self.start
+        order, start, world = list(self.sampler), self.start, self.world
         self.start = 0
-        for first in range(start * self.batch_size, len(order), self.batch_size):
-            yield order[first:first + self.batch_size]
+        if not self.training:
+            order, world = [order[place] for place in share(len(order), self.batch_size, self.rank, world)], 1
+        for step in range(start, len(self)):
+            batch = order[step * self.batch_size * world:(step + 1) * self.batch_size * world]
+            own = -(-len(batch) // world)
+            batch += itertools.islice(itertools.cycle(order), own * world - len(batch))
+            place = self.rank if self.training else 0
+            yield batch[place * own:(place + 1) * own]
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        if self.training:
+            return -(-len(self.sampler) // (self.batch_size * self.world))
+        return -(-len(share(len(self.sampler), self.batch_size, self.rank, self.world)) // self.batch_size)
 
 
 class ErrorsAsValues(Dataset):
@@ -172,17 +213,19 @@ class ResumableLoader(ClipLoader):
     it. The loader has its own random generator, which (seed, epoch) sets before each pass. With the global generator,
     each pass would draw a number and so change dropout, and a resumed run would seed its workers differently.
 
-    `rank` and `world` divide an epoch among processes. Lightning must therefore not insert its own sampler; the command
-    line sets `use_distributed_sampler: false`.
+    `rank` and `world` divide an epoch among processes, see `ResumableBatches`. Lightning must therefore not insert its own
+    sampler; the command line sets `use_distributed_sampler: false`. A position inside an epoch holds for any number of
+    processes, as long as a step has equally many clips in all.
 
     Args:
         dataset: a map-style dataset.
-        batch_size: clips a batch.
+        batch_size: clips a batch of one process.
         seed: of the order.
         shuffle: whether each epoch has a new order.
         rank: index of this process.
         world: number of processes.
         groups: see `EpochOrder`.
+        training: see `ResumableBatches`.
         options: further arguments of `DataLoader`, such as `num_workers` and `collate_fn`.
 
     Example:
@@ -197,9 +240,9 @@ class ResumableLoader(ClipLoader):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0,
-                 world: int = 1, groups: Sequence[str] | None = None, **options: Any) -> None:
-        order = EpochOrder(len(dataset), seed, shuffle, rank, world, groups)
-        super().__init__(dataset, batch_sampler=ResumableBatches(order, batch_size),
+                 world: int = 1, groups: Sequence[str] | None = None, training: bool = True, **options: Any) -> None:
+        order = EpochOrder(len(dataset), seed, shuffle, groups)
+        super().__init__(dataset, batch_sampler=ResumableBatches(order, batch_size, rank, world, training),
                          generator=torch.Generator().manual_seed(seed), **options)
         self.consumed, self.restored = 0, {}
 
@@ -226,13 +269,14 @@ class ResumableLoader(ClipLoader):
         differ = {name: (state.get(name), ours) for name, ours in self._identity().items() if state.get(name) != ours}
         if differ:
             raise CheckpointError("position in the training data", f"(then, now) {differ}",
-                                  f"the same settings, to go on after batch {state['consumed']} of an epoch",
-                                  "Resume with the run's own settings, or from a checkpoint at the end of an epoch.")
+                                  f"the same settings, to go on after step {state['consumed']} of an epoch",
+                                  "Resume with the run's own settings (`clips_a_step` is batch_size times the number of "
+                                  "processes), or from a checkpoint at the end of an epoch.")
         return state["consumed"]
 
     def _identity(self) -> dict[str, int]:
         return {"epoch": self.order.epoch, "clips": self.order.size, "groups": len(self.order.groups),
-                "batch_size": self.batch_sampler.batch_size, "seed": self.order.seed, "processes": self.order.world}
+                "clips_a_step": self.batch_sampler.batch_size * self.batch_sampler.world, "seed": self.order.seed}
 
     def state_dict(self) -> dict[str, int]:
         """Number of batches yielded in the current epoch, and the settings that determine which batches those are."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.metrics.states import joined
 
 
 def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
@@ -33,8 +34,8 @@ def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
 class AVEAccuracy(Metric):
     """Share of segments whose category, background included, is right; in [0, 1], higher is better.
 
-    As published, every segment counts, whether or not its media could be decoded; `segments` is their number. States of
-    several devices are summed; clips that a sampler repeats to fill its last round count twice.
+    As published, every segment counts, whether or not its media could be decoded; `segments` is their number. On several
+    processes the result is that of one process with the same batches.
 
     Args:
         protocol: `exact` divides right segments by all segments. `released` is the mean over `update` calls of each
@@ -61,8 +62,8 @@ class AVEAccuracy(Metric):
         if protocol not in ("exact", "released"):
             raise ArgumentError("protocol", protocol, "exact or released", "Correct the argument.")
         self.protocol = protocol
-        self.add_state("right", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("right", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("batches", [], dist_reduce_fx="cat")
         self.add_state("segments", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, is_event: Tensor, event: Tensor, target: Tensor) -> None:
@@ -82,12 +83,14 @@ class AVEAccuracy(Metric):
                              f"{tuple(target.shape)}", "(B, T), (B, C), (B, T, C + 1)", "Check the task's num_classes.")
         if is_event.isnan().any() or event.isnan().any():
             raise ArgumentError("is_event, event", "NaN", "logits", "Look at the loss: has training diverged?")
-        right = (predicted_categories(is_event, event) == target.argmax(-1)).double()
-        exact = self.protocol == "exact"
-        self.right += right.sum() if exact else right.mean()
-        self.total += right.numel() if exact else 1
+        right = predicted_categories(is_event, event) == target.argmax(-1)
+        self.right += right.sum()
         self.segments += right.numel()
+        if self.protocol == "released":
+            self.batches.append(right.double().mean())
 
     def compute(self) -> Tensor:
         """The accuracy, float64 scalar; NaN before the first batch."""
-        return self.right / self.total
+        if self.protocol == "released":
+            return joined(self.batches).mean()
+        return self.right.double() / self.segments

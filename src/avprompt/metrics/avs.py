@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.metrics.states import joined
 
 EPSILON = 1e-7  # added to areas, as published
 THRESHOLDS, BETA2 = 255, 0.3
@@ -56,8 +56,8 @@ class AVSJaccard(Metric):
     """Mean over frames of the intersection over union (mIoU, J), in [0, 1], higher is better.
 
     A pixel is predicted where its probability exceeds 0.5; `jaccard` says how frames count in which nothing sounds. The
-    published code averages over batches instead, which is the same where all batches are full. States of several
-    devices are summed.
+    published code averages over batches instead, which is the same where all batches are full. The value of every frame
+    is kept until `compute`, so that the result does not depend on the number of processes.
 
     Example:
         >>> metric = AVSJaccard()
@@ -72,8 +72,7 @@ class AVSJaccard(Metric):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self.add_state("sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("frames", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("frames", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, masks: Tensor) -> None:
         """Count N frames.
@@ -87,12 +86,11 @@ class AVSJaccard(Metric):
             ArgumentError: a logit is NaN, or a mask has values other than 0 and 1.
         """
         _check(logits, masks)
-        self.sum += jaccard(torch.sigmoid(logits.float()) > 0.5, masks).sum()
-        self.frames += len(masks)
+        self.frames.append(jaccard(torch.sigmoid(logits.float()) > 0.5, masks))
 
     def compute(self) -> Tensor:
         """The mean, float64 scalar; NaN before the first batch."""
-        return self.sum / self.frames
+        return joined(self.frames).to(self.device).mean()
 
 
 def f_curves(probability: Tensor, masks: Tensor) -> Tensor:
@@ -127,9 +125,9 @@ class AVSFScore(Metric):
     The curves of F over the thresholds (`f_curves`) are averaged over the frames in which something sounds; the score
     is the maximum of that mean curve.
 
-    The curve of every frame is kept until `compute`, 2 kB each. The curves of several devices are gathered: `dataset`
-    then counts what the sampler repeats twice, and `released` forms its groups from other frames and gives another
-    figure.
+    The curve of every frame is kept until `compute`, 2 kB each. The curves of several processes are gathered in the order
+    of the processes. If each process has a contiguous part of the dataset, as with `avprompt.media.samplers.share`, both
+    protocols give the figure of one process.
 
     Args:
         protocol: `dataset` averages over all frames and takes one maximum. `released` takes the maximum of every group
@@ -180,9 +178,9 @@ class AVSFScore(Metric):
 
     def compute(self) -> Tensor:
         """The score, float64 scalar; 0 where nothing sounds in any frame, NaN before the first batch."""
-        if not self.curves:
+        curves, sounds = joined(self.curves), joined(self.sounds)
+        if not len(curves):
             return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
-        curves, sounds = dim_zero_cat(self.curves), dim_zero_cat(self.sounds)
         size = len(curves) if self.protocol == "dataset" else self.frames_per_group
         # the curves of frames in which nothing sounds are zero
         best = [(group.sum(0) / counted.sum().clamp(min=1)).max()

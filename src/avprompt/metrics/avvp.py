@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.metrics.states import joined
 
 TYPES = ("audio", "visual", "audio_visual", "type", "event")
 Counts = tuple[Tensor, Tensor, Tensor]
@@ -70,8 +71,8 @@ class AVVPFScore(Metric):
     and then over videos. `..._type` is the mean of audio, visual and audio_visual; `..._event` counts audio and visual
     events together. Published models are selected by `segment_type`.
 
-    As published, every segment counts, whether or not its media could be decoded. The result does not depend on the
-    batch size. States of several devices are summed; videos that a sampler repeats count twice.
+    As published, every segment counts, whether or not its media could be decoded. The scores of every video are kept
+    until `compute`, so that the result depends neither on the batch size nor on the number of processes.
 
     Example:
         >>> metric, heard = AVVPFScore(), torch.tensor([[[1.0], [0.0]]])
@@ -87,8 +88,7 @@ class AVVPFScore(Metric):
 
     def __init__(self, **options: object) -> None:
         super().__init__(**options)
-        self.add_state("scores", torch.zeros(2, len(TYPES), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("videos", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("scores", [], dist_reduce_fx="cat")
 
     def update(self, audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor, audio_target: Tensor,
                visual_target: Tensor) -> None:
@@ -118,16 +118,18 @@ class AVVPFScore(Metric):
         pairs = [((prob.transpose(1, 2) >= 0.5) & occurs, target.transpose(1, 2) == 1)
                  for prob, target in ((audio_prob, audio_target), (visual_prob, visual_target))]
         pairs.append(tuple(audio & visual for audio, visual in zip(*pairs)))
-        for row, count in enumerate((segment_counts, event_counts)):
+        rows = []
+        for count in (segment_counts, event_counts):
             counts = [count(*pair) for pair in pairs]
             scores = [mean_f_score(c) for c in counts]
             together = tuple(audio + visual for audio, visual in zip(*counts[:2]))
             scores += [torch.stack(scores).mean(0), mean_f_score(together)]
-            self.scores[row] += torch.stack(scores).sum(-1)
-        self.videos += len(video_prob)
+            rows.append(torch.stack(scores, -1))
+        self.scores.append(torch.stack(rows, 1))
 
     def compute(self) -> dict[str, float]:
         """Percent by name, `segment_` and `event_` with each of `TYPES`; NaN without videos."""
-        values = (100 * self.scores / self.videos).tolist()
+        scores = joined(self.scores)
+        values = (100 * (scores.mean(0) if len(scores) else scores.new_full((2, len(TYPES)), torch.nan))).tolist()
         return {f"{level}_{name}": value for level, row in zip(("segment", "event"), values)
                 for name, value in zip(TYPES, row)}

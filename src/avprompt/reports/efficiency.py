@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from avprompt.configs import get_nested, sources
+from avprompt.configs import get_nested, read_arguments
 from avprompt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -39,12 +39,11 @@ COLUMNS = (
 
 def _without_text_files(flags: list[str], texts: str) -> list[str]:
     """Flags for a text branch: learned texts on random weights, noise instead of fixed ones."""
-    given = [get_nested(content, texts) for _, content in sources(flags)]
-    given = [own for own in given if isinstance(own, dict)][-1:]
-    kind, tower = (get_nested(given[0] if given else {}, key) or "" for key in ("class_path", "init_args.tower.class_path"))
+    given = get_nested(read_arguments(flags).content, f"model.init_args.{texts}")
+    kind, tower = (get_nested(given, key) or "" for key in ("class_path", "init_args.tower.class_path"))
     if kind.endswith("FixedEmbeddings") and not tower.rpartition(".")[2].startswith("Tiny"):
-        return [f"--{texts}", "avprompt.methods.RandomEmbeddings"]
-    return [f"--{texts}.init_args.tower.init_args.pretrained", "none"] if tower else []
+        return [f"--model.{texts}", "avprompt.methods.RandomEmbeddings"]
+    return [f"--model.{texts}.tower.pretrained", "none"] if tower else []
 
 
 def measure(build: Build, config: str, overrides: list[str], device: str, batch: int, steps: int,
@@ -71,17 +70,15 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
 
     from avprompt.checkpoints import count_parameters
 
-    flags, encoders = ["--config", config, *overrides], "model.init_args.backbone.init_args"
+    flags = ["--config", config, *overrides]
+    arguments = read_arguments(flags).content["model"]["init_args"]
     for side in ("visual", "audio"):
-        given = [get_nested(content, f"{encoders}.{side}.class_path") or get_nested(content, f"{encoders}.{side}")
-                 for _, content in sources(flags)]
-        if [kind for kind in given if isinstance(kind, str)][-1:] not in (["shared"], ["separate"]):
-            flags += [f"--{encoders}.{side}.init_args.pretrained", "none"]
-        flags += _without_text_files(flags, f"model.init_args.{side}_texts")
-    if any(get_nested(content, "model.init_args.pretrained") for _, content in sources(flags)):
-        flags += ["--model.init_args.pretrained", "null"]
-    texts = any(get_nested(content, f"model.init_args.{side}_texts") for side in ("visual", "audio")
-                for _, content in sources(flags))
+        if arguments["backbone"]["init_args"][side] not in ("shared", "separate"):
+            flags += [f"--model.backbone.{side}.pretrained", "none"]
+        flags += _without_text_files(flags, f"{side}_texts")
+    if arguments.get("pretrained"):
+        flags += ["--model.pretrained", "null"]
+    texts = arguments.get("visual_texts") or arguments.get("audio_texts")
     with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
         model, data = build(flags, not texts)
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # it does not know CPUs' fused attention

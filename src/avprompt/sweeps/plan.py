@@ -6,13 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from avprompt.configs import read_yaml
+from avprompt.configs import SUFFIXES, find_file, flatten, load_yaml, sources
 from avprompt.errors import ConfigError
 from avprompt.sweeps.run import SweepRun
 
 KEYS, TASK_KEYS = {"experiment", "metric"}, {"experiment", "quickstart", "metric"}
 VARIANT_KEYS = {"flags", "tasks", "experiment", "quickstart", "zero_shot", "at"}
-PREFIX = "--model.init_args.backbone.init_args.prompts"
+PREFIX = "--model.backbone.prompts"
 HINT = "See experiments/sweeps/."
 
 
@@ -20,7 +20,7 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
                quickstart: bool = False) -> tuple[list[SweepRun], str]:
     """Read a sweep file: its runs, and the metric that the table shows.
 
-    The file has `experiment` (a YAML file beside it, without ending), `metric`, and `variants` (name -> list of flags,
+    The file has `experiment` (a name as for `--config`, or a path from its folder), `metric`, and `variants` (name -> list of flags,
     as on a command line). Besides:
 
     - `tasks` (name -> `experiment`, `metric`, and `quickstart`, the experiment on the synthetic dataset) instead of the
@@ -33,8 +33,9 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
       `zero_shot: true`, where nothing is trained (it is tested once for each seed, without the axis); `at`, which adds
       flags to `experiment` for some values of the axis.
     - An experiment may be a list: the file, then the flags that belong to it.
-    - In flags `prompts.X=1` stands for the argument X of the prompt method, and YAML files may lie beside the sweep;
-      `--config=FILE` lays one over the experiment.
+    - In flags `prompts.X=1` stands for the argument X of the prompt method, and `prompts=X` for its class in
+      `avprompt.methods`. YAML files may lie beside the sweep or be fragments that ship; `--config=FILE` lays one over
+      the experiment.
 
     Args:
         path: of the file.
@@ -49,7 +50,7 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
     Raises:
         ConfigError: the file is missing, has other keys, or does not have this task.
     """
-    content = read_yaml(path)
+    content = load_yaml(path)
     keys = set(content) - {"variants", "axis", "vary"} if isinstance(content, dict) else set()
     if (keys not in (KEYS, {"tasks"}) or not isinstance(content.get("variants"), dict)
             or {"axis", "vary"} <= set(content)):
@@ -91,7 +92,8 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
             more = [] if value is None else [f"{flag}={value}"]
             more += [] if quickstart else read_flags(where, at.get(value, []), path.parent)
             point = None if value is None else (flag.rpartition(".")[2], value)
-            alone = (flags[-1].partition("=")[0].lstrip("-"), varied[name][1]) if name in varied else None
+            last = sources(["--config", str(config), *flags])[-1][1] if name in varied else {}
+            alone = (next(iter(flatten(last))), varied[name][1]) if name in varied else None
             made.append((str(name), point, config, flags + more, zero_shot, alone))
     return [SweepRun(name, seed, config, flags, out / "-".join(
         [name, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]), point, zero_shot, alone)
@@ -139,9 +141,7 @@ def read_experiment(where: str, entry: Any, folder: Path) -> tuple[Path, list[st
         ConfigError: there is no such file.
     """
     name, *flags = entry if isinstance(entry, list) and entry else [entry]
-    config = (folder / f"{name}.yaml").resolve()
-    if not config.is_file():
-        raise ConfigError(f"{where}: experiment", config, "an existing experiment", "Give its path without ending.")
+    config = find_file(str(name), folder if "/" in str(name) else None, f"{where}: experiment").resolve()
     return config, read_flags(where, flags, folder)
 
 
@@ -157,13 +157,11 @@ def read_flags(where: str, entry: Any, folder: Path) -> list[str]:
     flags = []
     for flag in entry:
         name, _, value = flag.partition("=")
-        if value.endswith((".yaml", ".yml")) and (folder / value).is_file():
-            value = str((folder / value).resolve())
-        elif name == "--config":
-            raise ConfigError(where, folder / value, "an existing YAML file", "Give its path from the sweep file.")
+        if value.endswith(SUFFIXES) or name == "--config":
+            value = str(find_file(value, folder, where).resolve())
         if name == "prompts":
             name, value = PREFIX, f"avprompt.methods.{value}"
         elif name.startswith("prompts."):
-            name = f"{PREFIX}.init_args.{name.removeprefix('prompts.')}"
+            name = f"{PREFIX}.{name.removeprefix('prompts.')}"
         flags.append(f"{name}={value}")
     return flags

@@ -26,7 +26,7 @@ class SweepRun:
         varied: path in the configuration and value, where the variant changes this argument alone.
 
     Example:
-        >>> SweepRun("all", 1, Path("experiments/quickstart.yaml"), [], Path("runs/all-seed1"), ("shots", 4)).name
+        >>> SweepRun("all", 1, Path("quickstart.yaml"), [], Path("runs/all-seed1"), ("shots", 4)).name
         'all, shots 4, seed 1'
     """
 
@@ -85,9 +85,9 @@ class SweepRun:
         """Command lines by stage: `fit`, then `test` of the checkpoint that the validation split selected; or `test`
         alone."""
         best = None if self.zero_shot else self.folder / "fit" / "checkpoints" / "best.ckpt"
-        logger = "--trainer.logger.init_args"
+        logger = "--trainer.logger"
         common = ["--config", str(self.config), *self.overrides, "--seed_everything", str(self.seed),
-                  "--data.init_args.seed", str(self.seed), f"{logger}.save_dir", str(self.folder.parent),
+                  "--data.seed", str(self.seed), f"{logger}.save_dir", str(self.folder.parent),
                   f"{logger}.name", self.folder.name, "--trainer.enable_progress_bar", "false", f"{logger}.version"]
         found = {} if self.zero_shot else {"fit": self.start()}
         return {stage: [stage, *common, stage, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.sweeps.local import Processes
 from avprompt.sweeps.plan import read_sweep
@@ -81,7 +82,8 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
     sweep varies an argument, in a plot.
 
     Args:
-        file: the sweep file, such as experiments/sweeps/quickstart_ablation.yaml.
+        file: the sweep file, or the name of one that ships: quickstart_ablation, dgsct_modules, dgsct_directions,
+            dgsct_hyperparameters, avstfp_prompts, avstfp_branches, fewshot_ave, fewshot_ave_class, fewshot_llp_class.
         out: folder of the runs; `None` is runs/<name of the sweep>, followed by the name of the task where one is
             given.
         seeds: of the runs.
@@ -96,7 +98,7 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
         ConfigError: the file is missing or has other keys; finished runs have other settings; there is no cluster; at
             the end, some runs are not finished.
     """
-    file = Path(file)
+    file = find_file(file, subject="sweep", places=(EXPERIMENTS / "sweeps",))
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Each worker executes one run at a time.")
     if not seeds or len(set(seeds)) < len(seeds):

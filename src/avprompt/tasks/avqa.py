@@ -90,6 +90,7 @@ class AVQA(AVPromptTask):
         Raises:
             CheckpointError: the grounding checkpoint is missing, broken or of another network.
         """
+        super().setup(stage)
         if stage == "fit" and self.grounding is not None:
             checkpoints.load_part(self, self.head.grounding, self.grounding, "head.grounding.")
 

@@ -40,6 +40,7 @@ class AVVP(AVPromptTask):
     monitor = "val_segment_type"
     mode = "max"
     metric_unit = 100.0
+    common_outputs = ("audio_token_logits", "visual_token_logits")
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 25, segments: int = 10, video_dim: int = 512,
                  gate_audio: bool = False, smoothing: float = 0.9, **options: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from avprompt import checkpoints
 from avprompt.errors import ArgumentError, NonFiniteLossError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource, ForeignSource
+from avprompt.processes import AllClips, check_strategy, gathered, gathered_objects, world
 from avprompt.schedules import WarmupCosine
 
 #: a column of the table of predictions: a value for each clip, or for each segment of each clip
@@ -60,6 +61,11 @@ class AVPromptTask(LightningModule, abc.ABC):
         method_losses: weights of the prompt method's auxiliary losses, by name: `balance` weighs that loss of every
             block pair, `balance@3` that of block pair 3 alone. A loss without a weight has weight 1, one with weight 0
             is logged and not trained on. A name that the method does not have stops training with an error.
+        gather: on several processes, compute the losses of a training step over the clips of all processes. Then k
+            processes with batches of B clips train like one with k B: contrastive losses compare all clips, and means
+            weigh every clip alike. With `false`, as in the released code, each process computes the losses of its own
+            clips, and the gradients are averaged. Losses of the prompt method are always computed by each process and
+            averaged.
 
     Raises:
         ArgumentError: a weight that is not a finite number.
@@ -83,13 +89,16 @@ class AVPromptTask(LightningModule, abc.ABC):
     metric_unit = 1.0
     #: whether the table of predictions has a row for each segment, or for each clip
     row_per_segment = True
+    #: outputs that are not of single clips: the same in every process, or gathered already
+    common_outputs: tuple[str, ...] = ()
     #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
     counts: dict[str, int] = {}
 
     def __init__(self, backbone: FeatureSource, optimizer: OptimizerCallable = torch.optim.Adam,
                  lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None,
-                 method_losses: dict[str, float] | None = None) -> None:
+                 method_losses: dict[str, float] | None = None, gather: bool = True) -> None:
         super().__init__()
+        self.gather = gather
         self.strict_loading = False  # Lightning's own check knows full state dicts only; ours is stricter
         self.method_losses = dict(method_losses or {})
         for name, weight in self.method_losses.items():
@@ -132,6 +141,15 @@ class AVPromptTask(LightningModule, abc.ABC):
         return {}
 
     # --- what all tasks do alike
+
+    def setup(self, stage: str) -> None:
+        """Refuse strategies that split the network, whose checkpoints would be parts.
+
+        Raises:
+            ConfigError: neither one device nor ddp.
+        """
+        if self._trainer is not None:
+            check_strategy(type(self.trainer.strategy).__name__)
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """A batch (flat dict) -> the outputs of `head_outputs`.
@@ -206,6 +224,11 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Weight of a method's loss such as `balance@3`: its own, that of `balance`, or else 1."""
         return self.method_losses.get(name, self.method_losses.get(name.partition("@")[0], 1.0))
 
+    @property
+    def gathers(self) -> bool:
+        """Whether the losses are now those of the clips of all processes, see `gather`."""
+        return self.gather and world() > 1 and torch.is_grad_enabled()
+
     def objective(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch, and what is logged of it.
 
@@ -220,7 +243,11 @@ class AVPromptTask(LightningModule, abc.ABC):
         Raises:
             ArgumentError: a weight for a loss that the method does not have, or a loss that has a term's name.
         """
-        terms, auxiliary = self.losses(outputs, batch), outputs.get("method_losses", {})
+        auxiliary = outputs.get("method_losses", {})
+        if self.gathers:
+            outputs, batch = AllClips(outputs, self.common_outputs), AllClips(batch)
+            auxiliary = {name: gathered(loss.reshape(1)).mean() for name, loss in auxiliary.items()}
+        terms = self.losses(outputs, batch)
         families = {name: name.partition("@")[0] for name in auxiliary}
         unknown = sorted(set(self.method_losses) - {*families, *families.values()})
         if unknown and self.training:  # in evaluation a method may leave its losses out
@@ -241,16 +268,25 @@ class AVPromptTask(LightningModule, abc.ABC):
         Raises:
             NonFiniteLossError: the loss is NaN or infinite; no parameter has been changed by this batch.
         """
-        loss, terms = self.objective(self(batch), batch)
+        outputs = self(batch)
+        loss, terms = self.objective(outputs, batch)
         if not torch.isfinite(loss):
             values = {name: float(term) for name, term in terms.items()}
             raise NonFiniteLossError(
-                "loss", f"{values} on clips {batch['id']} at step {self.global_step}", "finite loss terms",
+                "loss", f"{values} on clips {self._suspects(outputs, batch)} at step {self.global_step}", "finite loss terms",
                 "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.")
         self.log_dict({f"train_{name}": term.detach() for name, term in terms.items()}, batch_size=len(batch["id"]),
-                      on_step=False, on_epoch=True)
-        self.log("train_loss", loss.detach(), batch_size=len(batch["id"]), on_step=True, on_epoch=True, prog_bar=True)
+                      on_step=False, on_epoch=True, sync_dist=not self.gather)
+        self.log("train_loss", loss.detach(), batch_size=len(batch["id"]), on_step=True, on_epoch=True, prog_bar=True,
+                 sync_dist=not self.gather)
         return loss
+
+    def _suspects(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> list[str]:
+        """Clips of the processes whose outputs are not finite, where the losses are of all; otherwise of this batch."""
+        if not self.gathers:
+            return batch["id"]
+        finite = all(bool(torch.isfinite(value).all()) for value in outputs.values() if torch.is_tensor(value))
+        return [clip for part in gathered_objects([] if finite else batch["id"]) for clip in part] or batch["id"]
 
     def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
         outputs = self(batch)

@@ -71,6 +71,7 @@ class Contrastive(AVPromptTask):
 
     monitor = "val_accuracy"
     mode = "max"
+    common_outputs = ("matching",)
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class Contrastive(AVPromptTask):
                 own.attach(names, self.backbone.prompts)
             logs = {side: self._log_scale(side, own, scales[side]) for side, own in texts.items()}
             self.head = ContrastiveHead(texts, logs, adapters, adapter_ratio, fusion, learned_scales, exp_audio_scale,
-                                        objective == "released")
+                                        objective == "released", self.gather)
         self.metrics.update({name: MeanMetric() for name in (
             "accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")})
         if pretrained is not None and not any(parameter.is_meta for parameter in self.parameters()):
@@ -140,7 +141,7 @@ class Contrastive(AVPromptTask):
         """Features -> `logits` (B, T, K), at video level (B, K).
 
         With both modalities also `visual_logits`, `audio_logits` likewise and `visual_weight` (B, T) or (B,); with the
-        released objective `matching` (B, B).
+        released objective `matching` (B, B), in a training step of k processes (k B, k B), see `gather`.
         """
         out = self.head(**{modality: self.backbone.project(modality, getattr(features, modality))
                            if modality in self.head.branches else None for modality in ("visual", "audio")})

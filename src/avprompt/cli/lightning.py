@@ -1,0 +1,194 @@
+"""The LightningCLI behind `avprompt fit|validate|test|predict`, and tasks built from a configuration.
+
+Importing this takes seconds: the other modules of the command line import it inside functions.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from avprompt import callbacks, checkpoints, compatibility
+from avprompt.cli import checks
+from avprompt.configs import read_arguments
+from avprompt.data_modules import AVDataModule
+from avprompt.errors import ConfigError
+from avprompt.processes import check_strategy, together
+from avprompt.tasks import AVPromptTask
+
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+# both are intended: arguments come from `main`, frozen encoders stay in eval mode
+warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+# the parser hands a class's `null` to the classes within it as Python prints it
+set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
+PARSING = {"allow_abbrev": False, "parser_mode": "flags"}
+
+
+class SaveConfig(SaveConfigCallback):
+    """config.yaml in the run's folder."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        folder = callbacks.run_folder(trainer)
+        if folder is None or not trainer.is_global_zero or (folder / self.config_filename).is_file():
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, folder / self.config_filename, skip_none=False, multifile=False)
+
+
+class AVPromptCLI(LightningCLI):
+    """LightningCLI over configurations that inherit, with the checks of `avprompt.cli.checks`.
+
+    The parser gets every `--config` file as `avprompt.configs` resolves it. Checkpoints and environment variables
+    change no setting.
+
+    Args:
+        args: words of the command line, with the subcommand first where `run` is true.
+        run: whether to run the subcommand after building everything.
+
+    Raises:
+        ConfigError: see `avprompt.configs.read_arguments` and `avprompt.cli.checks`.
+    """
+
+    def __init__(self, args: list[str], run: bool = True) -> None:
+        self.line = read_arguments(args)
+        super().__init__(
+            AVPromptTask,
+            AVDataModule,
+            save_config_callback=SaveConfig,
+            trainer_defaults={"use_distributed_sampler": False},  # our loaders shard themselves
+            seed_everything_default=0,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=self.line.arguments,
+            trainer_class=Trainer,
+            run=run,
+            parser_kwargs={"prog": "avprompt", **PARSING,
+                           **({command: PARSING for command in TRAINER_COMMANDS} if run else {})},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # each applies where both the data module and the task know it
+        for size in checks.SIZES:
+            parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        known = {action.dest.split(".")[0] for sub in getattr(self, "_subcommand_parsers", {}).values() or [parser]
+                 for action in sub._actions}
+        checks.check_top_level(self.line.sources, known | {"ckpt_path", "trainer", "model", "data", "seed_everything"})
+        checks.check_linked(self.line.sources)
+        checks.check_stale(self.line)
+        super().parse_arguments(parser, args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Read the checkpoint early, so that a broken one is named before any work; take no settings from it."""
+        path = self.settings.get("ckpt_path")
+        if path and path not in ("best", "last", "hpc", "registry"):
+            checkpoints.read_checkpoint(path)
+
+    @property
+    def settings(self) -> Namespace:
+        command = self.config.get("subcommand")
+        return self.config[command] if command else self.config
+
+    @property
+    def experiment(self) -> str:
+        """File name of the first `--config` without its ending."""
+        named = [Path(origin).stem for origin, _ in self.line.sources if not origin.startswith("-")]
+        return named[0] if named else "unnamed"
+
+    def before_instantiate_classes(self) -> None:
+        trainer, command = self.settings.trainer, self.config.get("subcommand")
+        if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and command:
+            raise ConfigError(
+                "trainer.accelerator", f"{trainer.accelerator}, and no GPU that PyTorch can use", "an NVIDIA GPU",
+                "On this machine add `--trainer cpu` after --config (full-size networks take minutes a step on a CPU).")
+        if trainer.logger is True:
+            trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                                       init_args=Namespace(save_dir="runs", name="lightning_logs", version=None,
+                                                           log_graph=False, default_hp_metric=False, prefix="",
+                                                           sub_dir=None))
+        check_strategy(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
+        logger = trainer.logger
+        if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
+            logger.init_args.name = self.experiment
+        if trainer.default_root_dir is None:  # where a run without a logger goes
+            trainer.default_root_dir = str(Path("runs") / self.experiment)
+        self._check_writable(logger)
+
+    def _check_writable(self, logger: Any) -> None:
+        folder = Path(logger.init_args.save_dir) if isinstance(logger, Namespace) else None
+        while folder is not None and not folder.exists():
+            folder = folder.parent
+        if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise ConfigError("trainer.logger.save_dir", f"{folder}, which cannot be written to",
+                              "a writable folder", "Choose another folder or free some space.")
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        compatibility.check_run(self.model, self.datamodule)
+
+    def instantiate_trainer(self, **options: Any) -> Any:
+        self._dump_config()
+        name = self.settings.trainer.logger.init_args.name if isinstance(
+            self.settings.trainer.logger, Namespace) else self.experiment
+        forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump)]
+        if self.settings.trainer.get("enable_checkpointing") is not False:
+            forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
+        if self.config.get("subcommand") == "predict":
+            forced.append(callbacks.PredictionWriter())
+        forced.append(callbacks.FailTogether())
+        present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
+            "subcommand") else self.config_init.trainer.callbacks
+        kinds = {type(callback) for callback in present or []}
+        trainer = super().instantiate_trainer(
+            callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options)
+        if trainer.world_size > 1:
+            together.watch()
+        return trainer
+
+
+class _Parts(AVPromptCLI):
+    """Builds the data module and the task, no trainer."""
+
+    def instantiate_trainer(self, **options: Any) -> None:
+        """Nothing."""
+
+
+def lightning_cli() -> type[AVPromptCLI]:
+    """The class behind `avprompt fit|validate|test|predict`."""
+    return AVPromptCLI
+
+
+def parts_of(args: list[str], meta: bool = False) -> tuple[Any, Any]:
+    """Build the task and the data module that an experiment describes.
+
+    Args:
+        args: `--config X` and overrides.
+        meta: build them on the meta device: exact sizes, no memory, no weights.
+
+    Raises:
+        ConfigError: see `AVPromptCLI`.
+
+    >>> task, data = parts_of(["--config", "quickstart"], meta=True)
+    >>> type(task).__name__, type(data).__name__
+    ('AVE', 'AVEDataModule')
+    """
+    with torch.device("meta") if meta else torch.device("cpu"):
+        built = _Parts(args, run=False)
+        return built.model, built.datamodule
+
+
+def model_of(args: list[str], meta: bool = False) -> Any:
+    """Build the task that an experiment describes, see `parts_of`."""
+    return parts_of(args, meta)[0]

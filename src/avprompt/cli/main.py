@@ -1,0 +1,196 @@
+"""The entry point: finds the command, runs it, and turns bad input into one message."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from avprompt import __version__
+from avprompt.configs import expand_flag, expand_home
+from avprompt.errors import AVPromptError, ConfigError
+
+HELP = f"""avprompt {__version__}: parameter-efficient prompting of frozen image and audio encoders
+
+usage: avprompt COMMAND [options]
+
+  fit | validate | test | predict   run an experiment: avprompt fit --config ave_dgsct
+  experiments                       list the experiments that ship; print one, or copy it to change it
+  params                            count the parameters that an experiment trains, freezes and saves
+  data prepare                      turn folders of videos into the store that training reads
+  data verify                       list what a dataset needs and what of it is there
+  data synth ave|llp|...            write a synthetic dataset in the format of a real one
+  data stats                        measure the spectrograms of an experiment's training split
+  data features                     compute the frozen backbone's features of every clip once
+  convert                           turn the authors' released checkpoints into ours
+  sweep                             run the variants of a table with several seeds, here or on a cluster; resumable
+  compare                           print finished runs beside the published figures
+  efficiency                        measure parameters, GFLOPs, seconds and memory of a training step
+  visualize                         predict the test split with pictures of truth, prediction and maps; with --features
+                                    also t-SNE with and without prompts, frequency maps and temporal gates
+  quickstart                        generate, prepare, train, test and compare on this machine, in minutes
+  completion bash|zsh|tcsh          print a script that completes commands and flags in this shell
+
+`avprompt COMMAND --help` explains each command. `--config` takes a file, or the name of an experiment that ships.
+Flags come after `--config` and override it: --data.batch_size 4 --model.backbone.prompts.spatial false
+"""
+#: functions whose first argument is a list
+SEVERAL = ("compare", "efficiency")
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+#: commands that are one function, whose signature and docstring are options and help
+FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
+             "efficiency": "avprompt.cli.efficiency", "quickstart": "avprompt.cli.quickstart"}
+
+
+def convert(args: list[str]) -> None:
+    """`avprompt convert --task ave IN.pt OUT.ckpt`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="avprompt convert", description="Turn the authors' released checkpoints into ours.")
+    parser.add_argument("source", type=Path, help="the authors' .pt file")
+    parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders are written beside it")
+    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, "
+                        "avs_ms3, avqa, fewshot, or pretrain (VGG-Sound, for zero-shot transfer)")
+    parser.add_argument("--audio_scale", type=float, help="fewshot, pretrain: CLAP's scale of cosines, the exponential "
+                        "of logit_scale_a in CLAP's own file, which the authors' file lacks")
+    given = parser.parse_args(args)
+    from avprompt.convert import convert as run
+
+    options = {} if given.audio_scale is None else {"audio_scale": given.audio_scale}
+    run(given.task, given.source, given.target, **options)
+
+
+def function(args: list[str], command: str) -> None:
+    """Run a command of `FUNCTIONS`."""
+    import importlib
+
+    from jsonargparse import auto_cli
+
+    if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
+        count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
+        args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
+    options = {}
+    if command == "sweep":  # the parser's own --config would be a file of these arguments
+        options = {"config_help": "the sweep file, instead of as first argument"}
+        args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
+        if "--config" in args[:-1]:
+            place = args.index("--config")
+            args = [args[place + 1], *args[:place], *args[place + 2:]]
+    called = getattr(importlib.import_module(FUNCTIONS[command]), command)
+    auto_cli(called, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart", **options)
+
+
+def trainer(args: list[str]) -> None:
+    """Run `fit`, `validate`, `test` or `predict`."""
+    from avprompt.cli.lightning import AVPromptCLI
+
+    AVPromptCLI(args)
+
+
+def cause(error: BaseException) -> AVPromptError | None:
+    """The typed error behind one that the parser raised while it built an object."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, AVPromptError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
+
+
+def run(args: list[str]) -> None:
+    """Run a command line.
+
+    Args:
+        args: words after `avprompt`.
+
+    Raises:
+        AVPromptError: bad input; `main` turns it into a message.
+
+    >>> run(["experiments", "zeroshot_quickstart", "--show"])  # doctest: +ELLIPSIS
+    # ...
+    """
+    try:
+        dispatch(args)
+    except (ValueError, TypeError) as error:  # jsonargparse wraps what a class's constructor raises
+        if (typed := cause(error)) is None or typed is error:
+            raise
+        raise typed from None
+
+
+@functools.cache
+def expand_files() -> None:
+    """Have `~` stand for the home folder in every YAML file and value that a parser loads."""
+    import yaml
+    from jsonargparse import get_loader, set_loader
+
+    load = get_loader("yaml")
+    set_loader("yaml", lambda text: expand_home(load(text)), (yaml.YAMLError,))
+
+
+def dispatch(args: list[str]) -> None:
+    """Find the command and run it."""
+    args = [expand_flag(arg) for arg in args]
+    expand_files()
+    command, rest = (args[0], args[1:]) if args else ("--help", [])
+    if command in ("--help", "-h"):
+        print(HELP)
+    elif command == "--version":
+        print(__version__)
+    elif command in TRAINER_COMMANDS:
+        trainer(args)
+    elif command == "visualize":
+        features = ["--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in rest)
+        rest = [arg for arg in rest if arg != "--features"]
+        trainer(["predict", *rest, *features, "--data.predict_root", "null"])
+    elif command == "params":
+        from avprompt.cli.params import params
+
+        params(rest)
+    elif command == "data":
+        from avprompt.cli.data import data
+
+        data(rest)
+    elif command == "experiments":
+        from avprompt.cli.experiments import experiments
+
+        experiments(rest)
+    elif command == "completion":
+        from avprompt.cli.completion import completion
+
+        completion(rest, FUNCTIONS, ("sweep",))
+    elif command == "convert":
+        convert(rest)
+    elif command in FUNCTIONS:
+        function(rest, command)
+    else:
+        raise ConfigError("COMMAND", command, "a command of `avprompt --help`", "Correct the spelling.")
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the program: bad input becomes one message and exit code 2; `AVPROMPT_DEBUG=1` shows the traceback.
+
+    Args:
+        args: words after `avprompt`; `None` takes those of the process.
+    """
+    try:
+        run(sys.argv[1:] if args is None else args)
+    except BaseException as error:
+        processes = sys.modules.get("avprompt.processes")  # not imported where nothing ran: it takes torch
+        several = processes is not None and processes.world() > 1
+        if several:
+            processes.together.tell(error)
+        if isinstance(error, AVPromptError) and not os.environ.get("AVPROMPT_DEBUG"):
+            print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
+            code = 2
+        elif isinstance(error, SystemExit):
+            # Lightning ends a run that got SIGTERM like one that is done, with exit code 0
+            code = 143 if type(error).__name__ == "SIGTERMException" else error.code
+        elif several:
+            traceback.print_exc()
+            code = 1
+        else:
+            raise
+        if several:
+            processes.together.leave(code if isinstance(code, int) else 1)
+        sys.exit(code)
