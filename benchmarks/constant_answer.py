@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--root", type=Path, help="folder of the world; by default the experiment's own")
     given = parser.parse_args()
-    flags = ["--config", f"experiments/{PLANS[given.task].experiment}.yaml"]
-    flags += ["--data.init_args.root", str(given.root)] if given.root else []
+    flags = ["--config", PLANS[given.task].experiment]
+    flags += ["--data.root", str(given.root)] if given.root else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of annotations that change no label, which training repeats
         _, data = parts_of(flags, meta=True)

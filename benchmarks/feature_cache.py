@@ -1,6 +1,6 @@
 """Seconds of a training epoch of an experiment without prompts, on media and on features computed once, and their ratio.
 
-    python benchmarks/feature_cache.py --root data/quickstart [--config experiments/quickstart.yaml] [--epochs 5]
+    python benchmarks/feature_cache.py --root data/quickstart [--config quickstart] [--epochs 5]
 
 Both sides alternate in one run: load every training clip, forward, backward, optimizer step. The time that
 `avprompt data features` took stands beside them, since it is paid once.
@@ -31,7 +31,7 @@ def epoch(task: object, data: object) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="experiments/quickstart.yaml")
+    parser.add_argument("--config", default="quickstart")
     parser.add_argument("--root", required=True)
     parser.add_argument("--epochs", type=int, default=5)
     given = parser.parse_args()

@@ -1,8 +1,8 @@
 """Seconds a question of training steps on MUSIC-AVQA, questions mixed and a video's questions together, and their ratio.
 
-    python benchmarks/questions_by_video.py [--config experiments/avqa_quickstart.yaml] [--steps 10]
+    python benchmarks/questions_by_video.py [--config avqa_quickstart] [--steps 10]
 
-The same experiment, batch size and questions; only the order differs (`data.init_args.group_by_video`). Loading is included.
+The same experiment, batch size and questions; only the order differs (`data.group_by_video`). Loading is included.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from avprompt.cli import parts_of
 
 def seconds(config: str, steps: int, group_by_video: bool) -> tuple[float, float]:
     """Seconds a question over `steps` training steps after a first one, and videos a batch."""
-    task, data = parts_of(["--config", config, "--data.init_args.group_by_video", str(group_by_video).lower()])
+    task, data = parts_of(["--config", config, "--data.group_by_video", str(group_by_video).lower()])
     data.setup("fit")
     task.train()
     questions, videos, begun = 0, 0, 0.0
@@ -34,7 +34,7 @@ def seconds(config: str, steps: int, group_by_video: bool) -> tuple[float, float
 def main() -> None:
     """Print a line each, and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="experiments/avqa_quickstart.yaml")
+    parser.add_argument("--config", default="avqa_quickstart")
     parser.add_argument("--steps", type=int, default=10)
     given = parser.parse_args()
     torch.set_num_threads(2)

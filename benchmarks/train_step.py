@@ -1,12 +1,12 @@
 """Seconds, peak memory, FLOPs and parameters of a training step, of one experiment or of two as a ratio.
 
-    python benchmarks/train_step.py --config experiments/ave_dgsct.yaml
-    python benchmarks/train_step.py --config experiments/ave_dgsct.yaml --against experiments/quickstart.yaml
-    python benchmarks/train_step.py --config experiments/ave_dgsct.yaml \\
-        --set "--model.init_args.backbone.init_args.checkpointing=true"
-    python benchmarks/train_step.py --config experiments/ave_avstfp_l14.yaml \\
-        --against experiments/ave_avstfp_l14.yaml \\
-        --set-against "--model.init_args.backbone.init_args.prompts=avprompt.methods.NoPrompts"
+    python benchmarks/train_step.py --config ave_dgsct
+    python benchmarks/train_step.py --config ave_dgsct --against quickstart
+    python benchmarks/train_step.py --config ave_dgsct \\
+        --set "--model.backbone.checkpointing=true"
+    python benchmarks/train_step.py --config ave_avstfp_l14 \\
+        --against ave_avstfp_l14 \\
+        --set-against "--model.backbone.prompts=avprompt.methods.NoPrompts"
 
 What is measured and how is said in `avprompt.reports.efficiency`; `avprompt efficiency` makes a table of many
 experiments. On a CPU each experiment runs twice, the second time with an allocator that gives memory back at once

@@ -53,7 +53,7 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
     flags = ["--config", str(overlay)]
     prompts = "--model.init_args.backbone.init_args.prompts.init_args"
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]
-    if name == "DGSCT":
+    if name.startswith("DGSCT"):
         flags += [f"{prompts}.reduction", "4" if contrastive else "5"]  # divides the tiny widths
     elif name == "MaPLe":
         flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]

@@ -135,6 +135,9 @@ class Reader(ClipReader):
     def inspect(self, clip_id: str) -> None:
         return None
 
+    def identity(self, clip_id: str) -> str:
+        return clip_id
+
     def read(self, clip_id: str) -> Segments:
         if clip_id in self.gone:
             raise ClipDecodeError(clip_id, "nothing", "a clip", "Leave it out.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -14,16 +15,16 @@ import yaml
 from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from avprompt import configs
-from avprompt.cli import lightning_cli, main, model_of, run
+from avprompt.cli import checks, lightning_cli, main, model_of, run
+from avprompt.configs import read_arguments, read_yaml
 from avprompt.errors import CheckpointError, ConfigError
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
-PROMPTS = "--model.init_args.backbone.init_args.prompts"
+PROMPTS = "--model.backbone.prompts"
 
 
 def flags(ave_root: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.init_args.root", str(ave_root), "--trainer.logger.init_args.save_dir",
+    return ["--config", QUICKSTART, "--data.root", str(ave_root), "--trainer.logger.save_dir",
             str(out), "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", *more]
 
 
@@ -31,7 +32,7 @@ def flags(ave_root: Path, out: Path, *more: str) -> list[str]:
 def fitted(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of one epoch of the quickstart experiment."""
     out = tmp_path_factory.mktemp("fitted")
-    run(["fit", *flags(ave_root, out, f"{PROMPTS}.init_args.alpha", "0.25")])
+    run(["fit", *flags(ave_root, out, f"{PROMPTS}.alpha", "0.25")])
     return out / "quickstart" / "version_0"
 
 
@@ -72,7 +73,7 @@ def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
 
 def test_saved_config_runs_again_and_says_the_same(fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     """P10, and the round trip of a configuration: config.yaml names its experiment and needs no other file."""
-    run(["fit", "--config", str(fitted / "config.yaml"), "--trainer.logger.init_args.save_dir", str(tmp_path)])
+    run(["fit", "--config", str(fitted / "config.yaml"), "--trainer.logger.save_dir", str(tmp_path)])
     again = yaml.safe_load((tmp_path / "quickstart" / "version_0" / "config.yaml").read_text())
     first = yaml.safe_load((fitted / "config.yaml").read_text())
     for config in (first, again):
@@ -86,7 +87,7 @@ def test_checkpoint_settings_never_override_the_command_line(fitted: Path, ave_r
     assert "hyper_parameters" not in checkpoint
     checkpoint["hyper_parameters"] = {"_class_path": "avprompt.tasks.AVE", "modality": "late"}
     torch.save(checkpoint, tmp_path / "forged.ckpt")
-    cli = lightning_cli()(["test", *flags(ave_root, tmp_path, f"{PROMPTS}.init_args.alpha", "0.9", "--ckpt_path",
+    cli = lightning_cli()(["test", *flags(ave_root, tmp_path, f"{PROMPTS}.alpha", "0.9", "--ckpt_path",
                                           str(tmp_path / "forged.ckpt"))])
     assert cli.model.backbone.prompts.alpha == 0.9 and cli.model.modality == "both"
 
@@ -100,7 +101,8 @@ def test_test_and_predict(fitted: Path, ave_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "quickstart" / "version_1"
     rows = (folder / "predictions.csv").read_text().splitlines()
     assert len(rows) == 1 + 8 * 10 and len(list((folder / "pictures").glob("*.png"))) == 8
-    right = sum(row.split(",")[3] == row.split(",")[8] for row in rows[1:]) / 80
+    table = list(csv.DictReader(rows))
+    right = sum(row["predicted"] == row["annotated"] for row in table) / 80
     assert right == pytest.approx(result["metrics"]["test_accuracy"], abs=1e-6)
 
 
@@ -113,18 +115,38 @@ def test_stale_argument_of_another_class(tmp_path: Path) -> None:
         "class_path": "avprompt.encoders.TinySwinV2", "init_args": {"released_mode": True}}}}}}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     overlay.write_text(yaml.safe_dump(content))
-    with pytest.raises(ConfigError, match="released_mode.*kept for avprompt.encoders.TinyHTSAT"):
-        run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "base.yaml"), "--config", str(overlay)])
+    flags = ["--config", QUICKSTART, "--config", str(tmp_path / "base.yaml"), "--config", str(overlay)]
+    with pytest.raises(ConfigError, match=r"TinyHTSAT without released_mode, which .*base.yaml gives to .*TinySwinV2"):
+        run(["fit", *flags])
+    for given in (["--model.backbone.visual.released_mode", "false"],
+                  ["--model.init_args.backbone.init_args.visual.init_args.released_mode=false"]):
+        checks.check_stale(read_arguments([*flags, *given]))
     encoder["init_args"] = {"released_mode": False}
     overlay.write_text(yaml.safe_dump(content))
-    configs.check_stale(configs.sources(["--config", str(tmp_path / "base.yaml"), "--config", str(overlay)]))
+    checks.check_stale(read_arguments(flags))
 
 
-def test_short_form_of_a_class_is_checked_too(tmp_path: Path) -> None:
-    path = "--model.init_args.backbone.init_args.audio"
-    with pytest.raises(ConfigError, match="frozen"):
-        configs.check_stale(configs.sources(["--config", QUICKSTART, f"{path}.init_args.frozen", "false",
-                                             f"{path}=avprompt.encoders.HTSAT"]))
+@pytest.mark.parametrize("name", ["avprompt.encoders.HTSAT", "HTSAT"])
+@pytest.mark.parametrize("path", ["--model.init_args.backbone.init_args.audio", "--model.backbone.audio"])
+def test_short_form_of_a_class_is_checked_too(path: str, name: str) -> None:
+    """By its whole path or as the parser finds it, at a path with and without `init_args`."""
+    with pytest.raises(ConfigError, match="HTSAT without frozen, which --model.backbone.audio.frozen gives"):
+        checks.check_stale(read_arguments(["--config", QUICKSTART, "--model.backbone.audio.frozen", "false",
+                                           f"{path}={name}"]))
+
+
+def test_replaced_class_starts_from_its_own_defaults() -> None:
+    """No argument of the old class reaches the parser, neither from a file nor from an earlier flag or one within it."""
+    texts = "--model.visual_texts"
+    task = model_of(["--config", "fewshot_ave_quickstart", f"{texts}.tower.pretrained", "none",
+                     f"{texts}", "{class_path: avprompt.methods.CoCoOp, context: an image of, condition: video, "
+                     "tower: avprompt.encoders.TinyCLIPText}"])
+    kinds = {type(module).__name__ for module in task.modules()}
+    assert "CoCoOp" in kinds and "CoOp" not in kinds
+    line = read_arguments(["--config", "fewshot_ave_quickstart", f"{texts}.tower.pretrained", "none",
+                           f"{texts}.class_path", "avprompt.methods.CoCoOp"])
+    assert line.content["model"]["init_args"]["visual_texts"] == {"class_path": "avprompt.methods.CoCoOp"}
+    assert not any("tower" in word for word in line.arguments if "visual_texts" in word and "audio_texts" not in word)
 
 
 @pytest.mark.parametrize("flag", ["--model.init_args.num_classes=5", "--model.num_classes=5"])
@@ -139,12 +161,12 @@ def test_linked_argument_may_not_be_written(flag: str, tmp_path: Path) -> None:
 
 def test_no_experiment_writes_a_linked_argument() -> None:
     for path in (ROOT / "experiments").glob("*.yaml"):
-        configs.check_linked([(str(path), configs.read_yaml(path))])
+        checks.check_linked([(str(path), read_yaml(path))])
 
 
 def test_number_of_classes_is_the_datas(ave_root: Path) -> None:
     """P5: known without setup."""
-    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(ave_root)])
+    model = model_of(["--config", QUICKSTART, "--data.root", str(ave_root)])
     assert model.head.localize.event.out_features == 8
     assert model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True).head.localize.event.out_features == 28
 
@@ -159,13 +181,13 @@ def test_unknown_top_level_keys(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("flag", "named"), [
     (f"{PROMPTS}=avprompt.methods.NoPromts", "NoPromts.*a class that can be imported"),
-    ("--data.init_args.batch_size=[", "--data.init_args.batch_size.*no YAML")])
+    ("--data.batch_size=[", "--data.batch_size.*no YAML")])
 def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         run(["fit", "--config", QUICKSTART, flag])
 
 
-@pytest.mark.parametrize("flag", ["--trainer.max_epoch=1", "--data.init_args.batchsize=2", f"{PROMPTS}.init_args.alfa=1"])
+@pytest.mark.parametrize("flag", ["--trainer.max_epoch=1", "--data.batchsize=2", f"{PROMPTS}.alfa=1"])
 def test_misspelt_flags(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(["fit", "--config", QUICKSTART, flag])
@@ -197,13 +219,13 @@ def test_no_logger_writes_nothing(ave_root: Path, tmp_path: Path, monkeypatch: p
     """P10: Lightning would leave config.yaml in the working folder; P30: debugging needs no checkpointing."""
     monkeypatch.chdir(tmp_path)
     run(["fit", "--config", QUICKSTART, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
-         "--data.init_args.root", str(ave_root)])
+         "--data.root", str(ave_root)])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_trained_parameters_reach_the_optimizer(ave_root: Path) -> None:
     """P14: Lightning's automatic optimizer takes the frozen ones too."""
-    model = model_of(["--config", QUICKSTART, "--data.init_args.root", str(ave_root)])
+    model = model_of(["--config", QUICKSTART, "--data.root", str(ave_root)])
     configured = model.configure_optimizers()
     given = {id(p) for group in configured["optimizer"].param_groups for p in group["params"]}
     assert given == {id(p) for p in model.parameters() if p.requires_grad}
@@ -213,7 +235,7 @@ def test_only_trained_parameters_reach_the_optimizer(ave_root: Path) -> None:
 def test_rows_of_an_ablation_start_from_the_same_head(ave_root: Path) -> None:
     """P19: one module more or less before the head would otherwise shift its initial weights."""
     heads = []
-    for override in ([], [f"{PROMPTS}.init_args.num_tokens", "2"], [f"{PROMPTS}=avprompt.methods.NoPrompts"]):
+    for override in ([], [f"{PROMPTS}.num_tokens", "2"], [f"{PROMPTS}=avprompt.methods.NoPrompts"]):
         heads.append(model_of(["--config", QUICKSTART, *override]).head.state_dict())
     for other in heads[1:]:
         assert all(torch.equal(value, other[name]) for name, value in heads[0].items())
@@ -222,7 +244,7 @@ def test_rows_of_an_ablation_start_from_the_same_head(ave_root: Path) -> None:
 
 
 def test_gpu_experiment_without_a_gpu_says_what_to_change() -> None:
-    with pytest.raises(ConfigError, match="--trainer lightning_configs/trainer/cpu.yaml"):
+    with pytest.raises(ConfigError, match="--trainer cpu"):
         run(["fit", "--config", str(ROOT / "experiments" / "ave_dgsct.yaml")])
 
 
@@ -254,6 +276,14 @@ def test_params(capsys: pytest.CaptureFixture[str]) -> None:
     norms = sum(buffer.numel() for name, buffer in model.backbone.prompts.named_buffers())
     assert table["checkpoint"] == table["trainable"] + norms
     assert sum(part["total"] for part in table["modules"].values()) == table["total"]
+
+
+def test_params_without_arguments_shows_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["params"], ["data", "stats"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        said = capsys.readouterr()
+        assert stop.value.code == 2 and said.out == "" and said.err.startswith(f"usage: avprompt {' '.join(command)}")
 
 
 def test_commands_from_a_shell(tmp_path: Path) -> None:
@@ -301,4 +331,4 @@ def test_errors_of_a_constructor_come_through(ave_root: Path) -> None:
     from avprompt.errors import ArgumentError
 
     with pytest.raises(ArgumentError, match="reduction, groups: got 7, 2"):
-        run(["params", "--config", QUICKSTART, f"{PROMPTS}.init_args.reduction", "7"])
+        run(["params", "--config", QUICKSTART, f"{PROMPTS}.reduction", "7"])

@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from avprompt import data_modules
 from avprompt.cli import main, parts_of, run
-from avprompt.configs import get_nested, read_yaml
+from avprompt.configs import find_file, get_nested, read_yaml
 from avprompt.datasets import avsbench
 from avprompt.errors import AVPromptError, ConfigError, DatasetError
 from avprompt.reports.efficiency import measure
@@ -345,10 +345,8 @@ def test_dashboard(runs: Path, tmp_path: Path) -> None:
 
 def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table holds what `params` and the FLOP counter say, nothing is measured twice, failures are told."""
-    content = (ROOT / "experiments" / "quickstart.yaml").read_text().replace("../lightning_configs",
-                                                                             str(ROOT / "lightning_configs"))
-    (tmp_path / "good.yaml").write_text(content)
-    (tmp_path / "bad.yaml").write_text(content.replace("groups: 2", "groups: 7"))
+    (tmp_path / "good.yaml").write_text("base: quickstart")
+    (tmp_path / "bad.yaml").write_text("{base: quickstart, model.backbone.prompts.groups: 7}")
     command = ["efficiency", str(tmp_path / "good.yaml"), str(tmp_path / "bad.yaml"), "--steps", "1", "--out",
                str(tmp_path / "table.csv")]
     with pytest.raises(ConfigError, match=r"1 failed experiments: \['bad'\]"):
@@ -390,20 +388,20 @@ def test_benchmark_commands_are_understood(benchmark: Any, monkeypatch: pytest.M
     """Those that its docstring shows; overrides begin with dashes and may hold blanks."""
     commands = re.findall(r"^    python (benchmarks/train_step.py .*)$", benchmark.__doc__.replace("\\\n", " "), re.M)
     assert len(commands) == 4
-    quoted = """train_step.py --config experiments/quickstart.yaml --set --d=1 --against experiments/ave_none.yaml
+    quoted = """train_step.py --config quickstart --set --d=1 --against ave_none
         --set-against '--a.b="[1, 2]" --c null'"""
     for command in [*commands, quoted]:
         monkeypatch.setattr("sys.argv", shlex.split(command))
         benchmark.main()
         assert ("ratio 1.000" in capsys.readouterr().out) == ("--against" in command)
-    assert all((ROOT / config).is_file() for config, _ in benchmark.calls)
-    assert benchmark.calls[-4:] == [("experiments/quickstart.yaml", ["--d=1"])] * 2 + [
-        ("experiments/ave_none.yaml", ["--a.b=[1, 2]", "--c", "null"])] * 2
+    assert all(find_file(config).is_file() for config, _ in benchmark.calls)
+    assert benchmark.calls[-4:] == [("quickstart", ["--d=1"])] * 2 + [
+        ("ave_none", ["--a.b=[1, 2]", "--c", "null"])] * 2
     given = [overrides for _, overrides in benchmark.calls[:-4] if overrides]
-    assert len(given) == 4 and all(flag.startswith("--model.init_args.") and "=" in flag for flag, in given)
+    assert len(given) == 4 and all(flag.startswith("--model.") and "=" in flag for flag, in given)
 
 
-SEGMENTS = "--model.init_args.backbone.init_args.visual.init_args.segments"
+SEGMENTS = "--model.backbone.visual.segments"
 
 
 @pytest.mark.parametrize("flags", [[f"{SEGMENTS}=null"], [SEGMENTS, "null"]])
@@ -422,6 +420,6 @@ def test_encoders_are_measured_without_their_weights(tmp_path: Path) -> None:
     encoder.setdefault("init_args", {})["pretrained"] = "nowhere.safetensors"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(base))
     shared = measure(parts_of, str(tmp_path / "own.yaml"), [f"{SEGMENTS}=null"], "cpu", 1, 1, "fp32")
-    apart = measure(parts_of, str(tmp_path / "own.yaml"), ["--model.init_args.backbone.init_args.audio=separate"], "cpu", 1, 1,
+    apart = measure(parts_of, str(tmp_path / "own.yaml"), ["--model.backbone.audio=separate"], "cpu", 1, 1,
                     "fp32")
     assert apart["frozen"] > shared["frozen"] > 0

@@ -50,7 +50,7 @@ MORE = {
     "data prepare --videos AVE_VIDEOS": ["--size", "64", "--sample_rate", "16000"],
     "data prepare": ["--workers", "1"],
     "data synth ave": ["--videos", "10", "--classes", "2", "--silent_objects", "0", "--workers", "1"],
-    "data stats": ["--data.init_args.num_workers", "0"],
+    "data stats": ["--data.num_workers", "0"],
     "efficiency": ["--steps", "1"],
     "quickstart": ["--videos", "10"],
     "sweep": ["--seeds", "[0]"],
@@ -126,7 +126,7 @@ class Tree:
         if config.parts[0] == "runs":  # is small already
             overlay = []
         elif "quickstart" in config.name:
-            overlay = ["--data.init_args.categories", "null"]  # the worlds have two
+            overlay = ["--data.categories", "null"]  # the worlds have two
         else:
             overlay = tiny(config, self.root / "tiny.yaml", ["categories: null"])
         return [*args[:place], *overlay, *ONE_BATCH, *args[place:], *NO_GPU]
@@ -269,38 +269,38 @@ def test_what_the_commands_leave(tree: Tree) -> None:
     assert read_json(Path("runs/dgsct_modules_ave_quickstart/all-seed0/test/result.json"))
 
 
-QUICKSTART = ["fit", "--config", "experiments/quickstart.yaml"]
-SMALL = [*QUICKSTART, "--data.init_args.categories", "null", *ONE_BATCH]
-MODEL, BACKBONE = "--model.init_args", "--model.init_args.backbone.init_args"
-TRAINED = ["test", "--config", "experiments/quickstart.yaml", "--data.init_args.categories", "null", "--ckpt_path",
+QUICKSTART = ["fit", "--config", "quickstart"]
+SMALL = [*QUICKSTART, "--data.categories", "null", *ONE_BATCH]
+MODEL, BACKBONE = "--model", "--model.backbone"
+TRAINED = ["test", "--config", "quickstart", "--data.categories", "null", "--ckpt_path",
            "runs/quickstart/DG-SCT/fit/checkpoints/best.ckpt"]
-DIVERGES = [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.init_args.batch_size", "2",
-            f"{MODEL}.optimizer.init_args.lr", "1e30", "--trainer.logger.init_args.version", "diverged"]
+DIVERGES = [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.batch_size", "2",
+            f"{MODEL}.optimizer.lr", "1e30", "--trainer.logger.version", "diverged"]
 #: quoted message -> commands, of which the last gives it
 TROUBLES: dict[str, list[list[str]]] = {
-    "got gpu, and no GPU that PyTorch can use": [["fit", "--config", "experiments/ave_dgsct.yaml"]],
+    "got gpu, and no GPU that PyTorch can use": [["fit", "--config", "ave_dgsct"]],
     "expected 'none', a library tag, or an existing local file": [
-        [*SMALL, f"{BACKBONE}.audio=avprompt.encoders.HTSAT", f"{BACKBONE}.audio.init_args.pretrained=nowhere.ckpt"]],
+        [*SMALL, f"{BACKBONE}.audio=avprompt.encoders.HTSAT", f"{BACKBONE}.audio.pretrained=nowhere.ckpt"]],
     "An error happened while trying to locate the file on the Hub": [
-        ["fit", "--config", "experiments/ave_avstfp_b16.yaml", "--trainer", "lightning_configs/trainer/cpu.yaml"]],
-    "clips of split train unusable": [[*SMALL, "--data.init_args.root", "data/holes"]],
-    "no such file; expected an annotation file of AVE": [[*SMALL, "--data.init_args.root", "data/nowhere"]],
-    "a store with (theirs, asked)": [[*SMALL, "--data.init_args.image_size", "192"]],
+        ["fit", "--config", "ave_avstfp_b16", "--trainer", "cpu"]],
+    "clips of split train unusable": [[*SMALL, "--data.root", "data/holes"]],
+    "no such file; expected an annotation file of AVE": [[*SMALL, "--data.root", "data/nowhere"]],
+    "a store with (theirs, asked)": [[*SMALL, "--data.image_size", "192"]],
     "expected those of data/quickstart/categories.txt": [[*QUICKSTART]],
     "top-level ['trainr']": [["fit", "--config", "misspelt.yaml"]],
     "unrecognized arguments: --trainer.max_epoch": [[*SMALL, "--trainer.max_epoch", "1"]],
-    "Option 'alphaa' is not accepted": [[*SMALL, f"{BACKBONE}.prompts.init_args.alphaa", "1"]],
+    "Option 'alphaa' is not accepted": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
     "every argument that both classes have to be given anew": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],
     "expected encoders of plain transformer blocks on both sides": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.AVSTFP"]],
-    "tensors that this experiment trains": [[*TRAINED, f"{BACKBONE}.prompts.init_args.num_tokens", "2"]],
-    "expected the encoder in use": [[*TRAINED, f"{BACKBONE}.visual.init_args.pretrained", "none"]],
+    "tensors that this experiment trains": [[*TRAINED, f"{BACKBONE}.prompts.num_tokens", "2"]],
+    "expected the encoder in use": [[*TRAINED, f"{BACKBONE}.visual.pretrained", "none"]],
     "expected finite loss terms": [DIVERGES],
     "position in the training data": [
         DIVERGES,
-        [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.init_args.batch_size", "3", "--ckpt_path",
+        [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.batch_size", "3", "--ckpt_path",
          "runs/quickstart/diverged/checkpoints/interrupted.ckpt"]],
     "other settings than those of the finished": [
         ["sweep", "changed.yaml", "--out", "runs/quickstart_ablation"]],
@@ -316,7 +316,7 @@ def test_every_quoted_message_is_one_of_these() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_message(tree: Tree, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in COMMANDS:
-        if command.startswith(("avprompt quickstart", "avprompt sweep experiments/sweeps/quickstart_ablation")):
+        if command.startswith(("avprompt quickstart", "avprompt sweep quickstart_ablation")):
             tree.follow(command)
     if not Path("data/holes").exists():
         shutil.copytree("data/quickstart", "data/holes")
@@ -324,8 +324,7 @@ def test_message(tree: Tree, message: str, capsys: pytest.CaptureFixture[str]) -
             shutil.rmtree(clip)
     Path("misspelt.yaml").write_text("trainr: {max_epochs: 1}\n", encoding="utf-8")
     text = Path("experiments/sweeps/quickstart_ablation.yaml").read_text(encoding="utf-8")
-    Path("changed.yaml").write_text(text.replace("../quickstart", "experiments/quickstart").replace(
-        "modality=audio", "modality=late"), encoding="utf-8")
+    Path("changed.yaml").write_text(text.replace("modality=audio", "modality=late"), encoding="utf-8")
     for command in TROUBLES[message]:
         with pytest.raises(SystemExit) as stop:
             main(command)
@@ -346,3 +345,11 @@ def test_links_of_the_readme() -> None:
     for name, anchor in re.findall(r"\]\((\w[\w./]*)(?:#([\w-]+))?\)", README):
         headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
         assert not anchor or anchor in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
+
+
+def test_ten_lines_of_python(capsys: pytest.CaptureFixture[str]) -> None:
+    """The README's program runs as it stands, forward and backward."""
+    program, = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert len(program.strip().splitlines()) <= 11
+    exec(compile(program, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("torch.Size([1, 2, 384]) torch.Size([1, 2, 768])")

@@ -212,7 +212,7 @@ def test_swin_v1_weight_layouts(layout: str, tmp_path) -> None:
 
 
 def test_weights_errors(tmp_path) -> None:
-    with pytest.raises(WeightsError, match="visual.init_args.pretrained.*nowhere.pth"):
+    with pytest.raises(WeightsError, match="visual.pretrained.*nowhere.pth"):
         SwinV2("swinv2_tiny_window8_256", pretrained=str(tmp_path / "nowhere.pth"))
     with pytest.raises(WeightsError, match="ms_in99k"):
         SwinV2("swinv2_tiny_window8_256", pretrained="ms_in99k")

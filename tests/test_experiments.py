@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from avprompt.cli import run
 from avprompt.configs import read_yaml
 from avprompt.errors import ConfigError
 from avprompt.sweeps.plan import read_sweep
+from avprompt.tasks import AVPromptTask
 
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
@@ -37,8 +39,8 @@ def test_there_are_experiments() -> None:
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 def test_experiment_says_how_to_run_it(path: Path) -> None:
-    header = path.read_text().split("\nseed_everything")[0]
-    assert "avprompt " in header and header.startswith("#")
+    header = re.match(r"(#.*\n)+", path.read_text())[0]
+    assert re.search(r"^#   avprompt (fit|test|quickstart)", header, re.MULTILINE)
 
 
 def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> list[str]:
@@ -55,7 +57,14 @@ def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> lis
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
-def test_experiment_trains_validates_and_tests(path: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_experiment_trains_validates_and_tests(path: Path, request: pytest.FixtureRequest, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gives every trained parameter a gradient at the first step: DDP waits for each of them."""
+    def check(task: AVPromptTask, optimizer: object) -> None:
+        idle = [name for name, own in task.named_parameters() if own.requires_grad and own.grad is None]
+        assert not idle, f"trained, but without influence on the loss: {idle}"
+
+    monkeypatch.setattr(AVPromptTask, "on_before_optimizer_step", check, raising=False)
     flags = on_a_laptop(path, request, tmp_path)
     if path.stem in ZERO_SHOT:
         with pytest.raises(ConfigError, match="nothing to train.*avprompt test"):

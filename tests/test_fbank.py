@@ -150,7 +150,7 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
     assert record["fbank"] == {"mel_bins": 64, "frames": 102, "shift_ms": 10.0, "window_ms": 25.0, "sample_rate": 16000,
                                "seconds": 1.0, "fill": "after"}
     printed = capsys.readouterr().out.splitlines()
-    prefix = "--model.init_args.backbone.init_args.visual.init_args.fbank"
+    prefix = "--model.backbone.visual.fbank"
     assert printed[-2:] == [f"{prefix}.mean {record['mean']:.4f}", f"{prefix}.std {record['std']:.4f}"]
     # the flags that were printed are flags that work
     from avprompt.cli import model_of
@@ -161,8 +161,8 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
 def test_stats_of_an_audio_encoder_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = ("{class_path: avprompt.encoders.ViTSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
            "{class_path: avprompt.encoders.TinyCLIP, init_args: {pretrained: none}}}}")
-    run(["data", "stats", *experiment(tmp_path, copy, own), "--data.init_args.num_workers=1"])
-    assert "\n--model.init_args.backbone.init_args.audio.init_args.fbank.mean -" in capsys.readouterr().out
+    run(["data", "stats", *experiment(tmp_path, copy, own), "--data.num_workers=1"])
+    assert "\n--model.backbone.audio.fbank.mean -" in capsys.readouterr().out
     assert json.loads((copy / "fbank_statistics.json").read_text())["fbank"]["mel_bins"] == 80
 
 
@@ -170,7 +170,7 @@ def test_stats_needs_spectrograms_of_that_sound(copy: Path, tmp_path: Path, caps
     with pytest.raises(ConfigError, match="got TinyHTSAT; expected an encoder with an fbank"):
         run(["data", "stats", *experiment(tmp_path, copy, "{class_path: avprompt.encoders.TinyHTSAT}")])
     with pytest.raises(ConfigError, match="sample_rate: got 8000 Hz; expected 16000 Hz"):
-        run(["data", "stats", *experiment(tmp_path, copy), "--data.init_args.sample_rate", "8000"])
+        run(["data", "stats", *experiment(tmp_path, copy), "--data.sample_rate", "8000"])
     run(["data", "stats", "--help"])
     assert "avprompt data stats --config" in capsys.readouterr().out
 

@@ -19,11 +19,11 @@ from avprompt.errors import ArgumentError, ConfigError
 from avprompt.plots import features
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
-PROMPTS = "--model.init_args.backbone.init_args.prompts"
+PROMPTS = "--model.backbone.prompts"
 
 
 def flags(root: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.init_args.root", str(root), "--trainer.logger.init_args.save_dir", str(out),
+    return ["--config", QUICKSTART, "--data.root", str(root), "--trainer.logger.save_dir", str(out),
             "--trainer.enable_progress_bar", "false", *more]
 
 
@@ -32,7 +32,7 @@ def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     """Run folder and callback after four clips, two of them drawn."""
     out = tmp_path_factory.mktemp("visualize")
     cli = lightning_cli()(["predict", *flags(
-        ave_root, out, "--data.init_args.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
+        ave_root, out, "--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
         "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2")])
     callback = next(one for one in cli.trainer.callbacks if isinstance(one, feature_pictures.FeaturePictures))
     return out / "quickstart" / "version_0", callback
@@ -123,7 +123,7 @@ def test_points_maps_and_gates_are_the_networks(drawn: tuple, ave_root: Path) ->
     """Frozen and prompted features of each event's seconds, its frequency map and its gates, computed here again."""
     callback = drawn[1]
     torch.manual_seed(0)
-    model, data = parts_of([*flags(ave_root, drawn[0])[:4], "--data.init_args.eval_batch_size", "4"])
+    model, data = parts_of([*flags(ave_root, drawn[0])[:4], "--data.eval_batch_size", "4"])
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     with torch.no_grad():
@@ -160,7 +160,7 @@ def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoPrompts"):
         run(["visualize", *flags(ave_root, tmp_path, "--features", f"{PROMPTS}=avprompt.methods.NoPrompts")])
     with pytest.raises(ConfigError, match="MUSICAVQADataModule"):
-        run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.init_args.root",
-             str(avqa_root), "--trainer.logger.init_args.save_dir", str(tmp_path), "--features"])
+        run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.root",
+             str(avqa_root), "--trainer.logger.save_dir", str(tmp_path), "--features"])
     with pytest.raises(ArgumentError, match="max_clips"):
         feature_pictures.FeaturePictures(max_clips=-1)

@@ -248,9 +248,9 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
     main(["convert", "--task", "fewshot", "--audio_scale", "20", str(source), str(target)])
     files = {side: tmp_path / f"ours.{side}.safetensors" for side in ("visual", "audio")}
     said = capsys.readouterr().out
-    for place in ("backbone.init_args.{0}", "{0}_texts.init_args.tower"):
+    for place in ("backbone.{0}", "{0}_texts.tower"):
         for side, path in files.items():
-            assert f"--model.init_args.{place.format(side)}.init_args.pretrained {path}" in said
+            assert f"--model.{place.format(side)}.pretrained {path}" in said
     names, heard = SmallText(pretrained=str(files["visual"])), SmallRoBERTa(str(files["audio"]))
     visual, audio = SmallViT(pretrained=str(files["visual"]), projection=True), SmallCLAP(
         pretrained=str(files["audio"]), front_end="released", repeat=3)

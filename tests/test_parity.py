@@ -74,7 +74,7 @@ def test_ave_outputs_equal_the_authors(stand_in: ModuleType, tmp_path: Path, cap
     from avprompt.cli import model_of
 
     encoders = [flag for side in ("visual", "audio") for flag in (
-        f"--model.init_args.backbone.init_args.{side}.init_args.pretrained", str(files[side]))]
+        f"--model.backbone.{side}.pretrained", str(files[side]))]
     module = model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml"), *encoders]).eval()
     content = checkpoints.read_checkpoint(files["checkpoint"])
     module.on_load_checkpoint(content)

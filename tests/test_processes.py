@@ -66,14 +66,14 @@ def together(mode: str, folder: Path, world: int = 2, content: dict | None = Non
 def flags(name: str, request: pytest.FixtureRequest) -> list[str]:
     root = request.getfixturevalue(TASKS[name])
     root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
-    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.init_args.root", str(root),
-            "--data.init_args.eval_batch_size", "3"]
+    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.root", str(root),
+            "--data.eval_batch_size", "3"]
 
 
 def command(name: str, args: list[str], folder: Path, version: str, processes: int) -> list[str]:
     """A command line on one or two processes, TensorBoard on."""
     few = ["--trainer.callbacks", "[{class_path: avprompt.callbacks.PredictionWriter, init_args: {max_pictures: 4}}]"]
-    return [name, *args, "--trainer.logger.init_args.save_dir", str(folder), "--trainer.logger.init_args.version", version,
+    return [name, *args, "--trainer.logger.save_dir", str(folder), "--trainer.logger.version", version,
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
             "--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto",
             *(few if name == "visualize" else [])]
@@ -97,7 +97,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for name in TASKS:
         ours, ckpt = flags(name, request), ["--ckpt_path", str(folder / name / "fit" / "checkpoints" / "last.ckpt")]
         lines[f"{name} fit"] = command("fit", [
-            *ours, "--data.init_args.batch_size", "2", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1",
+            *ours, "--data.batch_size", "2", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1",
             "--trainer.num_sanity_val_steps", "0", "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
             folder, "fit", 2)
         for stage in ("validate", "test", "visualize"):
@@ -130,13 +130,13 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
 # --- the same loss and gradients
 
 #: more of the objective, where a task has several
-VARIANTS = {"fewshot_ave_quickstart": ["--model.init_args.objective", "paper"],
-            "avs_s4_quickstart": ["--model.init_args.matching", "0.5"]}
+VARIANTS = {"fewshot_ave_quickstart": ["--model.objective", "paper"],
+            "avs_s4_quickstart": ["--model.matching", "0.5"]}
 
 
 def test_losses_and_gradients_are_those_of_one_process(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """A batch of four, and two of two; without gathering contrastive losses and counted means differ."""
-    size = ["--data.init_args.batch_size", "4"]
+    size = ["--data.batch_size", "4"]
     lines = {name: [*flags(name, request), *size] for name in TASKS}
     lines |= {f"{name}+": [*lines[name], *more] for name, more in VARIANTS.items()}
     together("gradients", tmp_path, content=lines)
@@ -217,5 +217,5 @@ def test_strategies_that_split_a_network_are_refused(tmp_path: Path) -> None:
     for strategy in ("auto", "ddp", "lightning.pytorch.strategies.DDPStrategy", None):
         check_strategy(strategy)
     with pytest.raises(ConfigError, match="trainer.strategy: got fsdp"):
-        run(["fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), "--data.init_args.root", str(tmp_path / "none"),
+        run(["fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), "--data.root", str(tmp_path / "none"),
              "--trainer.strategy", "fsdp"])

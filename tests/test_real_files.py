@@ -412,6 +412,17 @@ def test_a_hand_in_the_manifest_is_noticed(small: tuple[Path, Path]) -> None:
             read_manifest(store / "manifest.csv")
 
 
+@pytest.mark.parametrize("damage", [b"\xff", b'"', b"\0", b"\n"])
+def test_a_damaged_manifest_costs_its_damaged_rows_alone(small: tuple[Path, Path], damage: bytes) -> None:
+    folder, store = small
+    whole = (store / "manifest.csv").read_bytes()
+    stamps = {name: (store / "clips" / name / "audio.npy").stat().st_mtime_ns for name in "abc"}
+    (store / "manifest.csv").write_bytes(whole.replace(b"b.mp4", b"b.m" + damage + b"4"))
+    prepare(folder, store, size=16, sample_rate=RATE)
+    assert (store / "manifest.csv").read_bytes() == whole
+    assert {name for name in "ac" if (store / "clips" / name / "audio.npy").stat().st_mtime_ns == stamps[name]} >= {"a"}
+
+
 def test_pictures_of_names_in_any_script(tmp_path: Path) -> None:
     from matplotlib.figure import Figure
 

@@ -114,9 +114,9 @@ def test_resume_inside_an_epoch(workers: int, stop: int, ave_root: Path, whole: 
 
 def test_sigterm_leaves_a_checkpoint_that_resumes(ave_root: Path, tmp_path: Path) -> None:
     """A job scheduler's SIGTERM, to a real process; the resumed run equals one that was left alone."""
-    common = ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root", str(ave_root),
-              "--data.init_args.batch_size", "2", "--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false",
-              "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.logger.init_args.version"]
+    common = ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
+              "--data.batch_size", "2", "--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false",
+              "--trainer.logger.save_dir", str(tmp_path), "--trainer.logger.version"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "avprompt", "fit", *common]
     running = subprocess.Popen([*command, "stopped"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -140,8 +140,8 @@ def test_sigterm_leaves_a_checkpoint_that_resumes(ave_root: Path, tmp_path: Path
 
 def test_nothing_to_resume_where_nothing_was_trained(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
-        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root",
-             str(tmp_path / "nowhere"), "--trainer.logger.init_args.save_dir", str(tmp_path)])
+        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root",
+             str(tmp_path / "nowhere"), "--trainer.logger.save_dir", str(tmp_path)])
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -162,7 +162,9 @@ def test_non_finite_loss_stops_before_the_step(ave_root: Path, tmp_path: Path) -
     with pytest.raises(NonFiniteLossError) as error:
         trainer.fit(task, data)
     message = str(error.value)
-    assert all(clip in message for clip in before.pop("ids")) and "'segment': nan" in message and "step 2" in message
+    poisoned, *others = before.pop("ids")
+    assert f"on clip {poisoned};" in message and not any(clip in message for clip in others)
+    assert "'segment': nan" in message and "step 2" in message
     for name, parameter in task.named_parameters():
         assert torch.equal(parameter, before[name]), name
 

@@ -44,7 +44,7 @@ if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
     while queue:
         name, equals, value = queue.pop(0).partition("=")
         given[name] = value if equals else queue.pop(0)
-    logger = "--trainer.logger.init_args."
+    logger = "--trainer.logger."
     folder = pathlib.Path(given[logger + "save_dir"], given[logger + "name"], given[logger + "version"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints").mkdir(exist_ok=True)
@@ -341,9 +341,9 @@ def test_sweep_of_several_tasks(tmp_path: Path) -> None:
     runs, metric = read_sweep(path, [0, 1], tmp_path, "avqa", quickstart=True)
     assert metric == "test_average" and {one.variant for one in runs} == {"no prompts", "baseline", "C", "S", "all"}
     assert runs[0].config.name == "avqa_quickstart.yaml" and len(runs) == 10
-    prefix = "--model.init_args.backbone.init_args.prompts"
+    prefix = "--model.backbone.prompts"
     assert runs[0].overrides == [f"{prefix}=avprompt.methods.NoPrompts"]
-    assert runs[2].overrides == [f"{prefix}.init_args.spatial=false", f"{prefix}.init_args.temporal=false"]
+    assert runs[2].overrides == [f"{prefix}.spatial=false", f"{prefix}.temporal=false"]
     runs, metric = read_sweep(path, [0], tmp_path)
     assert metric == "test_accuracy" and len(runs) == 7 and runs[0].config.name == "ave_dgsct.yaml"
 
@@ -470,7 +470,7 @@ def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found:
     text = (SWEEPS / "dgsct_hyperparameters.yaml").read_text()
     for name in ("ave_dgsct", "quickstart"):
         own = experiment if name == "ave_dgsct" else name
-        text = text.replace(f"../{name},", f"{ROOT / 'experiments' / own},")
+        text = text.replace(f" {name},", f" {ROOT / 'experiments' / own},")
     (folder / "sweep.yaml").write_text(text)
     runs, metric = read_sweep(folder / "sweep.yaml", [0, 1], folder)
     for one in runs:
@@ -497,7 +497,7 @@ def test_arguments_varied_alone(tmp_path: Path) -> None:
             "alpha": (0.1, 0.2, 0.4, 0.5), "beta": (0.01, 0.1, 0.15, 0.2), "gamma": (0.01, 0.05, 0.2, 0.3)}.items()
             for value in values)]
         one, path = named["beta=0.15"], "model.init_args.backbone.init_args.prompts.init_args.beta"
-        assert one.folder == tmp_path / "beta=0.15-seed0" and one.overrides == [f"--{path}=0.15"]
+        assert one.folder == tmp_path / "beta=0.15-seed0" and one.overrides == ["--model.backbone.prompts.beta=0.15"]
         assert one.varied == (path, 0.15) and named["all"].varied is None and last(one.recipe, path) == 0.15
         assert last(named["all"].recipe, path) == 0.05  # around which it is varied
 

@@ -146,7 +146,7 @@ def test_times_of_a_dataset(experiment: str, fixture: str, spans: list[tuple[int
     flags = on_a_laptop(ROOT / "experiments" / f"{experiment}.yaml", request, tmp_path)
     run(["predict", *flags, "--trainer.fast_dev_run", "false", "--trainer.limit_predict_batches", "1",
          "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
-         "--trainer.logger.init_args.save_dir", str(tmp_path)])
+         "--trainer.logger.save_dir", str(tmp_path)])
     path, = tmp_path.rglob("predictions.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -174,6 +174,7 @@ def step(task: AVELinear, data: dict[str, Any]) -> tuple[float, Tensor, dict[str
     task.zero_grad()
     loss = task.train().training_step(data, 0)
     loss.backward()
+    logged |= {name: float(value) for name, value in task.epoch_means.compute().items()}
     return float(loss.detach()), task.backbone.scale.grad.clone(), logged
 
 
@@ -192,7 +193,7 @@ def test_losses_of_the_method_are_weighed_and_logged() -> None:
         loss, moved, logged = step(build(given, **weights), data)
         assert loss == pytest.approx(plain + added) and float(moved - gradient) == pytest.approx(added, rel=1e-4)
         assert logged.items() >= {"train_balance@0": 2.0, "train_balance@1": 3.0, "train_balance": 5.0,
-                                  "train_orthogonal": 5.0, "train_loss": pytest.approx(loss)}.items()
+                                  "train_orthogonal": 5.0, "train_loss_step": pytest.approx(loss)}.items()
 
 
 def test_weight_zero_is_bit_equal_to_no_loss() -> None:
@@ -217,15 +218,15 @@ def test_wrong_weights() -> None:
     with pytest.raises(ArgumentError, match=r"losses: got \['segment'\]"):
         step(build({"segment@0": 1.0}), data)
     task = build({}, balance=1.0).eval()  # in evaluation a method may leave its losses out
-    task.objective(task(data), data)
+    task.total_loss(task(data), data)
 
 
 def test_weights_come_from_a_configuration(ave_root: Path, tmp_path: Path) -> None:
     """A weight for what the method does not have is told at the first batch."""
     with pytest.raises(ArgumentError, match="method_losses: got .*'balance'"):
-        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root", str(ave_root),
+        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
              "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false",
-             "--model.init_args.method_losses", "{balance: 0.5}"])
+             "--model.method_losses", "{balance: 0.5}"])
 
 
 # --- metrics
@@ -280,3 +281,31 @@ def test_any_module_with_the_three_serves_as_a_backbone() -> None:
     assert task.configure_optimizers().param_groups[1]["params"]
     with pytest.raises(ArgumentError, match="visual_dim"):
         AVE(torch.nn.Linear(2, 2), num_classes=3)
+
+
+@pytest.mark.parametrize("build", [lambda: AVELinear(OnAGrid(), len(NAMES)), lambda: AVAR(OnAGrid(), len(NAMES)),
+                                   lambda: AVE(OnAGrid(), len(NAMES)), lambda: AVQAGrounding(OnAGrid())])
+def test_scores_that_are_nan_are_not_counted(build: Any) -> None:
+    """The largest of several scores would be NaN, and its place a prediction like any other."""
+    task, data = build(), batch()
+    data["audio_features"][1] = torch.nan
+    if isinstance(task, AVQAGrounding):
+        task.backbone.plain_visual_tokens = lambda frames: torch.zeros(len(frames), SEGMENTS, 5, VISUAL)
+        data["negative_frames"] = torch.zeros(2, SEGMENTS, 3, 4, 4)
+    task.log = lambda *args, **options: None
+    with pytest.raises(ArgumentError, match="got NaN for clip1; expected scores"):
+        task.eval().validation_step(data, 0)
+
+
+def test_few_shot_scores_that_are_nan_are_not_counted() -> None:
+    from avprompt import AVPromptBackbone
+    from avprompt.encoders import TinyCLAP, TinyCLIP
+    from avprompt.methods import RandomEmbeddings
+
+    task = Contrastive(AVPromptBackbone(TinyCLIP("none", projection=True), TinyCLAP("none")), RandomEmbeddings(64),
+                       RandomEmbeddings(64), NAMES, visual_scale=100.0, level="video", objective="class").eval()
+    data = {"id": ["quiet", "broken"], "frames": torch.zeros(2, 2, 3, 64, 64), "audio": torch.zeros(2, 2, 16000),
+            "label": torch.zeros(2, dtype=torch.long)}
+    data["audio"][1, 0, 7] = torch.nan
+    with pytest.raises(ArgumentError, match="got NaN for broken; expected scores"):
+        task.validation_step(data, 0)

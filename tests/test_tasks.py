@@ -33,15 +33,15 @@ QUICKSTARTS = {
 def flags(name: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
     root = request.getfixturevalue(QUICKSTARTS[name][0])
     root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
-    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.init_args.root", str(root),
-            "--trainer.logger.init_args.save_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.root", str(root),
+            "--trainer.logger.save_dir", str(folder), "--trainer.enable_progress_bar", "false"]
 
 
 @pytest.mark.parametrize("name", QUICKSTARTS)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
 def test_visualize_draws_the_test_split(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run(["visualize", *flags(name, request, tmp_path), "--trainer.limit_predict_batches", "1",
-         "--data.init_args.eval_batch_size", "3"])
+         "--data.eval_batch_size", "3"])
     folder = tmp_path / name / "version_0"
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -78,12 +78,12 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
     save = ["--trainer.fast_dev_run", "false", "--trainer.enable_checkpointing", "true", "--trainer.max_epochs", "1",
             "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
             "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
-            "--trainer.logger.init_args.save_dir", str(tmp_path)]
+            "--trainer.logger.save_dir", str(tmp_path)]
     run(["fit", *stage, *save])
     path = tmp_path / "avqa_grounding_dgsct" / "version_0" / "checkpoints" / "best.ckpt"
     trained = checkpoints.read_checkpoint(path)["state_dict"]
     flags = on_a_laptop(EXPERIMENTS / "avqa_dgsct.yaml", request, tmp_path)
-    main = model_of([*flags[:-2], "--model.init_args.grounding", str(path)])
+    main = model_of([*flags[:-2], "--model.grounding", str(path)])
     name = "head.grounding.merge.weight"
     assert not torch.equal(main.state_dict()[name], trained[name])
     main.setup("test")
@@ -105,7 +105,7 @@ def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:
     batch = {"id": ["one", "other"], "frames": frames, "audio": audio, "negative_frames": frames,
              "question": torch.ones(2, 14, dtype=torch.long)}
     for prompted in (False, True):
-        task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.init_args.prompted_negatives",
+        task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.prompted_negatives",
                          str(prompted).lower()]).eval()
         with torch.no_grad():
             for name, parameter in task.backbone.prompts.named_parameters():

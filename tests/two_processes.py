@@ -68,7 +68,7 @@ def gradients(folder: str) -> None:
                     part.gather = gather
             task.zero_grad()
             begun = time.monotonic()
-            loss, _ = task.objective(task(own), own)
+            loss, _ = task.total_loss(task(own), own)
             loss.backward()
             seconds = time.monotonic() - begun
             grads = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()

@@ -122,6 +122,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
                               "a whole checkpoint", "It may be truncated: use another one, such as last.ckpt.") from error
 
 
+def epoch_is_whole(trainer: Any) -> bool:
+    """Whether the last batch of the epoch under way has been trained on, so that its end is a real one.
+
+    `max_steps`, a timer or an early stop end it before.
+
+    Args:
+        trainer: Lightning's.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.ready >= trainer.num_training_batches or progress.is_last_batch
+
+
 def load_part(module: nn.Module, part: nn.Module, path: str | Path, prefix: str) -> None:
     """Load one module's weights out of another task's checkpoint.
 

@@ -264,7 +264,8 @@ def expand(over: Any, under: Any, place: Place, key: str = "") -> Any:
         owner, known = found.get("class_path", below.get("class_path")), long_form(below).get("init_args", {})
         found["init_args"] = {}
         for name, value in arguments.items():
-            inner = default_class(owner, name) if name not in known and isinstance(value, dict) else known.get(name)
+            plain = isinstance(value, dict) and not {"class_path", "base"} & value.keys()
+            inner = default_class(owner, name) if plain and name not in known else known.get(name)
             found["init_args"][name] = expand(value, inner, place, f"{key}.{name}")
     if "dict_kwargs" in over:
         found["dict_kwargs"] = over["dict_kwargs"]

@@ -56,4 +56,8 @@ class CheckpointError(AVPromptError, RuntimeError):
 
 
 class NonFiniteLossError(AVPromptError, FloatingPointError):
-    """A loss term became NaN or infinite."""
+    """A loss term or its gradient became NaN or infinite."""
+
+
+class WriteError(AVPromptError, OSError):
+    """A file cannot be written: the disk is full, or its folder is read-only."""

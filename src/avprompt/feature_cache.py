@@ -15,8 +15,8 @@ from torch import Tensor
 
 from avprompt.encoders.base import BlockSpec
 from avprompt.errors import DatasetError
+from avprompt.files import write_whole
 from avprompt.media.decode import Sampling
-from avprompt.media.files import write_whole
 from avprompt.media.store import digest_of
 
 RECORD, DONE, VALID = "cache.json", "done.npy", "valid.npy"

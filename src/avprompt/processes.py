@@ -136,6 +136,19 @@ class AllClips(Mapping[str, Any]):
 # --- a failure of one process ends all
 
 
+class Stopped(SystemExit):
+    """The end of a run that a signal stopped; the exit code is 128 + signal, as shells have it.
+
+    Args:
+        number: of the signal.
+        agreed: whether all processes stop at the same place, so that none has to be told.
+    """
+
+    def __init__(self, number: int, agreed: bool = False) -> None:
+        super().__init__(128 + number)
+        self.number, self.agreed = number, agreed
+
+
 class Together:
     """Ends all processes when one fails: the others may wait in a collective that it will never reach.
 
@@ -187,6 +200,8 @@ class Together:
             return
         self.told = True
         self.stop()
+        if isinstance(error, Stopped) and error.agreed:
+            return
         if not self.claim():
             self._end(self._wait(60.0))
         connection = _connection()
@@ -251,6 +266,8 @@ def exit_code(error: BaseException) -> int:
     """
     # Lightning's SIGTERMException is a SystemExit that says nothing
     signals = {"KeyboardInterrupt": 130, "SIGTERMException": 143}
+    if isinstance(error, Stopped):
+        return error.code
     return signals.get(type(error).__name__, 2 if isinstance(error, AVPromptError) else 1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,6 +17,10 @@ class WarmupCosine(LRScheduler):
 
     It is stepped after every batch. Source: STG-CMA, which AV-STFP follows, with 2 of 20 epochs of warm-up, down to
     2e-6.
+
+    A run that resumes with another end, more epochs or more steps, follows the schedule of the new length from there on,
+    with a warning: the rate is then the one that a run planned for that length would have at this step. A refusal would
+    leave no way to train longer.
 
     Args:
         optimizer: its learning rates are set.
@@ -45,15 +51,36 @@ class WarmupCosine(LRScheduler):
         self.warmup, self.final, self.total_steps = warmup, final, 0
         super().__init__(optimizer)
 
-    def plan(self, total_steps: int) -> None:
-        """Set the number of optimizer steps over which the schedule runs."""
-        self.total_steps = total_steps
+    def plan(self, total_steps: float) -> None:
+        """Set the number of optimizer steps over which the schedule runs.
+
+        Raises:
+            ArgumentError: the run has no end.
+        """
+        if not math.isfinite(total_steps):
+            raise ArgumentError("lr_scheduler", "WarmupCosine in a run without an end", "a number of epochs or steps",
+                                "Set trainer.max_epochs or trainer.max_steps; trainer.max_time may end it earlier.")
+        self.total_steps = int(total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr()):
             group["lr"] = rate
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on at the step of a checkpoint, in the schedule that this run has planned."""
+        planned = self.total_steps
+        super().load_state_dict(state_dict)
+        if planned and planned != self.total_steps:
+            before = self.get_lr()[0]
+            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is planned anew for {planned}: at "
+                          f"step {self.last_epoch} the rate of {before:.3g} becomes "
+                          f"{self._rates(planned)[0]:.3g}", stacklevel=2)
+            self.plan(planned)
+
     def get_lr(self) -> list[float]:
         """Learning rate of each group."""
-        passed = self.last_epoch / max(1, self.total_steps)
+        return self._rates(self.total_steps)
+
+    def _rates(self, total_steps: int) -> list[float]:
+        passed = self.last_epoch / max(1, total_steps)
         if passed < self.warmup:
             return [base * passed / self.warmup for base in self.base_lrs]
         height = (1 + math.cos(math.pi * min(1.0, (passed - self.warmup) / (1 - self.warmup)))) / 2

@@ -1,9 +1,10 @@
 """Lightning callbacks."""
 
+from avprompt.callbacks.checkpointing import InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
 from avprompt.callbacks.pictures import ValidationPictures
 from avprompt.callbacks.predictions import PredictionWriter
 from avprompt.callbacks.report import RunReport
-from avprompt.callbacks.resume import ExactResume, InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
+from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.callbacks.together import FailTogether
 

@@ -1,139 +1,227 @@
-"""Callbacks by which a run can stop anywhere and resume exactly there."""
+"""Runs that stop anywhere and go on exactly where they stopped."""
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch import Tensor
 
-from avprompt.callbacks.run_folder import run_folder
+from avprompt.checkpoints import epoch_is_whole, trainable_state_names
 from avprompt.processes import gathered_objects, rank, together, world
+
+#: key of our part of a checkpoint
+RECORD = "avprompt_resume"
+BATCHES, VALIDATION, EPOCHS = "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress", "epoch_progress"
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """States of torch's, CUDA's, numpy's and Python's generators, as plain data and tensors."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def restore_random_states(state: dict[str, Any], device: torch.device) -> None:
+    """Set all generators as `random_states` found them."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+
+
+@dataclass
+class Boundary:
+    """Where training stood after an optimizer step: what changes before the next one, and would be lost by stopping there.
+
+    Args:
+        step: optimizer steps taken.
+        loops: Lightning's counters and the position in the data, as a callback's `on_train_batch_end` sees them.
+        random: see `random_states`.
+        means: sums behind the means over the epoch, see `EpochMeans`.
+        buffers: trained buffers by name, such as batch norm statistics.
+        logged: points that the loggers have on their axis of steps.
+        validated: whether the validation that was due here has been done.
+        over: whether this was the end of an epoch, and its hooks have run.
+    """
+
+    step: int
+    loops: dict[str, Any]
+    random: dict[str, Any]
+    means: dict[str, Any]
+    buffers: dict[str, Tensor]
+    logged: int
+    validated: bool = False
+    over: bool = False
+
+    def progress(self) -> dict[str, Any]:
+        """Lightning's counters in the form in which it goes on from here: it runs the validation if that is due and not
+        done, then the end of the epoch if there is one and it has not been run, then the next batch.
+
+        What a trainer saves by itself it also resumes by itself, but in some places otherwise: it takes an epoch that
+        `max_steps` or a timer cut off for a whole one, and with `max_steps` it counts an epoch's end twice.
+        """
+        loops = copy.deepcopy(self.loops)
+        batches, validation, epochs = loops[BATCHES], loops[VALIDATION], loops[EPOCHS]
+        for count in (batches["total"], batches["current"]):
+            count["completed"] = count["ready"]
+        for name, count in ((name, validation[name]) for name in ("total", "current")):
+            begun = name == "total" and not self.validated and not self.over  # Lightning's sign of one to be done again
+            count.update(ready=int(begun), started=int(begun), processed=0, completed=0)
+        validation["is_last_batch"] = False
+        if self.over:
+            batches["current"].update(ready=0, started=0, processed=0, completed=0)
+            batches["is_last_batch"] = False
+            for count in (epochs["total"], epochs["current"]):
+                count.update(processed=count["ready"], completed=count["ready"])
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = self.logged
+        return loops
 
 
 class ExactResume(Callback):
-    """Saves the states of all random generators in checkpoints, and restores them before the first resumed batch.
+    """Put into every checkpoint where training stood at its last optimizer step, so that a run resumes bit for bit.
 
-    Restoring earlier would not suffice, because Lightning draws random numbers between the start of training and the
-    first batch. Together with `ResumableLoader` and the checkpoints of the trainable state, a resumed run equals an
-    uninterrupted one bit for bit, whether it stopped inside or at the end of an epoch.
+    That is the order of clips, the states of all random generators, the means over the epoch under way, and whether a
+    validation or the end of an epoch is still to come. Together with `ResumableLoader` and checkpoints of the trainable
+    state a resumed run equals one that was left alone, wherever it was stopped: between batches, inside a step (which is
+    done again), inside a validation (likewise), or inside an epoch by `max_steps` or a timer. In TensorBoard what a killed
+    run logged after its checkpoint is purged.
 
-    Each process has its own generators, and a checkpoint holds the states of all. If the run resumes with another number
-    of processes, or one process failed alone and could save only its own state, the rest resume from the first state. A
-    warning says so; what is drawn at random, such as dropout, then differs from the uninterrupted run.
+    Random generators are restored right before the first batch or validation. Any earlier would not do: Lightning draws
+    numbers between the start of training and that.
 
-    Example:
-        >>> sorted(ExactResume().state_dict()["processes"][0])
-        ['cuda', 'numpy', 'python', 'torch']
+    Every process has its own generators, and a checkpoint holds the states of all. Where it goes on with another number
+    of processes, or after one process failed alone and could save its own only, some continue with the first one's state:
+    that is said, and what is drawn at random (dropout) then differs from the uninterrupted run.
+
+    Attributes:
+        boundary: where training stood at the last optimizer step; `None` before the first one.
     """
 
     def __init__(self) -> None:
-        self.pending: dict[str, Any] | None = None
+        self.boundary: Boundary | None = None
+        self.resuming: Boundary | None = None
+        self.buffers: dict[str, Tensor] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        """States of the generators of torch, CUDA, numpy and Python in each process, as plain data and tensors."""
-        own = self._own()
-        return {"processes": [own] if together.failing else gathered_objects(own)}
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew."""
+        self.boundary = self.resuming = None
 
-    @staticmethod
-    def _own() -> dict[str, Any]:
-        kind, keys, position, has_gauss, gauss = np.random.get_state()
-        version, internal, gauss_next = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-            "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss],
-            "python": [version, list(internal), gauss_next],
-        }
+    # --- into a checkpoint
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the states until the first batch."""
-        self.pending = state
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        """Note where training stands, after each optimizer step."""
+        if trainer.global_step > (self.boundary.step if self.boundary else 0):
+            means = getattr(pl_module, "epoch_means", None)
+            self.boundary = Boundary(
+                step=trainer.global_step, loops=copy.deepcopy(trainer.fit_loop.state_dict()),
+                random=random_states(pl_module.device), means={} if means is None else means.state_dict(),
+                buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
+                logged=trainer.fit_loop.epoch_loop._batches_that_stepped + 1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the validation is done."""
+        if self.boundary is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.boundary.validated, self.boundary.random = True, random_states(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Where a run resumes right before the end of an epoch, let that be an ordinary one."""
+        self._go_on(trainer)
+        trainer.fit_loop._restarting = False
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the epoch before is over."""
+        self._close(trainer, pl_module)
+
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        means = getattr(pl_module, "epoch_means", None)
+        if self.boundary is not None and epoch_is_whole(trainer) and not (means and means.sums):
+            self.boundary.over, self.boundary.random = True, random_states(pl_module.device)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Write down the boundary; have loggers write what they hold, so that a kill later loses none of it."""
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+        epochs = trainer.fit_loop.epoch_progress.current
+        if epochs.processed == epochs.ready:
+            self._close(trainer, pl_module)
+        if self.boundary is None:
+            return
+        checkpoint["loops"]["fit_loop"] = self.boundary.progress()
+        checkpoint["state_dict"] |= self.boundary.buffers
+        own = {"random": self.boundary.random, "means": {name: [float(total), weight] for name, (total, weight)
+                                                         in self.boundary.means.items()}}
+        kept = {name: getattr(self.boundary, name) for name in ("step", "logged", "validated", "over")}
+        checkpoint[RECORD] = {**kept, "processes": [own] if together.failing else gathered_objects(own)}
+
+    # --- out of one
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the boundary up; it stays the present one until the next optimizer step."""
+        if trainer.state.fn == "fit" and RECORD in checkpoint:
+            buffers = {name: checkpoint["state_dict"][name] for name in self._buffers(pl_module)}
+            kept = dict(checkpoint[RECORD])
+            processes = kept.pop("processes")
+            if len(processes) != world():
+                rank_zero_warn(f"the checkpoint has the random states of {len(processes)} process(es), now there are "
+                               f"{world()}: what is drawn at random, such as dropout, differs from a run without "
+                               "interruption")
+            own = processes[rank()] if rank() < len(processes) else processes[0]
+            self.boundary = self.resuming = Boundary(
+                loops=copy.deepcopy(checkpoint["loops"]["fit_loop"]), buffers=buffers, **own, **kept)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Purge what stands in the run's TensorBoard from the resumed step on."""
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            start = Event(step=self.boundary.step if self.boundary else 0,
+                          session_log=SessionLog(status=SessionLog.START))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.file_writer.add_event(start)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the means."""
+        self.buffers = self._buffers(pl_module)
+        if self.boundary is not None and hasattr(pl_module, "epoch_means"):
+            pl_module.epoch_means.load_state_dict(self.boundary.means, pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Restore the states before the first resumed batch."""
-        if self.pending is None:
-            return
-        states, self.pending = self.pending["processes"], None
-        if len(states) != world():
-            rank_zero_warn(f"the checkpoint has the random states of {len(states)} process(es), now there are {world()}: "
-                           "what is drawn at random, such as dropout, differs from a run without interruption")
-        state = states[rank()] if rank() < len(states) else states[0]
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"].cpu())
-        kind, keys, position, has_gauss, gauss = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-        version, internal, gauss_next = state["python"]
-        random.setstate((version, tuple(internal), gauss_next))
+        """Restore random generators before the first resumed batch."""
+        self._go_on(trainer)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore random generators before a validation that is done again."""
+        if not trainer.sanity_checking:
+            self._go_on(trainer, behind=1)
 
-def checkpoint_folder(trainer: Trainer) -> str | None:
-    """Where a run's checkpoints lie, see `run_folder`; `None` where nothing is written."""
-    folder = run_folder(trainer)
-    return None if folder is None else str(folder / "checkpoints")
+    def _go_on(self, trainer: Trainer, behind: int = 0) -> None:
+        if self.resuming is not None and trainer.state.fn == "fit":
+            restore_random_states(self.resuming.random, trainer.lightning_module.device)
+            # by itself Lightning adds 1 on resuming, or does not, depending on what it does first; it counts a step of
+            # the axis after the validation that belongs to it
+            trainer.fit_loop.epoch_loop._batches_that_stepped = self.resuming.logged - behind
+            self.resuming = None
 
-
-class TaskCheckpoint(ModelCheckpoint):
-    """Saves `checkpoints/best.ckpt`, selected by the `monitor` and `mode` of the task.
-
-    Example:
-        >>> TaskCheckpoint().filename
-        'best'
-    """
-
-    def __init__(self) -> None:
-        super().__init__(filename="best", enable_version_counter=False)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the monitor from the task."""
-        self.monitor, self.mode = pl_module.monitor, pl_module.mode
-        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
-        self.dirpath = checkpoint_folder(trainer)
-        super().setup(trainer, pl_module, stage)
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Saves `checkpoints/last.ckpt` after every epoch (Lightning's `save_last` skips epochs that are not the best so
-    far).
-
-    Example:
-        >>> LastCheckpoint().filename
-        'last'
-    """
-
-    def __init__(self) -> None:
-        super().__init__(filename="last", enable_version_counter=False)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder."""
-        self.dirpath = checkpoint_folder(trainer)
-        super().setup(trainer, pl_module, stage)
-
-
-class InterruptCheckpoint(Callback):
-    """Saves `checkpoints/interrupted.ckpt` when training ends by an error, Ctrl-C or SIGTERM; `--ckpt_path` resumes it.
-
-    Lightning's `OnExceptionCheckpoint` is not used, because with it a later `fit` resumes from the newest checkpoint
-    that it finds without being told to.
-
-    Example:
-        >>> callback = InterruptCheckpoint()  # goes into `trainer.callbacks`
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Determine the run's folder, in every process."""
-        run_folder(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, once training has begun; of several processes the first that fails, alone."""
-        if trainer.training and trainer.global_step and not trainer.fast_dev_run and together.claim():
-            path = run_folder(trainer) / "checkpoints" / "interrupted.ckpt"
-            # not `trainer.save_checkpoint`, which waits for processes that may never come
-            content = trainer._checkpoint_connector.dump_checkpoint()
-            trainer.strategy.checkpoint_io.save_checkpoint(content, path)
-            print(f"stopped by {type(exception).__name__}; resume with --ckpt_path {path}")
+    @staticmethod
+    def _buffers(pl_module: LightningModule) -> dict[str, Tensor]:
+        names = trainable_state_names(pl_module)
+        return {name: buffer for name, buffer in pl_module.named_buffers() if name in names}

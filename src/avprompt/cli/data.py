@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from avprompt.errors import ConfigError
+from avprompt.errors import ConfigError, WriteError
 
 STATS = """usage: avprompt data stats --config X [overrides as for fit]
 
@@ -65,7 +65,7 @@ def stats(args: list[str]) -> None:
     from avprompt.configs import get_nested, read_arguments
     from avprompt.datasets.fbank_statistics import fbank_statistics
     from avprompt.encoders import Fbank
-    from avprompt.media.files import write_whole
+    from avprompt.files import write_whole
 
     model, datamodule = parts_of(args, meta=True)
     audio = model.backbone.audio
@@ -83,8 +83,8 @@ def stats(args: list[str]) -> None:
     record = {"split": "train", **asdict(found), "seconds": seconds, "fbank": settings}
     try:
         write_whole(path, (json.dumps(record, indent=2) + "\n").encode())
-    except OSError as error:
-        print(f"{path} cannot be written ({error.strerror}); what it would hold:\n{json.dumps(record, indent=2)}")
+    except WriteError as error:
+        print(f"{path} cannot be written ({error.got}); what it would hold:\n{json.dumps(record, indent=2)}")
     print(f"{path}: {found.clips} clips, {found.segments} segments, {found.corrupt} clips left out")
     given = get_nested(read_arguments(args).content, "model.init_args.backbone.init_args.audio")
     # with `audio: shared` or `separate` the visual encoder's arguments describe the front end

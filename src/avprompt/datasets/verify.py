@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from avprompt.datasets import naming
 from avprompt.datasets.registry import DATASETS
-from avprompt.errors import ArgumentError, DatasetError
-from avprompt.media.files import write_whole
+from avprompt.errors import ArgumentError, DatasetError, WriteError
+from avprompt.files import write_whole
 from avprompt.media.readers import STORE_TREE, ClipReader, StoreReader, open_reader
 
 
@@ -129,8 +129,8 @@ def _report(path: Path, rows: list[tuple[str, str, str]], unusable: int) -> None
     try:
         write_whole(path, table.getvalue().encode())
         where = str(path)
-    except OSError as error:
+    except WriteError as error:
         where = "the lines above"
-        print(f"\n{path} cannot be written ({error.strerror}; --report names another file)"
+        print(f"\n{path} cannot be written ({error.got}; --report names another file)"
               + (f":\n{table.getvalue()}" if rows else ""))
     print(f"\n{unusable} clips cannot be used; details in {where}" if unusable else "\nevery clip can be used")

@@ -130,10 +130,14 @@ def remarks(splits: dict[str, list[Video]]) -> list[str]:
     return lines
 
 
+def _published_splits(root: Path) -> dict[str, list[Video]]:
+    return read_splits(root / LABEL_FILE, read_categories(root / CATEGORY_FILE))
+
+
 INFO = DatasetInfo(
     name="VGG-Sound",
     published=Published((CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader,
-                        lambda root: read_splits(root / LABEL_FILE, read_categories(root / CATEGORY_FILE)), remarks),
+                        _published_splits, remarks),
     class_names=lambda root: read_categories(root / CATEGORY_FILE),
     example=events.example,
     plot=events.plot,

@@ -1,4 +1,4 @@
-"""Folders as people have them: links, hidden files, numbers without zeros; and writing that a crash cannot halve."""
+"""Folders as people have them: links, hidden files, numbers without zeros."""
 
 from __future__ import annotations
 
@@ -73,35 +73,3 @@ def signature(paths: Iterable[Path]) -> str:
     """What tells files from others in their place without reading them: names, sizes and times of the last change."""
     known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
     return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the disk remember a folder's names, where the system lets folders be opened."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return  # Windows
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file by new content in one step: after a crash or on a full disk the old one is still there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_file(partial, content)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip
 from avprompt.media.files import walk
-from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest, write_problems
+from avprompt.media.store import ClipStore, Entry, recover_manifest, write_manifest, write_problems
 from avprompt.media.text import is_name, plain
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.media.workers import begin_worker
@@ -253,7 +253,9 @@ def prepare(
                         stride=stride, max_pixels=max_pixels)
     media, store = find_media(videos if isinstance(videos, list) else [videos], prefer), ClipStore(out)
     store.create(sampling, overwrite)
-    entries = read_manifest(store.manifest_path) if store.manifest_path.is_file() else {}
+    entries, damaged = recover_manifest(store.manifest_path) if store.manifest_path.is_file() else ({}, [])
+    for problem in damaged:
+        print(f"a row of the manifest is made anew: {problem}")
     kept = _kept(store, entries, media.clips, deep)
     todo = {clip: files for clip, files in media.clips.items() if clip not in kept}
     before = dict(entries)
@@ -267,7 +269,7 @@ def prepare(
                     write_manifest(store.manifest_path, list(entries.values()))
         finally:
             # where nothing is new, a store that cannot be written to will do
-            if entries != before or not store.manifest_path.is_file():
+            if entries != before or damaged or not store.manifest_path.is_file():
                 write_manifest(store.manifest_path, list(entries.values()))
                 write_problems(store.root / "problems.csv", list(entries.values()))
     except OSError as error:

@@ -26,8 +26,9 @@ import av
 import numpy as np
 
 from avprompt.errors import ClipDecodeError, DatasetError
+from avprompt.files import sync_folder, write_file, write_whole
 from avprompt.media.decode import Clip, Sampling
-from avprompt.media.files import hidden, sync_folder, write_file, write_whole
+from avprompt.media.files import hidden
 from avprompt.media.text import plain, read_text
 from avprompt.media.untrusted import read_array
 
@@ -67,10 +68,10 @@ class Entry:
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     @property
-    def check(self) -> str:
-        """Digest of the row itself."""
-        row = {**asdict(self), "seconds": f"{self.seconds:.3f}"}
-        return digest_of(json.dumps(row, sort_keys=True).encode())[:16]
+    def row(self) -> dict[str, str]:
+        """Columns as they are written, the digest of the row itself last."""
+        row = {name: f"{value:.3f}" if name == "seconds" else str(value) for name, value in asdict(self).items()}
+        return {**row, "check": _check(row)}
 
     @property
     def usable(self) -> bool:
@@ -92,8 +93,7 @@ def write_manifest(path: Path, entries: list[Entry]) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, COLUMNS)
     writer.writeheader()
-    writer.writerows({**asdict(e), "seconds": f"{e.seconds:.3f}", "check": e.check}
-                     for e in sorted(entries, key=lambda e: e.id))
+    writer.writerows(entry.row for entry in sorted(entries, key=lambda entry: entry.id))
     write_whole(path, table.getvalue().encode())
 
 
@@ -113,22 +113,39 @@ def read_manifest(path: Path) -> dict[str, Entry]:
     Raises:
         DatasetError: the file is missing or is no manifest, or a row is not as it was written.
     """
-    text = read_text(path, "the manifest of a prepared store", "Run `avprompt data prepare`.", DatasetError)
-    reader, entries, place = csv.DictReader(io.StringIO(text), strict=True), {}, 1
+    entries, damaged = _rows(path, read_text(path, "the manifest of a prepared store", "Run `avprompt data prepare`.",
+                                             DatasetError))
+    if damaged:
+        raise damaged[0]
+    return entries
+
+
+def recover_manifest(path: Path) -> tuple[dict[str, Entry], list[DatasetError]]:
+    """The rows of a manifest that are as they were written, and what is wrong with the others."""
+    return _rows(path, path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").replace("\0", "\ufffd"))
+
+
+def _rows(path: Path, text: str) -> tuple[dict[str, Entry], list[DatasetError]]:
+    reader, entries, damaged = csv.DictReader(io.StringIO(text), strict=True), {}, []
     try:
-        if reader.fieldnames != COLUMNS:
-            raise ValueError(f"columns {reader.fieldnames}")
-        for row in reader:
-            place = reader.line_num
+        header = reader.fieldnames
+    except csv.Error as error:
+        header = error
+    if header != COLUMNS:
+        return {}, [DatasetError(path, f"columns {header}", f"columns {COLUMNS}", AGAIN)]
+    while True:
+        try:
+            row = next(reader, None)
+            if row is None:
+                return entries, damaged
             check = row.pop("check")
             entry = Entry(**{**row, "seconds": float(row["seconds"]), "valid": int(row["valid"])})
-            if entry.status not in STATUSES or entry.check != check or entry.id in entries:
+            if entry.status not in STATUSES or _check(row) != check or entry.id in entries:
                 raise ValueError(f"a row of {entry.id!r} that is not as it was written")
             entries[entry.id] = entry
-    except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise DatasetError(f"{path}, line {place}", error, f"columns {COLUMNS}, each row with its own check", AGAIN
-                           ) from error
-    return entries
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            damaged.append(DatasetError(f"{path}, line {reader.line_num}", error,
+                                        f"columns {COLUMNS}, each row with its own check", REPAIR))
 
 
 COLUMNS = [*Entry.__dataclass_fields__, "check"]

@@ -51,7 +51,10 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         order = "F" if fortran else "C"
         if mapped and size > offset:
             return np.memmap(path, dtype, "r", offset, shape, order)
-        return np.frombuffer(bytearray(file.read()), dtype).reshape(shape, order=order)
+        array = np.fromfile(file, dtype, math.prod(shape))
+        if array.size != math.prod(shape):
+            raise ValueError("a file that shrinks while it is read")
+        return array.reshape(shape, order=order)
 
 
 def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:

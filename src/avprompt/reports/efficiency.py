@@ -101,7 +101,7 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
         sync()
         begun = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, _ = model.objective(model(inputs), inputs)
+            loss, _ = model.total_loss(model(inputs), inputs)
         sync()
         middle = time.perf_counter()
         if trained:

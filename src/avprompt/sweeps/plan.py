@@ -13,7 +13,7 @@ from avprompt.sweeps.run import SweepRun
 KEYS, TASK_KEYS = {"experiment", "metric"}, {"experiment", "quickstart", "metric"}
 VARIANT_KEYS = {"flags", "tasks", "experiment", "quickstart", "zero_shot", "at"}
 PREFIX = "--model.backbone.prompts"
-HINT = "See experiments/sweeps/."
+HINT = "Sweeps that ship are in experiments/sweeps/ of the source tree, and in the installed package."
 
 
 def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,

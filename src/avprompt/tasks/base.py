@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -40,6 +41,39 @@ def cell(column: Column, clip: int, segment: int | None) -> Any:
         value = value[segment]
     value = value.item() if isinstance(value, Tensor) else value
     return round(value, 4) if isinstance(value, float) else value
+
+
+class EpochMeans:
+    """Means of what each step of an epoch logs, weighted by the number of clips.
+
+    Lightning's own forget, where a run resumes inside an epoch, what came before; these can be saved.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+
+    def add(self, values: Mapping[str, Tensor], weight: int) -> None:
+        """Count a step: scalars by name, and its number of clips."""
+        for name, value in values.items():
+            total, weights = self.sums.get(name, (0.0, 0))
+            self.sums[name] = total + value.detach().float() * weight, weights + weight
+
+    def compute(self) -> dict[str, Tensor]:
+        """The means by name."""
+        return {name: total / weights for name, (total, weights) in self.sums.items()}
+
+    def reset(self) -> None:
+        """Forget what was counted."""
+        self.sums = {}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        """Sum and weight by name."""
+        return dict(self.sums)
+
+    def load_state_dict(self, state: Mapping[str, Sequence[Any]], device: torch.device) -> None:
+        """Go on from `state_dict`, whose sums may be numbers."""
+        self.sums = {name: (torch.as_tensor(total, dtype=torch.float32, device=device), weights)
+                     for name, (total, weights) in state.items()}
 
 
 class AVPromptTask(LightningModule, abc.ABC):
@@ -107,6 +141,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.backbone = backbone if isinstance(backbone, FeatureSource) else ForeignSource(backbone)
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
         self.metrics = nn.ModuleDict()
+        self.epoch_means = EpochMeans()
 
     # --- what a subclass implements
 
@@ -229,7 +264,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Whether the losses are now those of the clips of all processes, see `gather`."""
         return self.gather and world() > 1 and torch.is_grad_enabled()
 
-    def objective(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def total_loss(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss of a batch, and what is logged of it.
 
         Args:
@@ -268,29 +303,119 @@ class AVPromptTask(LightningModule, abc.ABC):
         Raises:
             NonFiniteLossError: the loss is NaN or infinite; no parameter has been changed by this batch.
         """
-        outputs = self(batch)
-        loss, terms = self.objective(outputs, batch)
+        loss, terms = self.total_loss(self(batch), batch)
         if not torch.isfinite(loss):
-            values = {name: float(term) for name, term in terms.items()}
+            values = {name: float(term.detach()) for name, term in terms.items()}
             raise NonFiniteLossError(
-                "loss", f"{values} on clips {self._suspects(outputs, batch)} at step {self.global_step}", "finite loss terms",
+                "loss", f"{values} at step {self.global_step}, on {self._culprits(batch)}", "finite loss terms",
                 "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.")
-        self.log_dict({f"train_{name}": term.detach() for name, term in terms.items()}, batch_size=len(batch["id"]),
-                      on_step=False, on_epoch=True, sync_dist=not self.gather)
-        self.log("train_loss", loss.detach(), batch_size=len(batch["id"]), on_step=True, on_epoch=True, prog_bar=True,
+        self._batch = batch
+        terms = {**{f"train_{name}": term for name, term in terms.items()}, "train_loss_epoch": loss}
+        self.epoch_means.add(terms, len(batch["id"]))
+        self.log("train_loss_step", loss.detach(), batch_size=len(batch["id"]), on_step=True, prog_bar=True,
                  sync_dist=not self.gather)
         return loss
 
-    def _suspects(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> list[str]:
-        """Clips of the processes whose outputs are not finite, where the losses are of all; otherwise of this batch."""
-        if not self.gathers:
-            return batch["id"]
-        finite = all(bool(torch.isfinite(value).all()) for value in outputs.values() if torch.is_tensor(value))
-        return [clip for part in gathered_objects([] if finite else batch["id"]) for clip in part] or batch["id"]
+    def on_train_epoch_start(self) -> None:
+        """Begin the means anew."""
+        self.epoch_means.reset()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of a whole epoch, `train_loss_epoch` and `train_<term>`; one that is cut off has no point.
+
+        Loggers get them right here: checkpoints are written next, and whoever goes on from one does not log them again.
+        """
+        if not checkpoints.epoch_is_whole(self.trainer):
+            return
+        means = self.epoch_means.compute()
+        if world() > 1 and not self.gather:
+            means = {name: self.trainer.strategy.reduce(value, reduce_op="mean") for name, value in means.items()}
+        self.log_dict(means, logger=False)
+        values = {name: float(value) for name, value in means.items()}
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
+        self.epoch_means.reset()
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
+                                    gradient_clip_algorithm: str | None = None) -> None:
+        """Clip gradients, if the trainer is told to, and look at their norm in any case.
+
+        Raises:
+            NonFiniteLossError: a gradient is NaN or infinite; no parameter has been changed by it. Not with float16, whose
+                scaler expects that and leaves such steps out.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]
+                      if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
+            self._check_gradients()
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def _check_gradients(self) -> None:
+        """Name the parameters and the clips; a norm may overflow though every gradient is finite."""
+        wrong = [name for name, parameter in self.named_parameters()
+                 if parameter.grad is not None and not torch.isfinite(parameter.grad).all()]
+        if wrong:
+            raise NonFiniteLossError(
+                "gradient", f"NaN or infinity in {len(wrong)} parameters ({', '.join(wrong[:3])}) at step "
+                f"{self.global_step}, with a finite loss, on {self._culprits(self._batch, gradients=True)}",
+                "finite gradients", "Nothing was updated. Lower the learning rate, or look at these clips.")
+
+    def _culprits(self, batch: dict[str, Any], gradients: bool = False) -> str:
+        """Which clips of a batch make the loss or its gradient NaN or infinite, each evaluated alone."""
+        ids, bad, gather = list(batch["id"]), [], self.gather
+        common = world() > 1 and (gather or gradients)  # then every process is here
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        modes = {module: module.training for module in self.modules()}
+        precision = nullcontext if self._trainer is None else self.trainer.precision_plugin.forward_context
+        trained = checkpoints.trainable_state_names(self)
+        spoilt = [(buffer, buffer.clone()) for name, buffer in self.named_buffers()
+                  if name in trained and not torch.isfinite(buffer).all()]
+        self.gather = False
+        self.eval()  # batch norm would spread NaN over the batch
+        for buffer, _ in spoilt:  # and its statistics have just learned it
+            buffer.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
+        try:
+            for place, clip in enumerate(ids):
+                with torch.set_grad_enabled(gradients), precision():
+                    alone = {key: value[place:place + 1] for key, value in batch.items()}
+                    loss, _ = self.total_loss(self(alone), alone)
+                found = [loss]
+                if gradients and torch.isfinite(loss) and loss.requires_grad:
+                    found += [grad for grad in torch.autograd.grad(loss, parameters, allow_unused=True) if grad is not None]
+                if not all(torch.isfinite(value).all() for value in found):
+                    bad.append(clip)
+        finally:
+            self.gather = gather
+            for buffer, value in spoilt:
+                buffer.copy_(value)
+            for module, training in modes.items():
+                module.training = training
+        if common:
+            ids, bad = ([clip for part in gathered_objects(own) for clip in part] for own in (ids, bad))
+        if not bad:
+            return f"none of these clips alone, only together: {ids}"
+        return f"every clip of the batch {ids}" if len(bad) == len(ids) > 1 else f"clip {', '.join(map(str, bad))}"
+
+
+    @staticmethod
+    def _check_scores(outputs: dict[str, Tensor], ids: Sequence[str]) -> None:
+        """NaN would be counted: the largest of several scores is NaN, wherever it stands."""
+        for name, value in outputs.items():
+            if torch.is_tensor(value) and value.is_floating_point() and value.isnan().any():
+                clips = [str(clip) for clip, part in zip(ids, value.chunk(len(ids))) if part.isnan().any()]
+                if len(value) % len(ids):
+                    clips = list(map(str, ids))
+                raise ArgumentError(name, f"NaN for {', '.join(clips)}", "scores",
+                                    "Look at these clips, and at the loss: has training diverged?")
 
     def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
         outputs = self(batch)
-        loss, _ = self.objective(outputs, batch)
+        self._check_scores(outputs, batch["id"])
+        loss, _ = self.total_loss(outputs, batch)
         self.update_metrics(outputs, batch)
         self.log(f"{stage}_loss", loss, batch_size=len(batch["id"]), sync_dist=True)
 
@@ -328,7 +453,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         if isinstance(scheduler, WarmupCosine):
             interval = "step"
             if self._trainer is not None:  # a step may be timed without one
-                scheduler.plan(int(self.trainer.estimated_stepping_batches))
+                scheduler.plan(self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval,
                                                          "monitor": self.monitor}}
 

@@ -1,0 +1,293 @@
+"""The checkpoints of a run: `best.ckpt`, `last.ckpt` and `interrupted.ckpt`, and how they are written."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from avprompt.callbacks.resume import ExactResume
+from avprompt.callbacks.run_folder import run_folder
+from avprompt.checkpoints import epoch_is_whole, read_checkpoint
+from avprompt.errors import CheckpointError, ConfigError, WriteError
+from avprompt.files import write_whole
+from avprompt.processes import Stopped, together
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints appear whole or not at all, the disk has them before they do, and reading them runs no code.
+
+    `save_checkpoint` raises `WriteError` where there is no room, and the checkpoint of that name stays as it was.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write in one step, see `avprompt.files.write_whole`."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_whole(Path(path), buffer.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read, see `avprompt.checkpoints.read_checkpoint`."""
+        return read_checkpoint(path)
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint in the run's folder after each validation inside an epoch and at the end of every epoch.
+
+    Args:
+        name: of the file, without ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(filename=name, enable_version_counter=False, save_on_train_epoch_end=True)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder, and have checkpoints written as `WholeFiles`."""
+        folder = run_folder(trainer)
+        self.dirpath = None if folder is None else str(folder / "checkpoints")
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFiles()
+        with warnings.catch_warnings():  # a run that goes on in its own folder finds its checkpoints there
+            warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+            super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the epoch ends here: then its end does."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not epoch_is_whole(trainer):
+            self._save_on_train_epoch_end = False
+            try:
+                super().on_validation_end(trainer, pl_module)
+            finally:
+                self._save_on_train_epoch_end = True
+
+
+class TaskCheckpoint(RunCheckpoint):
+    """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`.
+
+    A run that resumes in another folder takes the best checkpoint so far and its score along.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("best")
+        self.carried: Path | None = None
+        self.resumed_from: Path | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read what to select by from the task."""
+        self.monitor, self.mode = pl_module.monitor, pl_module.mode
+        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        self.fitting = stage == "fit"
+        super().setup(trainer, pl_module, stage)
+
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint holds the score; the same for every task, so that each finds it."""
+        return type(self).__name__
+
+    def state_dict(self) -> dict[str, Any]:
+        """The score and where the file lies."""
+        return {"monitor": self.monitor, "score": self.best_model_score, "path": self.best_model_path}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note where the run goes on from."""
+        self.resumed_from = Path(trainer.ckpt_path) if trainer.ckpt_path else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best checkpoint over, from beside the checkpoint that the run resumes from if it has been moved."""
+        score = state_dict["score"]
+        if not self.fitting or score is None or self.dirpath is None or state_dict["monitor"] != self.monitor:
+            return
+        ours = Path(self.dirpath) / "best.ckpt"
+        places = [Path(state_dict["path"]), *([self.resumed_from.with_name("best.ckpt")] if self.resumed_from else [])]
+        found = next((path for path in places if self._is_best(path, score)), None)
+        if found is None:
+            warnings.warn(f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any more: "
+                          "the selection begins anew", stacklevel=2)
+            return
+        self.carried = None if found.absolute() == ours.absolute() else found
+        self.best_model_path = self.kth_best_model_path = str(ours)
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {str(ours): score}
+
+    def _is_best(self, path: Path, score: torch.Tensor) -> bool:
+        try:
+            saved = read_checkpoint(path)["callbacks"][self.state_key]["score"]
+        except (CheckpointError, KeyError):
+            return False
+        return torch.equal(torch.as_tensor(saved).cpu(), score.cpu())
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the best checkpoint so far from the folder that the run goes on from."""
+        super().on_train_start(trainer, pl_module)
+        if self.carried is not None and trainer.is_global_zero:
+            write_whole(Path(self.best_model_path), self.carried.read_bytes())
+        self.carried = None
+
+
+class LastCheckpoint(RunCheckpoint):
+    """`checkpoints/last.ckpt` (Lightning's `save_last` skips epochs that are not the best so far)."""
+
+    def __init__(self) -> None:
+        super().__init__("last")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing: the next one stands in this run's folder."""
+
+
+def steps_are_done(trainer: Trainer) -> bool:
+    """Whether `max_steps` is reached."""
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
+class InterruptCheckpoint(Callback):
+    """Stop in an orderly way: at Ctrl-C or SIGTERM after the step under way, with `checkpoints/interrupted.ckpt`.
+
+    The checkpoint is exact: `ExactResume`, which has to stand beside this, says where training stood. A validation under
+    way is cut off and done again on resuming. A second signal ends the run at once, without a checkpoint. An error leaves
+    a checkpoint too: the step in which it occurred is done again.
+
+    With several processes a signal to any of them stops all after the same step, and validations are not cut off.
+
+    Not Lightning's `OnExceptionCheckpoint`: where that is present, a later `fit` resumes from the newest checkpoint it
+    finds without being told to.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.agreed = self.at_once = False
+        self.before: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew.
+
+        Raises:
+            ConfigError: there is no `ExactResume`.
+        """
+        self.signal, self.agreed, self.at_once = None, False, False
+        if self._resume(trainer) is None:
+            raise ConfigError("trainer.callbacks", "InterruptCheckpoint alone", "avprompt.callbacks.ExactResume beside it",
+                              "Add it.")
+        run_folder(trainer)
+
+    @staticmethod
+    def _resume(trainer: Trainer) -> ExactResume | None:
+        return next((callback for callback in trainer.callbacks if isinstance(callback, ExactResume)), None)
+
+    # --- signals
+
+    def _listen(self, handler: Any) -> None:
+        if not self.before and threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+                           if signal.getsignal(number) != signal.SIG_IGN}  # a shell's `&` ignores Ctrl-C
+
+    def _after_the_step(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            self._now(number, frame)
+        self.signal = number
+        os.write(2, b"\nStopping after the step under way. The same again stops at once, without a checkpoint.\n")
+
+    def _now(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.at_once = True
+        raise Stopped(number)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave signals as they were."""
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in self.before.items():
+                signal.signal(number, handler)
+        self.before = {}
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._listen(self._after_the_step)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen."""
+        self._listen(self._after_the_step)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen: there is nothing to go on with, and a signal ends the run at once."""
+        self._listen(self._now)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Likewise."""
+        self._listen(self._now)
+
+    # --- where training may stop
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
+                           batch_idx: int) -> None:
+        """Let processes agree to stop."""
+        self._agree(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let processes agree to stop."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._agree(trainer)
+
+    def _agree(self, trainer: Trainer) -> None:
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.signal is not None, all=False):
+            self.agreed = True
+
+    def _stop_here(self, trainer: Trainer) -> None:
+        wanted = self.agreed or (trainer.world_size == 1 and self.signal is not None)
+        if wanted and not steps_are_done(trainer):  # a resumed run would not come to what is left, the last validation
+            raise Stopped(self.signal or signal.SIGTERM, agreed=True)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before an epoch."""
+        self._stop_here(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop before a step."""
+        self._stop_here(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop before a validation; outside of training, listen."""
+        if trainer.state.fn == "fit":
+            self._stop_here(trainer)
+        else:
+            self._listen(self._now)
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
+                                  dataloader_idx: int = 0) -> None:
+        """Stop inside a validation; the number of batches may differ between processes, so only where there is one."""
+        if trainer.state.fn == "fit" and trainer.world_size == 1:
+            self._stop_here(trainer)
+
+    # --- the checkpoint
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save, once training has begun, and say how to go on."""
+        resume, folder = self._resume(trainer), run_folder(trainer)
+        if trainer.state.fn != "fit" or resume is None or resume.boundary is None or folder is None:
+            return
+        stopped, step = isinstance(exception, Stopped), resume.boundary.step
+        what = signal.Signals(exception.number).name if stopped else type(exception).__name__
+        path = folder / "checkpoints" / "interrupted.ckpt"
+        if not (stopped and exception.agreed) and not together.claim():
+            return  # of several processes the first that fails saves, alone
+        if self.at_once or step != trainer.global_step or (steps_are_done(trainer) and not resume.boundary.over):
+            print(f"{what}: no interrupted.ckpt; go on from the checkpoint before with --ckpt_path {path.with_name('last.ckpt')}")
+            return
+        try:
+            if stopped:
+                trainer.save_checkpoint(path)
+            else:  # that would wait for processes that may never come
+                content = trainer._checkpoint_connector.dump_checkpoint()
+                trainer.strategy.checkpoint_io.save_checkpoint(content, path)
+        except WriteError as error:
+            print(f"{what}, and no interrupted.ckpt: {error}")
+            return
+        if not stopped or trainer.is_global_zero:
+            print(f"{what} after step {step}, of which nothing is lost; go on with --ckpt_path {path}")

@@ -1,0 +1,79 @@
+"""Writing that neither a crash nor a full disk can halve: a file is the old one or the new one."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from avprompt.errors import WriteError
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk remember a folder's names, where the system lets folders be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # Windows
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file by new content in one step, with its folders made where they are missing.
+
+    The content goes into a file beside it, which the disk has before it takes the name. After a crash or on a full disk
+    the old file is still there.
+
+    Args:
+        path: of the file.
+        content: all of it.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "made" / "result.json"
+        >>> write_whole(path, b"{}")
+        >>> path.read_bytes(), len(list(path.parent.iterdir()))
+        (b'{}', 1)
+    """
+    partial = path.with_name(f".{path.name[:200]}.{os.getpid()}.{threading.get_ident()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(partial, content)
+        os.replace(partial, path)
+    except OSError as error:
+        _remove(partial)
+        kept = "the file that was there is kept" if path.exists() else "nothing was written"
+        raise WriteError(path, f"{error.strerror or error}; {kept}", "room on the disk, in a folder that can be written to",
+                         "Make room, or choose another folder.") from error
+    except BaseException:
+        _remove(partial)
+        raise
+    sync_folder(path.parent)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return  # what kept it from being written keeps it from being removed
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step, see `write_whole`."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
