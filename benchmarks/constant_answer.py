@@ -1,10 +1,10 @@
-"""What an answer that never changes would score on a quickstart's test split: the row that every network has to beat.
+"""Score the best constant prediction on the test split of a quickstart, which every network has to beat.
 
     python benchmarks/constant_answer.py avvp|avs_s4|avs_ms3|avqa [--root DIR]
 
-The constant is the best of a family on the validation split: the k most frequent events everywhere (AVVP), the mean training
-mask above a threshold or nothing at all (AVS), the most frequent answer, and that of each type of question and of each
-question (AVQA).
+The prediction ignores image and sound, and is the best of its kind on the validation split: the k most frequent events
+in every second (AVVP); the mean training mask above a threshold, or an empty mask (AVS); the most frequent answer of
+all, of each type of question, and of each question (AVQA).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ RNG = np.random.default_rng(0)
 
 
 def annotations(data: AVDataModule) -> dict[str, list[dict]]:
-    """What each item's annotation holds, by split; no media are read."""
+    """Annotations of every item by split; no media are read."""
     splits = data.read_annotations()
     return {split: [data.annotate(item, RNG) for item in items] for split, items in splits.items()}
 
 
 def avvp(data: AVDataModule) -> dict[str, float]:
-    """Segment-level Type@AV of the k most frequent events, heard and seen in every second."""
+    """Segment-level Type@AV of predicting the k most frequent events as heard and seen in every second."""
     found = annotations(data)
     order = torch.stack([sample["labels"] for sample in found["train"]]).mean(0).argsort(descending=True)
 
@@ -49,7 +49,7 @@ def avvp(data: AVDataModule) -> dict[str, float]:
 
 
 def avs(data: AVDataModule) -> dict[str, float]:
-    """mIoU of the mean training mask above a threshold, or of no mask."""
+    """mIoU of the mean training mask above a threshold, or of an empty mask."""
     found = annotations(data)
     mean = torch.cat([sample["masks"][sample["annotated"]] for sample in found["train"]]).mean(0)
 
@@ -90,7 +90,7 @@ def main() -> None:
     """Print the scores in percent."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--root", type=Path, help="folder of the world; by default the experiment's own")
+    parser.add_argument("--root", type=Path, help="folder of the dataset; by default that of the experiment")
     given = parser.parse_args()
     flags = ["--config", PLANS[given.task].experiment]
     flags += ["--data.root", str(given.root)] if given.root else []

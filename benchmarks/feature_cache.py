@@ -1,9 +1,9 @@
-"""Seconds of a training epoch of an experiment without prompts, on media and on features computed once, and their ratio.
+"""Time an epoch without prompts from media and from features that were computed once, and print the ratio.
 
     python benchmarks/feature_cache.py --root data/quickstart [--config quickstart] [--epochs 5]
 
-Both sides alternate in one run: load every training clip, forward, backward, optimizer step. The time that
-`avprompt data features` took stands beside them, since it is paid once.
+Both variants alternate in one run: each loads every training clip and does forward, backward and optimizer step. The
+time of `avprompt data features` is printed too; it is needed once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def main() -> None:
     medians = {name: statistics.median(own) for name, own in times.items()}
     for name, own in times.items():
         print(f"{name:<9} {medians[name]:8.2f} s an epoch (median of {len(own)}; {min(own):.2f} to {max(own):.2f})")
-    print(f"ratio     {medians['features'] / medians['media']:8.3f}   computed once in {computed:.1f} s, {size / 1e6:.1f} MB")
+    print(f"ratio     {medians['features'] / medians['media']:8.3f}   "
+          f"computed once in {computed:.1f} s, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

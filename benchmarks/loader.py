@@ -1,11 +1,11 @@
-"""Clips a second of the loader, and bytes a batch: uint8 frames against frames that the workers normalise to float32.
+"""Compare uint8 frames with frames that the workers normalise to float32: clips a second, and bytes in a batch.
 
     python benchmarks/loader.py [--size 64 --sample_rate 16000] [--clips 64] [--batch 8] [--workers 2] [--rounds 5]
 
-Both loaders read the same store of noise. The second one divides by 255 and normalises in the workers, as data modules
-did before encoders normalised on the device. After one epoch of each that is not counted, epochs of the two alternate,
-and the medians of clips a second are printed. With `--normalise`, uint8 batches are normalised in the main process, as
-an encoder on the CPU does.
+Both loaders read the same store of random noise. The second one divides by 255 and normalises in the workers; the suite
+itself normalises on the device. After one warm-up epoch of each, epochs of the two alternate, and the medians of clips
+a second are printed. With `--normalise`, uint8 batches are normalised in the main process, as an encoder on the CPU
+does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in ((0.485, 0.456, 0.
 
 
 class Normalised(Dataset):
-    """Samples whose frames are float32 and normalised where they are read.
+    """Samples with float32 frames, which the workers normalise.
 
     Args:
         dataset: with uint8 frames.
@@ -50,7 +50,7 @@ class Normalised(Dataset):
 
 
 def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamespace]:
-    """A store of noise, and an item for each clip."""
+    """A store of random noise, and an item for each clip."""
     rng, store, entries = np.random.default_rng(0), ClipStore(root), {}
     store.create(sampling)
     for number in range(clips):
@@ -75,7 +75,7 @@ def epoch(loader: ResumableLoader, normalise: bool) -> float:
 
 
 def main() -> None:
-    """Print bytes a batch, medians and their ratio."""
+    """Print the bytes in a batch, the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--sample_rate", type=int, default=32000)

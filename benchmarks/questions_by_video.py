@@ -1,8 +1,9 @@
-"""Seconds a question of training steps on MUSIC-AVQA, questions mixed and a video's questions together, and their ratio.
+"""Time training steps on MUSIC-AVQA with mixed questions and with questions grouped by video, and print the ratio.
 
     python benchmarks/questions_by_video.py [--config avqa_quickstart] [--steps 10]
 
-The same experiment, batch size and questions; only the order differs (`data.group_by_video`). Loading is included.
+Experiment, batch size and questions are the same; only the order differs (`data.group_by_video`). The time is in
+seconds for each question and includes loading.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from avprompt.cli import parts_of
 
 
 def seconds(config: str, steps: int, group_by_video: bool) -> tuple[float, float]:
-    """Seconds a question over `steps` training steps after a first one, and videos a batch."""
+    """Seconds for each question over `steps` training steps after a first one, and videos in a batch."""
     task, data = parts_of(["--config", config, "--data.group_by_video", str(group_by_video).lower()])
     data.setup("fit")
     task.train()
@@ -32,7 +33,7 @@ def seconds(config: str, steps: int, group_by_video: bool) -> tuple[float, float
 
 
 def main() -> None:
-    """Print a line each, and the ratio."""
+    """Print both times and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="avqa_quickstart")
     parser.add_argument("--steps", type=int, default=10)

@@ -1,4 +1,4 @@
-"""Seconds, peak memory, FLOPs and parameters of a training step, of one experiment or of two as a ratio.
+"""Measure time, peak memory, FLOPs and parameters of a training step of one experiment, or the ratio of two.
 
     python benchmarks/train_step.py --config ave_dgsct
     python benchmarks/train_step.py --config ave_dgsct --against quickstart
@@ -8,9 +8,9 @@
         --against ave_avstfp_l14 \\
         --set-against "--model.backbone.prompts=avprompt.methods.NoPrompts"
 
-What is measured and how is said in `avprompt.reports.efficiency`; `avprompt efficiency` makes a table of many
-experiments. On a CPU each experiment runs twice, the second time with an allocator that gives memory back at once
-(`_trimmed`), as glibc's own keeps some gigabytes.
+`avprompt.reports.efficiency` documents what is measured and how; `avprompt efficiency` makes a table of many
+experiments. On a CPU each experiment runs twice, the second time with an allocator that returns freed memory to the
+system at once (`_trimmed`), because glibc's default keeps some gigabytes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import sys
 
 from avprompt.cli.efficiency import measured
 
-# with these, large tensors go back to the system when they are freed: slower, and the peak is that of the tensors alone
+# large tensors are returned to the system when they are freed: slower, but the peak then counts only live tensors
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4194304", "MALLOC_TRIM_THRESHOLD_": "4194304"}
 
 
 def run(config: str, overrides: str, given: argparse.Namespace) -> dict:
-    """Measure in a process of its own; on a CPU once more for memory."""
+    """Measure in a separate process; on a CPU measure memory in a second one."""
     call = (config, shlex.split(overrides), given.device, given.batch, given.steps, given.precision)
     result = measured(*call)
     if given.device == "cpu":
@@ -36,7 +36,7 @@ def run(config: str, overrides: str, given: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    """Print a table, or with two experiments the ratio of the first to the second."""
+    """Print a table; for two experiments also the ratio of the first to the second."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--against", help="another experiment")

@@ -116,7 +116,7 @@ class ClipDataset(Dataset):
         return sample
 
     def _media(self, index: int) -> tuple[int, Sample]:
-        """Frames, audio and `valid` of clip `index` or its substitute, or its features; and the index of the clip read."""
+        """Index of the clip read (`index` or its substitute), and its frames, audio and `valid`, or its features."""
         if self.features is not None:
             return index, self.features.read(self.items[index].id)
         place, (frames, audio, valid) = self._read(index)
@@ -248,8 +248,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
         augment: augmentation of training frames, `none` or `randaugment` (see `RandAugment`). All frames of a clip
             share one draw; every epoch draws anew.
-        feature_cache: folder of features that `avprompt data features` computed; the batch then holds `visual_features` and
-            `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
+        feature_cache: folder of features that `avprompt data features` computed; the batch then holds `visual_features`
+            and `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
@@ -302,8 +302,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             for name, value, off in (("augment", augment, "none"), ("mix_audio", mix_audio, 0.0),
                                      ("predict_root", predict_root, None)):
                 if value != off:
-                    raise ArgumentError(name, value, f"{off}, with a feature cache", "Features are computed once for each "
-                                        "annotated clip: leave out `feature_cache`, or this.")
+                    raise ArgumentError(name, value, f"{off}, with a feature cache", "Features are computed once for "
+                                        "each annotated clip: leave out `feature_cache`, or this.")
         self.feature_cache = None if feature_cache is None else Path(feature_cache).expanduser()
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
@@ -391,7 +391,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
                     features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
                 self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
                                                    self.corrupt == "substitute", augment=augment,
-                                                   mix_audio=self.mix_audio, times=self.sampling.times(), features=features)
+                                                   mix_audio=self.mix_audio, times=self.sampling.times(),
+                                                   features=features)
 
     def every_clip(self, splits: Sequence[str]) -> ClipDataset:
         """Media of each clip of some splits once, without labels, augmentation or substitutes, as features need them.

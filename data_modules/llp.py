@@ -40,6 +40,9 @@ class WithFeatures(ClipReader):
     def inspect(self, clip_id: str) -> str | None:
         return self.reader.inspect(clip_id) or self.problem(clip_id)
 
+    def identity(self, clip_id: str) -> str:
+        return self.reader.identity(clip_id)
+
     def read(self, clip_id: str) -> Segments:
         return self.reader.read(clip_id)
 

@@ -230,7 +230,7 @@ def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
     synthesize(s4, "s4", **arguments)
     assert all((s4 / name).read_bytes() == (avs_roots["s4"] / name).read_bytes() for name in names)
     for other in ({"seed": 6}, {"size": 96}, {"setting": "ms3"}):
-        with pytest.raises(DatasetError, match="another generated world"):
+        with pytest.raises(DatasetError, match="another synthetic dataset"):
             synthesize(s4, **{"setting": "s4", **arguments, **other})
 
 

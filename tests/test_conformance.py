@@ -140,7 +140,7 @@ def clips(**options: int) -> dict[str, torch.Tensor]:
     return {**batch, "weights": batch["frames"].mean((2, 3, 4))}
 
 
-def is_owned(net: AVPromptBackbone, name: str) -> bool:
+def is_trainable(net: AVPromptBackbone, name: str) -> bool:
     """Prompts, and what the encoders say that they train."""
     encoder, _, rest = name.partition(".")
     return encoder == "prompts" or rest.startswith(getattr(net, encoder).trained)
@@ -160,11 +160,11 @@ def test_step_zero_is_the_frozen_network_where_the_method_says_so(method: str, p
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
-def test_gradients_reach_exactly_the_owned_parameters(method: str, pair: str) -> None:
+def test_gradients_reach_exactly_the_trainable_parameters(method: str, pair: str) -> None:
     net = build(method, pair, open_gates=True)
     objective(net(clips())).backward()
     for name, parameter in net.named_parameters():
-        if is_owned(net, name):
+        if is_trainable(net, name):
             assert parameter.requires_grad and parameter.grad is not None, f"{name} is dead"
             assert parameter.grad.abs().sum() > 0, f"{name} never moves"
         else:
@@ -218,7 +218,7 @@ def test_checkpointing_changes_nothing(method: str, pair: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(TRAINED))
-def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: str) -> None:
+def test_frozen_tensors_stay_bit_equal_and_trainable_ones_move(method: str, pair: str) -> None:
     net = build(method, pair, open_gates=True)
     before = copy.deepcopy(net.state_dict())
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.01)
@@ -227,7 +227,7 @@ def test_frozen_tensors_stay_bit_equal_and_owned_ones_move(method: str, pair: st
         objective(net(clips(seed=seed))).backward()
         optimizer.step()
     for name, after in net.state_dict().items():
-        assert torch.equal(before[name], after) is not is_owned(net, name), name
+        assert torch.equal(before[name], after) is not is_trainable(net, name), name
 
 
 @pytest.mark.parametrize(("method", "pair"), cases(list(METHODS)))

@@ -173,7 +173,7 @@ def test_step_zero(tokenizer: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_gradients_reach_exactly_what_is_owned(tokenizer: Path, name: str) -> None:
+def test_gradients_reach_exactly_the_trainable_state(tokenizer: Path, name: str) -> None:
     task, data = open_gates(network(tokenizer, name, background=True)).train(), batch(3)
     before = copy.deepcopy(nn.Module.state_dict(task))
     optimizer = torch.optim.Adam([p for p in task.parameters() if p.requires_grad], 1e-3)
@@ -186,7 +186,7 @@ def test_gradients_reach_exactly_what_is_owned(tokenizer: Path, name: str) -> No
     assert owned == task.state_dict().keys()
 
 
-def test_owned_parameters_are_the_published_counts() -> None:
+def test_trainable_parameters_are_the_published_counts() -> None:
     def owned(texts: ClassEmbeddings | None, prompts: PromptMethod | None = None, **options: object) -> int:
         task = Contrastive(AVPromptBackbone(eye, clap, prompts), texts, class_names=NAMES, **options)
         return sum(p.numel() for p in task.parameters() if p.requires_grad)

@@ -227,8 +227,8 @@ def conformance(tree: Tree, args: list[str]) -> None:
     assert result.returncode == 0, result.stdout
     passed = set(re.findall(r"::(test_\w+)\[(scale_shift-[\w-]+)\] PASSED", result.stdout))
     tests = {"test_step_zero_is_the_frozen_network_where_the_method_says_so", "test_save_and_load",
-             "test_gradients_reach_exactly_the_owned_parameters", "test_bfloat16_is_finite_and_near",
-             "test_frozen_tensors_stay_bit_equal_and_owned_ones_move", "test_clips_of_a_batch_do_not_mix_in_eval_mode"}
+             "test_gradients_reach_exactly_the_trainable_parameters", "test_bfloat16_is_finite_and_near",
+             "test_frozen_tensors_stay_bit_equal_and_trainable_ones_move", "test_clips_of_a_batch_do_not_mix_in_eval_mode"}
     assert passed == {(test, f"scale_shift-{pair}") for test in tests for pair in ("swin-htsat", "clip-htsat")}
 
 
@@ -291,7 +291,7 @@ TROUBLES: dict[str, list[list[str]]] = {
     "unrecognized arguments: --trainer.max_epoch": [[*SMALL, "--trainer.max_epoch", "1"]],
     "Option 'alphaa' is not accepted": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
-    "every argument that both classes have to be given anew": [
+    "every argument that the two classes share to be repeated": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],
     "expected encoders of plain transformer blocks on both sides": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.AVSTFP"]],

@@ -310,7 +310,7 @@ def test_the_experiment_owns_what_a_published_file_holds(task: str) -> None:
     owned = module.state_dict()
     for name, shape in shapes.items():
         if not any(name.startswith(tuple(names)) for names in task.towers.values()):
-            ours = released.guide_key(name) if "_adapter_blocks_" in name else task.head.rename(name)
+            ours = released.adapter_key(name) if "_adapter_blocks_" in name else task.head.rename(name)
             assert ours is None or owned.pop(ours).numel() == math.prod(shape), name
     assert not owned
     prompts, built = module.backbone.prompts, signature(task.build).parameters

@@ -413,7 +413,7 @@ def test_world_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: P
     for name in (*FILES, "scenes.jsonl"):
         assert (root / name).read_bytes() == (llp_root / name).read_bytes()
     assert stamps == {path.name: path.stat().st_mtime_ns for path in (root / "videos").iterdir()}  # resumed
-    with pytest.raises(DatasetError, match="another generated world"):
+    with pytest.raises(DatasetError, match="another synthetic dataset"):
         synthesize(root, videos=40, seed=8)
 
 

@@ -769,7 +769,7 @@ def test_generated_world_repeats_and_goes_on(tmp_path: Path) -> None:
     synthesize(one, **options)
     assert (one / "videos" / "00000004.mp4").is_file()
     assert (one / "videos" / "00000005.mp4").stat().st_mtime_ns == kept
-    with pytest.raises(DatasetError, match="another generated world"):
+    with pytest.raises(DatasetError, match="another synthetic dataset"):
         synthesize(one, **{**options, "seed": 3})
     assert questions({f"{i}": clip_scene(3, i, 5, 0.3) for i in range(10)}) != questions(
         {f"{i}": clip_scene(2, i, 5, 0.3) for i in range(10)})

@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT
 
 from avprompt.convert import convert, from_released
-from avprompt.convert.released import GUIDE, guide_key
+from avprompt.convert.released import ADAPTER, adapter_key
 from avprompt.errors import ArgumentError, CheckpointError, WeightsError
 from avprompt.heads.cmbs import CMBSHead
 
@@ -132,11 +132,11 @@ def test_unknown_task_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_names_of_a_guide() -> None:
-    assert guide_key("audio_adapter_blocks_p2.11.conv_adapter.weight") == "backbone.prompts.audio_p2.11.map.weight"
-    assert guide_key("vis_adapter_blocks_p1.0.gate_av") == "backbone.prompts.visual_p1.0.token_gate"
-    assert guide_key("vis_adapter_blocks_p1.0.gate_tk") is None
-    assert guide_key("vis_adapter_blocks_p1.0.new_thing.weight") == "vis_adapter_blocks_p1.0.new_thing.weight"
-    assert len(set(GUIDE.values())) == len(GUIDE)
+    assert adapter_key("audio_adapter_blocks_p2.11.conv_adapter.weight") == "backbone.prompts.audio_p2.11.map.weight"
+    assert adapter_key("vis_adapter_blocks_p1.0.gate_av") == "backbone.prompts.visual_p1.0.token_gate"
+    assert adapter_key("vis_adapter_blocks_p1.0.gate_tk") is None
+    assert adapter_key("vis_adapter_blocks_p1.0.new_thing.weight") == "vis_adapter_blocks_p1.0.new_thing.weight"
+    assert len(set(ADAPTER.values())) == len(ADAPTER)
 
 
 def test_head_has_no_dead_parameter() -> None:

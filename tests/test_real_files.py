@@ -24,10 +24,11 @@ from avprompt.data_modules.base import VideoWindows
 from avprompt.datasets import naming
 from avprompt.datasets.verify import verify
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
+from avprompt.files import write_whole
 from avprompt.media import prepare as preparing
 from avprompt.media import store as storing
 from avprompt.media.decode import Sampling, decode_audio, decode_clip, decode_frames, duration, resize
-from avprompt.media.files import listed, natural, walk, write_whole
+from avprompt.media.files import listed, natural, walk
 from avprompt.media.prepare import find_media, prepare
 from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest
 
@@ -111,7 +112,7 @@ def test_a_file_that_claims_days_is_asked_for_its_last_second(tmp_path: Path) ->
     with av.open(str(path)) as container:
         assert container.duration / av.time_base > 10**6
     assert duration(path) == pytest.approx(12, abs=0.2)
-    windows = VideoWindows(tmp_path, SAMPLING, lambda frames: frames)
+    windows = VideoWindows(tmp_path, SAMPLING)
     assert 2 <= len(windows) <= 3 and int(windows[0]["valid"].sum()) == 10
 
 
@@ -120,7 +121,7 @@ def test_limits(tmp_path: Path) -> None:
     with pytest.raises(ClipDecodeError, match=f"a picture of {WIDTH} x {HEIGHT} pixels; .*raise max_pixels"):
         decode_clip(tmp_path / "a.mp4", Sampling(size=32, max_pixels=WIDTH * HEIGHT - 1))
     with pytest.warns(UserWarning, match="0.0 hours; expected at most 0.001 hours"), pytest.raises(DatasetError):
-        VideoWindows(tmp_path, Sampling(size=32, max_hours=0.001), lambda frames: frames)
+        VideoWindows(tmp_path, Sampling(size=32, max_hours=0.001))
     assert prepare(tmp_path, tmp_path / "store", size=32, max_pixels=1000) == {"broken": 1}
     assert "max_pixels" in read_manifest(tmp_path / "store" / "manifest.csv")["a"].reason
     # limits decide nothing about how clips look: the same store goes on with others
@@ -315,7 +316,7 @@ def test_a_full_disk_keeps_what_was_there(small: tuple[Path, Path], monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(storing, "write_file", full)
-    monkeypatch.setattr("avprompt.media.files.write_file", full)
+    monkeypatch.setattr("avprompt.files.write_file", full)
     with pytest.raises(DatasetError, match="No space left.*a folder with room"):
         prepare(folder, store, size=16, sample_rate=RATE)
     assert (store / "manifest.csv").read_bytes() == manifest
@@ -331,7 +332,7 @@ def test_read_only_roots(small: tuple[Path, Path], ave_root: Path, monkeypatch: 
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(storing, "write_file", refuse)
-    monkeypatch.setattr("avprompt.media.files.write_file", refuse)
+    monkeypatch.setattr("avprompt.files.write_file", refuse)
     assert prepare(folder, store, size=16, sample_rate=RATE) == {"ok": 3}
     assert verify(ave_root) and "verify.csv cannot be written (Read-only" in capsys.readouterr().out
     with pytest.raises(DatasetError, match="Read-only.*--out"):

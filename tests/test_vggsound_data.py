@@ -293,7 +293,7 @@ def test_generated_world(vggsound_root: Path, tmp_path: Path) -> None:
     assert synthesize(vggsound_root, videos=25, seed=7, workers=1) == {"train": 15, "val": 5, "test": 5}
     assert {path: path.read_bytes() for path in before} == before and len(before) >= 3
     shutil.copy(vggsound_root / "scenes.jsonl", tmp_path)
-    with pytest.raises(DatasetError, match="another generated world"):
+    with pytest.raises(DatasetError, match="another synthetic dataset"):
         synthesize(tmp_path, videos=25, seed=8, workers=1)
 
 

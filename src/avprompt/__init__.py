@@ -23,7 +23,8 @@ _PUBLIC = {
     "avprompt.encoders": ("CLIP", "HTSAT", "CLAPAudio", "SwinV2", "TinyCLAP", "TinyCLIP", "TinyHTSAT", "TinySwinV2"),
     "avprompt.methods": ("AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp", "MaPLe", "NoPrompts",
                          "PromptMethod", "PromptState"),
-    "avprompt.tasks": ("AVAR", "AVE", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP", "Contrastive"),
+    "avprompt.tasks": ("AVAR", "AVE", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
+                       "Contrastive"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]

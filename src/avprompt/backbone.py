@@ -1,4 +1,4 @@
-"""The audio-visual backbone that all tasks share: two encoders walked in lock-step, prompts between and inside their blocks."""
+"""The audio-visual backbone of all tasks: two encoders run in lock-step, with prompts between and in their blocks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from avprompt.methods.none import NoPrompts
 
 
 def spread(count: int, partners: int) -> list[int]:
-    """Indices of `partners` blocks among `count`, evenly spread and ending together: 6 of 18 are 2, 5, 8, 11, 14, 17."""
+    """Indices of `partners` of `count` blocks, evenly spaced up to the last: 6 of 18 are 2, 5, 8, 11, 14, 17."""
     return [(k + 1) * count // partners - 1 for k in range(partners)]
 
 
@@ -76,7 +76,7 @@ def seeded(name: str) -> Iterator[None]:
 
 
 class _WithoutGraph:
-    """A frozen block as a method receives it where no gradient flows through the encoders: what it computes has no graph."""
+    """A frozen block that computes without a graph, for passes in which no gradient flows through the encoders."""
 
     def __init__(self, block: FrozenBlock) -> None:
         self._block = block
@@ -146,8 +146,8 @@ class AVPromptBackbone(FeatureSource):
         checkpointing: recompute each block pair in the backward pass instead of keeping its activations.
 
     Raises:
-        ArgumentError: an argument is of another kind; `pairing: stages` with different numbers of stages; `audio: shared`
-            or `separate` with an encoder that cannot read spectrograms.
+        ArgumentError: an argument is of another kind; `pairing: stages` with different numbers of stages; an
+            encoder that cannot read spectrograms with `audio: shared` or `separate`.
 
     Example:
         >>> import torch
@@ -260,7 +260,8 @@ class AVPromptBackbone(FeatureSource):
         """
         encoder = getattr(self, modality)
         if not hasattr(encoder, "project"):
-            raise ArgumentError(modality, type(encoder).__name__, "an encoder with a projection into the space of texts",
+            raise ArgumentError(modality, type(encoder).__name__,
+                                "an encoder with a projection into the space of texts",
                                 "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.")
         return getattr(encoder, "logit_scale", None)
 
@@ -268,8 +269,9 @@ class AVPromptBackbone(FeatureSource):
         """Walk both encoders.
 
         Args:
-            batch: `frames`, uint8 (B, T, 3, H, W), or floating and then already normalised for the visual encoder; `audio`,
-                float (B, T, S) in [-1, 1], mono, one segment a row; and what the method names in `extra_inputs`.
+            batch: `frames`, uint8 (B, T, 3, H, W), or floating and then already normalised for the visual encoder;
+                `audio`, float (B, T, S) in [-1, 1], mono, one segment a row; and what the method names in
+                `extra_inputs`.
             prompted: `False` runs the plain frozen networks without a graph.
             maps: return attention maps and tables too.
 
@@ -350,8 +352,8 @@ class AVPromptBackbone(FeatureSource):
 class PrecomputedFeatures(FeatureSource):
     """Features that `avprompt data features` computed before: a backbone without encoders.
 
-    The data module reads the same cache (`feature_cache`), so that a batch holds features instead of frames and audio, and a
-    head trains in minutes. Nothing inside the encoders can be trained or prompted here.
+    The data module reads the same cache (`feature_cache`), so that a batch holds features instead of frames and audio,
+    and a head trains in minutes. Nothing inside the encoders can be trained or prompted here.
 
     Args:
         cache: folder of the features.
@@ -381,7 +383,8 @@ class PrecomputedFeatures(FeatureSource):
             ArgumentError: the cache holds one vector a segment.
         """
         if self.cache.record.pool == "mean":
-            raise ArgumentError("cache", "features made with --pool mean", "all tokens of a segment, for this task's head",
+            raise ArgumentError("cache", "features made with --pool mean",
+                                "all tokens of a segment, for this task's head",
                                 "Compute them with `avprompt data features --pool grid`.")
         return self.specs["visual"]
 

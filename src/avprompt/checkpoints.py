@@ -1,7 +1,7 @@
-"""Checkpoints hold what a run owns: trained weights and the buffers beside them, never the frozen encoders.
+"""Checkpoints hold the trainable state of a run: trained weights and their buffers, never the frozen encoders.
 
-A fingerprint of the frozen encoders travels along and is checked on loading, so that prompts trained on one set of
-weights are not silently run on another.
+They also hold a fingerprint of the frozen encoders, which is checked on loading, so that prompts trained with one set
+of weights do not silently run with another.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def trainable_state_names(module: nn.Module) -> set[str]:
     """Names of the tensors that training changes.
 
     These are the parameters that require a gradient, the persistent buffers of the modules that hold them (batch norm),
-    and the buffers of frozen encoders that a released procedure lets move.
+    and the buffers of frozen encoders that move in a released procedure.
     """
     names: set[str] = set()
     for prefix, part in module.named_modules():
@@ -43,8 +43,8 @@ def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict
     """Elements that are `trainable` (require a gradient), `frozen`, `total`, and `checkpoint` (held by a checkpoint).
 
     Args:
-        module: whose.
-        counted: ids of tensors to leave out, to which those found are added: encoders may share blocks.
+        module: the module whose elements are counted.
+        counted: ids of tensors to leave out; the ids found are added to it, because encoders may share blocks.
     """
     counted = set() if counted is None else counted
     names, counts = trainable_state_names(module), {"trainable": 0, "frozen": 0, "total": 0, "checkpoint": 0}
@@ -60,20 +60,20 @@ def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict
 
 
 def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder | PrecomputedFeatures]]:
-    """Every encoder inside `module` that holds frozen weights, or their features computed before, with its name."""
+    """Name and module of every frozen encoder, or of precomputed features in its place, inside `module`."""
     for name, part in module.named_modules():
         if isinstance(part, (FrozenEncoder, PrecomputedFeatures)) and part.frozen:
             yield name, part
 
 
 def record(module: nn.Module) -> dict[str, Any]:
-    """What a checkpoint says about the frozen part: name -> class and fingerprint of each encoder."""
+    """Record of the frozen part for a checkpoint: name -> class and fingerprint of each encoder."""
     found = {name: {"class": type(part).__name__, "fingerprint": part.fingerprint()} for name, part in encoders(module)}
     return {"encoders": found}
 
 
 def check_record(module: nn.Module, saved: dict[str, Any] | None, source: str | Path = "checkpoint") -> None:
-    """Compare a checkpoint's record with the encoders that it is about to be loaded next to.
+    """Compare a checkpoint's record with the encoders in use.
 
     Raises:
         CheckpointError: no record (not a checkpoint of avprompt), or other frozen weights.
@@ -91,18 +91,19 @@ def check_record(module: nn.Module, saved: dict[str, Any] | None, source: str | 
 
 
 def check_names(module: nn.Module, state: dict[str, Tensor], source: str | Path = "checkpoint") -> None:
-    """Compare a state dict with the tensors that `module` owns, both ways.
+    """Check that a state dict holds exactly the trainable state of `module`.
 
     Raises:
         CheckpointError: missing, unexpected or misshapen tensors; the message lists them.
     """
     full = nn.Module.state_dict(module)
-    owned = trainable_state_names(module)
-    missing, unexpected = sorted(owned - state.keys()), sorted(state.keys() - owned)
-    misshapen = sorted(name for name in owned & state.keys() if state[name].shape != full[name].shape)
+    names = trainable_state_names(module)
+    missing, unexpected = sorted(names - state.keys()), sorted(state.keys() - names)
+    misshapen = sorted(name for name in names & state.keys() if state[name].shape != full[name].shape)
     if missing or unexpected or misshapen:
-        raise CheckpointError(source, f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shapes {misshapen[:5]}",
-                              f"the {len(owned)} tensors that this experiment trains",
+        raise CheckpointError(source,
+                              f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shapes {misshapen[:5]}",
+                              f"the {len(names)} tensors that this experiment trains",
                               "Use the configuration that the checkpoint was trained with (config.yaml beside it).")
 
 
@@ -119,13 +120,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
         raise CheckpointError(path, f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
-                              "a whole checkpoint", "It may be truncated: use another one, such as last.ckpt.") from error
+                              "a whole checkpoint",
+                              "It may be truncated: use another one, such as last.ckpt.") from error
 
 
 def epoch_is_whole(trainer: Any) -> bool:
-    """Whether the last batch of the epoch under way has been trained on, so that its end is a real one.
+    """Whether all batches of the current epoch have been trained on.
 
-    `max_steps`, a timer or an early stop end it before.
+    This is not so if `max_steps`, a timer or an early stop ended the epoch.
 
     Args:
         trainer: Lightning's.
@@ -139,9 +141,9 @@ def load_part(module: nn.Module, part: nn.Module, path: str | Path, prefix: str)
 
     Args:
         module: the task that `part` belongs to.
-        part: what is loaded.
+        part: the module inside it to load.
         path: the checkpoint.
-        prefix: what its names begin with there.
+        prefix: prefix of its names in the checkpoint.
 
     Raises:
         CheckpointError: the file is missing or broken, was trained on other frozen weights, or does not hold exactly

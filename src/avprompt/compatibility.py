@@ -1,4 +1,4 @@
-"""Whether the data give the encoders what they take, checked before a run starts."""
+"""Check before a run starts that the data match the inputs of the encoders."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
 def check_run(task: Any, data: Any) -> None:
     """`check_input` for a task and its data module.
 
-    Nothing is compared for a backbone without encoders, which reads precomputed features, nor the size of frames for a
-    task that resizes them itself (`resizes_frames`).
+    Nothing is compared for a backbone without encoders, which reads precomputed features. The size of frames is not
+    compared for a task that resizes them itself (`resizes_frames`).
 
     Args:
         task: an `AVPromptTask`.
@@ -68,7 +68,8 @@ def check_run(task: Any, data: Any) -> None:
         raise ConfigError(name, "encoders, with features for data" if theirs is None else "no features",
                           "the same feature cache for data and backbone", hint)
     if theirs is not None and ours.resolve() != theirs.folder.resolve():
-        raise ConfigError("--data.feature_cache", ours, f"{theirs.folder}, the backbone's", "Give both the same folder.")
+        raise ConfigError("--data.feature_cache", ours, f"{theirs.folder}, the backbone's",
+                          "Give both the same folder.")
     visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
     check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
                 None if audio is None else audio.input)

@@ -1,4 +1,4 @@
-"""Linear maps on the fastest float32 path that the machine has."""
+"""Linear maps on the fastest float32 path of the machine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ MIN_ROWS, MIN_WORK = 1024, 1 << 24
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear`: x (..., K), weight (N, K), bias (N,) -> (..., N).
 
-    In float32 on a CPU, PyTorch sends matrix products to MKL, which holds back on processors that are not Intel's, and
-    1 x 1 convolutions to oneDNN, which does not: large products go there, for about twice the speed on an AMD EPYC and
-    the same on the rest (with several threads: oneDNN is not asked otherwise). Everything else is `F.linear`.
+    In float32 on a CPU, PyTorch computes matrix products with MKL, which is slower on processors of other makers than
+    Intel, and 1 x 1 convolutions with oneDNN, which is not. Large products are therefore computed as convolutions:
+    about twice as fast on an AMD EPYC, and equally fast elsewhere. This needs several threads, because PyTorch does not
+    use oneDNN with one. Everything else is `F.linear`.
     """
     rows = x.numel() // x.shape[-1]
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.get_num_threads() == 1
@@ -35,7 +36,7 @@ class Linear(nn.Linear):
 
 
 def adopt(module: nn.Module) -> None:
-    """Let every `nn.Linear` of a library's module run through `linear`; parameters and names stay."""
+    """Make every `nn.Linear` of a library's module use `linear`; parameters and names stay."""
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear

@@ -30,8 +30,8 @@ class CacheRecord:
     """What a cache holds and what it was made from.
 
     Args:
-        encoders: of `visual` and `audio`: class, fingerprint of the weights, input, and a probe, the encoder's answer to
-            noise, which tells arguments apart that change no weight.
+        encoders: of `visual` and `audio`: class, fingerprint of the weights, input, and a probe, the encoder's answer
+            to noise, which tells arguments apart that change no weight.
         specs: of `visual` and `audio`: fields of the last block's `BlockSpec`.
         sampling: fields of the data's `Sampling`.
         pool: `mean` holds one vector a segment, (T, C), `grid` all tokens, (T, N, C).

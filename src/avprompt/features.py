@@ -69,7 +69,7 @@ class FeatureSource(nn.Module, abc.ABC):
         audio_dim: channels C_a of `AVFeatures.audio`.
         batch_keys: entries of the batch that `forward` reads.
         prompts: the prompt method inside, `None` where there is none. Text branches may share its parameters.
-        temporal_gates: strength gamma of a head's temporal gates: audio guides video, video guides audio; 0 is off.
+        temporal_gates: strength gamma of a head's temporal gates: of audio on video and of video on audio; 0 is off.
 
     Example:
         >>> import torch

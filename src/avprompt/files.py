@@ -59,7 +59,8 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         _remove(partial)
         kept = "the file that was there is kept" if path.exists() else "nothing was written"
-        raise WriteError(path, f"{error.strerror or error}; {kept}", "room on the disk, in a folder that can be written to",
+        raise WriteError(path, f"{error.strerror or error}; {kept}",
+                         "room on the disk, in a folder that can be written to",
                          "Make room, or choose another folder.") from error
     except BaseException:
         _remove(partial)

@@ -1,7 +1,8 @@
 """Several processes that train one network: what they hand to each other, and how they end together.
 
-Rule of the suite: a collective stands only where every process reaches it, equally often and in the same order. Training
-steps do (every process has as many batches), steps of evaluation do not, and neither does what handles an exception.
+Rule of the suite: a collective stands only where every process reaches it, equally often and in the same order.
+Training steps do (every process has as many batches), steps of evaluation do not, and neither does what handles an
+exception.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ def check_strategy(strategy: str | None) -> None:
                     "SingleDeviceStrategy"):
         raise ConfigError(
             "trainer.strategy", strategy, "auto or ddp",
-            "A checkpoint holds the trainable state of a whole network, as every process of ddp has it; strategies that "
-            "split networks (fsdp, deepspeed, model_parallel) would write parts of it. Encoders are frozen and have "
-            "neither gradients nor optimizer states: if memory is short, lower batch_size, or set `checkpointing: true` "
-            "for the backbone.")
+            "A checkpoint holds the trainable state of a whole network, as every process of ddp has it; strategies "
+            "that split networks (fsdp, deepspeed, model_parallel) would write parts of it. Encoders are frozen and "
+            "have neither gradients nor optimizer states: if memory is short, lower batch_size, or set "
+            "`checkpointing: true` for the backbone.")
 
 
 # --- one loss over the clips of all processes
@@ -79,8 +80,8 @@ class _Gather(torch.autograd.Function):
 def gathered(own: Tensor) -> Tensor:
     """The entries of all processes, in their order, with gradients: (B, ...) -> (k B, ...) on k processes.
 
-    It communicates only where gradients are recorded, as DDP does: in training, where every process has as many batches,
-    each of B clips. Elsewhere, and on one process, it returns what it was given.
+    It communicates only where gradients are recorded, as DDP does: in training, where every process has as many
+    batches, each of B clips. Elsewhere, and on one process, it returns what it was given.
 
     Every process must compute the same loss of the result. Its gradients, which DDP averages over processes, are then
     those of one process with all clips.
@@ -152,9 +153,9 @@ class Stopped(SystemExit):
 class Together:
     """Ends all processes when one fails: the others may wait in a collective that it will never reach.
 
-    A failing process calls `claim`, saves what only one may save, and then `tell`; a thread of every other process looks
-    into their common store twice a second and ends its process with the same exit code. The first process prints the
-    message. On one process nothing of this does anything. See `together`.
+    A failing process calls `claim`, saves what only one may save, and then `tell`; a thread of every other process
+    looks into their common store twice a second and ends its process with the same exit code. The first process prints
+    the message. On one process nothing of this does anything. See `together`.
 
     Args:
         grace: seconds that a process is given to end by itself once the first one, and the store with it, is gone.

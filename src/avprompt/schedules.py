@@ -18,13 +18,13 @@ class WarmupCosine(LRScheduler):
     It is stepped after every batch. Source: STG-CMA, which AV-STFP follows, with 2 of 20 epochs of warm-up, down to
     2e-6.
 
-    A run that resumes with another end, more epochs or more steps, follows the schedule of the new length from there on,
-    with a warning: the rate is then the one that a run planned for that length would have at this step. A refusal would
-    leave no way to train longer.
+    A run that resumes with more epochs or more steps follows the schedule of the new length from there on, with a
+    warning: the rate is then that of a run planned for the new length at this step. Otherwise a run could not be
+    trained longer.
 
     Args:
         optimizer: its learning rates are set.
-        warmup: share of the run for the rise, in [0, 1).
+        warmup: share of the run in which the rate rises, in [0, 1).
         final: learning rate of every group at the end.
 
     Raises:
@@ -65,13 +65,13 @@ class WarmupCosine(LRScheduler):
             group["lr"] = rate
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the step of a checkpoint, in the schedule that this run has planned."""
+        """Continue at the step of a checkpoint, with the schedule planned for this run."""
         planned = self.total_steps
         super().load_state_dict(state_dict)
         if planned and planned != self.total_steps:
             before = self.get_lr()[0]
-            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is planned anew for {planned}: at "
-                          f"step {self.last_epoch} the rate of {before:.3g} becomes "
+            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is planned anew for {planned}: "
+                          f"at step {self.last_epoch} the rate of {before:.3g} becomes "
                           f"{self._rates(planned)[0]:.3g}", stacklevel=2)
             self.plan(planned)
 

@@ -36,7 +36,8 @@ class WholeFiles(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         write_whole(Path(path), buffer.getbuffer())
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, path: str | Path, map_location: Any = None,
+                        weights_only: bool | None = None) -> dict[str, Any]:
         """Read, see `avprompt.checkpoints.read_checkpoint`."""
         return read_checkpoint(path)
 
@@ -111,8 +112,8 @@ class TaskCheckpoint(RunCheckpoint):
         places = [Path(state_dict["path"]), *([self.resumed_from.with_name("best.ckpt")] if self.resumed_from else [])]
         found = next((path for path in places if self._is_best(path, score)), None)
         if found is None:
-            warnings.warn(f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any more: "
-                          "the selection begins anew", stacklevel=2)
+            warnings.warn(f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any "
+                          "more: the selection begins anew", stacklevel=2)
             return
         self.carried = None if found.absolute() == ours.absolute() else found
         self.best_model_path = self.kth_best_model_path = str(ours)
@@ -126,9 +127,8 @@ class TaskCheckpoint(RunCheckpoint):
             return False
         return torch.equal(torch.as_tensor(saved).cpu(), score.cpu())
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the best checkpoint so far from the folder that the run goes on from."""
-        super().on_train_start(trainer, pl_module)
         if self.carried is not None and trainer.is_global_zero:
             write_whole(Path(self.best_model_path), self.carried.read_bytes())
         self.carried = None
@@ -152,9 +152,9 @@ def steps_are_done(trainer: Trainer) -> bool:
 class InterruptCheckpoint(Callback):
     """Stop in an orderly way: at Ctrl-C or SIGTERM after the step under way, with `checkpoints/interrupted.ckpt`.
 
-    The checkpoint is exact: `ExactResume`, which has to stand beside this, says where training stood. A validation under
-    way is cut off and done again on resuming. A second signal ends the run at once, without a checkpoint. An error leaves
-    a checkpoint too: the step in which it occurred is done again.
+    The checkpoint is exact: `ExactResume`, which has to stand beside this, says where training stood. A validation
+    under way is cut off and done again on resuming. A second signal ends the run at once, without a checkpoint. An
+    error leaves a checkpoint too: the step in which it occurred is done again.
 
     With several processes a signal to any of them stops all after the same step, and validations are not cut off.
 
@@ -175,8 +175,8 @@ class InterruptCheckpoint(Callback):
         """
         self.signal, self.agreed, self.at_once = None, False, False
         if self._resume(trainer) is None:
-            raise ConfigError("trainer.callbacks", "InterruptCheckpoint alone", "avprompt.callbacks.ExactResume beside it",
-                              "Add it.")
+            raise ConfigError("trainer.callbacks", "InterruptCheckpoint alone",
+                              "avprompt.callbacks.ExactResume beside it", "Add it.")
         run_folder(trainer)
 
     @staticmethod
@@ -278,7 +278,8 @@ class InterruptCheckpoint(Callback):
         if not (stopped and exception.agreed) and not together.claim():
             return  # of several processes the first that fails saves, alone
         if self.at_once or step != trainer.global_step or (steps_are_done(trainer) and not resume.boundary.over):
-            print(f"{what}: no interrupted.ckpt; go on from the checkpoint before with --ckpt_path {path.with_name('last.ckpt')}")
+            print(f"{what}: no interrupted.ckpt; go on from the checkpoint before with "
+                  f"--ckpt_path {path.with_name('last.ckpt')}")
             return
         try:
             if stopped:

@@ -140,7 +140,8 @@ class FeaturePictures(Callback):
             raise ConfigError("model.backbone.prompts", "NoPrompts", "a prompt method",
                               "There is nothing to compare the frozen features with.")
         if run_folder(trainer) is None:
-            raise ConfigError("trainer.fast_dev_run", True, "false: the run's folder takes the pictures", "Leave it out.")
+            raise ConfigError("trainer.fast_dev_run", True, "false: the run's folder takes the pictures",
+                              "Leave it out.")
         self.folder = run_folder(trainer) / "features"
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.points: dict[tuple[str, str], list[tuple[str, int, Tensor]]] = {}

@@ -113,7 +113,8 @@ class PredictionWriter(Callback):
         rows, total = sum(count for count, _ in counts), counts[-1][1]
         drawn = min(total, self.max_pictures)
         more = "; `max_pictures` of avprompt.callbacks.PredictionWriter draws more" if drawn < total else ""
-        print(f"{rows} predictions in {self.csv_path}; {drawn} of {total} clips drawn in {self.folder / 'pictures'}{more}")
+        print(f"{rows} predictions in {self.csv_path}; "
+              f"{drawn} of {total} clips drawn in {self.folder / 'pictures'}{more}")
 
     def _join(self, world: int) -> None:
         self.csv_path = self.folder / "predictions.csv"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import resource
@@ -14,14 +13,19 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from avprompt.callbacks.checkpointing import TaskCheckpoint
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.checkpoints import count_parameters
 from avprompt.configs import flatten
+from avprompt.files import write_json
+
+#: key of our part of a checkpoint
+RECORD = "avprompt_report"
 
 PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap",
             "open-clip-torch", "av", "numpy")
@@ -52,10 +56,35 @@ class RunReport(Callback):
     def __init__(self, experiment: str, config: dict[str, Any]) -> None:
         self.experiment, self.config = experiment, config
         self.begun = time.monotonic()
+        self.trained, self.before = False, {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Determine the run's folder, in every process."""
-        run_folder(trainer)
+        """Determine the run's folder, in every process; checkpoints of any kind go there."""
+        folder, self.trained, self.before = run_folder(trainer), False, {}
+        for callback in trainer.checkpoint_callbacks:
+            if folder is not None and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(folder / "checkpoints")
+
+    # --- what a run that goes on has to know of its first part
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the metrics so far, and the seconds and memory that they took."""
+        checkpoint[RECORD] = {"metrics": self._metrics(trainer), **self._effort(pl_module)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        if trainer.state.fn == "fit":
+            self.before = checkpoint.get(RECORD, {})
+
+    def _metrics(self, trainer: Trainer) -> dict[str, float]:
+        now = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        return {**self.before.get("metrics", {}), **now}
+
+    def _effort(self, pl_module: LightningModule) -> dict[str, float]:
+        cuda = torch.cuda.is_available() and pl_module.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {"wall_s": round(time.monotonic() - self.begun + self.before.get("wall_s", 0.0), 2),
+                "peak_memory_bytes": max(peak, self.before.get("peak_memory_bytes", 0))}
 
     @rank_zero_only
     def _log_hparams(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
@@ -85,9 +114,8 @@ class RunReport(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         data = trainer.datamodule
         if data is not None:
-            (folder / "manifest.json").write_text(json.dumps(data.manifest(), indent=1) + "\n", encoding="utf-8")
+            write_json(folder / "manifest.json", data.manifest())
         cuda = torch.cuda.is_available() and pl_module.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         result = {
             "experiment": self.experiment,
             "task": type(pl_module).__name__,
@@ -98,29 +126,40 @@ class RunReport(Callback):
             "config": self.config,
             "git": git_revision(),
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
-            "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
-            "wall_s": round(time.monotonic() - self.begun, 2),
-            "peak_memory_bytes": peak,
+            "device": (torch.cuda.get_device_name() if cuda
+                       else f"{platform.machine()}, {torch.get_num_threads()} threads"),
+            **self._effort(pl_module),
             "clips": data.clips() if data is not None else {},
             "epochs": trainer.current_epoch,
         }
         if pl_module.counts:
             result["counts"] = pl_module.counts
-        (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "result.json", result)
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the counts, and show the hparams in TensorBoard from the start."""
         counts = count_parameters(pl_module)
         share = 100 * counts["trainable"] / counts["total"]
-        print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}")
+        print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || "
+              f"trainable%: {share:.4f}")
         self._log_hparams(trainer, pl_module, {})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that there is something to train."""
+        self.trained = True
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results on the validation split: those of the last epoch, and the best by the monitor of the
         task."""
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        best = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if not self.trained:
+            if trainer.is_global_zero:
+                print("nothing is left to train: the run that this one goes on from is finished. A larger trainer.max_epochs "
+                      "or trainer.max_steps goes on")
+            if not self.before or (run_folder(trainer) is not None and (run_folder(trainer) / "result.json").is_file()):
+                return  # which says more
+        metrics = self._metrics(trainer)
+        best = next((callback.best_model_score for callback in trainer.callbacks if isinstance(callback, TaskCheckpoint)), None)
         if best is not None:
             metrics[f"best_{pl_module.monitor}"] = float(best)
         self._write(trainer, pl_module, metrics)

@@ -49,7 +49,7 @@ def restore_random_states(state: dict[str, Any], device: torch.device) -> None:
 
 @dataclass
 class Boundary:
-    """Where training stood after an optimizer step: what changes before the next one, and would be lost by stopping there.
+    """Position of training after an optimizer step: everything that changes between two steps and has to be saved.
 
     Args:
         step: optimizer steps taken.
@@ -100,16 +100,16 @@ class ExactResume(Callback):
 
     That is the order of clips, the states of all random generators, the means over the epoch under way, and whether a
     validation or the end of an epoch is still to come. Together with `ResumableLoader` and checkpoints of the trainable
-    state a resumed run equals one that was left alone, wherever it was stopped: between batches, inside a step (which is
-    done again), inside a validation (likewise), or inside an epoch by `max_steps` or a timer. In TensorBoard what a killed
-    run logged after its checkpoint is purged.
+    state a resumed run equals one that was left alone, wherever it was stopped: between batches, inside a step (which
+    is done again), inside a validation (likewise), or inside an epoch by `max_steps` or a timer. In TensorBoard what a
+    killed run logged after its checkpoint is purged.
 
     Random generators are restored right before the first batch or validation. Any earlier would not do: Lightning draws
     numbers between the start of training and that.
 
     Every process has its own generators, and a checkpoint holds the states of all. Where it goes on with another number
-    of processes, or after one process failed alone and could save its own only, some continue with the first one's state:
-    that is said, and what is drawn at random (dropout) then differs from the uninterrupted run.
+    of processes, or after one process failed alone and could save its own only, some continue with the first one's
+    state: that is said, and what is drawn at random (dropout) then differs from the uninterrupted run.
 
     Attributes:
         boundary: where training stood at the last optimizer step; `None` before the first one.

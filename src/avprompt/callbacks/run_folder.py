@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import yaml
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from avprompt.errors import CheckpointError, ConfigError
+from avprompt.files import write_whole
 
 _FOUND: WeakKeyDictionary[Trainer, Path | None] = WeakKeyDictionary()
 
@@ -16,8 +21,8 @@ _FOUND: WeakKeyDictionary[Trainer, Path | None] = WeakKeyDictionary()
 def run_folder(trainer: Trainer) -> Path | None:
     """The folder of a trainer's run, the same in every process; `None` under `fast_dev_run`, which writes nothing.
 
-    It is the first logger's: `log_dir` of TensorBoard and CSV, `save_dir/name/version` of others. Without a logger it is
-    the first `version_<n>` in `default_root_dir` that is not there yet.
+    It is the first logger's: `log_dir` of TensorBoard and CSV, `save_dir/name/version` of others. Without a logger it
+    is the first `version_<n>` in `default_root_dir` that is not there yet.
 
     The first process determines it at the first call, which hands it to the others and must therefore come from all of
     them: whoever needs the folder asks in `setup`, which every process runs. Later calls return what was found, and may
@@ -56,3 +61,76 @@ def _fresh(root: Path) -> Path:
             folder.mkdir()
             break
     return folder
+
+
+def newest_checkpoint(trainer: Trainer, which: str) -> Path:
+    """The checkpoint that `--ckpt_path last` or `best` means: of this run's folder, where that has one, otherwise of the
+    experiment's run that wrote one last.
+
+    Args:
+        trainer: whose loggers say where the experiment's runs lie.
+        which: `best`, or `last`, which may be the one of an interruption.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    names = ("best.ckpt",) if which == "best" else ("last.ckpt", "interrupted.ckpt")
+    own, runs = None, Path(trainer.default_root_dir)
+    if trainer.loggers:
+        own = _determine(trainer)
+        runs = own.parent
+    for place in (own / "checkpoints" if own else None, *([runs.glob("*/checkpoints")] if runs.is_dir() else [])):
+        folders = [] if place is None else [place] if isinstance(place, Path) else place
+        found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime_ns)
+    raise CheckpointError("--ckpt_path", f"{which}, and no run in {runs} has a {' or '.join(names)}",
+                          "an experiment that was trained before",
+                          "Give the path of a checkpoint, or leave it out to train from the beginning.")
+
+
+def keep_csv(trainer: Trainer) -> None:
+    """Set `metrics.csv` of an earlier part of the run aside as `metrics.1.csv` and so on: Lightning's logger deletes it."""
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, CSVLogger) and (path := Path(logger.log_dir) / "metrics.csv").is_file():
+            path.rename(next(place for number in itertools.count(1)
+                             if not (place := path.with_name(f"metrics.{number}.csv")).exists()))
+
+
+#: what may differ between two commands in one folder: how a command goes about, not what comes out
+FREE = ("ckpt_path", "verbose", "weights_only", "return_predictions")
+
+
+def write_config(folder: Path, text: str, resuming: bool) -> None:
+    """Write `config.yaml` into a run's folder, which belongs to one configuration.
+
+    A run that resumes there may change it; the file of before is kept as `config.1.yaml` and so on.
+
+    Args:
+        folder: of the run.
+        text: the configuration in YAML.
+        resuming: whether the run goes on from a checkpoint.
+
+    Raises:
+        ConfigError: a run with other settings has been there, and this one does not resume.
+    """
+    path, settings = folder / "config.yaml", yaml.safe_load(text)
+    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is not None:
+        differ = sorted(_differences(before, settings))
+        if not differ:
+            return
+        if not resuming:
+            raise ConfigError(folder, f"the run of another configuration, which differs in {', '.join(differ[:5])}",
+                              "a new folder, or a run that resumes (--ckpt_path)",
+                              "Choose another trainer.logger.version, or leave it out to have the next one.")
+        number = next(number for number in itertools.count(1) if not (folder / f"config.{number}.yaml").exists())
+        path.rename(folder / f"config.{number}.yaml")
+    write_whole(path, text.encode())
+
+
+def _differences(one: Any, other: Any, path: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in {**one, **other} if path or key not in FREE]
+        return [found for key in keys for found in _differences(one.get(key), other.get(key), f"{path}{key}.")]
+    return [] if one == other else [path.rstrip(".")]

@@ -37,8 +37,8 @@ def check_linked(sources: list[Source]) -> None:
 def check_stale(line: CommandLine) -> None:
     """Refuse to replace a class on the command line without its arguments.
 
-    Arguments of the old class are dropped, see `avprompt.configs`. Where the new class has them too, a reader could
-    think that they still hold, so they have to be given beside the new `class_path`. A fragment is complete.
+    The arguments of the old class are dropped, see `avprompt.configs`. Where the new class has them too, a reader could
+    think that they still hold, so they must be repeated beside the new `class_path`. A fragment is complete.
 
     Raises:
         ConfigError: names class, argument and both origins.
@@ -56,5 +56,5 @@ def check_stale(line: CommandLine) -> None:
             flags = " ".join(f"--{change.path}.{name} {old[name]}" for name in stale).replace(".init_args", "")
             raise ConfigError(change.path.replace(".init_args", ""),
                               f"{new} without {', '.join(stale)}, which {where} gives to {change.under['class_path']}",
-                              "every argument that both classes have to be given anew",
-                              f"Say beside the new class whether they hold, such as {flags}; or name a fragment.")
+                              "every argument that the two classes share to be repeated",
+                              f"Repeat them with the values that you want, such as {flags}; or name a fragment.")

@@ -48,7 +48,8 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
         out: CSV file of the table, with everything that is measured.
 
     Raises:
-        ConfigError: no experiment has this name; `out` was written with other settings; at the end, some experiments failed.
+        ConfigError: no experiment has this name; `out` was written with other settings; at the end, some experiments
+            failed.
     """
     paths = [find_file(path, subject="configs") for path in configs] or sorted(EXPERIMENTS.glob("*.yaml"))
     compare_steps(paths, {"device": device, "precision": precision, "batch": batch, "steps": steps},

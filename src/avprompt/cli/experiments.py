@@ -32,7 +32,8 @@ def experiments(args: list[str]) -> None:
         "in the current folder comes first.")
     parser.add_argument("name", nargs="?", help="of an experiment, such as ave_dgsct")
     parser.add_argument("--show", action="store_true", help="print it with all that it inherits, as a name alone does")
-    parser.add_argument("--copy", nargs="?", const=".", metavar="DIR", help="write it to DIR/NAME.yaml, by default here")
+    parser.add_argument("--copy", nargs="?", const=".", metavar="DIR",
+                        help="write it to DIR/NAME.yaml, by default here")
     given = parser.parse_args(args)
     if given.name is None:
         if given.show or given.copy:

@@ -25,8 +25,8 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
     """Whether features computed once are what this experiment would compute in every step.
 
     Raises:
-        ConfigError: a method that changes what happens inside the encoders, encoders that train or run in train mode, or
-            data that are augmented.
+        ConfigError: a method that changes what happens inside the encoders, encoders that train or run in train mode,
+            or data that are augmented.
     """
     from avprompt.backbone import AVPromptBackbone
 
@@ -50,7 +50,7 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
 
 
 def probe(backbone: AVPromptBackbone) -> dict[str, list[float]]:
-    """What both encoders answer to noise: it tells encoders apart whose weights are equal and whose arguments are not."""
+    """Statistics of both encoders' tokens for random inputs; other weights or arguments give other statistics."""
     import torch
 
     generator, answers = torch.Generator().manual_seed(0), {}
@@ -61,7 +61,8 @@ def probe(backbone: AVPromptBackbone) -> dict[str, list[float]]:
     with torch.no_grad():
         for name, encoder, x in (("visual", backbone.visual, frames), ("audio", backbone.audio, wave)):
             tokens = encoder(x.to(device)).float().cpu()
-            answers[name] = [float(f"{value:.{DIGITS}g}") for value in (tokens.mean(), tokens.std(), tokens.abs().max())]
+            answers[name] = [float(f"{value:.{DIGITS}g}")
+                             for value in (tokens.mean(), tokens.std(), tokens.abs().max())]
     return answers
 
 
@@ -104,7 +105,8 @@ def compute(backbone: AVPromptBackbone, data: AVDataModule, out: Path, splits: l
         cache = FeatureCache(out)
         differences = cache.record.differences(record) + ["clips"] * (cache.record.clips != record.clips)
         if differences:
-            raise DatasetError(out, f"a feature cache with other {', '.join(differences)}", "the same, to go on with it",
+            raise DatasetError(out, f"a feature cache with other {', '.join(differences)}",
+                               "the same, to go on with it",
                                "Give another --out, or --overwrite to compute everything again.")
     else:
         cache = FeatureCache.create(out, record)

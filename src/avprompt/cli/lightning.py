@@ -15,8 +15,10 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
 from avprompt import callbacks, checkpoints, compatibility
+from avprompt.callbacks.run_folder import keep_csv, newest_checkpoint, write_config
 from avprompt.cli import checks
 from avprompt.configs import read_arguments
 from avprompt.data_modules import AVDataModule
@@ -38,10 +40,9 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         folder = callbacks.run_folder(trainer)
-        if folder is None or not trainer.is_global_zero or (folder / self.config_filename).is_file():
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, folder / self.config_filename, skip_none=False, multifile=False)
+        if folder is not None and trainer.is_global_zero:
+            write_config(folder, self.parser.dump(self.config, skip_none=False),
+                         resuming=stage == "fit" and self.config.get("ckpt_path") is not None)
 
 
 class AVPromptCLI(LightningCLI):
@@ -119,15 +120,18 @@ class AVPromptCLI(LightningCLI):
                                                            log_graph=False, default_hp_metric=False, prefix="",
                                                            sub_dir=None))
         check_strategy(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
-        logger = trainer.logger
-        if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
-            logger.init_args.name = self.experiment
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        for logger in loggers:
+            if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
+                logger.init_args.name = self.experiment
         if trainer.default_root_dir is None:  # where a run without a logger goes
             trainer.default_root_dir = str(Path("runs") / self.experiment)
-        self._check_writable(logger)
+        for logger in loggers:
+            self._check_writable(logger)
 
     def _check_writable(self, logger: Any) -> None:
-        folder = Path(logger.init_args.save_dir) if isinstance(logger, Namespace) else None
+        folder = logger.init_args.get("save_dir") if isinstance(logger, Namespace) else None
+        folder = None if folder is None else Path(folder)
         while folder is not None and not folder.exists():
             folder = folder.parent
         if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -140,8 +144,9 @@ class AVPromptCLI(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> Any:
         self._dump_config()
-        name = self.settings.trainer.logger.init_args.name if isinstance(
-            self.settings.trainer.logger, Namespace) else self.experiment
+        logger = self.settings.trainer.logger
+        name = logger.init_args.get("name") if isinstance(logger, Namespace) else None
+        name = name or self.experiment
         forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump)]
         if self.settings.trainer.get("enable_checkpointing") is not False:
             forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
@@ -153,9 +158,20 @@ class AVPromptCLI(LightningCLI):
         kinds = {type(callback) for callback in present or []}
         trainer = super().instantiate_trainer(
             callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options)
+        self._find_checkpoint(trainer)
         if trainer.world_size > 1:
             together.watch()
         return trainer
+
+    def _find_checkpoint(self, trainer: Trainer) -> None:
+        command = self.config.get("subcommand")
+        if command and self.settings.ckpt_path in ("best", "last"):
+            path = newest_checkpoint(trainer, self.settings.ckpt_path)
+            rank_zero_info(f"--ckpt_path {self.settings.ckpt_path} is {path}")
+            checkpoints.read_checkpoint(path)
+            self.settings.ckpt_path = self.config_init[command].ckpt_path = self.config_dump["ckpt_path"] = str(path)
+        if command == "fit":
+            keep_csv(trainer)
 
 
 class _Parts(AVPromptCLI):

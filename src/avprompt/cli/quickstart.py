@@ -1,4 +1,4 @@
-"""`avprompt quickstart`: from nothing to a tested result on a laptop."""
+"""`avprompt quickstart`: generate data, train, test and compare on a laptop."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Plan:
 
     Args:
         experiment: name of its YAML file in experiments/.
-        world: generates its dataset.
-        metric: what the table shows, and in a few words what that is.
+        synthesize: function that writes its synthetic dataset.
+        metric: name of the metric in the table, and its meaning in a few words.
         stored: whether the media go through a prepared store.
-        options: further arguments of `world`; `videos` is 400 otherwise.
+        options: further arguments of `synthesize`; `videos` is 400 otherwise.
     """
 
     experiment: str
-    world: Callable[..., Any]
+    synthesize: Callable[..., Any]
     metric: tuple[str, str]
     stored: bool = True
     options: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,8 @@ PLANS = {
         "test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events")),
     "avs_s4": Plan("avs_s4_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "s4"}),
     "avs_ms3": Plan("avs_ms3_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "ms3"}),
-    "avqa": Plan("avqa_quickstart", SYNTHETIC_DATASETS["music_avqa"], ("test_average", "percent of questions answered right"), True,
+    "avqa": Plan("avqa_quickstart", SYNTHETIC_DATASETS["music_avqa"],
+                 ("test_average", "percent of questions answered correctly"), True,
                  {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]}),
 }
 
@@ -80,7 +81,7 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     out = Path(out or Path("runs") / plan.experiment)
     print("1/4 generate a synthetic dataset", flush=True)
     options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
-    plan.world(data, seed=seed, **options)
+    plan.synthesize(data, seed=seed, **options)
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
     if plan.stored:
         prepare(data / "videos", data / "store", size=64, sample_rate=16000)

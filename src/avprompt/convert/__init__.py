@@ -1,4 +1,4 @@
-"""Checkpoints of others -> ours."""
+"""Conversion of other checkpoints into ours."""
 
 from avprompt.convert.released import convert, from_released
 

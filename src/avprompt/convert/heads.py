@@ -1,4 +1,4 @@
-"""How the heads of the authors' released networks name their weights."""
+"""Names of weights in the heads of the authors' released networks, and ours."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class HeadKeys:
     """Names of a head in an authors' checkpoint and ours.
 
     Args:
-        prefixes: beginnings of their names -> beginnings of ours, below `head.`.
-        parts: parts of their names behind the beginning -> ours.
-        dead: patterns of their names that have no influence on the outputs.
+        prefixes: prefix of their names -> prefix of ours, below `head.`.
+        parts: part of their names after the prefix -> ours.
+        dead: patterns of their names that do not influence the outputs.
 
     Example:
         >>> keys = HeadKeys({"fc_a.": "audio_project."}, dead=(r"unused\\.",))
@@ -26,7 +26,7 @@ class HeadKeys:
     dead: tuple[str, ...] = ()
 
     def rename(self, key: str) -> str | None:
-        """Our name of a released key, `None` where it is dead, the key itself where it is unknown."""
+        """Our name of a released key; `None` if the key is dead, the key itself if it is unknown."""
         if any(re.match(pattern, key) for pattern in self.dead):
             return None
         for theirs in sorted(self.prefixes, key=len, reverse=True):
@@ -39,7 +39,7 @@ class HeadKeys:
 
 
 #: AVE. Dead are prototypes of copied layers, a self-attention that is never called, the interaction modules of CMBS,
-#: whose result is thrown away, and a module outside of the head that is never called
+#: whose result nothing uses, and a module outside the head that is never called
 CMBS = HeadKeys(
     prefixes={
         "temporal_attn.a_fc.": "audio.project.",
@@ -72,7 +72,7 @@ CMBS = HeadKeys(
     ),
 )
 #: AVVP. Dead are prototypes of copied layers, the gate that vision opens on audio, whose result is
-#: overwritten, and a module outside of the head that is never called
+#: overwritten, and a module outside the head that is never called
 MGN = HeadKeys(
     prefixes={
         "audio_token": "audio_tokens",
@@ -115,7 +115,7 @@ MGN = HeadKeys(
     ),
 )
 #: AVS; counters start at one in the authors' names. Dead are a second, unused backbone and its adapters, decoders whose
-#: result is thrown away, and prototypes of copied layers
+#: result nothing uses, and prototypes of copied layers
 AVS_DECODER = HeadKeys(
     prefixes={
         **{f"x{k + 1}_linear_.": f"levels.{k}.project." for k in range(4)},
@@ -171,7 +171,7 @@ ST_AVQA = HeadKeys(
     dead=(r"fc_a[12]_pure\.", r"norm3\."),
 )
 #: the few-shot networks. Dead are modules that are never called, or (`token_`) embeddings of the class names that the
-#: network was trained on, which are computed anew
+#: network was trained on, which are computed again
 CONTRASTIVE = HeadKeys(
     prefixes={
         "prompt_learner.ctx": "branches.visual.texts.context",

@@ -1,4 +1,4 @@
-"""The authors' released DG-SCT checkpoints -> ours: same function, our names, no dead weights."""
+"""Convert the authors' released DG-SCT checkpoints into ours: same function, our names, no dead weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from avprompt.heads.contrastive import Fusion
 from avprompt.methods import DGSCT, CoOp, DGSCTFewShot, FixedEmbeddings, PromptMethod
 from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
 
-#: weights of the frozen networks in their libraries' naming, `visual` and `audio`
+#: weights of the frozen encoders under the libraries' names, by `visual` and `audio`
 Towers = dict[str, dict[str, Tensor]]
-#: where they are in a released file: beginnings of its names -> their libraries'
+#: prefix of the encoders' weights in a released file -> prefix in the library
 SWIN_HTSAT = {"visual": {"swin.": ""}, "audio": {"htsat.": ""}}
 CLIP_CLAP = {
     "visual": {"ViT.": "visual.", "text_encoder.": "", "token_embedding.": "token_embedding.",
@@ -37,8 +37,8 @@ CLIP_CLAP = {
     "audio": {"htsat.": "audio_branch.", "audio_projection.": "audio_projection.", "clap_text_encoder.": ""},
 }
 
-#: one released adapter: its name -> ours
-GUIDE = {
+#: names inside a released adapter -> ours
+ADAPTER = {
     "gate": "gate",
     "gate_av": "token_gate",
     "my_tokens": "tokens",
@@ -60,7 +60,7 @@ GUIDE = {
     "ln_post": "norm_after",
 }
 #: parameters of a released adapter that never influence its output
-DEAD_IN_GUIDE = ("gate_tk", "fc_caption")
+DEAD_IN_ADAPTER = ("gate_tk", "fc_caption")
 LISTS = {"audio_adapter_blocks": "audio", "vis_adapter_blocks": "visual"}
 
 
@@ -69,21 +69,21 @@ class Released:
     """How a released network's state dict maps to ours.
 
     Args:
-        build: called with the weights of the frozen networks and with options, which go to `method` (e.g. `gamma`) over
-            its own settings: the network, its prompts and head random.
-        head: names of the head, and of everything else that is dead.
-        dead_in_guide: names inside an adapter that never influence an output.
-        towers: where the frozen networks are.
-        dead_in_towers: patterns of their names that no task reads.
-        experiment: which a converted checkpoint fits; `None` is the task's own.
-        flags: that the experiment needs for it.
-        places: arguments of the model below which `pretrained` takes the files of the frozen networks.
-        method: what guides the two encoders.
+        build: builds the network, with random prompts and head, from the weights of the frozen encoders and from
+            options, which override settings of `method` (such as `gamma`).
+        head: names in the head, and of dead weights elsewhere.
+        dead_in_adapter: names inside an adapter that never influence an output.
+        towers: prefixes of the frozen encoders' weights.
+        dead_in_towers: patterns of the encoders' names that no task reads.
+        experiment: experiment that a converted checkpoint fits; `None` is that of the task.
+        flags: flags that the experiment needs for it.
+        places: arguments of the model whose `pretrained` takes the files of the frozen encoders.
+        method: the prompt method.
     """
 
     build: Callable[..., LightningModule]
     head: heads.HeadKeys
-    dead_in_guide: tuple[str, ...] = ()
+    dead_in_adapter: tuple[str, ...] = ()
     towers: dict[str, dict[str, str]] = field(default_factory=lambda: SWIN_HTSAT)
     dead_in_towers: tuple[str, ...] = (r"swin\.head\.", r"htsat\.(norm|tscam_conv|head)\.")
     experiment: str | None = None
@@ -139,10 +139,10 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
 FEWSHOT = {"head": heads.CONTRASTIVE, "towers": CLIP_CLAP,
            "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
            "places": ("backbone.{side}", "{side}_texts.tower"),
-           # their moved statistics are in the encoder's file, no longer to be moved
+           # the encoder's file holds the statistics as training moved them; they must not move again
            "flags": ("--model.backbone.audio.released_mode", "false"),
            "method": DGSCTFewShot}
-#: what the released networks have in common besides AVE's and AVVP's
+#: settings that the released networks share, except those of AVE and AVVP
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
 SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
 TASKS = {
@@ -150,7 +150,8 @@ TASKS = {
     "avvp": Released(network(AVVP, {"gamma": 0.05}), heads.MGN, ("temporal_gated",)),
     "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), heads.AVS_DECODER,
                        ("conv_adapter", "ln_before", "temporal_gated")),
-    "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2}, matching=0.5),
+    "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2},
+                                matching=0.5),
                         heads.AVS_DECODER, ("ln_before", "temporal_gated")),
     "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), heads.ST_AVQA),
     "fewshot": Released(contrastive("sum", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01), **FEWSHOT,
@@ -160,17 +161,17 @@ TASKS = {
 }
 
 
-def guide_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
-    """Our name of a released adapter key, `None` where it is dead, the key itself where it is unknown."""
+def adapter_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
+    """Our name of a released adapter key; `None` if the key is dead, the key itself if it is unknown."""
     match = re.fullmatch(r"(\w+_adapter_blocks)_(p[12])\.(\d+)\.(\w+(?:\.0)?)(\.\w+)?", key)
     if match is None or match[1] not in LISTS:
         return key
     name, rest = match[4], match[5] or ""
-    if name.removesuffix(".0") in (*DEAD_IN_GUIDE, *dead):
+    if name.removesuffix(".0") in (*DEAD_IN_ADAPTER, *dead):
         return None
-    if name not in GUIDE:
+    if name not in ADAPTER:
         return key
-    return f"backbone.prompts.{LISTS[match[1]]}_{match[2]}.{match[3]}.{GUIDE[name]}{rest}"
+    return f"backbone.prompts.{LISTS[match[1]]}_{match[2]}.{match[3]}.{ADAPTER[name]}{rest}"
 
 
 def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -> LightningModule:
@@ -205,7 +206,8 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
 
 def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple[LightningModule, Towers]:
     if task not in TASKS:
-        raise ArgumentError("task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on.")
+        raise ArgumentError("task", task, f"one of {sorted(TASKS)}",
+                            "Name the task that the checkpoint was trained on.")
     released = TASKS[task]
     known = {*signature(released.build).parameters, *signature(released.method).parameters} - {"towers", "options"}
     if options.keys() - known:
@@ -215,10 +217,10 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
     towers = {side: {ours + key.removeprefix(theirs): state.pop(key) for theirs, ours in names.items()
                      for key in list(state) if key.startswith(theirs)} for side, names in released.towers.items()}
     module = released.build(towers, **options)
-    ours = module.state_dict()  # what the task owns: prompts and head
+    ours = module.state_dict()  # the trainable state: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
-        name = guide_key(key, released.dead_in_guide) if "_adapter_blocks_" in key else released.head.rename(key)
+        name = adapter_key(key, released.dead_in_adapter) if "_adapter_blocks_" in key else released.head.rename(key)
         if name is None:
             continue
         # convolutions carry trailing 1 x 1 axes, grouped ones a merged group axis: same numbers in the same order
@@ -236,11 +238,12 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
 
 
 def convert(task: str, source: Path, target: Path, **options: object) -> dict[str, Path]:
-    """Convert a released checkpoint file into what `--ckpt_path` and the encoders' `pretrained` take.
+    """Convert a released checkpoint into files for `--ckpt_path` and for `pretrained` of the encoders.
 
-    The released files hold the frozen encoders too, and not as they were published: the authors' training moved batch
-    norm statistics. So three files are written: `target` with the prompts' and the head's weights, and one for each
-    modality beside it, with its encoder and its text tower where there is one. The command that uses them is printed.
+    The released files also hold the frozen encoders, which differ from the published ones: the authors' training moved
+    batch norm statistics. Therefore three files are written: `target` with the weights of prompts and head, and beside
+    it one file for each modality, with its encoder and its text tower, if there is one. The command that uses the files
+    is printed.
 
     Args:
         task: `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, `fewshot` or `pretrain`.

@@ -299,6 +299,11 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
                           sample.get("annotated"), sample["id"], float(sample.get("start", 0.0)), sample.get("valid"))
 
 
+def class_names(root: Path) -> tuple[str, ...]:
+    """A pixel sounds or does not."""
+    return ("sounding",)
+
+
 def _info(setting: Setting) -> DatasetInfo:
     layout = LAYOUTS[setting]
     shown = {"split": "<split>", "category": "<category>", "name": "<name>", "second": "{1..5}"}
@@ -307,7 +312,7 @@ def _info(setting: Setting) -> DatasetInfo:
         name=f"AVSBench {setting.upper()}",
         published=Published((layout.table,), tuple(tree), partial(AVSBenchReader, setting=setting),
                             partial(read_splits, setting=setting), stored=False),
-        class_names=lambda root: ("sounding",),
+        class_names=class_names,
         example=example,
         plot=plot,
     )

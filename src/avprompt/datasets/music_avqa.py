@@ -13,8 +13,8 @@ A split is a JSON list of questions; many questions share a video. The published
 - A video id of digits is a recording. An id that starts with letters (`va`, `sa`, `vv`, ...) is a video that the
   authors composed from the picture and the audio of others.
 - `anser` is the files' own spelling. Some releases lack avqa-train.json; see `Vocabulary`.
-- MUSIC-AVQA v2.0 (Liu et al., WACV 2024) adds questions without `question_id` or `question_deleted`, and questions whose
-  `templ_values` is a list instead of a string that holds one. Its files are read from `json/avqa-<split>.json`. A
+- MUSIC-AVQA v2.0 (Liu et al., WACV 2024) adds questions without `question_id` or `question_deleted`, and questions
+  whose `templ_values` is a list instead of a string that holds one. Its files are read from `json/avqa-<split>.json`. A
   question without an id is called `record N` by its position.
 """
 
@@ -123,8 +123,8 @@ def _strings(where: str, name: str, given: Any) -> list[str]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise AnnotationError(where, f"{name} {str(given)[:80]!r}", "a JSON list of strings, or one written as a string",
-                              "Correct the record.")
+        raise AnnotationError(where, f"{name} {str(given)[:80]!r}",
+                              "a JSON list of strings, or one written as a string", "Correct the record.")
     return values
 
 

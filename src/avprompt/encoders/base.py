@@ -303,8 +303,9 @@ class FrozenEncoder(nn.Module, abc.ABC):
         if frames.is_floating_point():
             return frames
         dtype = self.frame_mean.dtype
-        frames = frames.to(torch.promote_types(dtype, torch.float32)) / 255  # half precision rounds once, at the end
-        return ((frames - self.frame_mean) / self.frame_std).to(dtype)
+        # in place: one copy in memory; a half-precision module rounds once, at the end
+        frames = frames.to(torch.promote_types(dtype, torch.float32)).div_(255)
+        return frames.sub_(self.frame_mean).div_(self.frame_std).to(dtype)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens of the first block.

@@ -140,7 +140,7 @@ class CLIP(PlainViT):
         audio_axes: see `ViTSpectrogram`.
         audio_class_token: see `ViTSpectrogram`.
         frozen: see `FrozenEncoder`.
-        mean: of red, green and blue in [0, 1]; `None` is open_clip's for these weights. AV-STFP's lineage and DG-SCT's
+        mean: of red, green and blue in [0, 1]; `None` is open_clip's for these weights. STG-CMA and DG-SCT's
             few-shot code feed OpenAI's weights with ImageNet's, which their `_released` configurations say here.
         std: likewise.
 

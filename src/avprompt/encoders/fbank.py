@@ -19,7 +19,7 @@ class Fbank:
 
     Kaldi's filter bank (`torchaudio.compliance.kaldi.fbank`) with Hanning windows, without energy and dither, on
     samples in [-1, 1]. It removes the mean of every window, so that subtracting the clip's mean beforehand, as the
-    published loaders do, changes nothing. The defaults are AVE's; for MUSIC-AVQA the lineage has `mel_bins=224,
+    published loaders do, changes nothing. The defaults are AVE's; for MUSIC-AVQA STG-CMA has `mel_bins=224,
     frames=224, shift_ms=4.4, mean=-5.2144, std=3.8699`. For other data `avprompt data stats` measures `mean` and `std`.
 
     Args:

@@ -177,7 +177,7 @@ class PlainViTBlock(FrozenBlock):
 
 
 def resize_positions(table: Tensor, prefix: int, have: tuple[int, int], want: tuple[int, int]) -> Tensor:
-    """A table of positions for another grid, as AST's authors and the AV-STFP lineage resize it.
+    """A table of positions for another grid, as AST's authors and STG-CMA resize it.
 
     Along an axis on which the new grid is smaller, its centre is cut out; along one on which it is larger, the table is
     stretched bilinearly.
@@ -282,7 +282,7 @@ class ViTSpectrogram(PlainViT):
     Args:
         tower: where blocks and norms come from; the backbone's visual encoder where they are shared.
         fbank: settings of the spectrogram.
-        axes: rows and columns of the token grid. `time_mel` is the published lineage's: tokens lie time by mel,
+        axes: rows and columns of the token grid. `time_mel` is STG-CMA's: tokens lie time by mel,
             positions mel by time, so that neighbours in one are not neighbours in the other.
         class_token: train a class token of its own, which starts as the tower's.
         stem: `sum` or `mean`, see `one_channel`.

@@ -180,7 +180,8 @@ class ContrastiveHead(nn.Module):
         def branch(side: str) -> ModalityTextHead:
             added = [CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
                      for place in (side, f"{side}_texts")]
-            return ModalityTextHead(texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale)
+            return ModalityTextHead(texts[side], added, log_scales[side], learned_scales,
+                                    side == "visual" or exp_audio_scale)
 
         self.branches = nn.ModuleDict({side: branch(side) for side in texts})
         self.matching = Matching(texts["audio"].dim, texts["visual"].dim, gather) if matching else None

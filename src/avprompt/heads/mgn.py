@@ -84,7 +84,8 @@ class GroupingBlock(nn.Module):
         super().__init__()
         self.norm_tokens, self.norm_mixed, self.norm_x = (nn.LayerNorm(WIDTH) for _ in range(3))
         self.mix = Mlp(groups, WIDTH // 2, groups)
-        self.look, self.norm_look, self.mlp_look = CrossAttention(WIDTH, HEADS), nn.LayerNorm(WIDTH), Mlp(WIDTH, 4 * WIDTH)
+        self.look, self.norm_look = CrossAttention(WIDTH, HEADS), nn.LayerNorm(WIDTH)
+        self.mlp_look = Mlp(WIDTH, 4 * WIDTH)
         self.norm_seen, self.norm_new = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.assign, self.mlp = Assignment(WIDTH, hard), Mlp(WIDTH, 4 * WIDTH)
 
@@ -110,8 +111,8 @@ class ClassAwareGrouping(nn.Module):
 
     def __init__(self, depth: int, classes: int, segments: int = 0) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(WIDTH, HEADS, 4.0, qkv_bias=True, drop_path=DROP_PATH, norm_layer=nn.LayerNorm)
-                                    for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(WIDTH, HEADS, 4.0, qkv_bias=True, drop_path=DROP_PATH, norm_layer=nn.LayerNorm) for _ in range(depth))
         # as released, segments of the other modality are the seeds, with hard grouping
         self.seed = GroupingBlock(segments, hard=True) if segments else None
         self.group = GroupingBlock(classes, hard=False)

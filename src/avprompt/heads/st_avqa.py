@@ -24,7 +24,7 @@ class Grounding(nn.Module):
         audio_dim: channels of the audio features.
         visual_dim: channels of the visual tokens.
         width: channels of the following layers; `None` is `visual_dim` (DG-SCT's network). Otherwise visual tokens are
-            first projected to it and audio features to a quarter of it, as in AV-STFP's lineage with 512.
+            first projected to it and audio features to a quarter of it, as in STG-CMA with 512.
 
     Example:
         >>> grounding = Grounding(audio_dim=8, visual_dim=12)
@@ -39,8 +39,8 @@ class Grounding(nn.Module):
         narrow = () if width is None else (nn.Linear(audio_dim, width // 4),)
         self.narrow = nn.Identity() if width is None else nn.Linear(visual_dim, width)
         self.width = width = width or visual_dim
-        self.audio = nn.Sequential(*narrow, nn.Linear(narrow[0].out_features if narrow else audio_dim, width), nn.ReLU(),
-                                   nn.Linear(width, width))
+        inputs = narrow[0].out_features if narrow else audio_dim
+        self.audio = nn.Sequential(*narrow, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
         self.merge = nn.Linear(2 * width, width)
         self.match = nn.Sequential(nn.Linear(2 * width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(),
                                    nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))

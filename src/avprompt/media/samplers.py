@@ -91,10 +91,10 @@ def share(size: int, batch_size: int, rank: int, world: int) -> range:
 class ResumableBatches(Sampler[list[int]]):
     """Batches of an `EpochOrder`; the next pass starts at batch `start`, later passes at the first batch.
 
-    In training, k processes share each step: together they read the k * `batch_size` clips that one process with a batch
-    of that size would read. The last step is padded with the first clips of the order to a multiple of k, so that all
-    processes have equally many batches of equal size. In evaluation no clip is repeated, and processes may have different
-    numbers of batches, see `share`.
+    In training, k processes share each step: together they read the k * `batch_size` clips that one process with a
+    batch of that size would read. The last step is padded with the first clips of the order to a multiple of k, so that
+    all processes have equally many batches of equal size. In evaluation no clip is repeated, and processes may have
+    different numbers of batches, see `share`.
 
     Args:
         sampler: the order.
@@ -112,7 +112,8 @@ class ResumableBatches(Sampler[list[int]]):
         [[[0, 1], [4]], [[2, 3], [0]]]
     """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int, rank: int = 0, world: int = 1, training: bool = True) -> None:
+    def __init__(self, sampler: EpochOrder, batch_size: int, rank: int = 0, world: int = 1,
+                 training: bool = True) -> None:
         self.sampler, self.batch_size, self.start = sampler, batch_size, 0
         self.rank, self.world, self.training = rank, world, training
 
@@ -190,8 +191,9 @@ class ClipLoader(DataLoader):
             if any(text in str(error) for text in _NO_ROOM):
                 raise ArgumentError(
                     "num_workers", f"{self.num_workers}, and {_shared_memory()}: a batch does not fit",
-                    "room for two batches a worker", "Give the container more (docker run --shm-size 8g, Kubernetes: an "
-                    "emptyDir of medium Memory at /dev/shm), use smaller batches, or set num_workers to 0.") from error
+                    "room for two batches a worker",
+                    "Give the container more (docker run --shm-size 8g, Kubernetes: an emptyDir of medium Memory at "
+                    "/dev/shm), use smaller batches, or set num_workers to 0.") from error
             if "killed by signal" in str(error):
                 raise ArgumentError("num_workers", f"{self.num_workers}, of which the system ended one ({error})",
                                     "memory for each worker", "Use fewer workers or smaller batches.") from error
@@ -213,9 +215,9 @@ class ResumableLoader(ClipLoader):
     it. The loader has its own random generator, which (seed, epoch) sets before each pass. With the global generator,
     each pass would draw a number and so change dropout, and a resumed run would seed its workers differently.
 
-    `rank` and `world` divide an epoch among processes, see `ResumableBatches`. Lightning must therefore not insert its own
-    sampler; the command line sets `use_distributed_sampler: false`. A position inside an epoch holds for any number of
-    processes, as long as a step has equally many clips in all.
+    `rank` and `world` divide an epoch among processes, see `ResumableBatches`. Lightning must therefore not insert its
+    own sampler; the command line sets `use_distributed_sampler: false`. A position inside an epoch holds for any number
+    of processes, as long as a step has equally many clips in all.
 
     Args:
         dataset: a map-style dataset.
@@ -270,8 +272,8 @@ class ResumableLoader(ClipLoader):
         if differ:
             raise CheckpointError("position in the training data", f"(then, now) {differ}",
                                   f"the same settings, to go on after step {state['consumed']} of an epoch",
-                                  "Resume with the run's own settings (`clips_a_step` is batch_size times the number of "
-                                  "processes), or from a checkpoint at the end of an epoch.")
+                                  "Resume with the run's own settings (`clips_a_step` is batch_size times the number "
+                                  "of processes), or from a checkpoint at the end of an epoch.")
         return state["consumed"]
 
     def _identity(self) -> dict[str, int]:

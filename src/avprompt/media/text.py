@@ -135,7 +135,7 @@ def whole(text: str) -> int | None:
 
 
 def plain(text: str) -> str:
-    """The text with what no line of UTF-8 can hold escaped: control characters, and bytes of names in other encodings.
+    r"""The text with what no line of UTF-8 can hold escaped: control characters, and bytes of names in other encodings.
 
     >>> plain("a" + chr(10) + "b")
     'a\\nb'

@@ -1,14 +1,14 @@
 r"""AV-STFP: temporal, spatial and fusion prompts for one frozen CLIP that sees and hears (Wang et al., BMVC 2025).
 
-At every site, for visual tokens v and audio tokens a, with the frozen projections of the site's own block(s):
+At every block pair, for the tokens x_m of each modality m, with the frozen projections of the pair's own block(s):
 
     temporal   x_m += gate * attention over the T segments at each token, beside learned keys and values
     spatial    x_m +=        attention over the tokens of a segment, beside learned tokens
     fusion     x_m += gate * attention over the tokens of both modalities, beside learned tokens
     MLP        x_m +=        the frozen MLP, once for both modalities where they share it
 
-Prompts are keys and values only: as queries they would give outputs that nobody reads. The paper's text was not at
-hand; sizes follow from the parameter counts of its poster, the rest is marked below where it is a choice.
+Prompts are keys and values only: as queries they would give outputs that nothing uses. The paper's text was not
+available. The sizes follow from the parameter counts of its poster; the arguments below name every other choice.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ STEPS = ("temporal", "spatial", "fusion", "mlp")
 class AVSTFP(PromptMethod):
     """Temporal, spatial and fusion prompts.
 
-    With all three off it is the no-prompt row of the published ablation: frozen blocks, and whatever the encoders train
-    themselves (temporal embeddings, final norm). A step whose prompts are off is left out, but for the spatial one,
-    which is the block's own attention. Of the knobs that the poster leaves open, gates for each head are not offered:
-    the output projection's bias would pass them by.
+    With all three off, it is the variant without prompts of the published ablation: frozen blocks, and what the
+    encoders train themselves (temporal embeddings, final norm). A step whose prompts are off is left out, except the
+    spatial one, which is the block's own attention. A gate for each attention head is not offered, because the bias of
+    the output projection would bypass it.
 
     Args:
         temporal: temporal prompts.
         spatial: spatial prompts.
         fusion: fusion prompts.
         visual: whether the visual side has temporal and spatial prompts.
-        audio: whether the audio side has.
+        audio: whether the audio side has them.
         num_temporal: l_t, key-value pairs of each modality and block.
         num_spatial: l_s, vectors of each modality and block.
         num_fusion: n_f, vectors of each block.
-        gate: of the temporal and the fusion step, a scalar for each block and modality: `zero_scalar`, zero at the
-            start, so that both steps begin as if absent, or `none`, the poster's letter.
+        gate: scalar gate of the temporal and the fusion step for each block and modality: `zero_scalar` starts at zero,
+            so that both steps have no effect at first; `none` follows the poster literally.
         temporal_space: temporal prompts are keys and values (`projected`), or tokens that go through the frozen
             projections (`input`).
         temporal_positions: temporal attention at `all` token positions or at the `class` token alone.
@@ -56,13 +56,13 @@ class AVSTFP(PromptMethod):
         fusion_layout: `separate` step, or `merged` into the spatial one: a single attention over everything, ungated.
         prompt_norm: spatial and fusion prompts, and temporal ones of `input`, go through the block's first norm.
         order: of the four steps.
-        layers: indices of the sites with prompts; `None` is all.
-        init: `normal`, deviation 0.02; `zero_values`, the same with temporal values zero; `xavier`, uniform.
-        pooling: what a segment's feature is: the `class` token, or the mean of the grid's tokens (question answering).
+        layers: indices of the block pairs with prompts; `None` is all.
+        init: `normal`, standard deviation 0.02; `zero_values`, the same with temporal values zero; `xavier`, uniform.
+        pooling: feature of a segment: the `class` token, or the mean of the grid's tokens (question answering).
 
     Raises:
-        ArgumentError: settings that contradict each other; on `attach`, blocks without projections to look through or
-            of different width.
+        ArgumentError: settings that contradict each other; on `attach`, blocks without projections that prompts can
+            use, or of different width.
     """
 
     def __init__(

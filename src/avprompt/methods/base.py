@@ -1,4 +1,4 @@
-"""The contract of a prompt method: what it may do at each pair of frozen blocks on the walk through two encoders."""
+"""The contract of a prompt method: what it may do at each pair of frozen blocks of two encoders."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Gradient = Literal["encoder", "method", "none"]
 
 @dataclass
 class PromptState:
-    """What one forward pass carries from block pair to block pair.
+    """State of one forward pass, passed from block pair to block pair.
 
-    What a method writes here during a step is assigned, never accumulated: with activation checkpointing a step runs again
-    in the backward pass, and what it writes then is dropped.
+    A method assigns values here during a step and never accumulates them: with activation checkpointing, a step runs
+    again in the backward pass, and the values that it writes then are dropped.
 
     Args:
         segments: number T of segments a clip; tokens are (B*T, N, C).
@@ -32,7 +32,7 @@ class PromptState:
         losses: auxiliary losses, scalars; `balance@3` is the loss `balance` of block pair 3. Tasks weigh them by name.
         maps: attention maps by name, float (B, T, rows, columns).
         tables: numbers by name, float (B, T, K), such as the weights of a router.
-        memory: what the method keeps for a later block pair or for `pool`; nobody else reads it.
+        memory: tensors that the method keeps for a later block pair or for `pool`; nothing else reads them.
     """
 
     segments: int
@@ -56,8 +56,8 @@ class PromptState:
 class PromptMethod(nn.Module, abc.ABC):
     """A method that adds trainable parts between and inside the blocks of two frozen encoders.
 
-    A method knows neither the task nor the encoders: `attach` tells it the sizes of the blocks, and `step` receives the two
-    frozen blocks of a pair and runs their parts in the method's own order. Only `step` must be written.
+    A method knows neither the task nor the encoders: `attach` tells it the sizes of the blocks, and `step` receives the
+    two frozen blocks of a pair and runs their parts in the method's own order. Only `step` must be written.
 
     Example:
         >>> from torch import nn
@@ -76,8 +76,8 @@ class PromptMethod(nn.Module, abc.ABC):
         240
     """
 
-    #: where gradients flow. `encoder`: through the frozen blocks. `method`: frozen blocks, merges and final norms run without
-    #: a graph, the method's own parts with one. `none`: nothing is trained here, and nothing has a graph.
+    #: where gradients flow. `encoder`: through the frozen blocks. `method`: frozen blocks, merges and final norms run
+    #: without a graph, the method's own parts with one. `none`: nothing is trained here, and nothing has a graph.
     #: Encoders that train something themselves always have a graph.
     gradient: Gradient = "encoder"
     #: further entries of the batch that the method needs; they arrive as `state.inputs`
@@ -85,15 +85,15 @@ class PromptMethod(nn.Module, abc.ABC):
 
     @property
     def identity_at_start(self) -> bool:
-        """Whether a new network's tokens are bit for bit those of the frozen pair, as behind zero-initialised gates.
+        """Whether an untrained method leaves the tokens of the frozen encoders unchanged, as zero-initialised gates do.
 
-        Known from the arguments alone, before `attach`; the conformance suite holds every method to its answer, yes or no.
+        It is known from the arguments alone, before `attach`. The conformance suite checks the answer of every method.
         """
         return False
 
     @property
     def temporal_gates(self) -> tuple[float, float]:
-        """Strength gamma of a head's temporal gates: audio guides video, video guides audio; 0 is off."""
+        """Strength gamma of a head's temporal gates, of audio on video and of video on audio; 0 is off."""
         return 0.0, 0.0
 
     @property
@@ -103,7 +103,7 @@ class PromptMethod(nn.Module, abc.ABC):
         return visual.dim, audio.dim
 
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
-        """Build what the block pairs need; called once, by the backbone. Subclasses call it first.
+        """Build the parameters for the block pairs. The backbone calls this once; subclasses call it first.
 
         Args:
             sites: visual and audio block of each pair.
@@ -134,7 +134,7 @@ class PromptMethod(nn.Module, abc.ABC):
         return mean_or_class_token(visual, self.last[0]), mean_or_class_token(audio, self.last[1])
 
     def finish(self, features: AVFeatures, state: PromptState) -> AVFeatures:
-        """The features that tasks read -> the same, or others; the pyramid may be written anew."""
+        """The features that tasks read -> the same, or others; the pyramid may be replaced."""
         return features
 
 

@@ -1,4 +1,4 @@
-"""Text branches: names of classes -> the embeddings that images or sounds are compared with."""
+"""Text branches: they turn class names into embeddings, with which images or sounds are compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ClassEmbeddings(nn.Module, abc.ABC):
 
     Attributes:
         dim: width E of the embeddings, known from `attach` on.
-        logit_scale: logarithm of the tower's own scale of cosines, likewise; `None` where it is not known here.
+        logit_scale: logarithm of the tower's factor on cosines, known from `attach` on; `None` if it is unknown.
     """
 
     dim: int
@@ -27,29 +27,31 @@ class ClassEmbeddings(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
-        """Take the classes' names, and build what they need; called once, by the task.
+        """Build the branch for these class names; the task calls this once.
 
         Args:
-            names: of K classes; none where they are not known (`avprompt params` without the dataset's files).
-            prompts: the method inside the image and audio encoders, for branches that are coupled to it.
+            names: names of K classes; empty if they are unknown (`avprompt params` without the dataset's files).
+            prompts: the method of the image and audio encoders, for branches that are coupled to it.
         """
 
     @abc.abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Normalised embeddings (B, T, E) of images or sounds -> texts (K, E), or (B, 1 or T, K, E) that follow them.
+        """Normalised embeddings (B, T, E) of images or sounds -> texts (K, E), or (B, 1 or T, K, E) if they depend on
+        them.
 
         The texts are not normalised.
         """
 
 
 class FixedEmbeddings(ClassEmbeddings):
-    """Sentences from a template, through a frozen tower, once: zero-shot CLIP and CLAP. Owns no parameter.
+    """Embeddings of sentences from a template, computed once by a frozen tower: zero-shot CLIP and CLAP.
 
     Args:
-        tower: what builds the text tower, called only where its embeddings are not in `cache`; `None` where they are.
-        template: with one `{}` for the name.
+        tower: function that builds the text tower, called only if the embeddings are not in `cache`; `None` if they
+            are.
+        template: sentence with one `{}` for the name.
         spaces: write underscores of names as spaces, see `class_texts`.
-        cache: file of the embeddings, see `class_embeddings`; one for each list of classes.
+        cache: file of the embeddings, see `class_embeddings`; every list of classes needs its own.
 
     Raises:
         WeightsError: from `attach`, see `class_embeddings`.
@@ -72,7 +74,7 @@ class FixedEmbeddings(ClassEmbeddings):
 
     @property
     def logit_scale(self) -> Tensor | None:
-        """The tower's, which is built for it where the embeddings were in the cache."""
+        """The tower's scale; the tower is built for it if the embeddings came from the cache."""
         if self._found is None and self.tower is not None:
             self._found = getattr(self.tower(), "logit_scale", None)
         return self._found
@@ -82,7 +84,7 @@ class FixedEmbeddings(ClassEmbeddings):
 
 
 class RandomEmbeddings(ClassEmbeddings):
-    """Noise in the place of frozen texts' embeddings: a step takes as long with it, and no tower's files are needed.
+    """Random embeddings in place of frozen texts: a step takes as long, and no files of a tower are needed.
 
     Args:
         dim: width E.
@@ -100,7 +102,7 @@ class RandomEmbeddings(ClassEmbeddings):
 
 
 class ContextEmbeddings(ClassEmbeddings):
-    """Sentences in which some tokens give place to learned vectors; CLIP's frozen tower runs in every step.
+    """Sentences in which learned vectors replace some tokens; CLIP's frozen tower runs in every step.
 
     Args:
         tower: CLIP's text tower.
@@ -109,7 +111,7 @@ class ContextEmbeddings(ClassEmbeddings):
     def __init__(self, tower: CLIPText) -> None:
         super().__init__()
         self.tower = tower
-        for name in ("ids", "end", "places"):  # depend on the classes: no part of what a checkpoint holds
+        for name in ("ids", "end", "places"):  # they depend on the classes and are not saved in a checkpoint
             self.register_buffer(name, None, persistent=False)
 
     @property
@@ -121,7 +123,7 @@ class ContextEmbeddings(ClassEmbeddings):
         return self.tower.logit_scale
 
     def place(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> None:
-        """Take K sentences, and in each the places of its n tokens that learned vectors replace."""
+        """Set K sentences, and for each the positions of the n tokens that learned vectors replace."""
         if on_meta() or not texts:
             self.ids = torch.zeros(len(texts), self.tower.context_length, dtype=torch.long)
             self.end = self.ids.argmax(-1)
@@ -132,7 +134,7 @@ class ContextEmbeddings(ClassEmbeddings):
         self.places = torch.tensor([list(own) for own in places], dtype=torch.long)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
-        """Number of tokens of each text, begin and end not counted."""
+        """Number of tokens of each text, without the begin and end tokens."""
         return (self.tower.tokenize(texts).argmax(-1) - 1).tolist() if texts and not on_meta() else [1] * len(texts)
 
     def words(self, text: str) -> Tensor:

@@ -1,6 +1,7 @@
 r"""DG-SCT: dual-guided spatial-channel-temporal attention (Duan et al., NeurIPS 2023).
 
-At every block pair the adapters of each modality read the other one twice, around attention (p1) and around the MLP (p2):
+At every block pair the adapters of each modality read the other modality twice, at step p1 (around attention) and at
+step p2 (around the MLP):
 
       visual v ──┬─[ attention ]──(+)──┬─[ MLP ]──(+)──        [ ] frozen   { } trained
                  └─{ adapter v|a }─┘   └─{ adapter v|a }─┘
@@ -8,7 +9,8 @@ At every block pair the adapters of each modality read the other one twice, arou
                  └─[ attention, MLP ]──(+)─────────────(+)──   tokens before either is written
 
 The paper and the authors' two code bases are three networks: `DGSCT` is that of the code for the downstream tasks,
-`DGSCTFewShot` that of the code for few-shot learning, pretraining and zero-shot transfer, `DGSCTPaper` that of equations 1-7.
+`DGSCTFewShot` that of the code for few-shot learning, pretraining and zero-shot transfer, `DGSCTPaper` that of
+equations 1-7.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ Gate = Literal["after_norm", "inside_norm"]
 
 
 class PromptMap(nn.Module):
-    """The other modality's tokens in the guided one's shape: p = (W_c u + b_c) F^T + b_F (paper, section 3.2).
+    """The other modality's tokens in the shape of the adapted ones: p = (W_c u + b_c) F^T + b_F (paper, section 3.2).
 
     `W_c` is the paper's two-dimensional convolution, in the code a 1 x 1 convolution with tokens as channels; F is the
     linear projection. The map p (N, C) itself is large and used only through its mean, `R p^T` and `A p`, which are
     re-associated where that needs less than half the multiplications (elsewhere it is slower in practice).
 
     Args:
-        own: the guided block.
-        other: the guiding block.
-        tokens: number K of latent tokens that will look at the map.
+        own: block whose tokens are adapted.
+        other: block of the other modality.
+        tokens: number K of latent tokens that attend over the map.
     """
 
     def __init__(self, own: BlockSpec, other: BlockSpec, tokens: int) -> None:
@@ -80,8 +82,8 @@ class BicubicMap(nn.Module):
     """The prompt map of the released S4 network: project, then resize the token grid (no convolution).
 
     Args:
-        own: the guided block.
-        other: the guiding block.
+        own: block whose tokens are adapted.
+        other: block of the other modality.
     """
 
     def __init__(self, own: BlockSpec, other: BlockSpec) -> None:
@@ -139,13 +141,13 @@ class _Modulate(torch.autograd.Function):
 
 
 class ReleasedAdapter(nn.Module):
-    """One adapter of the authors' code: a modality's tokens x (N, C), changed by what the other's tokens u (M, D) say.
+    """One adapter of the authors' code: it changes a modality's tokens x (N, C) by the other's tokens u (M, D).
 
-    Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. It keeps what the code has in
-    deviation from the paper: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the spatial
-    attention, factor `alpha Mc + beta Ms + 1 - alpha`, and everything from the latent tokens to the bottleneck.
-    Few-shot adapters add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a segment.
-    A component that is switched off has no parameters and leaves the rest of the factor as it is.
+    Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. It keeps what the code has
+    in deviation from the paper: ReLU on every projection, hidden width C/2, only the mean of the prompt map in the
+    spatial attention, factor `alpha Mc + beta Ms + 1 - alpha`, and everything from the latent tokens to the bottleneck.
+    Few-shot adapters add `gamma G` to that factor, a temporal gate G = sigmoid(linear(mean of the prompt map)) a
+    segment. A component that is switched off has no parameters and leaves the rest of the factor as it is.
 
     Args:
         own: the block whose tokens are changed.
@@ -209,22 +211,22 @@ class ReleasedAdapter(nn.Module):
             latent = self.tokens + self.map.read(self.tokens, other)
             attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
             x = torch.baddbmm(x, attention.to(x.dtype), (self.token_gate * latent).to(x.dtype))
-        guide = self.map.mean(other) if self.modulates else None
+        mean = self.map.mean(other) if self.modulates else None
         channel, spatial, scores = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1), None
         attended = x
         if self.channel:
-            # the guide is one vector a segment, so the mean over tokens moves inside the product
-            joint = F.relu(self.channel_guide(guide)) * F.relu(self.channel_own(x)).mean(1)
+            # the map's mean is one vector a segment, so the mean over tokens moves inside the product
+            joint = F.relu(self.channel_guide(mean)) * F.relu(self.channel_own(x)).mean(1)
             weights = torch.sigmoid(self.excite(F.relu(self.squeeze(joint)))).unsqueeze(1)
             attended = x * (weights + 1)
             channel = self.alpha * weights + 1 - self.alpha
         if self.spatial:
-            reader = (F.relu(self.spatial_guide(guide)) * self.score.weight).unsqueeze(-1)
+            reader = (F.relu(self.spatial_guide(mean)) * self.score.weight).unsqueeze(-1)
             scores = F.relu(self.spatial_own(attended)) @ reader + self.score.bias
             spatial = self.beta * torch.sigmoid(scores)
             scores = scores.squeeze(-1)
         if self.temporal:
-            channel = channel + self.gamma * torch.sigmoid(self.temporal_score(guide)).unsqueeze(1)
+            channel = channel + self.gamma * torch.sigmoid(self.temporal_score(mean)).unsqueeze(1)
         if self.modulates:
             x = _Modulate.apply(x, channel, spatial) if self.channel and self.spatial else x * (channel + spatial)
         x = self.bottleneck(self.norm_before(x))
@@ -292,10 +294,10 @@ class PaperAdapter(nn.Module):
 class PaperTemporalGate(nn.Module):
     """Equation 5: features of one modality -> RNN -> projection -> sigmoid, one gate a segment for the other.
 
-    The paper leaves the cell and its width open; here a GRU of width 256 over token means.
+    The paper leaves the RNN and its width open; here it is a GRU of width 256 over the means of the tokens.
 
     Args:
-        dim: channels of the guiding modality.
+        dim: channels of the modality that the gate is computed from.
     """
 
     def __init__(self, dim: int) -> None:
@@ -309,10 +311,10 @@ class PaperTemporalGate(nn.Module):
 
 
 class DualGuidance(PromptMethod):
-    """What the three networks of DG-SCT share: two adapters a block pair and modality, and how their components switch off.
+    """Base class of the three networks of DG-SCT: two adapters for each block pair and modality, with switches.
 
-    On the audio side `spatial` is frequency attention. In steps p1 and p2 each modality is changed by an adapter that reads
-    the other one's tokens.
+    On the audio side `spatial` is frequency attention. In steps p1 and p2 each modality is changed by an adapter that
+    reads the other modality's tokens.
 
     Args:
         spatial: spatial and frequency attention, the paper's M^vs and M^af.
@@ -360,7 +362,7 @@ class DualGuidance(PromptMethod):
         return tuple(added)
 
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
-        """Class token or mean, as every method; `state.maps` gets softmax(tanh s) of the last pair's spatial scores s."""
+        """Class token or mean; `state.maps` gets softmax(tanh s) of the spatial scores s of the last block pair."""
         for name, spec in zip(("visual", "audio"), self.last) if state.wants_maps else ():
             if name in state.memory:
                 state.maps[name] = state.clips(state.memory[name][:, spec.prefix:].unflatten(1, spec.grid))
@@ -462,11 +464,11 @@ class DGSCT(DualGuidance):
 class DGSCTFewShot(DualGuidance):
     """DG-SCT as the authors' code for few-shot learning, pretraining and zero-shot transfer has it.
 
-    The adapters are those of `DGSCT` with three differences: p1 reads the visual tokens after attention and the audio tokens
-    after the whole block; every adapter has a temporal gate of its own (which the norm behind it cancels where channel and
-    spatial attention are off); features are pooled as in plain CLIP and CLAP. The published settings are `alpha: 0.2,
-    beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the scripts for pretraining and zero-shot
-    transfer ignore what they are given and use 0.3, 0.01 and 0.05.
+    The adapters are those of `DGSCT` with three differences: p1 reads the visual tokens after attention and the audio
+    tokens after the whole block; every adapter has a temporal gate of its own (which the norm behind it cancels where
+    channel and spatial attention are off); features are pooled as in plain CLIP and CLAP. The published settings are
+    `alpha: 0.2, beta: 0.05` with `gamma: 0.01` (AVE's segments) or 0.05 (classification); the scripts for pretraining
+    and zero-shot transfer ignore what they are given and use 0.3, 0.01 and 0.05.
 
     Args:
         spatial: see `DualGuidance`.
@@ -526,8 +528,8 @@ class DGSCTPaper(DualGuidance):
         alpha: see `DualGuidance`.
         beta: see `DualGuidance`.
         gamma: see `DualGuidance`.
-        gate: `none`, the equations, or `zero_scalar`, a scalar gate an adapter that lets the network start as the frozen one
-            (a deviation; without it each of the equations' residuals doubles the features).
+        gate: `none`, the equations, or `zero_scalar`, a scalar gate an adapter that lets the network start as the
+            frozen one (a deviation; without it each of the equations' residuals doubles the features).
 
     Raises:
         ArgumentError: both directions are off.

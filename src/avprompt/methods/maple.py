@@ -16,23 +16,24 @@ from avprompt.methods.class_embeddings import ContextEmbeddings, on_meta
 
 
 class MaPLe(PromptMethod):
-    """n prompt tokens behind the image's patches, linear functions of n text prompts; the audio encoder runs plain.
+    """Adds n image prompts after the patches, linear functions of n text prompts; the audio encoder has no prompts.
 
         text prompts  P_0   P_1  ...  P_{J-1}      learned (n, W)     -> `MaPLeEmbeddings`, which reads them here
                        |     |          |          learned linear maps F_j
-        image prompts F_0   F_1  ...  F_{J-1}      new at each of the first J sites, from site J on they flow,
-                                                   and the last site leaves them behind
+        image prompts F_0   F_1  ...  F_{J-1}      new at each of the first J block pairs; from pair J on
+                                                   they are passed on, and removed after the last pair
 
-    Deviation: the published code puts the first image prompts before CLIP's first norm, here they stand behind it, as a
-    method sees tokens from the first block on; from site 1 on nothing differs.
+    Deviation: the published code inserts the first image prompts before CLIP's first norm. Here they are inserted after
+    it, because a method receives the tokens before the first block; from block pair 1 on nothing differs.
 
     Args:
-        num_tokens: n.
-        depth: J, sites with prompts of their own. A site is a visual block where audio has as many blocks.
+        num_tokens: number n of prompts.
+        depth: number J of block pairs with prompts of their own. If the audio encoder has as many blocks as the visual
+            one, a block pair is a visual block.
         text_width: width W of the text tower's tokens: 512 for ViT-B, 768 for ViT-L.
 
     Raises:
-        ArgumentError: a number is below 1; on `attach`, no plain visual blocks, or fewer sites than J.
+        ArgumentError: a number is below 1; on `attach`, no plain visual blocks, or fewer block pairs than J.
     """
 
     def __init__(self, num_tokens: int = 2, depth: int = 9, text_width: int = 512) -> None:
@@ -48,7 +49,8 @@ class MaPLe(PromptMethod):
             raise ArgumentError("prompts", "MaPLe", "a visual encoder of plain transformer blocks",
                                 "Use avprompt.encoders.CLIP.")
         if self.depth > len(sites):
-            raise ArgumentError("depth", self.depth, f"at most {len(sites)}, the number of sites", "Choose another.")
+            raise ArgumentError("depth", self.depth, f"at most {len(sites)}, the number of block pairs",
+                                "Choose another.")
         self.sites, shape = len(sites), (self.num_tokens, self.text_width)
         self.context = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
         self.deep = nn.Parameter(nn.init.normal_(torch.empty(self.depth - 1, *shape), std=0.02))
@@ -62,7 +64,7 @@ class MaPLe(PromptMethod):
         if 0 < site < self.depth:
             visual = torch.cat((visual[:, :-self.num_tokens], self._image_prompts(site, visual)), dim=1)
         visual = visual_block(visual)
-        if site + 1 == self.sites:  # what a task sees are the image's own tokens
+        if site + 1 == self.sites:  # tasks receive the image's own tokens only
             visual = visual[:, :-self.num_tokens]
         return visual, audio_block(audio)
 
@@ -72,11 +74,11 @@ class MaPLe(PromptMethod):
 
 
 class MaPLeEmbeddings(ContextEmbeddings):
-    """The text side of `MaPLe`, which owns the prompts: the first n words of each sentence, n tokens in deeper blocks.
+    """The text side of `MaPLe`, which holds the prompts: the first n words of each sentence, n tokens in deeper blocks.
 
     Args:
         tower: CLIP's text tower.
-        words: in front of each name; the first n are where the learned vectors begin, the others stay.
+        words: words before each name; the first n initialise the learned vectors, the others stay.
 
     Raises:
         ArgumentError: on `attach`, another prompt method, tokens of another width, or too few words.
@@ -89,7 +91,7 @@ class MaPLeEmbeddings(ContextEmbeddings):
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
         if not isinstance(prompts, MaPLe):
             raise ArgumentError("prompts", type(prompts).__name__, "MaPLe, which MaPLeEmbeddings belongs to",
-                                "Change the one or the other.")
+                                "Change one of the two.")
         width, count = self.tower.positional_embedding.shape[1], prompts.num_tokens
         if prompts.text_width != width:
             raise ArgumentError("text_width", prompts.text_width, f"{width}, the text tower's", "Set it on MaPLe.")

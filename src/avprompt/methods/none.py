@@ -1,4 +1,4 @@
-"""No prompts: the two frozen networks side by side, the run that every method is compared with."""
+"""No prompts: two frozen encoders side by side, the baseline of every method."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from avprompt.methods.base import PromptMethod, PromptState
 
 
 class NoPrompts(PromptMethod):
-    """Plain blocks, pooled by class token or mean. It has no parameters.
+    """Plain blocks, pooled by class token or mean; there are no parameters.
 
     Example:
         >>> from avprompt import AVPromptBackbone

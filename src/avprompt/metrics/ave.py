@@ -34,8 +34,8 @@ def predicted_categories(is_event: Tensor, event: Tensor) -> Tensor:
 class AVEAccuracy(Metric):
     """Share of segments whose category, background included, is right; in [0, 1], higher is better.
 
-    As published, every segment counts, whether or not its media could be decoded; `segments` is their number. On several
-    processes the result is that of one process with the same batches.
+    As published, every segment counts, whether or not its media could be decoded; `segments` is their number. On
+    several processes the result is that of one process with the same batches.
 
     Args:
         protocol: `exact` divides right segments by all segments. `released` is the mean over `update` calls of each

@@ -125,9 +125,9 @@ class AVSFScore(Metric):
     The curves of F over the thresholds (`f_curves`) are averaged over the frames in which something sounds; the score
     is the maximum of that mean curve.
 
-    The curve of every frame is kept until `compute`, 2 kB each. The curves of several processes are gathered in the order
-    of the processes. If each process has a contiguous part of the dataset, as with `avprompt.media.samplers.share`, both
-    protocols give the figure of one process.
+    The curve of every frame is kept until `compute`, 2 kB each. The curves of several processes are gathered in the
+    order of the processes. If each process has a contiguous part of the dataset, as with
+    `avprompt.media.samplers.share`, both protocols give the figure of one process.
 
     Args:
         protocol: `dataset` averages over all frames and takes one maximum. `released` takes the maximum of every group

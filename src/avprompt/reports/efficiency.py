@@ -81,7 +81,8 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
     texts = arguments.get("visual_texts") or arguments.get("audio_texts")
     with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
         model, data = build(flags, not texts)
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:  # it does not know CPUs' fused attention
+        # the counter does not know the fused attention of CPUs
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
             model.train()(data.example_batch(1))
     torch.manual_seed(0)
     model = build(flags, False)[0].to(device).train()
@@ -174,8 +175,9 @@ def compare_steps(paths: list[Path], settings: dict[str, Any], measured: Callabl
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     for line in [header, ["-" * width for width in widths], *lines]:
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
-    print("\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: ".format(
-        **settings) + "forward, one clip, a multiplication and an addition are two; each experiment in its own process.")
+    print("\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: "
+          "forward, one clip, a multiplication and an addition are two; each experiment in its own process."
+          .format(**settings))
     if failed:
         raise ConfigError("configs", f"{len(failed)} failed experiments: {sorted(failed)}", "all measured",
                           "Correct the cause and call again; with `--out` the others are kept.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -15,10 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any
 
-from avprompt.sweeps.run import SweepRun, read_json, write_json
+from avprompt.errors import ConfigError
+from avprompt.files import write_json
+from avprompt.sweeps.run import SweepRun, read_json
 
 #: exit codes of a run that was stopped from outside: Lightning's and the shell's, and Python's for a signal
 STOPPED = (143, 130, *(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)))
+#: what `execute` says where another sweep is at the run
+RUNNING = "another process is running it"
+#: threads that wait let others have the processor: where more run than there are cores, spinning ones cost most of the time
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: seconds that a run has for its checkpoint when it is told to stop
 GRACE = 60
 
@@ -28,7 +35,8 @@ def execute(run: SweepRun, threads: int | None = None,
     """Run the stages of a run that are missing, each in a process of its own.
 
     A training that was stopped resumes from its newest checkpoint, with the result that it would have had. After a
-    failure, or with other settings than last time, the run starts anew. A failure leaves failed.json.
+    failure the run starts anew, and what it had made is deleted. So it does with other settings than last time; what was
+    trained with those is kept, in earlier/. Nothing else in its folder is touched. A failure leaves failed.json.
 
     Args:
         run: what to execute.
@@ -37,23 +45,25 @@ def execute(run: SweepRun, threads: int | None = None,
 
     Returns:
         What went wrong, `None` where nothing did.
+
+    Raises:
+        ConfigError: the folder has files that no sweep has made.
     """
+    check_folders([run])
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {**WAITING, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     with run.log.open("a", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # another sweep runs it, perhaps one that was killed: its processes live on
-            return "another process is running it"
+            return RUNNING
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # this file system has no locks
                 raise
         before = read_json(run.record) or {}
         if run.failure.exists() or before.get("recipe") != run.recipe:
+            begin_anew(run, keep=before.get("recipe") != run.recipe and run.start() is not None)
             before = {}
-            for path in run.folder.iterdir():
-                if path != run.log:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             log.truncate(0)
         resumed = before.get("resumed", 0) + (run.outcome("fit") is None and run.start() is not None)
         write_json(run.record, {"variant": run.variant, "axis": run.axis, "seed": run.seed, "resumed": resumed,
@@ -79,6 +89,34 @@ def execute(run: SweepRun, threads: int | None = None,
                 write_json(run.failure, {"stage": stage, "code": code, "reason": reason})
                 return f"{stage} ended with code {code}, see {run.log}"
     return None
+
+
+def check_folders(runs: list[SweepRun]) -> None:
+    """See that runs have folders of their own.
+
+    Raises:
+        ConfigError: one has files that no sweep has made.
+    """
+    foreign = [str(run.folder) for run in runs if run.is_foreign()]
+    if foreign:
+        raise ConfigError("--out", f"files that no sweep has made in {', '.join(foreign)}", "new folders, or those of a sweep",
+                          "Nothing there was touched. Move them away, or give another --out.")
+
+
+def begin_anew(run: SweepRun, keep: bool) -> None:
+    """Clear what a sweep has made in a run's folder: put it into `earlier/1` and so on, or delete it."""
+    if keep:
+        place = next(path for path in (run.folder / "earlier" / str(number) for number in itertools.count(1))
+                     if not path.exists())
+        place.mkdir(parents=True)
+        shutil.copyfile(run.log, place / run.log.name)
+    for path in run.made:
+        if keep:
+            path.rename(place / path.name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def end(processes: list[subprocess.Popen]) -> None:

@@ -20,8 +20,8 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
                quickstart: bool = False) -> tuple[list[SweepRun], str]:
     """Read a sweep file: its runs, and the metric that the table shows.
 
-    The file has `experiment` (a name as for `--config`, or a path from its folder), `metric`, and `variants` (name -> list of flags,
-    as on a command line). Besides:
+    The file has `experiment` (a name as for `--config`, or a path from its folder), `metric`, and `variants` (name ->
+    list of flags, as on a command line). Besides:
 
     - `tasks` (name -> `experiment`, `metric`, and `quickstart`, the experiment on the synthetic dataset) instead of the
       first two.
@@ -95,9 +95,30 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
             last = sources(["--config", str(config), *flags])[-1][1] if name in varied else {}
             alone = (next(iter(flatten(last))), varied[name][1]) if name in varied else None
             made.append((str(name), point, config, flags + more, zero_shot, alone))
-    return [SweepRun(name, seed, config, flags, out / "-".join(
+    runs = [SweepRun(name, seed, config, flags, out / "-".join(
         [name, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]), point, zero_shot, alone)
-        for seed in seeds for name, point, config, flags, zero_shot, alone in made], chosen["metric"]
+        for seed in seeds for name, point, config, flags, zero_shot, alone in made]
+    check_names(path, runs)
+    return runs, chosen["metric"]
+
+
+def check_names(path: Path, runs: list[SweepRun]) -> None:
+    """See that every run has a folder of its own, right below the sweep's.
+
+    Raises:
+        ConfigError: a name leads elsewhere or is too long for a file system, or two are the same.
+    """
+    taken: dict[str, SweepRun] = {}
+    for run in runs:
+        name = run.folder.name
+        values = [run.variant, *map(str, run.axis or ())]
+        if any(re.search(r"[/\\\x00-\x1f]", value) for value in values) or name.startswith(".") or len(name.encode()) > 200:
+            raise ConfigError(f"{path}: variants", repr(run.name), "a name that a folder may have: no slashes, no dot in "
+                              "front, at most 200 bytes", "Rename the variant.")
+        other = taken.setdefault(name.casefold(), run)
+        if other is not run:
+            raise ConfigError(f"{path}: variants", f"{other.name!r} and {run.name!r}, which would share the folder {name}",
+                              "names that differ, not only as number and text or in upper and lower case", "Rename one.")
 
 
 def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:

@@ -61,8 +61,21 @@ class SweepRun:
 
     @property
     def record(self) -> Path:
-        """This file says what the run was started with."""
+        """This file says what the run was started with; a folder with it is one that a sweep made."""
         return self.folder / "run.json"
+
+    @property
+    def made(self) -> list[Path]:
+        """What a sweep has made in the folder, without its log."""
+        return [path for path in (*(self.folder / stage for stage in ("fit", "test")), self.failure, self.record)
+                if path.exists() or path.is_symlink()]
+
+    def is_foreign(self) -> bool:
+        """Whether somebody else's files stand in the folder: there is something and no record of a sweep."""
+        record = read_json(self.record)
+        if isinstance(record, dict) and "recipe" in record:
+            return False
+        return self.folder.exists() and (not self.folder.is_dir() or any(path != self.log for path in self.folder.iterdir()))
 
     @cached_property
     def recipe(self) -> list[Any]:
@@ -100,13 +113,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as a whole: an interruption leaves the old one."""
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
 
 
 def last(recipe: list[Any], path: str) -> Any:

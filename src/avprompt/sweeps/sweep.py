@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
-from avprompt.sweeps.local import Processes
+from avprompt.sweeps.local import RUNNING, Processes, check_folders
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.sweeps.slurm import Slurm
@@ -43,21 +43,28 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def follow(jobs: dict[Any, SweepRun], runs: list[SweepRun], metric: str, out: Path) -> dict[str, str]:
-    """Wait for all jobs, show which ones run, and keep the tables up to date.
+def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str,
+           out: Path) -> dict[str, str]:
+    """Execute runs, show which ones are under way, and keep the tables up to date.
+
+    A run at which another sweep works is looked at again when that one is done.
 
     Returns:
         Name of a run -> what went wrong.
     """
-    problems, begun = {}, time.time()
+    problems, begun, jobs = {}, time.time(), dict(zip(executor.submit(todo), todo))
     with tqdm(total=len(runs), initial=len(runs) - len(jobs), desc="sweep", unit="run", smoothing=0) as bar:
         while jobs:
+            elsewhere: list[SweepRun] = []
             for job in [job for job in jobs if job.done()]:
                 run, problem = jobs.pop(job), None
                 try:
                     problem = job.result()
                 except (RuntimeError, OSError, ConfigError) as error:  # of the job, not of the run in it
                     problem = f"{type(error).__name__}: {error}"
+                if problem == RUNNING and isinstance(executor, Processes):
+                    elsewhere.append(run)
+                    continue
                 bar.update(problem is None)
                 if problem:
                     problems[run.name] = problem
@@ -68,7 +75,9 @@ def follow(jobs: dict[Any, SweepRun], runs: list[SweepRun], metric: str, out: Pa
             text = "now " + "; ".join(now) if now else ""
             if text != bar.postfix or sys.stderr.isatty():
                 bar.set_postfix_str(text)
-            time.sleep(PAUSE if jobs else 0)
+            time.sleep(PAUSE if jobs or elsewhere else 0)
+            jobs |= zip(executor.submit(elsewhere), elsewhere)
+    write_failures(runs, problems, out)  # also of runs that another sweep has finished since
     return problems
 
 
@@ -76,7 +85,8 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
           task: str | None = None, quickstart: bool = False, slurm: bool | dict[str, Any] = False) -> None:
     """Run every variant of a sweep with every value of its axis and every seed: fit, then test the selected checkpoint.
 
-    A finished run is not repeated. Ctrl-C or SIGTERM stop the sweep; the same command resumes it, and each run that was
+    A finished run is not repeated. Several sweeps may work in one folder at once, on one machine or several: each run is
+    executed by one of them. Ctrl-C or SIGTERM stop the sweep; the same command resumes it, and each run that was
     stopped from its last checkpoint. A run that fails is reported with its reason, there and in failed.csv, and the
     others proceed; the next call tries it again. Results are in results.csv, summary.csv, summary.md and, where the
     sweep varies an argument, in a plot.
@@ -95,8 +105,8 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
 
     Raises:
         ArgumentError: there is no worker, or a seed occurs twice.
-        ConfigError: the file is missing or has other keys; finished runs have other settings; there is no cluster; at
-            the end, some runs are not finished.
+        ConfigError: the file is missing or has other keys; finished runs have other settings; a run's folder has files
+            that no sweep has made; there is no cluster; at the end, some runs are not finished.
     """
     file = find_file(file, subject="sweep", places=(EXPERIMENTS / "sweeps",))
     if workers < 1:
@@ -112,6 +122,7 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
     if other:
         raise ConfigError(file, f"other settings than those of the finished {', '.join(other)}", "the same settings",
                           "Move these folders away, or give another --out.")
+    check_folders(todo)
     out.mkdir(parents=True, exist_ok=True)
     if slurm is not False:
         executor: Processes | Slurm = Slurm(out, workers, todo, {} if slurm is True else slurm)
@@ -120,7 +131,7 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished; {workers} at a time", flush=True)
     with stoppable():
         try:
-            problems = follow(dict(zip(executor.submit(todo), todo)), runs, metric, out) if todo else {}
+            problems = follow(executor, todo, runs, metric, out)
         except BaseException:
             executor.stop()
             summarise(runs, metric, out)

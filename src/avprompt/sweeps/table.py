@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 from pathlib import Path
 from typing import Any
 
 from avprompt.errors import ConfigError
+from avprompt.files import write_whole
 from avprompt.sweeps.run import SweepRun, read_json
 
 
@@ -106,7 +108,7 @@ def summarise(runs: list[SweepRun], metric: str, out: Path) -> str:
     write_csv(out / "results.csv", [*columns_of(runs), metric, "trainable", "fit_seconds"], collect(runs, metric))
     write_csv(out / "summary.csv", list(condensed[0]), condensed)
     text = markdown(runs, metric)
-    (out / "summary.md").write_text(text, encoding="utf-8")
+    write_whole(out / "summary.md", text.encode())
     return text
 
 
@@ -116,14 +118,16 @@ def write_failures(runs: list[SweepRun], problems: dict[str, str], out: Path) ->
               **(read_json(run.failure) or {"reason": problems.get(run.name)}), "log": run.log}
              for run in runs if run.failure.exists() or run.name in problems]
     path = out / "failed.csv"
-    write_csv(path, [*columns_of(runs), "stage", "code", "reason", "log"], lines)
-    if not lines:
-        path.unlink()
+    if lines:
+        write_csv(path, [*columns_of(runs), "stage", "code", "reason", "log"], lines)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_csv(path: Path, columns: list[str], lines: list[dict[str, Any]]) -> None:
     """Write lines, which may lack columns, below a header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(lines)
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, columns)
+    writer.writeheader()
+    writer.writerows(lines)
+    write_whole(path, table.getvalue().encode())

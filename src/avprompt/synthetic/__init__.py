@@ -1,7 +1,13 @@
-"""The generated world, in each dataset's own layout, and the recipe of the tiny encoders."""
+"""Synthetic datasets in the layout of each real dataset, and the pretraining of the tiny encoders."""
 
 from avprompt.synthetic import ave, avsbench, kinetics_sounds, llp, music_avqa, vggsound
 
-#: dataset -> what writes a generated world in its layout
-SYNTHETIC_DATASETS = {"ave": ave.synthesize, "kinetics_sounds": kinetics_sounds.synthesize, "llp": llp.synthesize,
-          "avsbench": avsbench.synthesize, "music_avqa": music_avqa.synthesize, "vggsound": vggsound.synthesize}
+#: dataset -> function that writes a synthetic dataset in its layout
+SYNTHETIC_DATASETS = {
+    "ave": ave.synthesize,
+    "kinetics_sounds": kinetics_sounds.synthesize,
+    "llp": llp.synthesize,
+    "avsbench": avsbench.synthesize,
+    "music_avqa": music_avqa.synthesize,
+    "vggsound": vggsound.synthesize,
+}

@@ -1,4 +1,4 @@
-"""The generated world in AVE's own layout: real mp4 files with sound, Annotations.txt and split files."""
+"""Synthetic dataset in AVE's layout: real mp4 files with sound, Annotations.txt and split files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from avprompt.synthetic.scenes import (
     render_frames,
 )
 
-#: the same bytes on every run and processor, which x264 does not promise otherwise
+#: options with which x264 writes the same bytes on every run and processor
 X264 = {"crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
@@ -51,7 +51,7 @@ def write_video(path: Path, scene: Scene, seconds: int = SECONDS) -> None:
 
 
 def clip_scene(seed: int, index: int, settings: Settings) -> Scene:
-    """Scene number `index` of a world: the same whatever else is generated."""
+    """Scene number `index` of a dataset; it does not depend on what else is generated."""
     return draw_scene(np.random.default_rng([seed, index]), settings, category=index % settings.classes)
 
 
@@ -62,22 +62,22 @@ def _write(job: tuple[Path, Scene, Callable[[Path, Scene], None]]) -> None:
 
 
 def write_dataset(root: Path, scenes: dict[str, Scene], workers: int = 2,
-                write: Callable[[Path, Scene], None] = write_video) -> None:
-    """Write `root`/scenes.jsonl and render each scene into `root`/videos/<id>.mp4, those that are not there yet.
+                  write: Callable[[Path, Scene], None] = write_video) -> None:
+    """Write `root`/scenes.jsonl and render each scene that has no file yet into `root`/videos/<id>.mp4.
 
     Args:
         root: folder to write.
         scenes: by id.
         workers: processes.
-        write: makes the file of a scene, last of all that it makes.
+        write: writes all files of a scene, the video last, because the video's presence means that the scene is done.
 
     Raises:
-        DatasetError: another world stands in `root`.
+        DatasetError: `root` holds another synthetic dataset.
     """
     (root / "videos").mkdir(parents=True, exist_ok=True)
     side = "".join(json.dumps({"id": clip, **scene.as_dict()}) + "\n" for clip, scene in scenes.items())
     if (root / "scenes.jsonl").is_file() and (root / "scenes.jsonl").read_text(encoding="utf-8") != side:
-        raise DatasetError(root, "another generated world", "an empty folder, or the same arguments as before",
+        raise DatasetError(root, "another synthetic dataset", "an empty folder, or the same arguments as before",
                            "Choose another folder or remove this one.")
     (root / "scenes.jsonl").write_text(side, encoding="utf-8")
     jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
@@ -87,7 +87,7 @@ def write_dataset(root: Path, scenes: dict[str, Scene], workers: int = 2,
 
 
 def split_of(index: int, classes: int) -> str:
-    """Split of clip `index` where classes take turns: six tenths train, a fifth each val and test, balanced.
+    """Split of clip `index` if classes take turns: six tenths train, a fifth each val and test, balanced by class.
 
     Every block of 5 * classes clips holds each class five times: three for training, one each for the others.
     """
@@ -104,17 +104,17 @@ def synthesize(
     noise: float = 0.3,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in AVE's layout.
+    """Write a synthetic dataset in AVE's layout.
 
     `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), Annotations.txt, trainSet.txt, valSet.txt and
-    testSet.txt in AVE's format, categories.txt, and scenes.jsonl with everything that is in each scene. Six tenths of
+    testSet.txt in AVE's format, categories.txt, and scenes.jsonl with the full description of each scene. Six tenths of
     the clips are for training, a fifth each for validation and test; every class is equally frequent in each. The
-    same arguments give the same world.
+    same arguments give the same dataset.
 
     Args:
         root: folder to write.
         videos: number of clips.
-        seed: of the world.
+        seed: of the dataset.
         classes: categories in use, 2 to 8.
         silent_objects: objects in view that make no sound.
         offscreen_sounds: sounds whose object is not in view.
@@ -126,11 +126,12 @@ def synthesize(
 
     Raises:
         ArgumentError: too few videos or categories.
-        DatasetError: another world stands in `root`.
+        DatasetError: `root` holds another synthetic dataset.
     """
     settings = Settings(classes, silent_objects, offscreen_sounds, noise)
     if videos < 5 * classes:
-        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split", "Ask for more.")
+        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split",
+                            "Ask for more.")
     root = Path(root)
     ids = [f"world{seed:03d}{index:06d}" for index in range(videos)]
     scenes = [clip_scene(seed, index, settings) for index in range(videos)]

@@ -1,8 +1,8 @@
-"""The generated world in AVSBench's own layout: frames, masks of what sounds, wav files, and mp4 files of the same.
+"""Synthetic dataset in AVSBench's layout: frames, masks of the sounding objects, wav files, and mp4 files of the same.
 
-Objects that sound lie over those that never do. In S4 one object is seen and heard for all five seconds, among silent
-ones; in MS3 two or three come and go, and so do their sounds: masks change from second to second, and are empty where
-nothing sounds that is seen.
+Sounding objects are drawn over silent ones. In S4 one object is seen and heard for all five seconds, among silent
+objects. In MS3 two or three objects come and go, and so do their sounds: masks change from second to second, and are
+empty where no visible object sounds.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from avprompt.synthetic.scenes import (
     render_mask,
 )
 
-SOUNDING = {"s4": (1, 1), "ms3": (2, 3)}  # objects that sound, fewest and most
+SOUNDING = {"s4": (1, 1), "ms3": (2, 3)}  # least and largest number of sounding objects
 
 
 def draw_scene(rng: np.random.Generator, setting: Setting, settings: Settings, category: int) -> Scene:
     """Draw five seconds in which an object of `category` sounds, and in MS3 one or two others.
 
     Args:
-        rng: all chance.
+        rng: source of all random draws.
         setting: `s4` or `ms3`.
-        settings: how hard the world is; nothing sounds off screen.
+        settings: how hard the dataset is; nothing sounds off screen.
         category: of the first object that sounds.
     """
     least, most = SOUNDING[setting]
@@ -61,7 +61,7 @@ def draw_scene(rng: np.random.Generator, setting: Setting, settings: Settings, c
 
 
 def _write_clip(path: Path, scene: Scene, root: Path) -> None:
-    """Frames, masks, wav file, and last the mp4 file, whose being there says that all are."""
+    """Write frames, masks, wav file, and last the mp4 file: its presence means that the others are complete."""
     setting, size = scene.extra["setting"], scene.extra["size"]
     target = files(root, setting, Video(**scene.extra["video"]))
     for file in (target.frames[0], target.masks[0], target.audio):
@@ -93,18 +93,18 @@ def synthesize(
     size: int = 64,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in AVSBench's layout.
+    """Write a synthetic dataset in AVSBench's layout.
 
     `root` gets the setting's table and folders (`Single-source` or `Multi-sources`) with frames, masks and wav files,
-    videos/<name>.mp4 (five seconds each, picture and sound), categories.txt, and scenes.jsonl with all that is in
-    each scene. Frame and mask of a second show its middle. Six tenths of the videos are for training, a fifth each for
-    validation and test. The same arguments give the same world.
+    videos/<name>.mp4 (five seconds each, picture and sound), categories.txt, and scenes.jsonl with the full
+    description of each scene. Frame and mask of a second show its middle. Six tenths of the videos are for training, a
+    fifth each for validation and test. The same arguments give the same dataset.
 
     Args:
-        root: folder to write; one setting each.
+        root: folder to write; each setting needs its own.
         setting: `s4`, one object sounds, or `ms3`, two or three come and go.
         videos: number of videos.
-        seed: of the world.
+        seed: of the dataset.
         classes: categories in use, 2 to 8.
         silent_objects: objects in view that make no sound.
         noise: visual clutter and background noise, 0 to 1.
@@ -116,7 +116,7 @@ def synthesize(
 
     Raises:
         ArgumentError: an unknown setting, or too few videos or categories.
-        DatasetError: another world stands in `root`.
+        DatasetError: `root` holds another synthetic dataset.
     """
     if setting not in SOUNDING:
         raise ArgumentError("setting", setting, " or ".join(SOUNDING), "Correct the argument.")

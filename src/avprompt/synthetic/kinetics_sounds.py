@@ -1,4 +1,4 @@
-"""The generated world in Kinetics-Sounds' own layout: one action a clip, seen and heard from beginning to end."""
+"""Synthetic dataset in Kinetics-Sounds' layout: one action a clip, seen and heard from beginning to end."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from avprompt.synthetic.scenes import CATEGORIES, SECONDS, Scene, Settings, Soun
 
 
 def action_scene(seed: int, index: int, settings: Settings) -> Scene:
-    """Scene number `index` of a world: the same whatever else is generated.
+    """Scene number `index` of a dataset; it does not depend on what else is generated.
 
     The object of the action is in view and sounds all the time. Half of the silent objects are in view and half of the
-    off-screen sounds are heard all the time too, the others come and go: often only both together tell the action.
+    off-screen sounds are heard all the time too; the others come and go. Often only both modalities together identify
+    the action.
     """
     rng = np.random.default_rng([seed, index])
     scene = draw_scene(rng, settings, category=index % settings.classes)
@@ -40,17 +41,17 @@ def synthesize(
     noise: float = 0.3,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in Kinetics-Sounds' layout.
+    """Write a synthetic dataset in Kinetics-Sounds' layout.
 
     `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), train.csv, val.csv and test.csv in Kinetics'
-    format, classes.txt, and scenes.jsonl with everything that is in each scene. Six tenths of the clips are for
+    format, classes.txt, and scenes.jsonl with the full description of each scene. Six tenths of the clips are for
     training, a fifth each for validation and test; every class is equally frequent in each. The same arguments give the
-    same world.
+    same dataset.
 
     Args:
         root: folder to write.
         videos: number of clips, at most 1000000.
-        seed: of the world, 0 to 999.
+        seed: of the dataset, 0 to 999.
         classes: categories in use, 2 to 8.
         silent_objects: objects in view that make no sound.
         offscreen_sounds: sounds whose object is not in view.
@@ -61,18 +62,19 @@ def synthesize(
         Number of clips by split.
 
     Raises:
-        ArgumentError: too few or too many videos, too few categories, or a seed that no id has room for.
-        DatasetError: another world stands in `root`.
+        ArgumentError: too few or too many videos, too few categories, or a seed that does not fit into the ids.
+        DatasetError: `root` holds another synthetic dataset.
     """
     settings = Settings(classes, silent_objects, offscreen_sounds, noise)
     if not 5 * classes <= videos <= 1_000_000:
         raise ArgumentError("videos", videos, f"{5 * classes} (one of each class in each split) to 1000000",
                             "Choose another number.")
     if not 0 <= seed < 1000:
-        raise ArgumentError("seed", seed, "0 to 999: it stands in the ids", "Choose another seed.")
+        raise ArgumentError("seed", seed, "0 to 999, because ids contain it", "Choose another seed.")
     root = Path(root)
     actions = [Action(f"ks{seed:03d}{index:06d}", 0, SECONDS, index % classes) for index in range(videos)]
-    write_dataset(root, {action.id: action_scene(seed, index, settings) for index, action in enumerate(actions)}, workers)
+    scenes = {action.id: action_scene(seed, index, settings) for index, action in enumerate(actions)}
+    write_dataset(root, scenes, workers)
     counts = {}
     for split in ("train", "val", "test"):
         chosen = [action for index, action in enumerate(actions) if split_of(index, classes) == split]

@@ -1,4 +1,4 @@
-"""The generated world in LLP's own layout: what is heard and what is seen come and go on their own."""
+"""Synthetic dataset in LLP's layout: audible and visible events come and go independently of each other."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ KINDS = (("audio",), ("visual",), ("audio", "visual"))
 
 
 def parsing_scene(seed: int, index: int, settings: Settings) -> Scene:
-    """Scene number `index` of a world: the same whatever else is generated.
+    """Scene number `index` of a dataset; it does not depend on what else is generated.
 
-    One to three categories, each heard, seen, or both, for 3 to 10 seconds each time; sounds lie in different bands.
+    It has one to three categories, each heard, seen, or both, for 3 to 10 seconds; sounds lie in different bands.
     """
     rng = np.random.default_rng([seed, index])
     category = index % settings.classes
@@ -43,16 +43,17 @@ def synthesize(
     noise: float = 0.3,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in LLP's layout.
+    """Write a synthetic dataset in LLP's layout.
 
     `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), the five csv files of LLP, categories.txt, and
-    scenes.jsonl with everything that is in each scene. Six tenths of the videos are for training, a fifth each for
-    validation and test; every class is equally often a video's first in each. The same arguments give the same world.
+    scenes.jsonl with the full description of each scene. Six tenths of the videos are for training, a fifth each for
+    validation and test; in each split, every class is equally often the first of a video. The same arguments give the
+    same dataset.
 
     Args:
         root: folder to write.
         videos: number of videos, at most 100000.
-        seed: of the world, 0 to 999.
+        seed: of the dataset, 0 to 999.
         classes: categories in use, 2 to 8.
         noise: visual clutter and background noise, 0 to 1.
         workers: processes.
@@ -61,15 +62,15 @@ def synthesize(
         Number of videos by split.
 
     Raises:
-        ArgumentError: too few or too many videos, too few categories, or a seed that no id has room for.
-        DatasetError: another world stands in `root`.
+        ArgumentError: too few or too many videos, too few categories, or a seed that does not fit into the ids.
+        DatasetError: `root` holds another synthetic dataset.
     """
     settings = Settings(classes, silent_objects=0, offscreen_sounds=0, noise=noise)
     if not 5 * classes <= videos <= 100_000:
         raise ArgumentError("videos", videos, f"{5 * classes} (one of each class in each split) to 100000",
                             "Choose another number.")
     if not 0 <= seed < 1000:
-        raise ArgumentError("seed", seed, "0 to 999: it stands in the ids", "Choose another seed.")
+        raise ArgumentError("seed", seed, "0 to 999, because ids contain it", "Choose another seed.")
     root = Path(root)
     scenes = {f"llp{seed:03d}{index:05d}": parsing_scene(seed, index, settings) for index in range(videos)}
     write_dataset(root, scenes, workers)

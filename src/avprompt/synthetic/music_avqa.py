@@ -1,17 +1,17 @@
-"""The generated world in MUSIC-AVQA's layout: real mp4 files with sound, and questions in its wording.
+"""Synthetic dataset in MUSIC-AVQA's layout: real mp4 files with sound, and questions in the wording of the dataset.
 
-A scene shows one to three objects side by side (left, middle, right) and plays one or two sounds, whose objects are in
-view or not. Two objects may be of one category. Of two sounds one is about twice as loud, and they lie in different
-bands. What words mean here:
+A scene shows one to three objects side by side (left, middle, right) and plays one or two sounds, whose objects may or
+may not be in view. Two objects may have the same category. Of two sounds, one is about twice as loud as the other, and
+they lie in different bands. The words of the questions have these meanings:
 
-- an object *sounds* where a sound of its category is heard while it is in view (where both exist they overlap for at
-  least two seconds), and *comes in* at the first second of that;
-- it is *always playing* where it sounds as long as it is in view;
+- an object *sounds* if a sound of its category is heard while it is in view (where both exist, they overlap for at
+  least two seconds), and it *comes in* at the first second of the overlap;
+- it is *always playing* if it sounds as long as it is in view;
 - a *voiceover* is a sound whose object is never in view;
 - the instrument on the left of another is the next one on that side.
 
-Audio questions follow from the sound alone and visual ones from the picture alone; audio-visual ones take both. A
-question is asked only where it has one answer.
+Audio questions follow from the sound alone and visual questions from the picture alone; audio-visual questions need
+both. A question is asked only if it has exactly one answer.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Asked = tuple[str, str, str, tuple[str, ...], str]
 
 
 def _touching(rng: np.random.Generator, span: tuple[int, int]) -> tuple[int, int]:
-    """An interval of a sound that shares two seconds or more with `span`; it covers all of it in four cases of ten."""
+    """A random interval that overlaps `span` by at least two seconds; in four cases of ten it covers all of `span`."""
     if rng.random() < 0.4:
         return draw_interval(rng, span)
     while True:
@@ -75,7 +75,7 @@ def draw_scene(rng: np.random.Generator, classes: int = 8, noise: float = 0.3) -
 
 
 def clip_scene(seed: int, index: int, classes: int, noise: float) -> Scene:
-    """Scene number `index` of a world: the same whatever else is generated."""
+    """Scene number `index` of a dataset; it does not depend on what else is generated."""
     return draw_scene(np.random.default_rng([seed, index]), classes, noise)
 
 
@@ -84,26 +84,26 @@ def _place(thing: Thing) -> str:
 
 
 def _beside(things: list[Thing], thing: Thing, side: str) -> list[Thing]:
-    """The next object on one side of another, of those in order from left to right; none, or one."""
+    """The neighbour of `thing` on one side, as a list of one or no object; `things` are ordered from left to right."""
     place = things.index(thing)
     return things[max(place - 1, 0):place] if side == "left" else things[place + 1:place + 2]
 
 
 def _ends(values: dict[int, int]) -> dict[str, int]:
-    """`first` and `last` -> the one key with the smallest and the largest value, where there is only one."""
+    """`first` and `last` -> the key with the smallest and the largest value, if it is unique."""
     found = {"first": min(values.values(), default=0), "last": max(values.values(), default=0)}
     return {name: keys[0] for name, value in found.items()
             if len(keys := [key for key in values if values[key] == value]) == 1}
 
 
 def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iterator[Asked]:
-    """Questions that have one answer in a scene; chance chooses objects that are not there, and the order of two."""
+    """Questions with one answer in a scene; `rng` draws the objects that are absent, and the order of two names."""
     things, sounds = sorted(scene.things, key=lambda t: t.position[0]), {s.category: s for s in scene.sounds}
     seen, heard = list(dict.fromkeys(t.category for t in things)), list(sounds)
     alone = {c: t for t in things if (c := t.category) in seen and sum(c == o.category for o in things) == 1}
     sounding = [t for t in things if t.category in sounds]
     onsets = {t.category: max(t.start, sounds[t.category].start) for t in sounding}
-    # a pair of equal objects is at two places: of those no one is first
+    # two objects of one category stand at two places, so that neither is the first
     first_and_last = {end: c for end, c in _ends(onsets).items() if c in alone}
 
     def pair(one: int, two: int) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
             for beside in _beside(things, thing, side):
                 yield ask("Visual", "Location", "What is the instrument on the <LR> of <Object>?",
                           CATEGORIES[beside.category], side, CATEGORIES[category])
-        # of two objects only one has another on that side: no need to listen
+        # of two objects only one has a neighbour on that side, which answers the question without sound
         for end, category in first_and_last.items() if len(things) > 2 else ():
             for beside in _beside(things, alone[category], side):
                 yield ask("Audio-Visual", "Location", "What is the <LR> instrument of the <FL> sounding instrument?",
@@ -204,12 +204,12 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
 
 def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, classes: int = 8,
               kinds: Sequence[str] = KINDS) -> dict[str, list[dict]]:
-    """Questions about a world's scenes, records of avqa-<split>.json by split.
+    """Questions about the scenes of a dataset, as records of avqa-<split>.json by split.
 
-    In every split each video is asked in turn, always the kind of question that has been asked least, and of that the
-    wording and answer that came least: kinds, and answers to each wording, become about equally frequent. Validation
-    and test use words and answers of the training questions alone. Six tenths of the videos are for training, a fifth
-    each for validation and test. With some of the `kinds` alone, a video may have fewer questions than `per_video`.
+    In every split the videos take turns. Each receives the kind of question that has been asked least so far, and among
+    those the wording and answer that occurred least, so that kinds, and answers to each wording, become about equally
+    frequent. Validation and test use only words and answers of the training questions. Six tenths of the videos are for
+    training, a fifth each for validation and test. With few `kinds`, a video may get fewer questions than `per_video`.
 
     Raises:
         ArgumentError: too few training questions for that, or a split without any question.
@@ -232,7 +232,7 @@ def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, class
                     asked[-1] in known.answer_index and set(tokenise(asked[2], asked[3])) <= set(known.words))]
                 if not usable:
                     raise ArgumentError("videos, questions_per_video", f"{len(ids)}, {per_video}",
-                                        "enough training questions to teach the words of the others", "Ask for more.")
+                                        "training questions with all words of the other splits", "Ask for more.")
                 ranks = [(counts[a[:2]], counts[a[2], a[-1]], order.random()) for a in usable]
                 asked = usable[ranks.index(min(ranks))]
                 left.remove(asked)
@@ -262,20 +262,21 @@ def synthesize(
     kinds: Sequence[str] = KINDS,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in MUSIC-AVQA's layout.
+    """Write a synthetic dataset in MUSIC-AVQA's layout.
 
     `root` gets videos/<id>.mp4 (ten seconds each, picture and sound: `stride: null`), json/avqa-{train,val,test}.json,
-    ques_vocab.txt and ans_vocab.txt, categories.txt, and scenes.jsonl with everything that is in each scene. Six
-    tenths of the videos are for training, a fifth each for validation and test. The same arguments give the same world.
+    ques_vocab.txt and ans_vocab.txt, categories.txt, and scenes.jsonl with the full description of each scene. Six
+    tenths of the videos are for training, a fifth each for validation and test. The same arguments give the same
+    dataset.
 
     Args:
         root: folder to write.
         videos: number of videos.
-        questions_per_video: of every video, all different.
-        seed: of the world.
+        questions_per_video: number of questions about every video, all different.
+        seed: of the dataset.
         classes: categories in use, 4 to 8.
         noise: visual clutter and background noise, 0 to 1.
-        kinds: of questions to ask, in every group that has them.
+        kinds: kinds of questions to ask, in every group that has them.
         workers: processes.
 
     Returns:
@@ -283,7 +284,7 @@ def synthesize(
 
     Raises:
         ArgumentError: too few videos, or a number is out of its range.
-        DatasetError: another world stands in `root`.
+        DatasetError: `root` holds another synthetic dataset.
     """
     for name, value, least, most in (("videos", videos, 10, 10**8 - 1), ("classes", classes, 4, len(CATEGORIES)),
                                      ("questions_per_video", questions_per_video, 1, MOST_QUESTIONS)):

@@ -1,9 +1,10 @@
 """Pretraining of the tiny encoders: `python -m avprompt.synthetic.pretrain --modality visual`.
 
-Like their large relatives they learn what is there, not what belongs together. Swin-V2 (`visual`) names every shape
-and colour in a crowded picture, HTS-AT (`audio`) every sound in a crowded second; CLIP (`clip`) and CLAP (`clap`) learn
-with a text tower which caption belongs to which picture or second. None ever meets the other modality, nor a clip of a
-generated dataset (pictures and seconds are drawn one by one from seeds of their own).
+Like their large counterparts, they learn what an input contains, not which sounds and objects belong together. Swin-V2
+(`visual`) learns to name every shape and colour in a crowded picture, and HTS-AT (`audio`) every sound in a crowded
+second. CLIP (`clip`) and CLAP (`clap`) learn with a text tower which caption belongs to which picture or second. None
+of them sees the other modality, nor a clip of a synthetic dataset: pictures and seconds are drawn one by one from other
+seeds.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ from avprompt.encoders.text import CLAP_TEMPLATE, CLIP_TEMPLATE, TextTower, clas
 from avprompt.encoders.tiny import WEIGHTS, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, TinyHTSAT, TinySwinV2
 from avprompt.synthetic import scenes
 
-SEED = 10**9  # far from the seeds of generated datasets
-COLOURS_SAID, ALL_SAID = 0.3, 0.6  # shares of captions that say colours, and that leave nothing out
+SEED = 10**9  # far from the seeds of synthetic datasets
+COLOURS_SAID, ALL_SAID = 0.3, 0.6  # shares of captions that name colours, and that name everything
 MAX_SCALE = math.log(100)  # CLIP's bound
 COLOUR_NAMES = ("red", "blue", "yellow", "green", "purple", "white")  # of scenes.COLOURS
 
 
 class Pictures(Dataset):
-    """Single pictures with some objects; labels say which shapes and which colours are there.
+    """Single pictures with some objects; the labels say which shapes and which colours occur.
 
     Args:
         count: pictures.
         seed: of the stream.
-        objects: number of objects in a picture, least and most.
+        objects: least and largest number of objects in a picture.
     """
 
     labels = len(scenes.CATEGORIES) + len(scenes.COLOURS)
@@ -82,13 +83,13 @@ class Pictures(Dataset):
 
     @staticmethod
     def facts(thing: tuple[int, int]) -> tuple[int, int]:
-        """What may be said of an object, as places in `phrases`: its shape, or shape and colour."""
+        """Indices into `phrases` of what a caption may say of an object: its shape, or its shape and colour."""
         category, colour = thing
         return category, len(scenes.CATEGORIES) + category * len(scenes.COLOURS) + colour
 
 
 class Seconds(Dataset):
-    """Single seconds with 0 to 3 sounds; labels say which.
+    """Single seconds with 0 to 3 sounds; the labels say which.
 
     Args:
         count: seconds.
@@ -124,12 +125,12 @@ class Seconds(Dataset):
 
     @staticmethod
     def facts(thing: int) -> tuple[int]:
-        """What may be said of a sound, as places in `phrases`: its name."""
+        """Index into `phrases` of what a caption may say of a sound: its name."""
         return (thing,)
 
 
 class Captioned(Dataset):
-    """Pictures or seconds, each with a caption that names some of what is there, shapes alone or with their colours.
+    """Pictures or seconds, each with a caption that names some of the content, shapes alone or with their colours.
 
     Args:
         stream: pictures or seconds.
@@ -142,7 +143,7 @@ class Captioned(Dataset):
         return len(self.stream)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str, Tensor, Tensor]:
-        """Picture or second, caption, and over the stream's F phrases in {0, 1}: what holds (F,), what is said (F,)."""
+        """Picture or second, its caption, and in {0, 1} which of the stream's F phrases are true (F,) and said (F,)."""
         example, things = self.stream.draw(index)
         phrases, rng = self.stream.phrases, np.random.default_rng([SEED, self.stream.seed, index, 1])
         facts = [self.stream.facts(thing) for thing in things] or [(len(phrases) - 1,)]
@@ -157,14 +158,14 @@ class Captioned(Dataset):
 
 
 def contrastive_loss(inputs: Tensor, texts: Tensor, holds: Tensor, said: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy where every caption that is true of an input counts as its own.
+    """CLIP's symmetric cross-entropy in which every caption that is true of an input is a positive.
 
     Args:
         inputs: (B, E) embeddings of pictures or seconds.
         texts: (B, E) embeddings of their captions.
-        holds: (B, F) in {0, 1}, facts that hold for the inputs.
-        said: (B, F) in {0, 1}, facts that the captions claim.
-        scale: logarithm of the scale of cosines.
+        holds: (B, F) in {0, 1}, facts that are true of the inputs.
+        said: (B, F) in {0, 1}, facts that the captions state.
+        scale: logarithm of the factor on the cosines.
 
     Returns:
         Scalar.
@@ -176,7 +177,7 @@ def contrastive_loss(inputs: Tensor, texts: Tensor, holds: Tensor, said: Tensor,
 
 
 class Naming(nn.Module):
-    """An encoder learns to name whatever is there, with a linear head that is thrown away.
+    """Trains an encoder to name everything in an input, with a linear head that is not saved.
 
     Args:
         encoder: of the stream's modality, with random weights, not frozen.
@@ -203,12 +204,12 @@ class Naming(nn.Module):
 
 
 class Matching(nn.Module):
-    """An encoder and a text tower learn which caption belongs to which picture or second.
+    """Trains an encoder and a text tower to match captions with pictures or seconds.
 
     Args:
         encoder: with a projection into the joint space and random weights, not frozen.
         text: the text tower, likewise.
-        template: sentence in which a name is put for measuring.
+        template: sentence into which a name is inserted for measuring.
     """
 
     def __init__(self, encoder: TinyCLIP | TinyCLAP, text: TextTower, template: str) -> None:
@@ -227,7 +228,7 @@ class Matching(nn.Module):
         return contrastive_loss(self.embed(inputs), self.text(captions), holds, said, self.scale)
 
     def measure(self, examples: Pictures | Seconds) -> dict[str, float]:
-        """Naming by `template`: accuracy where one kind of thing is there, mean average precision over all examples."""
+        """Zero-shot naming: accuracy on examples with a single category, mean average precision over all examples."""
         names = F.normalize(self.text(class_texts(scenes.CATEGORIES, self.template)), dim=-1)
         scores, truth = [], torch.zeros(len(examples), len(scenes.CATEGORIES), dtype=torch.int64)
         for start in range(0, len(examples), 128):
@@ -242,7 +243,7 @@ class Matching(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Library's name -> tensor, of both towers."""
-        keeper = self.text if self.sees else self.encoder  # in whose part of the file the scale lies
+        keeper = self.text if self.sees else self.encoder  # the tower whose part of the file holds the scale
         keeper.logit_scale.copy_(self.scale.clamp(max=MAX_SCALE))
         return {**library_weights(self.encoder, "visual." if self.sees else ""), **library_weights(self.text)}
 
@@ -259,10 +260,10 @@ class Recipe:
 
     Args:
         file: name of the weights file.
-        learner: builds what learns, with random weights.
+        learner: builds the module to train, with random weights.
         stream: draws `count` training examples, in the order of training.
         examples: held out, for measuring.
-        steps: of AdamW under a one-cycle schedule.
+        steps: number of AdamW steps, with a one-cycle schedule.
         batch_size: examples a step.
         lr: highest learning rate.
         weight_decay: of AdamW.
@@ -281,7 +282,7 @@ class Recipe:
 
 
 def easy_first(count: int) -> Dataset:
-    """Captioned pictures: the first fifth with one object each, which spares a transformer its long plateau."""
+    """Captioned pictures, the first fifth with one object each: this shortens the plateau at the start of training."""
     alone = count // 5
     return ConcatDataset([Captioned(Pictures(alone, 2, (1, 1))), Captioned(Pictures(count - alone, 0))])
 
@@ -303,21 +304,21 @@ RECIPES = {
 
 def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None,
              out: Path = WEIGHTS) -> dict[str, float]:
-    """Train one tiny network and write its weights, in half precision and the library's naming.
+    """Train one tiny network and write its weights in half precision, under the library's names.
 
     Args:
-        modality: which, see `RECIPES`.
-        steps: of training, where not the recipe's.
+        modality: which network, see `RECIPES`.
+        steps: number of training steps; `None` is the recipe's.
         out: folder for the weights.
 
     Returns:
-        What it reaches on 2048 unseen examples.
+        Its scores on 2048 unseen examples.
     """
     torch.manual_seed(0)
     recipe = RECIPES[modality]
     learner, steps = recipe.learner().train(), steps or recipe.steps
     for name, parameter in learner.encoder.named_parameters():
-        parameter.requires_grad_(not is_constant(name))  # the file leaves them out: they must be what they are elsewhere
+        parameter.requires_grad_(not is_constant(name))  # constants are not saved, so they must keep their values
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)

@@ -1,16 +1,17 @@
-"""The generated world: objects that are seen, sounds that are heard, and what belongs together.
+"""Scenes of the synthetic datasets: visible objects, sounds, and how they belong together.
 
-Every category is a shape and a sound. A scene shows several small objects anywhere on a cluttered ground, of which at
-most one sounds, and plays several sounds at once, of which at most one has its object in view:
+Every category is a shape and a sound. A scene shows several small objects on a cluttered background, of which at most
+one sounds, and plays several sounds at once, of which at most one has its object in view. Each attention of DG-SCT has
+something to find:
 
-- where: objects are small, move, and most are silent (spatial guidance has something to find);
-- what: colour, size and brightness vary at will, only the shape is tied to a sound (channel guidance);
-- when: objects and sounds come and go on their own; an event is on only while its object is in view and its sound is
-  audible (temporal guidance);
-- which band: sounds overlap in time and lie in different bands, and off-screen sounds are as loud as the event's (frequency guidance
-  from what is seen).
+- spatial: objects are small, move, and most are silent;
+- channel: colour, size and brightness vary freely, only the shape is tied to a sound;
+- temporal: objects and sounds come and go independently; an event lasts only while its object is in view and its sound
+  is audible;
+- frequency: sounds overlap in time and lie in different bands, and off-screen sounds are as loud as the event's sound,
+  so that only the visible object tells which band counts.
 
-Neither modality suffices: the silent objects look like events, the off-screen sounds sound like them.
+Neither modality suffices alone: the silent objects look like events, and the off-screen sounds sound like them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SECONDS, FPS, SIZE, SAMPLE_RATE = 10, 4, 96, 16000
 
 @dataclass(frozen=True)
 class Settings:
-    """How hard the world is.
+    """Difficulty of a synthetic dataset.
 
     Args:
         classes: categories in use, 2 to 8.
@@ -110,13 +111,14 @@ class Sound:
 
 @dataclass(frozen=True)
 class Scene:
-    """Ten seconds of the world.
+    """Ten seconds of picture and sound.
 
     Args:
-        seed: of everything that is drawn while rendering.
-        things: objects; the first is the event's.
-        sounds: sounds; the first is the event's.
+        seed: of all random draws while rendering.
+        things: objects in view; the first belongs to the event.
+        sounds: sounds; the first belongs to the event.
         noise: see `Settings`.
+        extra: what a dataset saves with the scene.
     """
 
     seed: int
@@ -151,7 +153,7 @@ def draw_interval(rng: np.random.Generator, around: tuple[int, int] | None = Non
 
 
 def draw_thing(rng: np.random.Generator, settings: Settings, category: int, span: Sequence[int]) -> Thing:
-    """An object of a category in view from second `span[0]` to `span[1]`, all else by chance."""
+    """An object of a category in view from second `span[0]` to `span[1]`; the rest is drawn at random."""
     radius = float(rng.uniform(*settings.radius))
     position = tuple(float(v) for v in rng.uniform(radius, SIZE - radius, 2))
     velocity = tuple(float(v) for v in rng.uniform(-6, 6, 2))
@@ -159,14 +161,14 @@ def draw_thing(rng: np.random.Generator, settings: Settings, category: int, span
 
 
 def draw_sound(rng: np.random.Generator, category: int, span: Sequence[int]) -> Sound:
-    """A sound of a category from second `span[0]` to `span[1]`, all else by chance."""
+    """A sound of a category from second `span[0]` to `span[1]`; the rest is drawn at random."""
     return Sound(category, float(rng.uniform(0.94, 1.06)), float(rng.uniform(0.12, 0.25)), int(span[0]), int(span[1]))
 
 
 def draw_scene(rng: np.random.Generator, settings: Settings, category: int | None = None) -> Scene:
     """Draw a scene with one event.
 
-    The event lasts 2 to 10 seconds. At each of its ends either the object or the sound goes on, never both.
+    The event lasts 2 to 10 seconds. At each of its ends either the object or the sound continues, never both.
     """
     order = rng.permutation(settings.classes)
     category = int(order[0]) if category is None else category
@@ -197,8 +199,7 @@ def outline(category: int, centre: tuple[float, float], radius: float) -> list[t
         2: [(0, -1), (0.95, 0.8), (-0.95, 0.8)],
         3: [(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3),
             (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
-        5: [(np.sin(k * np.pi / 5) * (1.1 if k % 2 == 0 else 0.42), -np.cos(k * np.pi / 5) * (1.1 if k % 2 == 0 else 0.42))
-            for k in range(10)],
+        5: [(np.sin(k * np.pi / 5) * size, -np.cos(k * np.pi / 5) * size) for k, size in enumerate((1.1, 0.42) * 5)],
         6: [(-1.1, -0.35), (1.1, -0.35), (1.1, 0.35), (-1.1, 0.35)],
         7: [(-0.9, -1), (0.9, -1), (0.12, 0), (0.9, 1), (-0.9, 1), (-0.12, 0)],
     }[category]
@@ -217,7 +218,7 @@ def paint(draw: ImageDraw.ImageDraw, category: int, centre: tuple[float, float],
 
 
 def ground(rng: np.random.Generator, noise: float, size: int = SIZE) -> np.ndarray:
-    """Cluttered ground, float32 (size, size, 3): a shade, a gradient and coarse blotches."""
+    """Cluttered background, float32 (size, size, 3): a shade, a gradient and coarse blotches."""
     shade = rng.uniform(30, 110, 3)
     gradient = np.linspace(-1, 1, size)[:, None, None] * rng.uniform(-25, 25, 3)
     coarse = rng.normal(0, 90 * noise, (size // 8, size // 8, 3)).repeat(8, 0).repeat(8, 1)
@@ -225,7 +226,7 @@ def ground(rng: np.random.Generator, noise: float, size: int = SIZE) -> np.ndarr
 
 
 def render_frame(scene: Scene, time: float, base: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """uint8 (96, 96, 3) at a time, over a ground."""
+    """Frame at `time` seconds, uint8 (96, 96, 3), with the objects drawn over the background `base`."""
     image = Image.fromarray(base.clip(0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -243,7 +244,7 @@ def render_frames(scene: Scene, seconds: int = SECONDS) -> list[np.ndarray]:
 
 
 def render_mask(scene: Scene, time: float) -> np.ndarray:
-    """bool (96, 96): where an object is seen that is heard at the same time; what covers it counts as not there."""
+    """Mask bool (96, 96) of the visible part of every object in view whose sound is audible at `time` seconds."""
     image = Image.new("L", (SIZE, SIZE))
     draw = ImageDraw.Draw(image)
     heard = {sound.category for sound in scene.sounds if sound.start <= time < sound.end}

@@ -1,4 +1,4 @@
-"""The generated world in the layout of VGG-Sound(40K), without some categories, which are left for zero-shot tests."""
+"""Synthetic dataset in the layout of VGG-Sound(40K); it leaves out some categories for zero-shot tests."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from avprompt.errors import ArgumentError
 from avprompt.synthetic.ave import split_of, write_dataset
 from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
 
-#: categories that a world does not have unless it is asked to: those of the AVE and LLP worlds with `classes: 3`
+#: categories left out by default: those of the synthetic AVE and LLP datasets with `classes: 3`
 HELD_OUT = CATEGORIES[:3]
 
 
 def corresponding_scene(seed: int, index: int, settings: Settings, categories: list[int]) -> Scene:
-    """Scene number `index` of a world: the same whatever else is generated.
+    """Scene number `index` of a dataset; it does not depend on what else is generated.
 
-    One category is both seen and heard from some second to another, at least five later, in half of the scenes with a
-    break of one to three seconds. Its object or its sound goes on during the break, and may begin earlier and end
-    later. Silent objects and off-screen sounds are of other categories.
+    One category is both seen and heard for at least five seconds; half of the scenes have a break of one to three
+    seconds in between. Its object or its sound continues during the break, and may begin earlier and end later. Silent
+    objects and off-screen sounds are of other categories.
     """
     rng = np.random.default_rng([seed, index])
     category = categories[index % len(categories)]
     others = [int(c) for c in rng.permutation(categories) if c != category]
     silent, rest = others[:settings.silent_objects], others[settings.silent_objects:]
-    # as in AVE's world: what is seen tells which band counts
+    # as in the synthetic AVE dataset, the visible object tells which band counts
     offscreen = sorted(rest, key=lambda c: c % len(BANDS) == category % len(BANDS))[:settings.offscreen_sounds]
     start, end = draw_interval(rng, least=5)
     spells = [(start, end)]
@@ -47,7 +47,7 @@ def corresponding_scene(seed: int, index: int, settings: Settings, categories: l
 
 
 def active(scene: Scene) -> list[int]:
-    """For every second 1 where something is both seen and heard, else 0."""
+    """For every second 1 if a category is both seen and heard, else 0."""
     return [int(any(start <= t < end for _, start, end in scene.events())) for t in range(SECONDS)]
 
 
@@ -61,15 +61,15 @@ def synthesize(
     noise: float = 0.3,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Write a generated world in VGG-Sound(40K)'s layout.
+    """Write a synthetic dataset in VGG-Sound(40K)'s layout.
 
     `root` gets videos/<id>.mp4 (ten seconds each, picture and sound), VggsoundAVEL40kCategories.txt,
-    vggsound-avel40k_labels.csv, and scenes.jsonl with everything that is in each scene. Six tenths of the videos are
+    vggsound-avel40k_labels.csv, and scenes.jsonl with the full description of each scene. Six tenths of the videos are
     for training, a fifth each for validation and test; every category is equally frequent in each. The same arguments
-    give the same world.
+    give the same dataset.
 
     For zero-shot experiments disc, square and triangle do not occur in it, neither as events nor as distractors. They
-    are all that there is in the worlds of
+    are the only categories of the datasets that these commands write:
 
       avprompt data synth ave --root ROOT --classes 3 --silent_objects 1 --offscreen_sounds 1
       avprompt data synth llp --root ROOT --classes 3
@@ -77,8 +77,9 @@ def synthesize(
     Args:
         root: folder to write.
         videos: number of videos.
-        seed: of the world.
-        categories: names of those in use, in the order of their indices; `null` is all but disc, square and triangle.
+        seed: of the dataset.
+        categories: names of the categories in use, in the order of their indices; `null` stands for all except disc,
+            square and triangle.
         silent_objects: objects in view that make no sound.
         offscreen_sounds: sounds whose object is not in view.
         noise: visual clutter and background noise, 0 to 1.
@@ -89,7 +90,7 @@ def synthesize(
 
     Raises:
         ArgumentError: too few or too many videos, too few categories, an unknown or repeated one, or a negative seed.
-        DatasetError: another world stands in `root`.
+        DatasetError: `root` holds another synthetic dataset.
     """
     names = [name for name in CATEGORIES if name not in HELD_OUT] if categories is None else list(categories)
     if len(set(names)) < len(names) or not set(names) <= set(CATEGORIES):

@@ -106,7 +106,7 @@ class AVE(AVPromptTask):
 
 class AVELinear(AVPromptTask):
     """Event localisation segment by segment: a linear head over the features of both modalities, with background as one
-    more category (AV-STFP and its lineage).
+    more category (AV-STFP and STG-CMA).
 
     Args:
         backbone: computes the features, see `FeatureSource`.

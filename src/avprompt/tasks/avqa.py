@@ -80,7 +80,8 @@ class AVQA(AVPromptTask):
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         self.spec = self.backbone.visual_spec
         with seeded("head"):
-            self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size, width)
+            self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
+                                   width)
         self.grounding = grounding
         self.metrics["accuracy"] = AVQAAccuracy()
 
@@ -186,7 +187,8 @@ class AVQAGrounding(AVPromptTask):
         super().__init__(backbone, **options)
         self.spec = self.backbone.visual_spec
         with seeded("grounding"):
-            self.head = torch.nn.ModuleDict({"grounding": Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width)})
+            grounding = Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width)
+            self.head = torch.nn.ModuleDict({"grounding": grounding})
         self.metrics["accuracy"] = MeanMetric()
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:

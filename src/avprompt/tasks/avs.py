@@ -59,8 +59,8 @@ class AVS(AVPromptTask):
         super().__init__(backbone, **options)
         self.matching = matching
         with seeded("head"):
-            self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size, self.backbone.temporal_gates,
-                                   matching > 0, decoder_width, rectified)
+            self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size,
+                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified)
         self.metrics.update({"miou": AVSJaccard(), "fscore": AVSFScore(protocol)})
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:

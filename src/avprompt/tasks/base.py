@@ -341,8 +341,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Clip gradients, if the trainer is told to, and look at their norm in any case.
 
         Raises:
-            NonFiniteLossError: a gradient is NaN or infinite; no parameter has been changed by it. Not with float16, whose
-                scaler expects that and leaves such steps out.
+            NonFiniteLossError: a gradient is NaN or infinite; no parameter has been changed by it. Not with float16,
+                whose scaler expects that and leaves such steps out.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]
                       if parameter.grad is not None]
@@ -385,7 +385,8 @@ class AVPromptTask(LightningModule, abc.ABC):
                     loss, _ = self.total_loss(self(alone), alone)
                 found = [loss]
                 if gradients and torch.isfinite(loss) and loss.requires_grad:
-                    found += [grad for grad in torch.autograd.grad(loss, parameters, allow_unused=True) if grad is not None]
+                    gradients_found = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    found += [grad for grad in gradients_found if grad is not None]
                 if not all(torch.isfinite(value).all() for value in found):
                     bad.append(clip)
         finally:
