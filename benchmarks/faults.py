@@ -1,10 +1,11 @@
-"""A fault injector: what the suite promises about kills, signals, full disks and damaged stores, tried again and again.
+"""A fault injector: it tests the suite's promises about kills, signals, full disks and damaged stores many times.
 
     python benchmarks/faults.py --minutes 30 [--seed 0] [--only kill,store]
 
-Prints a table of promise, tries and failures; exits with 1 when anything failed. A try takes about a second: it runs in a
-process forked from this one, on a task of milliseconds (tests/stops.py) that depends on all that a resumed run has to bring
-back: random generators, data order, schedule, batch norm, running means. tests/faults runs a short form of it.
+It prints a table of promises, tries and failures, and exits with 1 if anything failed. A try takes about a second: it
+runs in a process forked from this one, on a task of milliseconds (tests/stops.py) that depends on everything that a
+resumed run has to restore: random generators, data order, schedule, batch norm, running means. tests/faults runs a
+short form of it.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ def reference_store(folder: Path) -> Path:
         clip = Clip(rng.integers(0, 256, (4, 16, 16, 3), np.uint8), rng.uniform(-1, 1, (4, 400)).astype(np.float32),
                     np.array([True, True, number % 2 == 0, True]), 4.0)
         name = f"clip {number}"
-        entries.append(Entry(name, "ok", "", 4.0, int(clip.valid.sum()), f"{name}.mp4 (9 bytes)", store.write(name, clip)))
+        entries.append(Entry(name, "ok", "", 4.0, int(clip.valid.sum()), f"{name}.mp4 (9 bytes)",
+                             store.write(name, clip)))
     write_manifest(store.manifest_path, entries)
     return store.root
 
@@ -191,7 +193,8 @@ def reference_store(folder: Path) -> Path:
 PROMISES: dict[str, tuple[str, Callable[[Path, Path, random.Random], list[str]], float]] = {
     "kill": ("SIGKILL anywhere, up to three times: the run that goes on is bit for bit the whole one, points too",
              stopped((signal.SIGKILL,)), 3.0),
-    "signal": ("SIGTERM or Ctrl-C anywhere: likewise, and the exit code says so", stopped((signal.SIGTERM, signal.SIGINT)), 3.0),
+    "signal": ("SIGTERM or Ctrl-C anywhere: likewise, and the exit code says so",
+               stopped((signal.SIGTERM, signal.SIGINT)), 3.0),
     "disk": ("a disk that fills up at any file: a typed error, whole checkpoints", full_disk, 1.0),
     "store": ("any damage to a prepared store: named by --deep, no untyped error", damaged, 1.0),
 }
@@ -204,7 +207,8 @@ def inject(minutes: float, seed: int, only: list[str]) -> dict[str, tuple[int, l
         root = Path(place)
         (root / "whole").mkdir()
         if (code := end(fork(run(root / "whole"), root / "whole" / "log.txt"))) != 0:
-            raise SystemExit(f"the run without faults ends with {code}: {(root / 'whole' / 'log.txt').read_text()[-2000:]}")
+            log = (root / "whole" / "log.txt").read_text()
+            raise SystemExit(f"the run without faults ends with {code}: {log[-2000:]}")
         store = reference_store(root)
         deadline, number = time.monotonic() + 60 * minutes, 0
         weights = [PROMISES[name][2] for name in only]

@@ -62,7 +62,7 @@ class ClipDataset(Dataset):
         annotate: (item, random generator) -> further entries of the sample. The generator depends on
             (seed, epoch, index) alone.
         seed: of that generator.
-        training: `True` draws anew in every epoch; `False` always draws the same.
+        training: `True` draws again in every epoch; `False` always draws the same.
         substitute: in training, let the next clip that decodes replace one that does not. The sample's `valid` is then
             all `False`, and the broken clip is counted. Evaluation never substitutes.
         limit: share of the split that may be substituted; more is an error.
@@ -247,14 +247,14 @@ class AVDataModule(LightningDataModule, abc.ABC):
         max_pixels: a picture with more pixels is refused before it is decoded; 8K video fits.
         max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
         augment: augmentation of training frames, `none` or `randaugment` (see `RandAugment`). All frames of a clip
-            share one draw; every epoch draws anew.
+            share one draw; every epoch draws again.
         feature_cache: folder of features that `avprompt data features` computed; the batch then holds `visual_features`
             and `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range, or a feature cache meets augmentation or videos of one's own; from
+        ArgumentError: a number is out of its range, or a feature cache meets augmentation or your own videos; from
             `setup`, also `augment` for a dataset with masks.
         DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
     """
@@ -338,7 +338,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
     @abc.abstractmethod
     def annotate(self, item: Any, rng: np.random.Generator) -> Sample:
-        """Labels that an item adds to its sample. Whatever is drawn comes from `rng`, so that runs repeat."""
+        """Labels that an item adds to its sample. Random draws use `rng`, so that runs repeat."""
 
     def plot(self, sample: Sample) -> Figure:
         """A picture of a sample (no batch dimension) with its labels and, if present, its predictions.

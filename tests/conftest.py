@@ -1,4 +1,4 @@
-"""Shared fixtures: no network, few threads, a small generated world made once."""
+"""Shared fixtures: no network, few threads, a small synthetic dataset made once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def ave_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated world of 40 clips in AVE's layout, prepared for the tiny encoders."""
+    """A synthetic dataset of 40 clips in AVE's layout, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
     from avprompt.synthetic.ave import synthesize
 
@@ -41,7 +41,7 @@ def ave_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world in LLP's layout, 40 videos, prepared for the tiny encoders."""
+    """The synthetic dataset in LLP's layout, 40 videos, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
     from avprompt.synthetic.llp import synthesize
 
@@ -53,7 +53,7 @@ def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def avs_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The world in AVSBench's layout, 25 videos for each setting."""
+    """The synthetic dataset in AVSBench's layout, 25 videos for each setting."""
     from avprompt.synthetic.avsbench import synthesize
 
     roots = {setting: tmp_path_factory.mktemp(setting) for setting in ("s4", "ms3")}
@@ -65,7 +65,7 @@ def avs_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def avqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world in MUSIC-AVQA's layout, 20 videos and 80 questions, prepared for the tiny encoders."""
+    """The synthetic dataset in MUSIC-AVQA's layout, 20 videos and 80 questions, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
     from avprompt.synthetic.music_avqa import synthesize
 
@@ -77,7 +77,7 @@ def avqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vggsound_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world in VGG-Sound's layout, 25 videos of five categories, prepared for the tiny encoders."""
+    """The synthetic dataset in VGG-Sound's layout, 25 videos of five categories, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
     from avprompt.synthetic.vggsound import synthesize
 
@@ -89,7 +89,7 @@ def vggsound_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The world in Kinetics-Sounds' layout, 40 clips, prepared for the tiny encoders."""
+    """The synthetic dataset in Kinetics-Sounds' layout, 40 clips, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare
     from avprompt.synthetic.kinetics_sounds import synthesize
 

@@ -1,4 +1,4 @@
-"""A full-size experiment at toy size: tiny encoders, on the generated world."""
+"""A full-size experiment at toy size: tiny encoders, on the synthetic dataset."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def module(root: Path, **options: object) -> AVEDataModule:
 
 @pytest.fixture
 def copy(ave_root: Path, tmp_path: Path) -> Path:
-    """The generated world with annotation files of its own, sharing the media."""
+    """The synthetic dataset with annotation files of its own, sharing the media."""
     root = tmp_path / "ave"
     root.mkdir()
     for name in ("Annotations.txt", "categories.txt", *ave.SPLITS.values()):
@@ -39,7 +39,7 @@ def copy(ave_root: Path, tmp_path: Path) -> Path:
 
 
 class TestAVE(DatasetContract):
-    """The shared tests on the generated world."""
+    """The shared tests on the synthetic dataset."""
 
     counts = {"train": 24, "val": 8, "test": 8}
     labels = {"event": (10, 9)}

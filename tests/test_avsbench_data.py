@@ -135,7 +135,7 @@ def test_official_layout(avs_roots: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("setting", ["s4", "ms3"])
 def test_masks_are_what_sounds_and_is_seen(avs_roots: dict[str, Path], setting: str, tmp_path: Path) -> None:
-    """In a world without clutter the mask is where the picture loses something when what sounds is taken out of it."""
+    """In a dataset without clutter the mask is where the picture loses something when what sounds is taken out of it."""
     root = tmp_path / "plain"
     synthesize(root, setting, videos=25, seed=5, classes=5, silent_objects=1, noise=0, size=96, workers=1)
     data = module(root, image_size=96)
@@ -162,7 +162,8 @@ def test_masks_are_what_sounds_and_is_seen(avs_roots: dict[str, Path], setting: 
             assert bool(mask.any()) is bool(loud)
             empty, partial = empty + (not loud), partial + (0 < len(loud) < len(things))
             # clutter changes no mask, and a smaller one shows the same places
-            small = torch.from_numpy(avsbench.read_mask(avsbench.files(avs_roots[setting], setting, item).masks[second]))
+            path = avsbench.files(avs_roots[setting], setting, item).masks[second]
+            small = torch.from_numpy(avsbench.read_mask(path))
             share = mask.view(32, 3, 32, 3).float().mean((1, 3)), small.view(32, 2, 32, 2).float().mean((1, 3))
             assert (share[0] - share[1]).abs().max() < 0.4
     assert same >= 10
@@ -217,7 +218,7 @@ def test_annotated_frames(s4: Path, ms3: Path) -> None:
 
 
 def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
-    """Resumes, repeats itself exactly, and leaves another world alone."""
+    """Resumes, repeats itself exactly, and leaves another synthetic dataset alone."""
     names = [path.relative_to(s4) for path in sorted(s4.rglob("*")) if path.is_file() and path.suffix != ".mp4"]
     arguments = {"videos": 25, "seed": 5, "classes": 5, "silent_objects": 1, "workers": 1}
     for path in [*s4.glob("Single-source/s4_data/*/test/*/*/*.png"), *s4.glob("videos/*20.mp4")]:
@@ -236,7 +237,7 @@ def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
 
 @pytest.mark.parametrize("bad", [{"videos": 39}, {"silent_objects": 6, "setting": "ms3"}, {"silent_objects": 8},
                                  {"setting": "avss"}, {"size": 0}, {"classes": 9}])
-def test_impossible_worlds(tmp_path: Path, bad: dict[str, object]) -> None:
+def test_impossible_synthetic_datasets(tmp_path: Path, bad: dict[str, object]) -> None:
     with pytest.raises(ArgumentError):
         synthesize(tmp_path, **{"setting": "s4", "videos": 40, **bad})
     assert not list(tmp_path.iterdir())
@@ -500,7 +501,7 @@ def test_verify(name: str, request: pytest.FixtureRequest, capsys: pytest.Captur
     assert problems == {items[0].id: "broken", items[1].id: "broken", items[2].id: "broken", items[3].id: "missing"}
 
 
-def test_a_world_is_written_after_torch_has_used_its_threads(tmp_path: Path) -> None:
+def test_a_synthetic_dataset_is_written_after_torch_has_used_its_threads(tmp_path: Path) -> None:
     """A process forked from such a one hangs in torch's own code, unless it keeps to one thread."""
     code = ("import torch, sys; from pathlib import Path; from avprompt.synthetic.avsbench import synthesize;"
             "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"

@@ -122,7 +122,7 @@ def test_seeds_are_grouped_and_rows_stand_in_published_order(runs: Path) -> None
     assert everything.mean(lambda run: run.result["wall_s"]) == 100.5  # of the training, not of the test
 
 
-def test_generated_world_never_stands_unmarked_beside_published_figures(runs: Path) -> None:
+def test_synthetic_data_never_stand_unmarked_beside_published_figures(runs: Path) -> None:
     table, = tables(lines_of(runs), read_published())
     ours, published = table.header.index("accuracy, %"), table.header.index("published")
     for row in table.rows:
@@ -159,7 +159,7 @@ def test_other_clips_and_missing_clips_get_another_mark(runs: Path, tmp_path: Pa
     assert "(ids " in texts["other clips"] and "(ids " in texts["a everything"]
 
 
-def test_real_data_are_told_from_a_world_whose_ids_look_real(tmp_path: Path) -> None:
+def test_real_data_are_told_from_synthetic_data_whose_ids_look_real(tmp_path: Path) -> None:
     ids = [f"{number:08d}" for number in range(320)]
     for name in ("real", "made"):
         scores = {f"test_{metric}": 0.5 for metric in ("AQ", "VQ", "AVQ", "average", "Audio_Counting")}

@@ -1,9 +1,9 @@
 """The guide and the README's "Using it", executed: every command, every file that they have a reader write, every error
 message that they quote.
 
-One folder stands for the reader's source tree, with small generated worlds where the guide has data sets. Commands run
-in it in the order in which they are read, in this process; what differs from the letter is in the tables below. Another
-command than those of `PROGRAMS` fails.
+One folder stands for the reader's source tree, with small synthetic datasets in place of those of the guide. Commands
+run in it in the order in which they are read, in this process; the tables below hold what differs from the text. A
+command of another program than those of `PROGRAMS` fails.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from avprompt.synthetic import SYNTHETIC_DATASETS
 
 GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md"))
 USING = README.partition("## Using it\n")[2].partition("\n## ")[0]
-#: world, arguments beyond ten videos of two categories -> its root and the folder of its videos as the guide has them
-WORLDS_OF_THE_GUIDE = [
+#: synthetic dataset, arguments besides ten videos -> its root, and the folder of its videos in the guide
+DATASETS_OF_THE_GUIDE = [
     ("ave", {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "data/AVE", "AVE_VIDEOS"),
     ("llp", {"classes": 2}, "data/LLP", "LLP_VIDEOS"),
     ("avsbench", {"classes": 2, "silent_objects": 1}, "data/AVSBench", None),
@@ -95,12 +95,12 @@ class Tree:
                                         re.DOTALL | re.MULTILINE):
             assert not (root / name).exists(), f"{name} is no new file"
             (root / name).write_text(content, encoding="utf-8")
-        for number, (world, options, place, videos) in enumerate(WORLDS_OF_THE_GUIDE):
-            SYNTHETIC_DATASETS[world](root / "worlds" / str(number), **{"videos": 10, "workers": 1, **options})
-            made = root / "worlds" / str(number) / "videos"
+        for number, (dataset, options, place, videos) in enumerate(DATASETS_OF_THE_GUIDE):
+            SYNTHETIC_DATASETS[dataset](root / "synthetic" / str(number), **{"videos": 10, "workers": 1, **options})
+            made = root / "synthetic" / str(number) / "videos"
             if videos:
                 made.rename(root / videos)
-            shutil.copytree(root / "worlds" / str(number), root / place, dirs_exist_ok=True)
+            shutil.copytree(root / "synthetic" / str(number), root / place, dirs_exist_ok=True)
         (root / "MY_VIDEOS").mkdir()
         shutil.copy(next((root / "AVE_VIDEOS").iterdir()), root / "MY_VIDEOS")
 
@@ -126,7 +126,7 @@ class Tree:
         if config.parts[0] == "runs":  # is small already
             overlay = []
         elif "quickstart" in config.name:
-            overlay = ["--data.categories", "null"]  # the worlds have two
+            overlay = ["--data.categories", "null"]  # the synthetic datasets have two
         else:
             overlay = tiny(config, self.root / "tiny.yaml", ["categories: null"])
         return [*args[:place], *overlay, *ONE_BATCH, *args[place:], *NO_GPU]
@@ -177,9 +177,9 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for package in (methods, tasks):
         place = tree.root / "src" / "avprompt" / package.__name__.rpartition(".")[2]
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(place)])
-    worlds = {"ave": {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
+    smaller = {"ave": {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
     monkeypatch.setattr(quickstart, "PLANS", {
-        name: replace(plan, options={**plan.options, **worlds.get(name, {})})
+        name: replace(plan, options={**plan.options, **smaller.get(name, {})})
         for name, plan in quickstart.PLANS.items()})
     monkeypatch.setattr(quickstart, "ROWS", {"DG-SCT": []})  # sweeps run the other
     monkeypatch.setattr(quickstart, "execute", lambda one, threads: tree.train(one))
@@ -228,7 +228,8 @@ def conformance(tree: Tree, args: list[str]) -> None:
     passed = set(re.findall(r"::(test_\w+)\[(scale_shift-[\w-]+)\] PASSED", result.stdout))
     tests = {"test_step_zero_is_the_frozen_network_where_the_method_says_so", "test_save_and_load",
              "test_gradients_reach_exactly_the_trainable_parameters", "test_bfloat16_is_finite_and_near",
-             "test_frozen_tensors_stay_bit_equal_and_trainable_ones_move", "test_clips_of_a_batch_do_not_mix_in_eval_mode"}
+             "test_frozen_tensors_stay_bit_equal_and_trainable_ones_move",
+             "test_clips_of_a_batch_do_not_mix_in_eval_mode"}
     assert passed == {(test, f"scale_shift-{pair}") for test in tests for pair in ("swin-htsat", "clip-htsat")}
 
 

@@ -19,7 +19,7 @@ from avprompt.tasks import AVPromptTask
 EXPERIMENTS = sorted(p for p in (ROOT / "experiments").rglob("*.yaml") if p.parent.name != "sweeps")
 SWEEPS = sorted((ROOT / "experiments" / "sweeps").glob("*.yaml"))
 CATEGORIES = "categories: [disc, square, triangle, plus, ring, star, bar, hourglass]"
-#: data module -> fixture of a small world, and what else the experiment needs to run on it
+#: data module -> fixture of a small dataset, and what else the experiment needs to run on it
 SYNTHETIC_DATASETS = {
     "AVEDataModule": ("ave_root", [CATEGORIES]),
     "LLPDataModule": ("llp_root", [CATEGORIES, "features: null"]),
@@ -44,7 +44,7 @@ def test_experiment_says_how_to_run_it(path: Path) -> None:
 
 
 def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> list[str]:
-    """Flags that run one batch of an experiment on tiny encoders and a generated world."""
+    """Flags that run one batch of an experiment on tiny encoders and a synthetic dataset."""
     content = read_yaml(path)
     data = content["data"]["class_path"].rpartition(".")[2]
     fixture, extra = SYNTHETIC_DATASETS[data]

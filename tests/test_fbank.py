@@ -97,7 +97,7 @@ def test_impossible_settings(setting: dict[str, float]) -> None:
 
 
 def experiment(folder: Path, root: Path, audio: str = "shared") -> list[str]:
-    """Flags of an experiment on the generated world whose audio side hears spectrograms of CLIP's size."""
+    """Flags of an experiment on the synthetic dataset whose audio side hears spectrograms of CLIP's size."""
     (folder / "x.yaml").write_text(f"""
 data:
   class_path: avprompt.data_modules.AVEDataModule
@@ -118,7 +118,7 @@ model:
 
 @pytest.fixture
 def copy(ave_root: Path, tmp_path: Path) -> Path:
-    """The generated world with a store of its own, in whose training split one clip lasts four seconds."""
+    """The synthetic dataset with a store of its own, in whose training split one clip lasts four seconds."""
     root = shutil.copytree(ave_root, tmp_path / "ave", ignore=shutil.ignore_patterns("videos"))
     shorten(root / "store", 4, train_ids(root)[5])
     return root

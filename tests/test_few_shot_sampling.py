@@ -35,13 +35,13 @@ def llp_module(root: Path, **options: object) -> LLPClassificationDataModule:
 
 @pytest.fixture
 def ave_copy(ave_root: Path, tmp_path: Path) -> Path:
-    """The generated AVE world with annotations and media of its own."""
+    """The synthetic AVE dataset with annotations and media of its own."""
     return shutil.copytree(ave_root, tmp_path / "ave", ignore=shutil.ignore_patterns("videos"))
 
 
 @pytest.fixture
 def llp_copy(llp_root: Path, tmp_path: Path) -> Path:
-    """The generated LLP world likewise; its videos 0 to 7 have one category each, all others as they come."""
+    """The synthetic LLP dataset likewise; its videos 0 to 7 have one category each, all others as they come."""
     root = shutil.copytree(llp_root, tmp_path / "llp", ignore=shutil.ignore_patterns("videos"))
     path = root / "AVVP_train.csv"
     header, *rows = path.read_text().splitlines()
@@ -191,7 +191,7 @@ def test_published_answers_under_other_policies(shared: Path) -> None:
     assert len(train) == 10_000
 
 
-def test_ave_world(ave_copy: Path) -> None:
+def test_synthetic_ave(ave_copy: Path) -> None:
     rows = [line.split("&") for line in (ave_copy / "trainSet.txt").read_text().splitlines()]
     data = ave_module(ave_copy, shots=2)
     with warnings.catch_warnings():

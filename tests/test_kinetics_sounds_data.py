@@ -1,4 +1,4 @@
-"""Kinetics-Sounds: annotations, data module and generated world."""
+"""Kinetics-Sounds: annotations, data module and synthetic dataset."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def module(root: Path, **options: object) -> KineticsSoundsDataModule:
 
 @pytest.fixture
 def copy(ks_root: Path, tmp_path: Path) -> Path:
-    """The generated world with annotation files of its own, sharing the media."""
+    """The synthetic dataset with annotation files of its own, sharing the media."""
     root = tmp_path / "ks"
     root.mkdir()
     for name in ("train.csv", "val.csv", "test.csv", "classes.txt"):
@@ -59,7 +59,7 @@ def published(tmp_path: Path) -> Path:
 
 
 class TestKineticsSounds(DatasetContract):
-    """The shared tests on the generated world."""
+    """The shared tests on the synthetic dataset."""
 
     counts = {"train": 24, "val": 8, "test": 8}
     labels = {"label": ()}
@@ -229,7 +229,7 @@ def test_extracted_folders(published: Path) -> None:
     assert not verify(published, "kinetics_sounds", "folders")
 
 
-def test_world(ks_root: Path) -> None:
+def test_synthetic_dataset(ks_root: Path) -> None:
     """Kinetics' own layout: media named by id and times, every class once in each block of its split."""
     splits = kinetics_sounds.read_splits(ks_root)
     assert {split: np.bincount([item.label for item in items]).tolist() for split, items in splits.items()} == {
@@ -257,7 +257,7 @@ def test_scenes_need_both_modalities() -> None:
     assert action_scene(5, 9, settings) == action_scene(5, 9, settings) != action_scene(6, 9, settings)
 
 
-def test_impossible_worlds(tmp_path: Path) -> None:
+def test_impossible_synthetic_datasets(tmp_path: Path) -> None:
     for wrong in ({"videos": 39}, {"seed": 1000}, {"seed": -1}, {"classes": 1}, {"videos": 1_000_001}):
         with pytest.raises(ArgumentError, match="|".join(wrong)):
             synthesize(tmp_path / "world", **wrong)

@@ -37,7 +37,7 @@ def module(root: Path, **options: object) -> LLPDataModule:
 
 @pytest.fixture
 def copy(llp_root: Path, tmp_path: Path) -> Path:
-    """The generated world with annotation files of its own, sharing the media."""
+    """The synthetic dataset with annotation files of its own, sharing the media."""
     root = tmp_path / "llp"
     root.mkdir()
     for name in FILES:
@@ -52,7 +52,7 @@ def append(path: Path, *fields: object) -> None:
 
 
 class TestLLP(DatasetContract):
-    """The shared tests on the generated world."""
+    """The shared tests on the synthetic dataset."""
 
     counts = {"train": 24, "val": 8, "test": 8}
     labels = {"labels": (8,)}
@@ -366,7 +366,7 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "LLP_dataset/frame/<id>/%08d.jpg" in "\n".join(llp.INFO.published.tree)
 
 
-def test_world_annotations_follow_the_scenes(llp_root: Path) -> None:
+def test_synthetic_annotations_follow_the_scenes(llp_root: Path) -> None:
     scenes = {scene["id"]: scene for scene in map(json.loads, (llp_root / "scenes.jsonl").read_text().splitlines())}
     splits = llp.read_splits(llp_root)
     videos = [video for split in splits.values() for video in split]
@@ -384,7 +384,7 @@ def test_world_annotations_follow_the_scenes(llp_root: Path) -> None:
     assert [video.audio is None for video in videos] == [True] * 24 + [False] * 16
 
 
-def test_world_is_varied_and_balanced() -> None:
+def test_synthetic_dataset_is_varied_and_balanced() -> None:
     scenes = [parsing_scene(0, index, Settings(8, 0, 0)) for index in range(400)]
     heard = [{sound.category: (sound.start, sound.end) for sound in scene.sounds} for scene in scenes]
     seen = [{thing.category: (thing.start, thing.end) for thing in scene.things} for scene in scenes]
@@ -403,7 +403,7 @@ def test_world_is_varied_and_balanced() -> None:
     assert occurs.min() > 0.75 * occurs.mean()
 
 
-def test_world_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: Path,
+def test_synthetic_dataset_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: Path,
                                                      capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "again"
     shutil.copytree(llp_root / "videos", root / "videos")
@@ -418,7 +418,7 @@ def test_world_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("options", [{"videos": 39}, {"videos": 100_001}, {"seed": 1000}, {"seed": -1}, {"classes": 9}])
-def test_impossible_worlds(tmp_path: Path, options: dict[str, int]) -> None:
+def test_impossible_synthetic_datasets(tmp_path: Path, options: dict[str, int]) -> None:
     with pytest.raises(ArgumentError, match=next(iter(options))):
         synthesize(tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()

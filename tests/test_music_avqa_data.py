@@ -45,7 +45,7 @@ HOW_MANY = "How many instruments are sounding in the video?"
 
 @pytest.fixture
 def copy(avqa_root: Path, tmp_path: Path) -> Path:
-    """That world with annotation files of its own, sharing the media."""
+    """The synthetic dataset with annotation files of its own, sharing the media."""
     root = tmp_path / "copy"
     shutil.copytree(avqa_root / "json", root / "json")
     for name in ("ques_vocab.txt", "ans_vocab.txt"):
@@ -69,7 +69,7 @@ def rewrite(root: Path, split: str, change: Callable[[list[dict[str, Any]]], obj
 
 
 class TestMUSICAVQA(DatasetContract):
-    """The shared tests on the generated world."""
+    """The shared tests on the synthetic dataset."""
 
     counts = {"train": 48, "val": 16, "test": 16}
     labels = {"question": (14,), "answer": ()}
@@ -537,7 +537,7 @@ def test_card_draws_grounding_and_seconds() -> None:
             question_figure(frames, audio, "What?", grounding=wrong)
 
 
-# ---- the generated world
+# ---- the synthetic dataset
 
 class Unclear(Exception):
     """A question has no answer, or several."""
@@ -651,7 +651,7 @@ RULES: list[tuple[str, Callable[..., Any]]] = [
 
 @pytest.fixture(scope="module")
 def big() -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
-    """Scenes and questions of a world of 400 videos, not rendered."""
+    """Scenes and questions of a dataset of 400 videos, not rendered."""
     scenes = {f"{index + 1:08d}": clip_scene(0, index, 8, 0.3) for index in range(400)}
     return {video: scene.as_dict() for video, scene in scenes.items()}, questions(scenes)
 
@@ -732,7 +732,7 @@ def test_scenes_are_what_the_questions_need(big: tuple[dict, dict]) -> None:
     assert len(seen) >= 12  # sounds without objects, objects without sounds, both
 
 
-def test_generated_world(avqa_root: Path) -> None:
+def test_synthetic_dataset(avqa_root: Path) -> None:
     splits = read_splits(avqa_root)
     assert not music_avqa.remarks(splits)  # ids once, no video in two splits
     videos = {split: sorted({q.id for q in items}) for split, items in splits.items()}
@@ -746,10 +746,11 @@ def test_generated_world(avqa_root: Path) -> None:
         for item in items:
             assert Watched(scenes[item.id]).answer(item.text) == item.answer
     assert tuple((avqa_root / "categories.txt").read_text().split()) == CATEGORIES
-    assert read_vocabulary(avqa_root).answers and Vocabulary.of(splits["train"]) == read_vocabulary(avqa_root, source="files")
+    assert read_vocabulary(avqa_root).answers
+    assert Vocabulary.of(splits["train"]) == read_vocabulary(avqa_root, source="files")
 
 
-def test_generated_world_repeats_and_goes_on(tmp_path: Path) -> None:
+def test_synthetic_dataset_repeats_and_goes_on(tmp_path: Path) -> None:
     options = {"videos": 10, "questions_per_video": 3, "classes": 5, "seed": 2}
     one, two = tmp_path / "one", tmp_path / "two"
     for root in (one, two):
@@ -790,7 +791,7 @@ def test_some_kinds_of_questions_alone() -> None:
 
 @pytest.mark.parametrize("wrong", [{"videos": 9}, {"classes": 3}, {"classes": 9}, {"questions_per_video": 0},
                                    {"questions_per_video": 9}, {"kinds": []}])
-def test_impossible_worlds(tmp_path: Path, wrong: dict[str, Any]) -> None:
+def test_impossible_synthetic_datasets(tmp_path: Path, wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(ArgumentError, match=re.escape(f"{name}: got {value}")):
         synthesize(tmp_path / "world", **wrong)
@@ -799,14 +800,14 @@ def test_impossible_worlds(tmp_path: Path, wrong: dict[str, Any]) -> None:
     assert not (tmp_path / "world").exists()
 
 
-def test_worlds_too_small_to_teach_their_words(tmp_path: Path) -> None:
+def test_synthetic_datasets_too_small_to_teach_their_words(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="videos, questions_per_video: got 10, 1; .*Ask for more"):
         synthesize(tmp_path / "world", videos=10, questions_per_video=1, classes=4, seed=0)
     assert not (tmp_path / "world").exists()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_small_worlds_ask_known_words_only(seed: int) -> None:
+def test_small_synthetic_datasets_ask_known_words_only(seed: int) -> None:
     """Whatever the numbers, validation and test can be read with the training questions' vocabulary."""
     for videos, per_video, classes in ((10, 4, 4), (10, 8, 8), (30, 4, 6)):
         scenes = {f"{i:08d}": clip_scene(seed, i, classes, 0.3) for i in range(videos)}

@@ -66,14 +66,14 @@ def together(mode: str, folder: Path, world: int = 2, content: dict | None = Non
 def flags(name: str, request: pytest.FixtureRequest) -> list[str]:
     root = request.getfixturevalue(TASKS[name])
     root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
-    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.root", str(root),
-            "--data.eval_batch_size", "3"]
+    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.init_args.root", str(root),
+            "--data.init_args.eval_batch_size", "3"]
 
 
 def command(name: str, args: list[str], folder: Path, version: str, processes: int) -> list[str]:
     """A command line on one or two processes, TensorBoard on."""
     few = ["--trainer.callbacks", "[{class_path: avprompt.callbacks.PredictionWriter, init_args: {max_pictures: 4}}]"]
-    return [name, *args, "--trainer.logger.save_dir", str(folder), "--trainer.logger.version", version,
+    return [name, *args, "--trainer.logger.init_args.save_dir", str(folder), "--trainer.logger.init_args.version", version,
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
             "--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto",
             *(few if name == "visualize" else [])]
@@ -97,7 +97,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for name in TASKS:
         ours, ckpt = flags(name, request), ["--ckpt_path", str(folder / name / "fit" / "checkpoints" / "last.ckpt")]
         lines[f"{name} fit"] = command("fit", [
-            *ours, "--data.batch_size", "2", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1",
+            *ours, "--data.init_args.batch_size", "2", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1",
             "--trainer.num_sanity_val_steps", "0", "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
             folder, "fit", 2)
         for stage in ("validate", "test", "visualize"):
@@ -130,23 +130,22 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
 # --- the same loss and gradients
 
 #: more of the objective, where a task has several
-VARIANTS = {"fewshot_ave_quickstart": ["--model.objective", "paper"],
-            "avs_s4_quickstart": ["--model.matching", "0.5"]}
+VARIANTS = {"fewshot_ave_quickstart": ["--model.init_args.objective", "paper"],
+            "avs_s4_quickstart": ["--model.init_args.matching", "0.5"]}
 
 
 def test_losses_and_gradients_are_those_of_one_process(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """A batch of four, and two of two; without gathering contrastive losses and counted means differ."""
-    size = ["--data.batch_size", "4"]
+    """A batch of four, and two of two: relative differences. Without gathering, contrastive losses and sums differ."""
+    size = ["--data.init_args.batch_size", "4"]
     lines = {name: [*flags(name, request), *size] for name in TASKS}
     lines |= {f"{name}+": [*lines[name], *more] for name, more in VARIANTS.items()}
     together("gradients", tmp_path, content=lines)
     found = json.loads((tmp_path / "gradients.0.json").read_text())
     print(json.dumps(found, indent=1))
     for name, own in found.items():
-        loss, gradient = own["True"]
-        assert loss < 1e-6 * max(1, own["scale"]) and gradient < 1e-6 * max(1, own["scale"]), (name, own)
+        assert max(own["True"]) < 2e-6, (name, own)  # float32: a product of four rows is not that of two and two
     for name in ("fewshot_ave_quickstart", "fewshot_ave_quickstart+", "avs_ms3_quickstart"):
-        assert found[name]["False"][1] > 1e-4, (name, found[name])
+        assert found[name]["False"][1] > 1e-2, (name, found[name])
 
 
 # --- metrics
@@ -217,5 +216,5 @@ def test_strategies_that_split_a_network_are_refused(tmp_path: Path) -> None:
     for strategy in ("auto", "ddp", "lightning.pytorch.strategies.DDPStrategy", None):
         check_strategy(strategy)
     with pytest.raises(ConfigError, match="trainer.strategy: got fsdp"):
-        run(["fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), "--data.root", str(tmp_path / "none"),
+        run(["fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), "--data.init_args.root", str(tmp_path / "none"),
              "--trainer.strategy", "fsdp"])

@@ -1,4 +1,5 @@
-"""Runs that are stopped anywhere and go on: the same batches, weights, rates and points in TensorBoard as one left alone."""
+"""Runs that are stopped anywhere and resume: the same batches, weights, rates and points in TensorBoard as one left
+alone."""
 
 from __future__ import annotations
 
@@ -186,13 +187,13 @@ def test_a_best_checkpoint_that_was_moved_or_replaced(tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         trainer, _ = train(second, ckpt_path=moved / "checkpoints" / "last.ckpt", epochs=2)
-    assert not [entry for entry in said if "selection begins anew" in str(entry.message)]
+    assert not [entry for entry in said if "selection starts again" in str(entry.message)]
     train(moved, epochs=1)  # another run's
     train(moved / "more", epochs=2)
     (moved / "checkpoints" / "last.ckpt").write_bytes((moved / "more" / "checkpoints" / "last.ckpt").read_bytes())
     (moved / "more" / "checkpoints" / "best.ckpt").unlink()
     (moved / "checkpoints" / "best.ckpt").write_bytes(best[:1000])
-    with pytest.warns(UserWarning, match="is not at .*best.ckpt any more: the selection begins anew"):
+    with pytest.warns(UserWarning, match="is not at .*best.ckpt any more: the selection starts again"):
         train(third, ckpt_path=moved / "checkpoints" / "last.ckpt", epochs=3)
     assert (third / "checkpoints" / "best.ckpt").is_file()
 
@@ -254,7 +255,7 @@ def test_a_second_signal_stops_at_once(tmp_path: Path, capfd: pytest.CaptureFixt
         train(tmp_path, At("training_step", 7, twice))
     assert stopped.value.code == 130 and not (tmp_path / "checkpoints" / "interrupted.ckpt").exists()
     said = capfd.readouterr()
-    assert "Stopping after the step under way" in said.err and "go on from the checkpoint before" in said.out
+    assert "Stopping after the current step" in said.err and "resume from the previous checkpoint" in said.out
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -333,12 +334,13 @@ def test_clipping_is_what_it_was(tmp_path: Path) -> None:
 # --- the schedule
 
 @pytest.mark.parametrize(("then", "now"), [({"epochs": 2}, {"epochs": 4}), ({"max_steps": 7}, {})])
-def test_a_schedule_is_planned_anew(then: dict, now: dict, tmp_path: Path) -> None:
+def test_a_schedule_is_planned_again(then: dict, now: dict, tmp_path: Path) -> None:
     """After resuming, the rates are those of a run that was planned for the new length."""
     schedule = {"lr_scheduler": lambda optimizer: WarmupCosine(optimizer, 0.2, 1e-4)}
     _, whole = train(tmp_path / "whole", task=build(**schedule), **now)
     _, first = train(tmp_path / "first", task=build(**schedule), **then)
-    with pytest.warns(UserWarning, match=r"planned for (7|10) steps and is planned anew for (15|20): at step (7|10) the rate"):
+    message = r"planned for (7|10) steps and is now planned for (15|20): at step (7|10) the rate"
+    with pytest.warns(UserWarning, match=message):
         _, second = train(tmp_path / "first", task=build(**schedule), ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt", **now)
     rates = [[entry[-1] for entry in seen if len(entry) > 2] for seen in (whole, second)]
     assert rates[0][-len(rates[1]):] == rates[1] and rates[1][0] > 1e-3

@@ -199,7 +199,7 @@ def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, star
     assert len(left) == 2
     monkeypatch.setenv("EPOCH", "0.01")
     sweep(file, out, [0, 1], workers=2)  # waits for those two
-    assert not alive(ledger)
+    wait_for(lambda: not alive(ledger))
     assert done(ledger) == Counter({name: 1 for name in WHOLE if name.startswith("CoOp")})
 
 
@@ -631,7 +631,7 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
 
 
-def test_trained_on_the_generated_world(ave_root: Path, start: Callable, tmp_path: Path) -> None:
+def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_path: Path) -> None:
     """A real run that is stopped inside its training and resumed ends as one that was left alone."""
     flags = (f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, "
              "--data.init_args.batch_size=4")

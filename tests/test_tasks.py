@@ -20,7 +20,7 @@ from avprompt.cli import model_of, run
 from avprompt.errors import ArgumentError, CheckpointError
 
 EXPERIMENTS = ROOT / "experiments"
-#: experiment -> fixture of its world, columns of its table, rows a clip
+#: experiment -> fixture of its dataset, columns of its table, rows a clip
 QUICKSTARTS = {
     "quickstart": ("ave_root", {"predicted", "annotated"}, 10),
     "avvp_quickstart": ("llp_root", {"predicted_audio", "predicted_visual", "annotated_audio"}, 10),

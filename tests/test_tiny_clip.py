@@ -133,7 +133,7 @@ def test_padding_and_company_change_nothing(kind: type) -> None:
 
 
 @pytest.mark.parametrize("kind", [TinyCLIPText, TinyCLAPText])
-def test_words_of_another_world_are_refused(kind: type) -> None:
+def test_words_of_another_vocabulary_are_refused(kind: type) -> None:
     tower = kind("none")
     with pytest.raises(ArgumentError, match="'a photo of a Church_bell.' with 'church', 'bell'.*hourglass"):
         tower(["a photo of a disc.", "a photo of a Church_bell."])

@@ -1,4 +1,4 @@
-"""VGG-Sound(40K)'s annotations, data module and generated world."""
+"""VGG-Sound(40K)'s annotations, data module and synthetic dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from avprompt.synthetic.vggsound import HELD_OUT, active, corresponding_scene, s
 
 FILES = (vggsound.CATEGORY_FILE, vggsound.LABEL_FILE)
 HEADER = "split,category,video_id,label"
-NAMES = CATEGORIES[3:]  # in the generated world
+NAMES = CATEGORIES[3:]  # in the synthetic dataset
 ALWAYS = '"[1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"'
 
 
@@ -36,7 +36,7 @@ def module(root: Path, **options: object) -> VGGSoundDataModule:
 
 @pytest.fixture
 def copy(vggsound_root: Path, tmp_path: Path) -> Path:
-    """The generated world with annotation files of its own, sharing the media."""
+    """The synthetic dataset with annotation files of its own, sharing the media."""
     root = tmp_path / "vggsound"
     root.mkdir()
     for name in FILES:
@@ -53,7 +53,7 @@ def written(root: Path, *rows: str, header: str = HEADER) -> Path:
 
 
 class TestVGGSound(DatasetContract):
-    """The shared tests on the generated world."""
+    """The shared tests on the synthetic dataset."""
 
     counts = {"train": 15, "val": 5, "test": 5}
     labels = {"event": (10, 6)}
@@ -164,7 +164,8 @@ def test_missing_columns(tmp_path: Path, header: str) -> None:
         module(tmp_path).read_annotations()
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "an empty file"), ("\n\n", "an empty file"), ("a\nb\na\n", r"\['a'\] more")])
+@pytest.mark.parametrize(("content", "message"), [("", "an empty file"), ("\n\n", "an empty file"),
+                                                  ("a\nb\na\n", r"\['a'\] more")])
 def test_malformed_category_file(copy: Path, content: str, message: str) -> None:
     (copy / vggsound.CATEGORY_FILE).write_text(content)
     with pytest.raises(AnnotationError, match=message):
@@ -274,7 +275,7 @@ def test_generated_scenes() -> None:
     assert (wider > 0.2).all()  # neither what is seen nor what is heard tells when
 
 
-def test_generated_world(vggsound_root: Path, tmp_path: Path) -> None:
+def test_synthetic_dataset(vggsound_root: Path, tmp_path: Path) -> None:
     data = module(vggsound_root)
     assert data.class_names == NAMES and set(NAMES) | set(HELD_OUT) == set(CATEGORIES)
     splits = data.read_annotations()
@@ -297,7 +298,7 @@ def test_generated_world(vggsound_root: Path, tmp_path: Path) -> None:
         synthesize(tmp_path, videos=25, seed=8, workers=1)
 
 
-def test_zero_shot_worlds_from_the_command_line(tmp_path: Path) -> None:
+def test_zero_shot_datasets_from_the_command_line(tmp_path: Path) -> None:
     """The categories of one are not those of the other."""
     main(["data", "synth", "vggsound", "--root", str(tmp_path / "vggsound"), "--videos", "10", "--workers", "1",
           "--categories", "[star, ring]", "--silent_objects", "1", "--offscreen_sounds", "0"])
@@ -313,7 +314,7 @@ def test_zero_shot_worlds_from_the_command_line(tmp_path: Path) -> None:
     ({"categories": ["disc", "dragon"]}, "categories: got"), ({"categories": ["disc", "disc"]}, "each once"),
     ({"categories": ["disc"]}, "classes: got 1"), ({"categories": ["disc", "ring"]}, "silent_objects, offscreen"),
     ({"videos": 24}, "25 .one of each"), ({"videos": 1_000_001}, "to 1000000"), ({"seed": -1}, "seed: got -1")])
-def test_impossible_worlds(tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_impossible_synthetic_datasets(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         synthesize(tmp_path, **options)
     assert not list(tmp_path.iterdir())

@@ -61,27 +61,26 @@ def gradients(folder: str) -> None:
                 if key.endswith("gate"):
                     parameter.fill_(0.5)
 
-        def step(own: dict[str, Any], gather: bool) -> tuple[Tensor, Tensor, float]:
+        def step(own: dict[str, Any], gather: bool) -> tuple[Tensor, Tensor]:
             task.gather = gather
             for part in task.modules():
                 if hasattr(part, "gather"):
                     part.gather = gather
             task.zero_grad()
-            begun = time.monotonic()
             loss, _ = task.total_loss(task(own), own)
             loss.backward()
-            seconds = time.monotonic() - begun
             grads = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
                                for p in task.parameters() if p.requires_grad])
-            return loss.detach(), grads, seconds
+            return loss.detach(), grads
 
-        whole, expected, _ = step(batch, False)
-        results = {"scale": float(expected.abs().max())}
+        whole, expected = step(batch, False)
+        results = {}
         for gather in (True, False):
-            loss, grads, _ = step(halves(batch, RANK, WORLD), gather)
+            loss, grads = step(halves(batch, RANK, WORLD), gather)
             distributed.all_reduce(grads)
             distributed.all_reduce(loss)
-            results[str(gather)] = [abs(float(loss / WORLD - whole)), float((grads / WORLD - expected).abs().max())]
+            results[str(gather)] = [float((loss / WORLD - whole).abs() / whole),
+                                    float((grads / WORLD - expected).norm() / expected.norm())]
         found[name] = results
     note(folder, "gradients", found)
 

@@ -1,17 +1,17 @@
-"""Experiments and fragments: where they lie, what they inherit, and how flags change them.
+"""Experiments and fragments: where they are found, what they inherit, and how flags change them.
 
-An experiment is a YAML file. It may be written as a change of others:
+An experiment is a YAML file. It may be written as changes to other files:
 
-- `base:` names one file or a list of files, which are laid under the file in this order. A name such as `ave_dgsct`
-  is looked up beside the file and then among the experiments and fragments that ship; a path works too.
+- `base:` names one file or a list of files, which the file overrides; later files override earlier ones. A name such
+  as `ave_dgsct` is looked up beside the file and then among the experiments and fragments that ship; a path works too.
 - A value that ends in `.yaml` stands for the content of that file, a *fragment*, looked up in the same places. A
   mapping with its own `base:` is a fragment with changes.
 - Keys are written as flags are: `data.shots: 4` at the top of a file, and arguments of a class directly beside its
   `class_path`, without `init_args`.
 - `null` deletes what the base says, so that the class's own default applies. A key that the base does not have keeps
   the value `null`.
-- Another `class_path`, or a fragment that names a class, starts anew: no argument of the class below it stays. A
-  fragment without a `class_path` holds arguments for whatever class stands with it.
+- Another `class_path`, or a fragment that names a class, drops all arguments of the class that it replaces. A fragment
+  without a `class_path` holds arguments for the class that the experiment names.
 
 Everything else merges key by key; lists are replaced. The same rules hold for further `--config` files and for flags,
 except that `null` there is the value `null`.

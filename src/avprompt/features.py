@@ -1,4 +1,4 @@
-"""What tasks read: `AVFeatures`, and `FeatureSource`, the interface of whatever computes or stores them."""
+"""Features that tasks read: `AVFeatures`, and `FeatureSource`, the interface of modules that compute or store them."""
 
 from __future__ import annotations
 
@@ -59,10 +59,11 @@ class AVFeatures:
 
 
 class FeatureSource(nn.Module, abc.ABC):
-    """Whatever turns a batch into `AVFeatures`: a backbone of two encoders, or features that were computed before.
+    """A module that turns a batch into `AVFeatures`: a backbone of two encoders, or precomputed features.
 
-    A task asks a source for nothing but what stands here. A source says `visual_dim`, `audio_dim` and implements
-    `forward`; of the rest it overrides what it can give. What it cannot give raises an `ArgumentError` that names it.
+    A task uses only this interface. A source defines `visual_dim` and `audio_dim` and implements `forward`; it
+    overrides the other members that it supports. A member that it does not support raises an `ArgumentError` with its
+    name.
 
     Attributes:
         visual_dim: channels C_v of `AVFeatures.visual`.

@@ -1,7 +1,7 @@
-"""Loss terms, one function each; they compute in float32 whatever the precision around them.
+"""Loss terms, one function each; they compute in float32 at every training precision.
 
-On several processes a task hands them the outputs and targets of all (see `avprompt.tasks.AVPromptTask`, `gather`), so
-that their means and comparisons are those of one process with all clips.
+On several processes a task gives them the outputs and targets of all processes (see `avprompt.tasks.AVPromptTask`,
+`gather`), so that their means and comparisons equal those of one process with all clips.
 
 AVE's terms are the four of the released training script (DG-SCT, AVE/main_trans.py), which it sums with weight 1.
 """
@@ -112,7 +112,7 @@ def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor
 def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> Tensor:
     """Binary cross-entropy of weak labels, which name the categories of a whole video.
 
-    Source: AVVP's released training script (`smoothing` 0.9 for what is seen, 1 elsewhere).
+    Source: AVVP's released training script (`smoothing` 0.9 for visual labels, 1 elsewhere).
 
     Args:
         probability: (B, C) in [0, 1].
@@ -208,7 +208,7 @@ def text_contrast(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
     """Contrastive loss between the items of a batch and the texts of their classes, in both directions.
 
     Source: DG-SCT, equations 9 and 10 (CLIP's loss); the text of an item is that of its class. Deviation: items of one
-    class share their text, so all of them are right for each other, in equal parts; the equations count them as wrong.
+    class share their text, so all of them count as positives with equal weight; the equations count them as negatives.
 
     Args:
         logits: (N, K) of items and classes.

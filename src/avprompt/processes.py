@@ -273,7 +273,7 @@ def exit_code(error: BaseException) -> int:
 
 
 def _connection() -> distributed.Store:
-    """The common store by a connection of one's own: another may be held by whoever waits for something."""
+    """A new connection to the common store, because a waiting call may block an existing one."""
     return distributed.distributed_c10d._get_default_store().clone()
 
 

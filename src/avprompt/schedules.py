@@ -70,7 +70,7 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict(state_dict)
         if planned and planned != self.total_steps:
             before = self.get_lr()[0]
-            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is planned anew for {planned}: "
+            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is now planned for {planned}: "
                           f"at step {self.last_epoch} the rate of {before:.3g} becomes "
                           f"{self._rates(planned)[0]:.3g}", stacklevel=2)
             self.plan(planned)

@@ -25,9 +25,9 @@ from avprompt.processes import Stopped, together
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Checkpoints appear whole or not at all, the disk has them before they do, and reading them runs no code.
+    """Writes checkpoints as a whole and waits until they are on the disk; reading them runs no code.
 
-    `save_checkpoint` raises `WriteError` where there is no room, and the checkpoint of that name stays as it was.
+    If there is no room, `save_checkpoint` raises `WriteError`, and an existing checkpoint of that name stays unchanged.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -58,7 +58,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.dirpath = None if folder is None else str(folder / "checkpoints")
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFiles()
-        with warnings.catch_warnings():  # a run that goes on in its own folder finds its checkpoints there
+        with warnings.catch_warnings():  # a run that resumes in its own folder finds its checkpoints there
             warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
             super().setup(trainer, pl_module, stage)
 
@@ -75,7 +75,7 @@ class RunCheckpoint(ModelCheckpoint):
 class TaskCheckpoint(RunCheckpoint):
     """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`.
 
-    A run that resumes in another folder takes the best checkpoint so far and its score along.
+    A run that resumes in another folder copies the best checkpoint so far and its score.
     """
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class TaskCheckpoint(RunCheckpoint):
         self.resumed_from: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read what to select by from the task."""
+        """Read the monitored metric from the task."""
         self.monitor, self.mode = pl_module.monitor, pl_module.mode
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         self.fitting = stage == "fit"
@@ -92,15 +92,15 @@ class TaskCheckpoint(RunCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Under which a checkpoint holds the score; the same for every task, so that each finds it."""
+        """Key of the score in a checkpoint, the same for every task."""
         return type(self).__name__
 
     def state_dict(self) -> dict[str, Any]:
-        """The score and where the file lies."""
+        """The score and the path of the file."""
         return {"monitor": self.monitor, "score": self.best_model_score, "path": self.best_model_path}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note where the run goes on from."""
+        """Note the checkpoint from which the run resumes."""
         self.resumed_from = Path(trainer.ckpt_path) if trainer.ckpt_path else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ class TaskCheckpoint(RunCheckpoint):
         found = next((path for path in places if self._is_best(path, score)), None)
         if found is None:
             warnings.warn(f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any "
-                          "more: the selection begins anew", stacklevel=2)
+                          "more: the selection starts again", stacklevel=2)
             return
         self.carried = None if found.absolute() == ours.absolute() else found
         self.best_model_path = self.kth_best_model_path = str(ours)
@@ -128,7 +128,7 @@ class TaskCheckpoint(RunCheckpoint):
         return torch.equal(torch.as_tensor(saved).cpu(), score.cpu())
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the best checkpoint so far from the folder that the run goes on from."""
+        """Copy the best checkpoint so far from the folder of the resumed run."""
         if self.carried is not None and trainer.is_global_zero:
             write_whole(Path(self.best_model_path), self.carried.read_bytes())
         self.carried = None
@@ -141,7 +141,7 @@ class LastCheckpoint(RunCheckpoint):
         super().__init__("last")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the next one stands in this run's folder."""
+        """Restore nothing: the next checkpoint is written to this run's folder."""
 
 
 def steps_are_done(trainer: Trainer) -> bool:
@@ -150,16 +150,16 @@ def steps_are_done(trainer: Trainer) -> bool:
 
 
 class InterruptCheckpoint(Callback):
-    """Stop in an orderly way: at Ctrl-C or SIGTERM after the step under way, with `checkpoints/interrupted.ckpt`.
+    """Stops a run at Ctrl-C or SIGTERM after the current step, with the checkpoint `checkpoints/interrupted.ckpt`.
 
-    The checkpoint is exact: `ExactResume`, which has to stand beside this, says where training stood. A validation
-    under way is cut off and done again on resuming. A second signal ends the run at once, without a checkpoint. An
-    error leaves a checkpoint too: the step in which it occurred is done again.
+    The checkpoint is exact, because `ExactResume`, which must be among the callbacks, saves the position of training. A
+    running validation is cut off and repeated on resuming. A second signal ends the run at once, without a checkpoint.
+    After an error there is a checkpoint too: the step in which the error occurred is repeated on resuming.
 
     With several processes a signal to any of them stops all after the same step, and validations are not cut off.
 
-    Not Lightning's `OnExceptionCheckpoint`: where that is present, a later `fit` resumes from the newest checkpoint it
-    finds without being told to.
+    Lightning's `OnExceptionCheckpoint` is not used, because with it a later `fit` resumes from the newest checkpoint
+    without being asked to.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class InterruptCheckpoint(Callback):
         self.before: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew.
+        """Reset the state of an earlier run.
 
         Raises:
             ConfigError: there is no `ExactResume`.
@@ -194,33 +194,33 @@ class InterruptCheckpoint(Callback):
         if self.signal is not None:
             self._now(number, frame)
         self.signal = number
-        os.write(2, b"\nStopping after the step under way. The same again stops at once, without a checkpoint.\n")
+        os.write(2, b"\nStopping after the current step. A second signal stops at once, without a checkpoint.\n")
 
     def _now(self, number: int, frame: FrameType | None) -> NoReturn:
         self.at_once = True
         raise Stopped(number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave signals as they were."""
+        """Restore the signal handlers."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.before.items():
                 signal.signal(number, handler)
         self.before = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Install the signal handlers."""
         self._listen(self._after_the_step)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
+        """Install the signal handlers."""
         self._listen(self._after_the_step)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen: there is nothing to go on with, and a signal ends the run at once."""
+        """Install the signal handlers: there is nothing to resume, so that a signal ends the run at once."""
         self._listen(self._now)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Likewise."""
+        """As for tests."""
         self._listen(self._now)
 
     # --- where training may stop
@@ -253,7 +253,7 @@ class InterruptCheckpoint(Callback):
         self._stop_here(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop before a validation; outside of training, listen."""
+        """Stop before a validation; outside of training, install the signal handlers."""
         if trainer.state.fn == "fit":
             self._stop_here(trainer)
         else:
@@ -268,7 +268,7 @@ class InterruptCheckpoint(Callback):
     # --- the checkpoint
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save, once training has begun, and say how to go on."""
+        """Save a checkpoint if training has begun, and print how to resume."""
         resume, folder = self._resume(trainer), run_folder(trainer)
         if trainer.state.fn != "fit" or resume is None or resume.boundary is None or folder is None:
             return
@@ -278,7 +278,7 @@ class InterruptCheckpoint(Callback):
         if not (stopped and exception.agreed) and not together.claim():
             return  # of several processes the first that fails saves, alone
         if self.at_once or step != trainer.global_step or (steps_are_done(trainer) and not resume.boundary.over):
-            print(f"{what}: no interrupted.ckpt; go on from the checkpoint before with "
+            print(f"{what}: no interrupted.ckpt; resume from the previous checkpoint with "
                   f"--ckpt_path {path.with_name('last.ckpt')}")
             return
         try:

@@ -154,12 +154,13 @@ class RunReport(Callback):
         task."""
         if not self.trained:
             if trainer.is_global_zero:
-                print("nothing is left to train: the run that this one goes on from is finished. A larger trainer.max_epochs "
-                      "or trainer.max_steps goes on")
+                print("nothing is left to train: the run that this one goes on from is finished. A larger "
+                      "trainer.max_epochs or trainer.max_steps goes on")
             if not self.before or (run_folder(trainer) is not None and (run_folder(trainer) / "result.json").is_file()):
                 return  # which says more
         metrics = self._metrics(trainer)
-        best = next((callback.best_model_score for callback in trainer.callbacks if isinstance(callback, TaskCheckpoint)), None)
+        best = next((callback.best_model_score for callback in trainer.callbacks
+                     if isinstance(callback, TaskCheckpoint)), None)
         if best is not None:
             metrics[f"best_{pl_module.monitor}"] = float(best)
         self._write(trainer, pl_module, metrics)

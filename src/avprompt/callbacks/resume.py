@@ -1,4 +1,4 @@
-"""Runs that stop anywhere and go on exactly where they stopped."""
+"""Exact resumption of runs that stop at any point."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Boundary:
         random: see `random_states`.
         means: sums behind the means over the epoch, see `EpochMeans`.
         buffers: trained buffers by name, such as batch norm statistics.
-        logged: points that the loggers have on their axis of steps.
+        logged: number of points that the loggers have on their axis of steps.
         validated: whether the validation that was due here has been done.
         over: whether this was the end of an epoch, and its hooks have run.
     """
@@ -72,11 +72,11 @@ class Boundary:
     over: bool = False
 
     def progress(self) -> dict[str, Any]:
-        """Lightning's counters in the form in which it goes on from here: it runs the validation if that is due and not
-        done, then the end of the epoch if there is one and it has not been run, then the next batch.
+        """Lightning's counters in the form from which it continues correctly: it runs the validation if that is due and
+        not done, then the end of the epoch if it is due and not done, then the next batch.
 
-        What a trainer saves by itself it also resumes by itself, but in some places otherwise: it takes an epoch that
-        `max_steps` or a timer cut off for a whole one, and with `max_steps` it counts an epoch's end twice.
+        The counters that a trainer saves by itself are wrong in two cases: it takes an epoch that `max_steps` or a
+        timer cut off for a whole one, and with `max_steps` it counts the end of an epoch twice.
         """
         loops = copy.deepcopy(self.loops)
         batches, validation, epochs = loops[BATCHES], loops[VALIDATION], loops[EPOCHS]
@@ -96,23 +96,23 @@ class Boundary:
 
 
 class ExactResume(Callback):
-    """Put into every checkpoint where training stood at its last optimizer step, so that a run resumes bit for bit.
+    """Saves the position of training with every checkpoint, so that a run resumes bit for bit.
 
-    That is the order of clips, the states of all random generators, the means over the epoch under way, and whether a
-    validation or the end of an epoch is still to come. Together with `ResumableLoader` and checkpoints of the trainable
-    state a resumed run equals one that was left alone, wherever it was stopped: between batches, inside a step (which
-    is done again), inside a validation (likewise), or inside an epoch by `max_steps` or a timer. In TensorBoard what a
-    killed run logged after its checkpoint is purged.
+    The position holds the order of clips, the states of all random generators, the means over the current epoch, and
+    whether a validation or the end of an epoch is still due. Together with `ResumableLoader` and checkpoints of the
+    trainable state, a resumed run equals an uninterrupted one, wherever it was stopped: between batches, inside a step
+    or a validation (which is repeated), or inside an epoch by `max_steps` or a timer. Points that a killed run logged
+    to TensorBoard after its checkpoint are purged.
 
-    Random generators are restored right before the first batch or validation. Any earlier would not do: Lightning draws
-    numbers between the start of training and that.
+    Random generators are restored right before the first batch or validation, because Lightning draws random numbers
+    between the start of training and that point.
 
-    Every process has its own generators, and a checkpoint holds the states of all. Where it goes on with another number
-    of processes, or after one process failed alone and could save its own only, some continue with the first one's
-    state: that is said, and what is drawn at random (dropout) then differs from the uninterrupted run.
+    Every process has its own generators, and a checkpoint holds the states of all. If a run resumes with another number
+    of processes, or after one process failed alone and could save only its own state, the other processes continue with
+    the first state. A warning says so, because random operations such as dropout then differ from an uninterrupted run.
 
     Attributes:
-        boundary: where training stood at the last optimizer step; `None` before the first one.
+        boundary: position of training at the last optimizer step; `None` before the first one.
     """
 
     def __init__(self) -> None:
@@ -121,14 +121,14 @@ class ExactResume(Callback):
         self.buffers: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew."""
+        """Reset the state of an earlier run."""
         self.boundary = self.resuming = None
 
     # --- into a checkpoint
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
                            batch_idx: int) -> None:
-        """Note where training stands, after each optimizer step."""
+        """Record the position of training after each optimizer step."""
         if trainer.global_step > (self.boundary.step if self.boundary else 0):
             means = getattr(pl_module, "epoch_means", None)
             self.boundary = Boundary(
@@ -143,7 +143,7 @@ class ExactResume(Callback):
             self.boundary.validated, self.boundary.random = True, random_states(pl_module.device)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where a run resumes right before the end of an epoch, let that be an ordinary one."""
+        """If a run resumes right before the end of an epoch, make this an ordinary end."""
         self._go_on(trainer)
         trainer.fit_loop._restarting = False
 
@@ -157,7 +157,7 @@ class ExactResume(Callback):
             self.boundary.over, self.boundary.random = True, random_states(pl_module.device)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Write down the boundary; have loggers write what they hold, so that a kill later loses none of it."""
+        """Save the boundary, and flush the loggers, so that a later kill loses none of their points."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
@@ -176,7 +176,7 @@ class ExactResume(Callback):
     # --- out of one
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the boundary up; it stays the present one until the next optimizer step."""
+        """Restore the boundary, which stays valid until the next optimizer step."""
         if trainer.state.fn == "fit" and RECORD in checkpoint:
             buffers = {name: checkpoint["state_dict"][name] for name in self._buffers(pl_module)}
             kept = dict(checkpoint[RECORD])
@@ -190,7 +190,7 @@ class ExactResume(Callback):
                 loops=copy.deepcopy(checkpoint["loops"]["fit_loop"]), buffers=buffers, **own, **kept)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Purge what stands in the run's TensorBoard from the resumed step on."""
+        """Purge the points in the run's TensorBoard from the resumed step on."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
             start = Event(step=self.boundary.step if self.boundary else 0,
                           session_log=SessionLog(status=SessionLog.START))

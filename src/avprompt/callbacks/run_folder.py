@@ -22,11 +22,11 @@ def run_folder(trainer: Trainer) -> Path | None:
     """The folder of a trainer's run, the same in every process; `None` under `fast_dev_run`, which writes nothing.
 
     It is the first logger's: `log_dir` of TensorBoard and CSV, `save_dir/name/version` of others. Without a logger it
-    is the first `version_<n>` in `default_root_dir` that is not there yet.
+    is the first `version_<n>` in `default_root_dir` that does not exist yet.
 
-    The first process determines it at the first call, which hands it to the others and must therefore come from all of
-    them: whoever needs the folder asks in `setup`, which every process runs. Later calls return what was found, and may
-    come from one process alone.
+    The first process determines it at the first call and sends it to the others, so that all processes must make this
+    call: a callback that needs the folder calls this in `setup`, which every process runs. Later calls return the same
+    folder and may come from one process alone.
 
     Example:
         >>> import tempfile
@@ -54,7 +54,7 @@ def _determine(trainer: Trainer) -> Path | None:
 
 
 def _fresh(root: Path) -> Path:
-    """Make the first `version_<n>` that is not there, whoever else makes one at this moment."""
+    """Create the first `version_<n>` that does not exist, also if other processes do so at the same time."""
     root.mkdir(parents=True, exist_ok=True)
     for folder in (root / f"version_{number}" for number in itertools.count()):
         with contextlib.suppress(FileExistsError):
@@ -64,7 +64,7 @@ def _fresh(root: Path) -> Path:
 
 
 def newest_checkpoint(trainer: Trainer, which: str) -> Path:
-    """The checkpoint that `--ckpt_path last` or `best` means: of this run's folder, where that has one, otherwise of the
+    """The checkpoint of `--ckpt_path last` or `best`: that of this run's folder if there is one, otherwise that of the
     experiment's run that wrote one last.
 
     Args:
@@ -90,7 +90,7 @@ def newest_checkpoint(trainer: Trainer, which: str) -> Path:
 
 
 def keep_csv(trainer: Trainer) -> None:
-    """Set `metrics.csv` of an earlier part of the run aside as `metrics.1.csv` and so on: Lightning's logger deletes it."""
+    """Rename `metrics.csv` of an earlier part of the run to `metrics.1.csv` and so on, as Lightning would delete it."""
     for logger in trainer.loggers if trainer.is_global_zero else []:
         if isinstance(logger, CSVLogger) and (path := Path(logger.log_dir) / "metrics.csv").is_file():
             path.rename(next(place for number in itertools.count(1)

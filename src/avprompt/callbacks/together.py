@@ -9,18 +9,18 @@ from avprompt.processes import together
 
 
 class FailTogether(Callback):
-    """A failure of one process ends all within seconds, with its message.
+    """Ends all processes within seconds if one of them fails, with its message.
 
-    It stands behind all callbacks that save something when an exception comes: others end at once when they are told.
+    It must come after all callbacks that save something after an exception, because the other processes end at once.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin to look after the others."""
+        """Start to watch the other processes."""
         if trainer.world_size > 1:
             together.watch()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """The run is over."""
+        """Stop watching."""
         together.stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avprompt.data_modules import AVDataModule
     from avprompt.feature_cache import CacheRecord, Pool, Precision
 
-#: digits of a probe that encoders repeat on the same machine, whatever else runs there
+#: digits of a probe that encoders reproduce on the same machine
 DIGITS = 4
 
 
@@ -127,9 +127,10 @@ def compute(backbone: AVPromptBackbone, data: AVDataModule, out: Path, splits: l
 def features(args: list[str]) -> None:
     """`avprompt data features --config X [options] [overrides]`."""
     parser = argparse.ArgumentParser(prog="avprompt data features", allow_abbrev=False, description=(
-        "Compute the frozen backbone's features of every clip once, as memory maps. Stopped, the same command goes on. "
-        "Train a head on them with `--model.backbone avprompt.backbone.PrecomputedFeatures --model.backbone.cache OUT "
-        "--data.feature_cache OUT`. Everything else is as for fit: --config X and overrides."))
+        "Compute the frozen backbone's features of every clip once, as memory maps. After an interruption, the same "
+        "command continues. Train a head on them with `--model.backbone avprompt.backbone.PrecomputedFeatures "
+        "--model.backbone.cache OUT --data.feature_cache OUT`. Everything else is as for fit: --config X and "
+        "overrides."))
     parser.add_argument("--split", choices=("all", "train", "val", "test"), default="all")
     parser.add_argument("--pool", choices=("mean", "grid"), default="mean",
                         help="one vector a segment (class token or mean), or all tokens")

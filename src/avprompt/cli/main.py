@@ -21,7 +21,7 @@ usage: avprompt COMMAND [options]
   experiments                       list the experiments that ship; print one, or copy it to change it
   params                            count the parameters that an experiment trains, freezes and saves
   data prepare                      turn folders of videos into the store that training reads
-  data verify                       list what a dataset needs and what of it is there
+  data verify                       list which files a dataset needs and which exist
   data synth ave|llp|...            write a synthetic dataset in the format of a real one
   data stats                        measure the spectrograms of an experiment's training split
   data features                     compute the frozen backbone's features of every clip once

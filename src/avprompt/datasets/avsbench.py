@@ -11,7 +11,7 @@ The tables are read by the names of their columns: `split`, `name` (without such
 unique only within the folder of their category.
 
 Audio is read from a video's wav file. The published loaders read `wave/<split>/.../AVS.npy` instead, which is a pickled
-dictionary. Unpickling runs whatever code a file contains, so avprompt never reads it.
+dictionary. Unpickling runs any code that a file contains, so avprompt never reads it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the suite knows of a dataset, in one place."""
+"""Description of a dataset in one place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class DatasetInfo:
         published: the annotation files and the folders of extracted media, and what reads them.
         class_names: the dataset's folder -> names of the classes in the order of their indices.
         example: labels of a batch of noise, with the keys, shapes and dtypes of a training batch; called with
-            `clips`, `segments`, `num_classes` and whatever else the dataset's data module has in `sizes`.
+            `clips`, `segments`, `num_classes` and the other `sizes` of the dataset's data module.
         plot: (sample, class names, seconds from the start of a segment to the start of the next) -> a picture of the
             sample with its labels and, if present, its predictions.
         unit: what an item of a split is: `clips` or `questions`.

@@ -20,7 +20,7 @@ from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """What a prompt method may know of a block.
+    """Sizes and properties of a block that a prompt method may use.
 
     Args:
         dim: channels C of a token.
@@ -229,15 +229,15 @@ class Stage(nn.Module):
 class FrozenEncoder(nn.Module, abc.ABC):
     """A pretrained network in pieces: `embed`, the blocks and merges of `stages`, `finalize`.
 
-    Running the pieces in a row equals the library's own forward. Frozen means that no parameter requires a gradient and
-    that the encoder stays in eval mode whatever mode its owner is put in: dropout, stochastic depth and augmentation
-    are off, and running statistics do not move.
+    Running the pieces one after the other equals the library's own forward. Frozen means that no parameter requires a
+    gradient and that the encoder stays in eval mode when its parent module is in train mode: dropout, stochastic depth
+    and augmentation are off, and running statistics do not move.
 
     Subclasses set `input` and `stages`, and define `stem` and `finalize`.
 
     Args:
         frozen: `False` trains every parameter (full fine-tuning).
-        released_mode: let the frozen encoder follow its owner into train mode, as the DG-SCT authors' scripts do:
+        released_mode: let the frozen encoder follow its parent into train mode, as the DG-SCT authors' scripts do:
             stochastic depth and SpecAugment are active and running statistics of batch norms move. This is a known
             defect, kept for reproducing published procedures only.
 

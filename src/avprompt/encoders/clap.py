@@ -66,7 +66,7 @@ class CLAPAudio(HTSAT):
         front_end: log-mel spectrogram. `fused` is what fusion models (`630k-*fusion-best.pt`) were trained on: 48 kHz,
             hop 480, HTK bands without norm; `unfused` what the others were: 48 kHz, hop 480, Slaney bands. `released`
             is that of the DG-SCT authors' few-shot code, a known defect: 32 kHz, hop 320, on the Slaney bank for
-            48 kHz, whatever the weights.
+            48 kHz, with any weights.
         repeat: copies of a segment that fill the spectrogram.
         frozen: see `FrozenEncoder`.
         released_mode: see `FrozenEncoder`; also turns SpecAugment on in train mode.

@@ -77,7 +77,7 @@ class Dasheng(PlainViT):
 
     def _build(self, model: str) -> nn.Module:
         library = dasheng_module()
-        with torch.device("cpu"):  # torchaudio looks at the values of its mel bank, which the meta device has not
+        with torch.device("cpu"):  # torchaudio reads values of its mel bank, which the meta device does not have
             return library.Dasheng(**{**SIZES[model], **self.sizes})
 
     def _take_apart(self, net: nn.Module) -> None:

@@ -1,5 +1,5 @@
-"""Plain vision transformers, whatever library they come from: their blocks, which others may attend through, and the
-same blocks over spectrograms."""
+"""Plain vision transformers of any library: their blocks, whose attention and MLP methods can use, and the same blocks
+over spectrograms."""
 
 from __future__ import annotations
 

@@ -304,12 +304,12 @@ def class_texts(names: Sequence[str], template: str, spaces: bool = True) -> lis
 
 def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: Sequence[str],
                      cache: Path | None = None) -> Tensor:
-    """Embeddings of a frozen text tower, computed once: from the cache file where there is one, else it is written.
+    """Embeddings of a frozen text tower: read from the cache file if it exists, else computed and written to it.
 
-    With a file at hand the tower is not needed: give what builds it, or `None`, and it is never built.
+    If the file exists, the tower is not needed: pass a function that builds it, or `None`, and it is never built.
 
     Args:
-        tower: the tower, what builds it (called only where its embeddings have to be computed), or `None`.
+        tower: the tower, a function that builds it (called only if the embeddings have to be computed), or `None`.
         texts: K sentences.
         cache: .safetensors file of the embeddings; its metadata hold the texts, and the tower's class, arguments,
             fingerprint and weights. A tower that is not built is known by the last three of what its `partial` says.

@@ -118,7 +118,7 @@ class TinyCLIP(CLIP):
 
 
 def word_ids(texts: Sequence[str], first: int, begin: int, end: int, padding: int) -> Tensor:
-    """Texts in a vocabulary of the words `WORDS`, whatever their case.
+    """Texts in a vocabulary of the words `WORDS`, in upper or lower case.
 
     Args:
         texts: K sentences.

@@ -1,4 +1,4 @@
-"""Media files -> frames and waveform, one decoder for everything: PyAV, single-threaded."""
+"""Decoding of media files into frames and waveform, with PyAV in a single thread."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from avprompt.media.untrusted import MAX_PIXELS
 
 #: peak below which a clip counts as silent: one step of 16-bit audio is 3e-5
 SILENCE = 1e-4
-#: seconds by which a stream may end before the end that its file declares, or jump, before this counts as damage
+#: seconds by which a stream may jump, or end before the declared end, without counting as damaged
 TOLERANCE = 1.0
 GAP = 0.1
 #: channels of sound that FFmpeg can resample
 CHANNELS = 64
-#: what went wrong, for errors that a manifest lists under a status of their own
+#: parts of error messages that have a status of their own in a manifest
 NO_AUDIO, NO_VIDEO = "no audio stream", "no video stream"
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip becomes segments.
+    """How a clip is cut into segments.
 
     Args:
         segments: number T of segments a clip.
         seconds: length of a segment.
-        size: height and width of a frame in pixels; the whole picture is squeezed, as the published code does.
+        size: height and width of a frame in pixels; the whole picture is resized to it, as in the published code.
         sample_rate: of the waveform, Hz.
-        antialias: low-pass before the bicubic resize. The published numbers come from resizing without.
+        antialias: low-pass filter before the bicubic resize. The published figures come from resizing without it.
         stride: seconds from the beginning of a segment to that of the next; `None` is `seconds`, one after the other.
         max_pixels: a picture with more is refused before it is decoded; 8K video fits.
-        max_hours: a video of one's own that lasts longer is refused.
+        max_hours: a video in `predict_root` that lasts longer is refused.
 
     Raises:
         ArgumentError: a number is not positive.
@@ -63,7 +63,7 @@ class Sampling:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides how a clip looks and sounds: all but the limits."""
+        """The settings that change a clip's content: all except the limits."""
         return {name: value for name, value in asdict(self).items() if not name.startswith("max_")}
 
     @property
@@ -104,10 +104,10 @@ class Clip:
     Args:
         frames: uint8 (T, H, W, 3), the frame nearest to the middle of each segment.
         audio: float32 (T, S) in [-1, 1], mono: the mean of the channels.
-        valid: bool (T,), segments that picture and sound really reach; in the others the last frame is repeated and
-            the sound is zero where there is none.
+        valid: bool (T,), segments that picture and sound reach; in the others the last frame is repeated, and missing
+            sound is zero.
         duration: seconds that the file holds from the clip's start on, at most the clip's length.
-        reason: which segments are not valid and what they lack; empty where all are.
+        reason: which segments are not valid and what they lack; empty if all are valid.
     """
 
     frames: np.ndarray
@@ -127,7 +127,7 @@ def resize(picture: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     if picture.shape[:2] == (size, size):
         return picture
     small = np.empty((size, size, picture.shape[2]), np.uint8)
-    for channel in range(picture.shape[2]):  # one after the other: a third of the memory
+    for channel in range(picture.shape[2]):  # channel by channel needs a third of the memory
         x = torch.from_numpy(np.ascontiguousarray(picture[..., channel]))[None, None].float()
         x = F.interpolate(x, (size, size), mode="bicubic", antialias=antialias)
         small[..., channel] = x[0, 0].round_().clamp_(0, 255).byte().numpy()
@@ -140,7 +140,7 @@ class _Reader:
     Args:
         path: file to open.
         kind: `video` or `audio`: the stream that FFmpeg takes by default. The cover picture of a song is no video.
-        max_pixels: of a picture.
+        max_pixels: largest number of pixels of a picture.
 
     Raises:
         ClipDecodeError: no such file, no media, no such stream, or one beyond the limits.
@@ -179,7 +179,7 @@ class _Reader:
                 raise ClipDecodeError(self.path, f"{codec.layout.nb_channels} channels of sound",
                                       f"at most {CHANNELS}", "Mix them down, or leave the clip out.")
             return
-        # a picture may grow in the middle of a stream: the decoder refuses it too
+        # pictures may become larger in the middle of a stream, so the decoder has the limit too
         codec.options = {**codec.options, "max_pixels": str(self.max_pixels)}
         if codec.width * codec.height > self.max_pixels:
             raise ClipDecodeError(self.path, f"a picture of {codec.width} x {codec.height} pixels",
@@ -210,15 +210,15 @@ class _Reader:
     def frames(self, begin: float = 0.0) -> Iterator[av.frame.Frame]:
         """Decoded frames in order, starting at or before second `begin`.
 
-        A packet that does not decode is passed over, as a player does.
+        A packet that does not decode is skipped, as in a player.
 
         Raises:
-            ClipDecodeError: not one frame came out.
+            ClipDecodeError: no frame decodes.
         """
         sought = False
         if begin > 2.0:
             try:
-                # a second earlier: sound that is decoded from the middle needs a few packets to settle
+                # a second earlier, because sound that is decoded from the middle needs a few packets to settle
                 self.container.seek(int((self.zero + begin - 1.0) * av.time_base))
                 sought = True
             except av.FFmpegError:
@@ -247,7 +247,7 @@ class _Reader:
             yield from frames
 
     def last(self) -> float:
-        """Second at which the last packet that is left ends, of picture or sound; 0 where none is left."""
+        """Second at which the last remaining packet of picture or sound ends; 0 if none is left."""
         end = 0.0
         for packet in self.container.demux():
             if packet.pts is not None and packet.stream.type in ("video", "audio"):
@@ -268,12 +268,12 @@ class _Reader:
 
 
 def duration(path: Path, missing: float = 0.0) -> float:
-    """Seconds of a video file: what its container says, as far as packets bear it out.
+    """Length of a video file in seconds, as its container declares it and its packets confirm it.
 
     Args:
         path: the file.
-        missing: seconds after the last packet that are believed where a container says more than there is. One that
-            claims days is asked for its last second.
+        missing: seconds after the last packet that are accepted if a container declares more than it holds. If it
+            declares days, its last second is read.
 
     Raises:
         ClipDecodeError: the file is no media, or has no video.
@@ -287,16 +287,16 @@ def duration(path: Path, missing: float = 0.0) -> float:
             found = reader.last()
         except (av.FFmpegError, OverflowError):
             found = 0.0
-        if found < claimed - TOLERANCE:  # the index may be at fault, not the length
+        if found < claimed - TOLERANCE:  # the index may be wrong rather than the length
             reader.container.seek(0)
             found = reader.last()
         return min(claimed, found + missing) if found < claimed - TOLERANCE else claimed
 
 
 def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
-    """Seconds of a video whose picture and sound both decode, as far as their first frames tell.
+    """Length in seconds of a video whose picture and sound both decode, judged by their first frames.
 
-    Of a video that ends before it says, a clip's length of what is missing counts, so that it is told.
+    If a video ends before its declared end, up to a clip's length of the missing part counts, so that it is reported.
 
     Raises:
         ClipDecodeError: a stream is missing, does not decode, or goes beyond the limits.
@@ -311,12 +311,12 @@ def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
 
 
 def _picture(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 (H, W, 3), upright: phones store how the camera was held beside the picture, mirrored by some."""
-    # with threads of its own a converted frame hangs the process that a fork makes of this one, when it is let go there
+    """Upright picture, uint8 (H, W, 3): phones store rotation, and some mirroring, beside the picture."""
+    # with threads of its own, a converted frame hangs a forked process that releases it
     picture, matrix = frame.reformat(format="rgb24", threads=1).to_ndarray(), frame.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return picture
-    # where the picture's right (a, b) and its bottom (c, d) are shown: to the right, and down
+    # directions in which the picture's right side (a, b) and bottom (c, d) are shown; (1, 0) is right, (0, 1) is down
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), "=i4").tolist()
     turned = abs(b) + abs(c) > abs(a) + abs(d)
     if turned:
@@ -335,9 +335,9 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
         max_pixels: of a picture.
 
     Returns:
-        One picture a time, times outside the stream repeating its first or last frame; and the seconds at which the
-        picture begins and ends, the latter infinite where it goes on past the last of them, or where the stream is one
-        still picture, which players show as long as there is sound.
+        One picture for each time, where times outside the stream repeat its first or last frame; and the seconds at
+        which the picture begins and ends. The end is infinite if the stream goes on after the last time, or if it is a
+        single still picture, which players show as long as there is sound.
 
     Raises:
         ClipDecodeError: no such file, no video stream, nothing that decodes, a truncated file, a picture too large.
@@ -360,25 +360,26 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
             if len(chosen) == len(times):
                 return chosen, (begin, np.inf)
         if count == 1 and reader.stream.frames in (0, 1) and begin <= reader.begins() + TOLERANCE:
-            end = np.inf  # a still picture, whatever length its container gives it
+            end = np.inf  # a still picture; the length in its container means nothing
         reader.check_end(end, float(times[-1]))
         last = chosen[-1] if before is taken else shrink(_picture(before))
         return chosen + [last] * (len(times) - len(chosen)), (begin, end)
 
 
 def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mono waveform, resampled; the mean of the channels.
+    """Decode audio into a resampled mono waveform, the mean of the channels.
 
-    Sound that begins later than the picture, and holes in the time stamps, become silence, so that both stay in step.
+    Sound that begins later than the picture, and holes in the time stamps, become silence, so that picture and sound
+    stay synchronous.
 
     Args:
         path: any file with an audio stream.
         sample_rate: Hz.
         start: seconds into the file.
-        samples: how many.
+        samples: number of samples.
 
     Returns:
-        float32 (samples,) in [-1, 1], zeros where there is none; and bool (samples,), where there is one.
+        float32 (samples,) in [-1, 1], zero where there is no sound; and bool (samples,), where there is sound.
 
     Raises:
         ClipDecodeError: no such file, no audio stream, nothing that decodes, a truncated file.
@@ -389,8 +390,8 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
     def place(pieces: list[av.AudioFrame]) -> None:
         nonlocal position
         for piece in pieces:
-            # FFmpeg's own downmix makes equal channels louder by 3 dB; the mean keeps them
-            # packed: more than eight planes are more than PyAV can hold
+            # FFmpeg's downmix makes equal channels 3 dB louder; the mean does not
+            # packed, because PyAV holds at most eight planes
             mono = piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(1)
             first, last = max(position, 0), min(position + len(mono), samples)
             if first < last:
@@ -445,7 +446,7 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
                               "Download it again, or leave the clip out.") from error
     heard = (np.flatnonzero(known).max(initial=-1) + 1) / rate
     audio, known = audio[places], known[places]
-    # a segment counts where the picture has begun by its middle and reaches it, and the sound covers at least half
+    # a segment is valid if the picture covers its middle and the sound covers at least half of it
     seen = (begin - GAP <= middles) & (end >= middles)
     valid = seen & (known.mean(1) >= 0.5)
     length = max(0.0, min(end - start, heard, sampling.duration))
@@ -459,7 +460,7 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
 
 
 def spans(flags: np.ndarray) -> str:
-    """Places at which a bool (T,) is true, for people: `0-3, 7`, or `none`."""
+    """Indices at which a bool (T,) is true, as text for messages: `0-3, 7`, or `none`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
     return ", ".join(f"{first}" if first == last - 1 else f"{first}-{last - 1}"
                      for first, last in edges.reshape(-1, 2).tolist()) or "none"

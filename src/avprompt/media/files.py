@@ -1,4 +1,4 @@
-"""Folders as people have them: links, hidden files, numbers without zeros."""
+"""Listing of folders with links, hidden files, and numbers without leading zeros."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"(\d+)")
 
 
 def natural(path: Path) -> tuple[list[tuple[int, str]], str]:
-    """Key that puts `frame_2` before `frame_10`: numbers within names count as numbers.
+    """Sort key that puts `frame_2` before `frame_10`: numbers within names compare as numbers.
 
     >>> sorted(map(Path, ["10.jpg", "9.jpg", "1.jpg"]), key=natural)[0].name
     '1.jpg'
@@ -33,13 +33,13 @@ def listed(folder: Path, *endings: str) -> list[Path]:
 
 
 def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterator[Path]:
-    """Files in a folder and those below it, links followed, hidden files and folders left alone, in order of names.
+    """Files in a folder and its subfolders in order of names; follows links, ignores hidden files and folders.
 
-    Each folder is entered once, however many links lead to it or back to one above.
+    Each folder is visited once, even if several links lead to it or a link leads to a parent folder.
 
     Args:
-        folder: where to begin; may itself be hidden.
-        problems: gets what cannot be entered or leads nowhere, and why.
+        folder: folder to start in; it may itself be hidden.
+        problems: receives the paths that cannot be opened or do not exist, with the reason.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -70,6 +70,6 @@ def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterat
 
 
 def signature(paths: Iterable[Path]) -> str:
-    """What tells files from others in their place without reading them: names, sizes and times of the last change."""
+    """Text that changes if files are replaced, from names, sizes and times of the last change, without reading them."""
     known = [(path.name, (status := path.stat()).st_size, status.st_mtime_ns) for path in paths]
     return hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""Folders of videos -> the prepared store."""
+"""Preparation of the store from folders of videos."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avprompt.media.workers import begin_worker
 VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
          ".wmv", ".ogv"}
 AUDIO = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
-#: of writing to the store, and nobody else's fault
+#: errors of writing to the store, which no media file causes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 #: a clip's video file, and the audio file that replaces its sound; either may be absent
@@ -33,13 +33,13 @@ Pair = tuple[Path | None, Path | None]
 
 @dataclass
 class Media:
-    """What folders hold.
+    """Media files found in folders.
 
     Args:
         clips: id (file name without ending) -> video file, and a separate audio file of the same name.
-        unusable: id -> why its file cannot be taken: a link to nothing, a name that no table can hold.
-        passed_over: id -> files that gave way to another of the same id.
-        others: files of other kinds by ending.
+        unusable: id -> why its file cannot be used: a broken link, or a name that cannot be written to a table.
+        passed_over: id -> files that were not used, because another with the same id was preferred.
+        others: other files by ending.
     """
 
     clips: dict[str, Pair] = field(default_factory=dict)
@@ -49,15 +49,15 @@ class Media:
 
 
 def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None = None) -> Media:
-    """Look through folders, and those that links in them lead to, for videos and sounds.
+    """Find videos and audio files in folders, including folders that links lead to.
 
-    Hidden files and folders are left alone, AppleDouble files (`._clip.mp4`) among them. A file that is reached in two
-    ways counts once.
+    Hidden files and folders are ignored, including AppleDouble files (`._clip.mp4`). A file that is reached in two ways
+    counts once.
 
     Args:
-        folders: where to look.
-        prefer: which of several videos, or sounds, of one id counts, in the order of the folders and, within them, of
-            names; `None` is an error that names them all.
+        folders: folders to search.
+        prefer: which of several files with one id is used, in the order of the folders and, within them, of names;
+            `None` raises an error that names all of them.
 
     Raises:
         DatasetError: a folder is missing, there are no videos, or two files share an id.
@@ -126,7 +126,7 @@ def describe(video: Path | None, wave: Path | None) -> str:
 
 
 def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Path, sampling: Sampling) -> Entry:
-    """Decode one clip into the store and say how it went; a bad file or name is an entry, never an error.
+    """Decode one clip into the store; a bad file or name gives an entry with the reason, never an error.
 
     Raises:
         OSError: nothing can be written to the store.
@@ -140,7 +140,7 @@ def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Pat
         folder.remove(clip_id)
         return Entry(clip_id, {NO_AUDIO: "no-audio", NO_VIDEO: "no-video"}.get(str(error.got), "broken"), str(error),
                      source=source)
-    except Exception as error:  # whatever a strange file makes of a decoder: it is listed, and costs no other clip
+    except Exception as error:  # decoders raise all kinds of errors: the clip is listed, and the others go on
         folder.remove(clip_id)
         return Entry(clip_id, "broken", f"{type(error).__name__}: {error}", source=source)
     try:
@@ -159,7 +159,7 @@ def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Pat
 
 
 def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) -> Iterator[Entry]:
-    """Entries as they come, from worker processes; a file that kills its process is `broken` and stops nothing."""
+    """Entries in the order in which worker processes finish; a file that kills its process is listed as `broken`."""
     waiting = list(media)
     while waiting:
         done: set[str] = set()
@@ -171,9 +171,9 @@ def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) 
                     done.add(entry.id)
                     yield entry
             except BrokenProcessPool:
-                pass  # some process died: its clip is among the first of those unfinished
+                pass  # a process died: its clip is among the first unfinished ones
             finally:
-                pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the clips in hand, not for all
+                pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the running clips, not for all
         waiting = [clip for clip in waiting if clip not in done]
         suspects, waiting = waiting[:2 * workers + 1], waiting[2 * workers + 1:]
         for clip in suspects:
@@ -185,7 +185,7 @@ def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) 
 
 
 def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], deep: bool) -> set[str]:
-    """Clips that are there and whose files have not changed, under their own id or one that `--rename` gave them."""
+    """Clips in the store whose files have not changed, under their own id or one that `--rename` gave them."""
     renamed = {entry.source: entry for entry in entries.values() if entry.id not in media}
     kept = set()
     for clip, files in tqdm(media.items(), desc="check", unit="clip", disable=not (deep and entries)):
@@ -218,13 +218,13 @@ def prepare(
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 
-    One frame is taken from the middle of every segment and resized once; the sound is cut per segment. A file that is
-    broken, silent, short or without sound is listed with its reason in manifest.csv and problems.csv and stops nothing.
-    Run again after an interruption: clips that are already there are kept, unless their files have changed.
+    One frame is taken from the middle of every segment and resized; the sound is cut into segments. A file that is
+    broken, silent, short or without sound is listed with the reason in manifest.csv and problems.csv, and the others go
+    on. After an interruption, run the command again: clips in the store are kept, unless their files have changed.
 
     Args:
-        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched through, links included; a
-            .wav or other audio file with a video's name replaces its sound.
+        videos: folder of video files, or several (`--videos '[VIDEOS, WAVES]'`), searched with their subfolders and
+            links; a .wav or other audio file with a video's name replaces its sound.
         out: the store's folder.
         segments: segments of one second a clip.
         size: height and width of the frames in pixels; 192 for Swin-V2-L, 224 for CLIP.
@@ -233,10 +233,10 @@ def prepare(
         stride: seconds from the beginning of a segment to that of the next; `null` is 1, `6` spreads ten segments over
             the minute of a MUSIC-AVQA video.
         workers: processes.
-        overwrite: start again although a store stands there.
-        prefer: which file counts where several have one name: `earlier` or `later`, in the order of the folders and,
-            within them, of names; `null` is an error that lists them all.
-        deep: compare the clips that are there with their digests, and make damaged ones anew.
+        overwrite: replace an existing store.
+        prefer: which file is used if several have one name: `earlier` or `later`, in the order of the folders and,
+            within them, of names; `null` raises an error that lists them all.
+        deep: compare the clips in the store with their digests, and prepare damaged ones again.
         max_pixels: a picture with more is refused before it is decoded; 8K video fits.
 
     Returns:
@@ -255,7 +255,7 @@ def prepare(
     store.create(sampling, overwrite)
     entries, damaged = recover_manifest(store.manifest_path) if store.manifest_path.is_file() else ({}, [])
     for problem in damaged:
-        print(f"a row of the manifest is made anew: {problem}")
+        print(f"a row of the manifest is written again: {problem}")
     kept = _kept(store, entries, media.clips, deep)
     todo = {clip: files for clip, files in media.clips.items() if clip not in kept}
     before = dict(entries)
@@ -268,7 +268,7 @@ def prepare(
                 if count % 200 == 0:
                     write_manifest(store.manifest_path, list(entries.values()))
         finally:
-            # where nothing is new, a store that cannot be written to will do
+            # if no clip is new, a read-only store is enough
             if entries != before or damaged or not store.manifest_path.is_file():
                 write_manifest(store.manifest_path, list(entries.values()))
                 write_problems(store.root / "problems.csv", list(entries.values()))

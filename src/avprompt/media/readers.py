@@ -1,4 +1,4 @@
-"""Where a dataset's clips come from: the prepared store, or the folders that the published code expects."""
+"""Readers of clips: from the prepared store, or from the folders that the published code expects."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def as_frame(pixels: np.ndarray, sampling: Sampling) -> Tensor:
 
 
 class ClipReader(abc.ABC):
-    """Gives a clip by id."""
+    """Reads clips by id."""
 
     @abc.abstractmethod
     def problem(self, clip_id: str) -> str | None:
@@ -39,7 +39,7 @@ class ClipReader(abc.ABC):
 
     @abc.abstractmethod
     def inspect(self, clip_id: str) -> str | None:
-        """`problem`, and a look at the headers and sizes of the clip's files."""
+        """As `problem`, but also checks headers and sizes of the clip's files."""
 
     @abc.abstractmethod
     def read(self, clip_id: str) -> Segments:
@@ -51,10 +51,10 @@ class ClipReader(abc.ABC):
 
     @abc.abstractmethod
     def identity(self, clip_id: str) -> str:
-        """What tells a clip's media as they are now from other media under its id; decodes nothing."""
+        """Text that changes if the clip's media change; decodes nothing."""
 
     def digest_problem(self, clip_id: str) -> str | None:
-        """Why a clip that `inspect` has nothing against cannot be used after all: reads everything."""
+        """As `inspect`, but reads everything and compares digests."""
         try:
             self.read(clip_id)
         except ClipDecodeError as error:
@@ -62,7 +62,7 @@ class ClipReader(abc.ABC):
         return None
 
     def ids(self) -> set[str]:
-        """Names of clips that are there, as far as the reader finds them by name; for people."""
+        """Ids of the clips that exist, as far as names tell; for messages."""
         return set()
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
@@ -74,7 +74,7 @@ class ClipReader(abc.ABC):
         return self.read(clip_id)[0][segment]
 
     def valid(self, clip_id: str) -> Tensor:
-        """Which segments are really decoded, bool (T,).
+        """Segments that were decoded, not padded, bool (T,).
 
         Raises:
             ClipDecodeError: the clip's files are damaged.
@@ -87,7 +87,7 @@ class StoreReader(ClipReader):
 
     Args:
         root: the store's folder.
-        sampling: what the experiment asks for, and must be what the store holds; `None` is whatever that is.
+        sampling: sampling of the experiment, which the store must have; `None` accepts that of the store.
 
     Raises:
         DatasetError: no store there, or one made with other settings.
@@ -249,7 +249,7 @@ Folders = Callable[[Path, Sampling | None], ClipReader]
 
 
 def unremarkable(splits: dict[str, list[Any]]) -> list[str]:
-    """No remarks; named, since spawned workers pickle what refers to it."""
+    """No remarks; a named function, because spawned workers pickle references to it."""
     return []
 
 
@@ -259,11 +259,11 @@ class Published:
 
     Args:
         files: annotation files in the dataset's folder.
-        tree: where the extracted media lie in it, one path a line, for people.
-        folders: dataset's folder and sampling -> reader of them.
+        tree: where the extracted media lie in it, one path a line, for messages.
+        folders: dataset's folder and sampling -> their reader.
         read: dataset's folder -> items (each with an `id`) by split.
-        remarks: those items -> sentences about what else the files hold.
-        stored: whether a prepared store can hold its media; no where masks belong to the extracted frames.
+        remarks: the items -> sentences about further content of the files.
+        stored: whether a prepared store can hold its media; `False` if masks belong to the extracted frames.
     """
 
     files: tuple[str, ...]
@@ -278,9 +278,9 @@ STORE_TREE = ("store/store.json", "store/manifest.csv", "store/clips/<id>/{frame
 
 
 def open_reader(layout: str, root: Path, sampling: Sampling | None, folders: Folders) -> ClipReader:
-    """The reader of a layout, `store` (in root/store) or `folders`. Without a sampling, whatever it holds is right.
+    """The reader of a layout, `store` (in root/store) or `folders`. Without a sampling, that of the media is accepted.
 
     Raises:
-        DatasetError: the layout's folders are not there, or hold something else.
+        DatasetError: the layout's folders are not there, or have another sampling.
     """
     return StoreReader(Path(root) / "store", sampling) if layout == "store" else folders(Path(root), sampling)

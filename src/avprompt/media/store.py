@@ -1,9 +1,9 @@
-"""The prepared store: what a training run reads instead of media files.
+"""The prepared store, which a training run reads instead of media files.
 
     <store>/store.json            how the clips were made
     <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
                                   of the clip's three files, and of the row
-    <store>/problems.csv          the rows of it that are not `ok`
+    <store>/problems.csv          its rows that are not `ok`
     <store>/clips/<id>/frames.npy uint8 (T, H, W, 3)
     <store>/clips/<id>/audio.npy  float32 (T, S)
     <store>/clips/<id>/valid.npy  bool (T,)
@@ -34,11 +34,11 @@ from avprompt.media.untrusted import read_array
 
 FORMAT = 3
 ARRAYS = ("frames", "audio", "valid")
-#: statuses of clips that hold both modalities; a short one is padded and says so in `valid`
+#: statuses of clips that hold both modalities; a short clip is padded, which `valid` records
 USABLE = ("ok", "short", "silent")
 STATUSES = (*USABLE, "no-audio", "no-video", "broken")
 AGAIN = "Run `avprompt data prepare` again with --overwrite true."
-REPAIR = "Run `avprompt data prepare` again with --deep true, which makes damaged clips anew."
+REPAIR = "Run `avprompt data prepare` again with --deep true, which prepares damaged clips again."
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Entry:
         status: `ok`, `short`, `silent`, `no-audio`, `no-video`, `broken`.
         reason: what is wrong, empty for `ok`.
         seconds: decoded length.
-        valid: segments really decoded.
-        source: the files it was made from, with their sizes in bytes.
-        digest: of the clip's three files as they were written; empty where there is none.
+        valid: number of segments that were decoded, not padded.
+        source: the files that it was made from, with their sizes in bytes.
+        digest: digest of the clip's three files as they were written; empty if there are none.
     """
 
     id: str
@@ -64,7 +64,7 @@ class Entry:
     digest: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("id", "reason", "source"):  # a table of lines in UTF-8 must hold them
+        for name in ("id", "reason", "source"):  # they must fit into a table of lines in UTF-8
             object.__setattr__(self, name, plain(getattr(self, name)))
 
     @property
@@ -121,7 +121,7 @@ def read_manifest(path: Path) -> dict[str, Entry]:
 
 
 def recover_manifest(path: Path) -> tuple[dict[str, Entry], list[DatasetError]]:
-    """The rows of a manifest that are as they were written, and what is wrong with the others."""
+    """The undamaged rows of a manifest, and the errors of the others."""
     return _rows(path, path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n").replace("\0", "\ufffd"))
 
 
@@ -188,11 +188,10 @@ class ClipStore:
             raise DatasetError(path, error, f"a store of format {FORMAT}", AGAIN) from error
 
     def create(self, sampling: Sampling, overwrite: bool = False) -> None:
-        """Start a store, or go on with one made in the same way.
+        """Create a store, or continue one with the same settings.
 
         Raises:
-            DatasetError: a store stands there that was made in another way, or a folder that is no store, or nothing
-                can be written there.
+            DatasetError: the folder holds a store with other settings or something else, or cannot be written to.
         """
         try:
             self._create(sampling, overwrite)
@@ -223,7 +222,7 @@ class ClipStore:
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
     def write(self, clip_id: str, clip: Clip) -> str:
-        """Write a clip and wait until the disk has it; it appears whole or not at all.
+        """Write a clip as a whole and wait until it is on the disk.
 
         Returns:
             Digest of its files.
@@ -231,7 +230,7 @@ class ClipStore:
         Raises:
             OSError: there is no room, or the clip's name is too long for the file system.
         """
-        # an id may be as long as a name can be, and belongs to one process at a time
+        # an id may have the greatest length of a name, and only one process writes it at a time
         name, contents = digest_of(clip_id.encode())[:16], []
         partial, final = self.root / "clips" / f".{name}.partial", self.root / "clips" / clip_id
         shutil.rmtree(partial, ignore_errors=True)
@@ -252,7 +251,7 @@ class ClipStore:
         return digest_of(*contents)
 
     def digest(self, clip_id: str) -> str:
-        """Digest of a clip's files as they are.
+        """Digest of a clip's files in their present state.
 
         Raises:
             ClipDecodeError: one cannot be read.
@@ -269,10 +268,10 @@ class ClipStore:
         return {path.name for path in folder.iterdir() if not hidden(path)} if folder.is_dir() else set()
 
     def rename(self, names: dict[str, str]) -> None:
-        """Give clips other ids, in one step for the manifest; goes on where an earlier call was stopped.
+        """Give clips other ids, in one step for the manifest; continues an interrupted call.
 
         Args:
-            names: present id -> the new one.
+            names: present id -> new id.
 
         Raises:
             DatasetError: a new id is that of another clip, or the store cannot be written to.
@@ -294,7 +293,7 @@ class ClipStore:
             raise DatasetError(self.root, error, "a store that can be written to", "Rename on a copy.") from error
 
     def remove(self, clip_id: str) -> None:
-        """Remove a clip, if it is there."""
+        """Remove a clip if it exists."""
         shutil.rmtree(self.root / "clips" / clip_id, ignore_errors=True)
 
     def __contains__(self, clip_id: str) -> bool:
@@ -303,11 +302,12 @@ class ClipStore:
     def read(self, clip_id: str, mapped: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Frames uint8 (T, H, W, 3), audio float32 (T, S), valid bool (T,).
 
-        Sizes, the range of samples (NaN has none) and flags are looked at; `data verify --deep` compares digests.
+        Sizes, flags and the range of the samples (which excludes NaN) are checked; `data verify --deep` compares
+        digests.
 
         Args:
-            clip_id: which.
-            mapped: map the files instead of reading them, which looks at their headers and sizes only, and at flags.
+            clip_id: the clip's id.
+            mapped: map the files instead of reading them; this checks only headers, sizes and flags.
 
         Raises:
             ClipDecodeError: the clip is not in the store, or its files are damaged.

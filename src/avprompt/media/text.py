@@ -1,4 +1,4 @@
-"""The one way in which text files of others are read: UTF-8 or a message that says what they are instead."""
+"""Reading of text files: UTF-8, or an error that says what the file is instead."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from avprompt.errors import AnnotationError, AVPromptError, DatasetError
 
-#: bytes of the largest text file that is read
+#: size in bytes of the largest text file that is read
 LIMIT = 512 * 2**20
-#: first bytes of files that people take for the text in them -> what they are, what to do
+#: first bytes of other kinds of files -> what they are, what to do
 SIGNATURES = (
     (b"\x1f\x8b", "a gzip archive", "Unpack it first: `gunzip`."),
     (b"BZh", "a bzip2 archive", "Unpack it first: `bunzip2`."),
@@ -29,7 +29,7 @@ _WHOLE = re.compile(r"[0-9]{1,9}")
 
 
 def _guess(content: bytes, start: int) -> str:
-    """Encoding that a file with byte `start` outside UTF-8 is likely in."""
+    """Likely encoding of a file whose byte `start` is not UTF-8."""
     line = content[content.rfind(b"\n", 0, start) + 1:].split(b"\n", 1)[0]
     try:
         line.decode("gb2312")
@@ -44,9 +44,9 @@ def read_text(path: Path, what: str = "a text file", hint: str = "Check the path
 
     Args:
         path: the file.
-        what: what it should be, for messages.
-        hint: what to do where it is not there.
-        error: type of the error about its content.
+        what: what the file should be, for messages.
+        hint: what to do if it is missing.
+        error: type of errors about its content.
 
     Raises:
         DatasetError: no such file, or one that cannot be opened.
@@ -130,12 +130,12 @@ def read_table(path: Path, what: str, hint: str, columns: tuple[str, ...] = ()) 
 
 
 def whole(text: str) -> int | None:
-    """A whole number of at most nine digits, `None` where the text is none."""
+    """The text as a whole number of at most nine digits; `None` if it is not one."""
     return int(text) if _WHOLE.fullmatch(text) else None
 
 
 def plain(text: str) -> str:
-    r"""The text with what no line of UTF-8 can hold escaped: control characters, and bytes of names in other encodings.
+    r"""The text with escapes for control characters, and for bytes of names in other encodings.
 
     >>> plain("a" + chr(10) + "b")
     'a\\nb'
@@ -145,6 +145,6 @@ def plain(text: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether a file may be called so: no folder, not hidden, no control character, at most 255 bytes."""
+    """Whether the text is a valid file name: no folder, not hidden, no control character, at most 255 bytes."""
     return bool(text) and not text.startswith(".") and not {"/", "\\"} & set(text) and not any(
         unicodedata.category(letter) in ("Cc", "Cs") for letter in text) and len(text.encode()) <= 255

@@ -1,4 +1,4 @@
-"""Arrays and pictures of others: looked at before memory is taken, and never code."""
+"""Reading of untrusted arrays and pictures: headers are checked before memory is allocated, and no code is run."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
-#: kinds of pictures that are read; others need code that is not made for strangers' files (EPS starts Ghostscript)
+#: picture formats that are read; others need code that is not safe for untrusted files (EPS starts Ghostscript)
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-#: pixels of the largest picture that is decoded unless asked otherwise: 8K video (7680 x 4320) fits
+#: default for the largest number of pixels of a picture that is decoded: 8K video (7680 x 4320) fits
 MAX_PIXELS = 2**25
 
 
 def read_array(path: Path, mapped: bool = False) -> np.ndarray:
-    """The array of a .npy file whose size is exactly what its header says.
+    """The array of a .npy file, whose size must be exactly what its header says.
 
     Args:
         path: the file.
@@ -38,7 +38,7 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         try:
             shape, fortran, dtype = read_header(file)
         except (SyntaxError, tokenize.TokenError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
-                MemoryError) as error:  # what parsing the text of a damaged header raises
+                MemoryError) as error:  # parsing the text of a damaged header raises these
             raise ValueError(f"a header that is none: {error}") from error
         if dtype.hasobject:
             raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")
@@ -58,7 +58,7 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
 
 
 def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """A picture whose header is read and whose size is bearable; its pixels are not decoded yet.
+    """Open a picture and check its format and size; its pixels are not decoded yet.
 
     Raises:
         OSError: no picture of `FORMATS`.
@@ -75,7 +75,7 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def read_picture(path: Path, *modes: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """uint8 or bool pixels (H, W) in the picture's own mode where that is one of `modes`, else RGB (H, W, 3).
+    """Pixels as uint8 or bool (H, W) in the picture's own mode if it is one of `modes`, else RGB (H, W, 3).
 
     Raises:
         OSError: no picture of `FORMATS`, or a damaged one.
@@ -84,5 +84,5 @@ def read_picture(path: Path, *modes: str, max_pixels: int = MAX_PIXELS) -> np.nd
     try:
         with open_picture(path, max_pixels) as image:
             return np.array(image if image.mode in modes else image.convert("RGB"))
-    except (SyntaxError, EOFError, IndexError, TypeError) as error:  # what Pillow raises about some damage
+    except (SyntaxError, EOFError, IndexError, TypeError) as error:  # Pillow raises these for some damaged files
         raise ValueError(f"damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the process that asked for them."""
+"""Worker processes that end with the process that started them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 def begin_worker() -> None:
-    """What a pool's worker does first: compute with one thread, and end when its parent is killed.
+    """Initialise a worker of a pool: it computes with one thread, and ends when its parent is killed.
 
-    One thread, since a process forked from one in which torch has used several would wait for the others for ever.
+    With several threads, a process forked from one in which torch has used several would wait for the others for ever.
     """
     torch.set_num_threads(1)
     if (parent := multiprocessing.parent_process()) is not None:

@@ -36,8 +36,7 @@ class ClassEmbeddings(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, features: Tensor) -> Tensor:
-        """Normalised embeddings (B, T, E) of images or sounds -> texts (K, E), or (B, 1 or T, K, E) if they depend on
-        them.
+        """Normalised embeddings (B, T, E) -> texts (K, E), or (B, 1 or T, K, E) if they depend on the embeddings.
 
         The texts are not normalised.
         """

@@ -1,4 +1,4 @@
-"""CoCoOp: CoOp's context, moved by each image (Zhou et al., CVPR 2022)."""
+"""CoCoOp: CoOp with a context that depends on the image (Zhou et al., CVPR 2022)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from avprompt.methods.coop import CoOp
 
 
 class CoCoOp(CoOp):
-    """Every context vector is moved by a small network's answer to the image: `v + net(x)`, x its normalised embedding.
+    """Adds a small network's output for the image to every context vector: `v + net(x)`, x its normalised embedding.
 
-    Each image has texts of its own, so that the tower runs K times an image.
+    Each image has texts of its own, so that the text tower runs K times for each image.
 
     Args:
         tower: CLIP's text tower.

@@ -13,7 +13,7 @@ from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod
 from avprompt.methods.class_embeddings import ContextEmbeddings, on_meta
 
-#: a token of every vocabulary, to stand where a learned vector goes
+#: a token of every vocabulary, used as a placeholder for a learned vector
 PLACEHOLDER = "a"
 
 
@@ -22,10 +22,10 @@ class CoOp(ContextEmbeddings):
 
     Args:
         tower: CLIP's text tower.
-        context: M, drawn from N(0, 0.02), or the words that the vectors begin as, such as `a photo of a`. DG-SCT's
-            released code looks up those words and then draws over them: 4.
-        class_specific: vectors of its own for each class, so that a checkpoint fits one list of classes only.
-        position: of the name: at the `end`, in the `middle` or in `front`.
+        context: number M of vectors, drawn from N(0, 0.02), or the words that initialise them, such as `a photo of a`.
+            DG-SCT's released code looks up these words and then overwrites them with random values: 4.
+        class_specific: give each class vectors of its own; a checkpoint then fits one list of classes only.
+        position: position of the name: at the `end`, in the `middle` or in `front`.
 
     Raises:
         ArgumentError: no vectors.

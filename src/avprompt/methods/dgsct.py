@@ -392,7 +392,7 @@ class DGSCT(DualGuidance):
         batch_norm: batch norm in the bottleneck (released AVE, AVVP: yes).
         norm_before: layer norm before the bottleneck (released S4, MS3: no).
         prompt_map: `conv`, or `bicubic` as the released S4 network has it.
-        token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical for good).
+        token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical).
 
     Raises:
         ArgumentError: both directions are off; on `attach`, sizes that do not divide.

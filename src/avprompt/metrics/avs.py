@@ -1,7 +1,7 @@
 """Segmentation metrics as AVSBench defines them: mean intersection over union and F-score.
 
 Source: the evaluation code of AVSBench (Zhou et al., ECCV 2022), which DG-SCT uses unchanged. Every frame has the same
-weight, whatever its size on disk; as there, logits become probabilities in float32.
+weight, independently of its size on disk; logits become probabilities in float32, as there.
 """
 
 from __future__ import annotations

@@ -79,7 +79,8 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
     if arguments.get("pretrained"):
         flags += ["--model.pretrained", "null"]
     texts = arguments.get("visual_texts") or arguments.get("audio_texts")
-    with nullcontext() if texts else torch.device("meta"):  # learned texts look at tokens' values, which meta has not
+    # learned texts read token values, which the meta device does not have
+    with nullcontext() if texts else torch.device("meta"):
         model, data = build(flags, not texts)
         # the counter does not know the fused attention of CPUs
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:

@@ -1,4 +1,4 @@
-"""Executes runs on this machine, each stage in a process of its own."""
+"""Executes runs on this machine, each stage in a separate process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from avprompt.sweeps.run import SweepRun, read_json
 STOPPED = (143, 130, *(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)))
 #: what `execute` says where another sweep is at the run
 RUNNING = "another process is running it"
-#: threads that wait let others have the processor: where more run than there are cores, spinning ones cost most of the time
+#: waiting threads give up the processor: with more threads than cores, spinning would take most of the time
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: seconds that a run has for its checkpoint when it is told to stop
 GRACE = 60
@@ -32,11 +32,12 @@ GRACE = 60
 
 def execute(run: SweepRun, threads: int | None = None,
              begin: Callable[..., subprocess.Popen] = subprocess.Popen) -> str | None:
-    """Run the stages of a run that are missing, each in a process of its own.
+    """Run the missing stages of a run, each in a separate process.
 
-    A training that was stopped resumes from its newest checkpoint, with the result that it would have had. After a
-    failure the run starts anew, and what it had made is deleted. So it does with other settings than last time; what was
-    trained with those is kept, in earlier/. Nothing else in its folder is touched. A failure leaves failed.json.
+    A training run that was interrupted resumes from its newest checkpoint, with the same result as without the
+    interruption. After a failure the run starts again, and its earlier files are deleted. With changed settings it also
+    starts again, and what was trained before is kept in earlier/. No other file in its folder is touched. A failure is
+    recorded in failed.json.
 
     Args:
         run: what to execute.
@@ -44,7 +45,7 @@ def execute(run: SweepRun, threads: int | None = None,
         begin: starts a process as `subprocess.Popen` does.
 
     Returns:
-        What went wrong, `None` where nothing did.
+        The reason of a failure; `None` without one.
 
     Raises:
         ConfigError: the folder has files that no sweep has made.
@@ -99,7 +100,8 @@ def check_folders(runs: list[SweepRun]) -> None:
     """
     foreign = [str(run.folder) for run in runs if run.is_foreign()]
     if foreign:
-        raise ConfigError("--out", f"files that no sweep has made in {', '.join(foreign)}", "new folders, or those of a sweep",
+        raise ConfigError("--out", f"files that no sweep has made in {', '.join(foreign)}",
+                          "new folders, or those of a sweep",
                           "Nothing there was touched. Move them away, or give another --out.")
 
 

@@ -112,13 +112,16 @@ def check_names(path: Path, runs: list[SweepRun]) -> None:
     for run in runs:
         name = run.folder.name
         values = [run.variant, *map(str, run.axis or ())]
-        if any(re.search(r"[/\\\x00-\x1f]", value) for value in values) or name.startswith(".") or len(name.encode()) > 200:
-            raise ConfigError(f"{path}: variants", repr(run.name), "a name that a folder may have: no slashes, no dot in "
-                              "front, at most 200 bytes", "Rename the variant.")
+        unsafe = any(re.search(r"[/\\\x00-\x1f]", value) for value in values)
+        if unsafe or name.startswith(".") or len(name.encode()) > 200:
+            raise ConfigError(f"{path}: variants", repr(run.name), "a name that a folder may have: no slashes, no dot "
+                              "in front, at most 200 bytes", "Rename the variant.")
         other = taken.setdefault(name.casefold(), run)
         if other is not run:
-            raise ConfigError(f"{path}: variants", f"{other.name!r} and {run.name!r}, which would share the folder {name}",
-                              "names that differ, not only as number and text or in upper and lower case", "Rename one.")
+            raise ConfigError(f"{path}: variants",
+                              f"{other.name!r} and {run.name!r}, which would share the folder {name}",
+                              "names that differ, not only as number and text or in upper and lower case",
+                              "Rename one.")
 
 
 def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:

@@ -71,11 +71,13 @@ class SweepRun:
                 if path.exists() or path.is_symlink()]
 
     def is_foreign(self) -> bool:
-        """Whether somebody else's files stand in the folder: there is something and no record of a sweep."""
+        """Whether the folder holds files that no sweep has made: it is not empty and has no record of a sweep."""
         record = read_json(self.record)
         if isinstance(record, dict) and "recipe" in record:
             return False
-        return self.folder.exists() and (not self.folder.is_dir() or any(path != self.log for path in self.folder.iterdir()))
+        if not self.folder.is_dir():
+            return self.folder.exists()
+        return any(path != self.log for path in self.folder.iterdir())
 
     @cached_property
     def recipe(self) -> list[Any]:

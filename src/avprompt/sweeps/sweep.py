@@ -21,7 +21,7 @@ from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.sweeps.slurm import Slurm
 from avprompt.sweeps.table import condense, summarise, write_failures
 
-#: seconds between two looks at the jobs
+#: seconds between two checks of the jobs
 PAUSE = 0.5
 
 
@@ -85,8 +85,8 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
           task: str | None = None, quickstart: bool = False, slurm: bool | dict[str, Any] = False) -> None:
     """Run every variant of a sweep with every value of its axis and every seed: fit, then test the selected checkpoint.
 
-    A finished run is not repeated. Several sweeps may work in one folder at once, on one machine or several: each run is
-    executed by one of them. Ctrl-C or SIGTERM stop the sweep; the same command resumes it, and each run that was
+    A finished run is not repeated. Several sweeps may work in one folder at once, on one machine or several: one of
+    them executes each run. Ctrl-C or SIGTERM stop the sweep; the same command resumes it, and each run that was
     stopped from its last checkpoint. A run that fails is reported with its reason, there and in failed.csv, and the
     others proceed; the next call tries it again. Results are in results.csv, summary.csv, summary.md and, where the
     sweep varies an argument, in a plot.

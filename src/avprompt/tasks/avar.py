@@ -16,9 +16,9 @@ from avprompt.tasks.base import AVPromptTask, Column, named
 
 
 class AVAR(AVPromptTask):
-    """Which action a clip shows: features averaged over its decoded segments, then the head of AV-STFP.
+    """Classifies the action of a clip: features averaged over its decoded segments, then the head of AV-STFP.
 
-    Clips may be shorter than T segments; the published average is over all, padding included.
+    Clips may be shorter than T segments; the published code averages over all segments, padding included.
 
     Args:
         backbone: computes the features, see `FeatureSource`.
@@ -63,7 +63,7 @@ class AVAR(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """What is predicted, with which probability, and what is annotated where that is known."""
+        """Predicted action, its probability, and the annotated action if it is known."""
         best = outputs["logits"].float().softmax(-1).max(-1)
         return {
             "predicted": named(best.indices, class_names),

@@ -19,12 +19,12 @@ from avprompt.tasks.base import AVPromptTask, Column, named
 
 
 def annotated_categories(batch: dict[str, Any], names: Sequence[str]) -> list[Any]:
-    """Names of `event` (B, T, C + 1), one a segment; an empty text a clip where the batch has no labels."""
+    """Name of the category of each segment from `event` (B, T, C + 1); an empty text for a clip without labels."""
     return named(batch["event"].argmax(-1), names) if "event" in batch else [""] * len(batch["id"])
 
 
 class AVE(AVPromptTask):
-    """Which event is both seen and heard, and in which segments.
+    """Finds the event that is both seen and heard, and the segments in which it occurs.
 
     Args:
         backbone: computes the features, see `FeatureSource`.
@@ -90,7 +90,7 @@ class AVE(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """What is predicted in a segment, with which probability, and what is annotated where that is known."""
+        """Predicted category of a segment, its probability, and the annotated category if it is known."""
         names, best = [*class_names, "background"], outputs["event"].float().softmax(-1).max(-1)
         return {
             "predicted": named(self.decisions(outputs)["prediction"], names),
@@ -147,7 +147,7 @@ class AVELinear(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """What is predicted in a segment, with which probability, and what is annotated where that is known."""
+        """Predicted category of a segment, its probability, and the annotated category if it is known."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
         return {"predicted": named(best.indices, names), "probability": best.values,
                 "annotated": annotated_categories(batch, names)}

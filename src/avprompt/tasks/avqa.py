@@ -24,10 +24,10 @@ def distinct(names: Sequence[str | int], *tensors: Tensor) -> tuple[list[int], l
 
     Args:
         names: B names; examples of different names differ.
-        tensors: (B, ...) each; those of one name are compared, since augmentation may tell them apart.
+        tensors: (B, ...) each; examples of one name are compared, because augmentation may have changed them.
 
     Returns:
-        Places of the first of each, and for all B examples their place among those.
+        Indices of the first example of each kind, and for all B examples the index of their kind among these.
 
     Example:
         >>> distinct(["a", "b", "a"], torch.tensor([1, 2, 1]))
@@ -43,15 +43,16 @@ def distinct(names: Sequence[str | int], *tensors: Tensor) -> tuple[list[int], l
 
 
 class AVQA(AVPromptTask):
-    """Answer a question about what is heard and seen; a video with several questions in a batch is encoded once.
+    """Answers questions about videos; a video with several questions in a batch is encoded once.
 
     Args:
         backbone: computes the features, see `FeatureSource`; it needs visual tokens on a grid.
         num_classes: answers to choose from; linked from the data module, never written in YAML.
         vocabulary_size: words of the questions, padding included; linked likewise.
         match_weight: weight of the term on negative frames, where the data module gives them (released: 0.5).
-        prompted_negatives: negative frames go through the prompted network, like the others. As released they go
-            through the plain one: prompts then only have to leave a trace in the features for a pair to be recognised.
+        prompted_negatives: negative frames go through the prompted network, like positive ones. In the released code
+            they go through the plain one, so that the match term can recognise a positive pair by the effect of the
+            prompts.
         width: channels of the head, see `heads.st_avqa.Grounding`.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
@@ -86,7 +87,7 @@ class AVQA(AVPromptTask):
         self.metrics["accuracy"] = AVQAAccuracy()
 
     def setup(self, stage: str) -> None:
-        """Before training, take over the grounding module.
+        """Load the grounding module before training.
 
         Raises:
             CheckpointError: the grounding checkpoint is missing, broken or of another network.
@@ -98,7 +99,7 @@ class AVQA(AVPromptTask):
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
         """The features of every question's video, each video encoded once.
 
-        Encoders in train mode, as released, treat each example differently by chance: then none stands for another.
+        Encoders in train mode, as released, are random, so that every question's video is then encoded by itself.
         """
         keys = [key for key in self.backbone.batch_keys if key in batch]
         if self.backbone.stochastic or "id" not in batch:
@@ -128,11 +129,14 @@ class AVQA(AVPromptTask):
         return {**out, "map_grounding": grounding.unflatten(-1, self.spec.grid)} if maps else out
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy of the answer, and with negatives half that of sound and frame, as released."""
+        """Cross-entropy of the answer, and with negatives that of the match of sound and frame, weighted."""
         terms = {"answer": torch.nn.functional.cross_entropy(outputs["answer"].float(), batch["answer"])}
         if "match_negative" in outputs:
             terms["match"] = self.match_weight * losses.audio_visual_match(outputs["match_positive"],
                                                                            outputs["match_negative"])
+        elif torch.is_grad_enabled():
+            # DDP waits for a gradient of each trained parameter, and without negatives nothing compares pairs
+            terms["answer"] = terms["answer"] + 0 * sum(own.sum() for own in self.head.grounding.match.parameters())
         return terms
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,7 +145,7 @@ class AVQA(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """The question, its answer with probability, and the annotated one where that is known."""
+        """Question, predicted answer, its probability, and the annotated answer if it is known."""
         best, unknown = outputs["answer"].float().softmax(-1).max(-1), [""] * len(batch["question_text"])
         return {
             "question_id": batch.get("question_id", unknown),
@@ -157,10 +161,10 @@ class AVQA(AVPromptTask):
 
 
 class AVQAGrounding(AVPromptTask):
-    """The stage before `AVQA`: does the sound of a segment belong to a frame? `AVQA` starts from its grounding module.
+    """Stage before `AVQA`: predicts whether a sound belongs to a frame. `AVQA` starts from its grounding module.
 
-    Both encoders stay as they are (`prompts: NoPrompts`). Every segment is one pair with its own frame and one with a
-    frame of another video; the released script takes the first segment alone. Validation needs negatives too.
+    Both encoders have no prompts (`prompts: NoPrompts`). Every segment forms one pair with its own frame and one with a
+    frame of another video; the released script uses only the first segment. Validation needs negatives too.
 
     Args:
         backbone: computes the features, see `FeatureSource`; it needs visual tokens on a grid, and takes frames.
@@ -219,7 +223,7 @@ class AVQAGrounding(AVPromptTask):
         return {"match": losses.audio_visual_match(outputs["match_positive"], outputs["match_negative"])}
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """None but the map."""
+        """No decisions; only the map is drawn."""
         return {}
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],

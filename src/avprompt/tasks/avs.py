@@ -23,7 +23,7 @@ def overlap(prediction: Tensor, truth: Tensor) -> float:
 
 
 class AVS(AVPromptTask):
-    """Which pixels sound.
+    """Segments the pixels of sounding objects.
 
     Frames of another size than the visual encoder's are resized to it inside the network (bicubic, no low-pass), as in
     the released one, which reads 224 x 224 frames into 192 x 192.
@@ -31,8 +31,8 @@ class AVS(AVPromptTask):
     Args:
         backbone: computes the features, see `FeatureSource`; it needs a pyramid.
         mask_size: height and width of the masks; linked from the data module, never written in YAML.
-        matching: weight of the term that compares the sound with what is seen under the mask (released: 0 for S4, 0.5
-            for MS3).
+        matching: weight of the term that compares audio features with visual features under the mask (released: 0 for
+            S4, 0.5 for MS3).
         decoder_width: channels of the decoder's maps.
         rectified: keep the side effects of the released decoder's in-place ReLUs, see `AVSDecoder`.
         protocol: how the F-score is counted, see `AVSFScore`.
@@ -88,7 +88,7 @@ class AVS(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """The share of the frame that sounds, and the overlap with the annotation where there is one."""
+        """Share of the frame under the predicted mask, and its overlap with the annotation if there is one."""
         masks = self.decisions(outputs)["prediction"]
         overlaps: Column = [""] * len(masks)
         if "masks" in batch:
@@ -97,7 +97,7 @@ class AVS(AVPromptTask):
         return {"sounding_share": masks.float().mean((2, 3)), "iou": overlaps}
 
     def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
-        """The masks themselves, `masks/<id>_<segment>.png` counted from 1, white where it sounds."""
+        """The predicted masks as `masks/<id>_<segment>.png`, segments counted from 1; sounding pixels are white."""
         masks = self.decisions(outputs)["prediction"].cpu().byte() * 255
         return {f"masks/{clip_id.replace('/', '_')}_{segment}.png": Image.fromarray(mask.numpy())
                 for clip_id, clip in zip(batch["id"], masks) for segment, mask in enumerate(clip, 1)}

@@ -16,15 +16,15 @@ from avprompt.tasks.base import AVPromptTask, Column
 
 
 class AVVP(AVPromptTask):
-    """Which events are heard, which are seen, and when, learned from labels that only name the events of a video.
+    """Finds audible and visible events and their times, learned from labels that only name the events of a video.
 
     Args:
         backbone: computes the features, see `FeatureSource`.
         num_classes: event categories; linked from the data module, never written in YAML.
         segments: number T of segments; linked likewise.
         video_dim: channels of the r2plus1d features, 0 without them; linked likewise.
-        gate_audio: let vision gate audio in time, which the released code computes and overwrites.
-        smoothing: of the labels for what is seen: s y + (1 - s) / 2.
+        gate_audio: apply the temporal gate of vision on audio, which the released code computes and overwrites.
+        smoothing: label smoothing s of visual events: s y + (1 - s) / 2.
         options: see `AVPromptTask`.
 
     Example:
@@ -73,7 +73,7 @@ class AVVP(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """What is heard and what is seen in a segment, and what is annotated where that is known."""
+        """Predicted audible and visible events of a segment, and the annotated ones if they are known."""
         found = {**{f"predicted_{key[11:]}": value for key, value in self.decisions(outputs).items()},
                  **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target")
                     if key in batch}}

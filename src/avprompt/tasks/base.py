@@ -35,7 +35,7 @@ def named(indices: Tensor, names: Sequence[str]) -> list[Any]:
 
 
 def cell(column: Column, clip: int, segment: int | None) -> Any:
-    """One value of a column as plain Python; that of the whole clip where the column has one a clip."""
+    """One value of a column as plain Python: of a segment, or of the clip if the column has one value a clip."""
     value = column[clip]
     if segment is not None and (value.ndim if isinstance(value, Tensor) else isinstance(value, (list, tuple))):
         value = value[segment]
@@ -44,9 +44,9 @@ def cell(column: Column, clip: int, segment: int | None) -> Any:
 
 
 class EpochMeans:
-    """Means of what each step of an epoch logs, weighted by the number of clips.
+    """Means over the steps of an epoch of the logged values, weighted by the number of clips.
 
-    Lightning's own forget, where a run resumes inside an epoch, what came before; these can be saved.
+    Unlike Lightning's means, they can be saved, so that a run that resumes inside an epoch keeps its earlier steps.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class EpochMeans:
         return {name: total / weights for name, (total, weights) in self.sums.items()}
 
     def reset(self) -> None:
-        """Forget what was counted."""
+        """Reset the count."""
         self.sums = {}
 
     def state_dict(self) -> dict[str, tuple[Tensor, int]]:
@@ -71,18 +71,17 @@ class EpochMeans:
         return dict(self.sums)
 
     def load_state_dict(self, state: Mapping[str, Sequence[Any]], device: torch.device) -> None:
-        """Go on from `state_dict`, whose sums may be numbers."""
+        """Continue from `state_dict`, whose sums may be numbers."""
         self.sums = {name: (torch.as_tensor(total, dtype=torch.float32, device=device), weights)
                      for name, (total, weights) in state.items()}
 
 
 class AVPromptTask(LightningModule, abc.ABC):
-    """What every task shares: steps, logging, metrics, the table of predictions, the optimizer, checkpoints.
+    """Base class of tasks: steps, logging, metrics, the table of predictions, the optimizer, checkpoints.
 
     A subclass builds its head and puts its metrics into `self.metrics` in `__init__`; it implements `head_outputs`,
-    `losses`, `decisions`, `columns` and `update_metrics`. Checkpoints hold the trainable state alone. Hyper-parameters
-    are not stored in them: `config.yaml` beside them is the truth, so that nothing in a checkpoint can override a
-    command line.
+    `losses`, `decisions`, `columns` and `update_metrics`. Checkpoints hold only the trainable state. Hyper-parameters
+    are not stored in them but in `config.yaml` beside them, so that a checkpoint cannot override the command line.
 
     Args:
         backbone: computes the features, see `FeatureSource`; in Python any module with `forward(batch) -> AVFeatures`,
@@ -114,12 +113,12 @@ class AVPromptTask(LightningModule, abc.ABC):
         torch.Size([1, 2, 4])
     """
 
-    #: what checkpoints are selected by, and whether more or less of it is better
+    #: metric by which checkpoints are selected, and whether its maximum or minimum is best
     monitor = "val_loss"
     mode = "min"
     #: whether `forward` resizes frames to the size that the visual encoder takes
     resizes_frames = False
-    #: what values of the metrics are divided by, 100 where these are in percent
+    #: divisor of the metrics, 100 if they are in percent
     metric_unit = 1.0
     #: whether the table of predictions has a row for each segment, or for each clip
     row_per_segment = True
@@ -175,7 +174,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Pictures that are results themselves, by path below the run's folder."""
         return {}
 
-    # --- what all tasks do alike
+    # --- what all tasks share
 
     def setup(self, stage: str) -> None:
         """Refuse strategies that split the network, whose checkpoints would be parts.
@@ -251,7 +250,7 @@ class AVPromptTask(LightningModule, abc.ABC):
                 for name, value in found.items()}
 
     def reset_metrics(self) -> None:
-        """Forget what was counted."""
+        """Reset the count."""
         for metric in self.metrics.values():
             metric.reset()
 
@@ -285,7 +284,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         terms = self.losses(outputs, batch)
         families = {name: name.partition("@")[0] for name in auxiliary}
         unknown = sorted(set(self.method_losses) - {*families, *families.values()})
-        if unknown and self.training:  # in evaluation a method may leave its losses out
+        if unknown and self.training:  # in evaluation a method may leave out its losses
             raise ArgumentError("method_losses", unknown, f"some of {sorted({*families, *families.values()})}, which "
                                 "the prompt method has", "Correct the name, or choose another prompt method.")
         if twice := sorted(terms.keys() & {*families, *families.values()}):
@@ -317,13 +316,13 @@ class AVPromptTask(LightningModule, abc.ABC):
         return loss
 
     def on_train_epoch_start(self) -> None:
-        """Begin the means anew."""
+        """Reset the means."""
         self.epoch_means.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means of a whole epoch, `train_loss_epoch` and `train_<term>`; one that is cut off has no point.
+        """Log the means of a whole epoch, `train_loss_epoch` and `train_<term>`; an epoch that is cut off has no point.
 
-        Loggers get them right here: checkpoints are written next, and whoever goes on from one does not log them again.
+        Loggers receive them here, before checkpoints are written, because a run that resumes does not log them again.
         """
         if not checkpoints.epoch_is_whole(self.trainer):
             return
@@ -338,11 +337,11 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
                                     gradient_clip_algorithm: str | None = None) -> None:
-        """Clip gradients, if the trainer is told to, and look at their norm in any case.
+        """Clip gradients if the trainer is configured so, and check that their norm is finite.
 
         Raises:
             NonFiniteLossError: a gradient is NaN or infinite; no parameter has been changed by it. Not with float16,
-                whose scaler expects that and leaves such steps out.
+                whose scaler expects such steps and skips them.
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]
                       if parameter.grad is not None]
@@ -376,7 +375,7 @@ class AVPromptTask(LightningModule, abc.ABC):
                   if name in trained and not torch.isfinite(buffer).all()]
         self.gather = False
         self.eval()  # batch norm would spread NaN over the batch
-        for buffer, _ in spoilt:  # and its statistics have just learned it
+        for buffer, _ in spoilt:  # and its statistics already contain it
             buffer.nan_to_num_(nan=1.0, posinf=1.0, neginf=1.0)
         try:
             for place, clip in enumerate(ids):
@@ -404,7 +403,7 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     @staticmethod
     def _check_scores(outputs: dict[str, Tensor], ids: Sequence[str]) -> None:
-        """NaN would be counted: the largest of several scores is NaN, wherever it stands."""
+        """Refuse NaN, which would be counted: the largest of several scores is NaN if one of them is."""
         for name, value in outputs.items():
             if torch.is_tensor(value) and value.is_floating_point() and value.isnan().any():
                 clips = [str(clip) for clip, part in zip(ids, value.chunk(len(ids))) if part.isnan().any()]

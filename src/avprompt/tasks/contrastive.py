@@ -20,7 +20,7 @@ from avprompt.tasks.base import AVPromptTask, Column, named
 
 
 class Contrastive(AVPromptTask):
-    """Which class a segment or a clip belongs to: the one whose text is nearest to its image and its sound.
+    """Classifies a segment or a clip: its class is the one whose text is nearest to its image and its sound.
 
     Without anything to train it is zero-shot: `avprompt test` alone. Except for `CoOp` with `class_specific`, nothing
     that is trained depends on the classes, so a checkpoint serves other datasets too. Logged are `accuracy`; with both
@@ -195,7 +195,7 @@ class Contrastive(AVPromptTask):
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
-        """What is predicted with which probability, also by each modality alone, and what is annotated."""
+        """Predicted class and its probability, also of each modality alone, and the annotated class."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
         annotated: Column = [""] * len(best.indices)
         if "labels" in batch:
@@ -213,7 +213,7 @@ class Contrastive(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         (target, has_class), accepted = self.targets(batch), batch.get("accepted")
         if "event" in batch and self.level == "video":
-            target = target.masked_fill(~has_class, -1)  # a clip without an event is counted, and cannot be right
+            target = target.masked_fill(~has_class, -1)  # a clip without an event counts and is always wrong
         for name in ("", *(f"{modality}_" for modality in self.head.branches)):
             if f"{name}logits" in outputs:
                 found = outputs[f"{name}logits"].argmax(-1)
