@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,30 @@ def test_flags_that_pages_mention_exist() -> None:
     wrong = {flag: str(path.relative_to(ROOT)) for flag, path in mentioned.items()
              if flag.rstrip(".") not in known and flag not in OTHERS}
     assert not wrong
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The completion script of bash."""
+    from avprompt.cli.completion import script
+    from avprompt.cli.main import FUNCTIONS
+
+    pytest.importorskip("shtab", reason="completion needs the extra `completion`")
+    path = tmp_path_factory.mktemp("completion") / "avprompt"
+    path.write_text(script("bash", FUNCTIONS, ("sweep",)))
+    return path
+
+
+@pytest.mark.parametrize(("line", "expected"), [
+    ("avprompt exp", {"experiments"}), ("avprompt experiments ave_dgsct_", {"ave_dgsct_released"}),
+    ("avprompt fit --config avs_s4_d", {"avs_s4_dgsct", "avs_s4_dgsct_released"}),
+    ("avprompt fit --model.backbone.prompts.num_to", {"--model.backbone.prompts.num_tokens"}),
+    ("avprompt params --data.eval_b", {"--data.eval_batch_size"}), ("avprompt sweep --quick", {"--quickstart"}),
+    ("avprompt data syn", {"synth"}), ("avprompt data synth av", {"ave", "avsbench"})])
+def test_shell_completion(line: str, expected: set[str], completion: Path) -> None:
+    """As bash calls it when Tab is pressed at the end of a line."""
+    words = line.split()
+    code = (f"source {completion}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; "
+            "COMP_POINT=${#COMP_LINE}; _shtab_avprompt; printf '%s\\n' \"${COMPREPLY[@]}\"")
+    said = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True).stdout
+    assert expected <= set(said.split()) and all(word.startswith(words[-1]) for word in said.split())

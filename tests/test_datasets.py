@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
 import inspect
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from avprompt import compatibility, data_modules, datasets, media, plots
+from avprompt import data_modules
 from avprompt.data_modules import AVDataModule
 from avprompt.datasets import avsbench
 from avprompt.datasets.base import DatasetInfo
@@ -18,18 +14,6 @@ from avprompt.datasets.registry import DATASETS
 
 MODULES = [data_modules.AVEDataModule, data_modules.LLPDataModule, data_modules.VGGSoundDataModule,
            data_modules.KineticsSoundsDataModule, data_modules.MUSICAVQADataModule]
-
-
-def modules(*packages: ModuleType) -> list[str]:
-    return [f"{package.__name__}.{path.stem}" for package in packages
-            for path in sorted(Path(package.__file__).parent.glob("*.py")) if path.stem != "__init__"]
-
-
-@pytest.mark.parametrize("name", [*modules(data_modules, datasets, plots), f"{media.__name__}.augment",
-                                  f"{media.__name__}.samplers", compatibility.__name__])
-def test_examples_run(name: str) -> None:
-    flags = doctest.IGNORE_EXCEPTION_DETAIL
-    assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
 
 
 @pytest.mark.parametrize("kind", [kind for name in data_modules.__all__ if not inspect.isabstract(

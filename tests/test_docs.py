@@ -26,9 +26,10 @@ from laptop import tiny
 
 from avprompt import methods, tasks
 from avprompt.cli import efficiency, main, parts_of, quickstart, run
+from avprompt.files import write_json
 from avprompt.reports.efficiency import measure
 from avprompt.sweeps import sweep
-from avprompt.sweeps.run import SweepRun, read_json, write_json
+from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
 GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md"))
@@ -82,14 +83,14 @@ class Tree:
             folder.mkdir(parents=True)
             for path in (ROOT / "src" / "avprompt" / folder.name).glob("*.py"):
                 (folder / path.name).symlink_to(path)
+        (source / "data_modules").symlink_to(ROOT / "data_modules")
         for path in (ROOT / "src" / "avprompt").iterdir():
             if not (source / path.name).exists() and path.name != "__pycache__":
                 (source / path.name).symlink_to(path)
-        (source / "data_modules").symlink_to(ROOT / "data_modules")
         for name in ("experiments", "lightning_configs"):
             shutil.copytree(ROOT / name, root / name)
         (root / "tests").mkdir()
-        for name in ("conftest.py", "small.py", "test_conformance.py"):
+        for name in ("conftest.py", "small.py", "toys.py", "test_conformance.py"):
             shutil.copy(ROOT / "tests" / name, root / "tests")
         for name, content in re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", GUIDE,
                                         re.DOTALL | re.MULTILINE):
@@ -125,7 +126,7 @@ class Tree:
         config = Path(args[place - 1])
         if config.parts[0] == "runs":  # is small already
             overlay = []
-        elif "quickstart" in config.name:
+        elif "quickstart" in config.name or config.stem.endswith("_tiny"):
             overlay = ["--data.categories", "null"]  # the synthetic datasets have two
         else:
             overlay = tiny(config, self.root / "tiny.yaml", ["categories: null"])
@@ -148,6 +149,8 @@ class Here:
         self.tree, self.given = tree, given
 
     def submit(self, runs: list[SweepRun]) -> list[Future]:
+        if not runs:
+            return []
         one, jobs = next(run for run in runs if not run.zero_shot), []
         self.tree.train(one)
         for other in runs:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-import importlib
-from pathlib import Path
-
 import pytest
 import timm
 import torch
@@ -125,12 +121,6 @@ def test_uint8_frames_of_another_size_go_through_normalise() -> None:
     assert torch.equal(ours.embed(resized), ours.stem(resized))
     with torch.autocast("cpu", torch.bfloat16):
         assert ours.normalise(frames).dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in Path(encoders.__file__).parent.glob("*.py")))
-def test_examples_in_docstrings_run(name: str) -> None:
-    module = importlib.import_module(f"avprompt.encoders.{name}" if name != "__init__" else "avprompt.encoders")
-    assert doctest.testmod(module, optionflags=doctest.ELLIPSIS).failed == 0
 
 
 def test_every_public_encoder_has_an_example() -> None:

@@ -44,7 +44,7 @@ def start(mode: str, folder: Path, world: int) -> list[subprocess.Popen]:
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(world)]
 
 
-def finish(processes: list[subprocess.Popen], seconds: float = 600) -> list[tuple[int, str]]:
+def finish(processes: list[subprocess.Popen], seconds: float = 1800) -> list[tuple[int, str]]:
     """Exit code and output of each; all are dead afterwards."""
     end = time.monotonic() + seconds
     try:
@@ -127,6 +127,21 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
         assert len({row["id"] for row in csv.DictReader(file)}) >= 5
 
 
+def test_training_and_resuming_with_one_process(runs: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """One process trains like two with halves of its batch, and goes on where they ended; it says what it cannot repeat."""
+    name = "ave_avstfp_quickstart"
+    ours = [*flags(name, request), "--data.init_args.batch_size", "4", "--trainer.limit_train_batches", "2",
+            "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs"]
+    run(command("fit", [*ours, "1"], tmp_path, "fit", 1))
+    one, two = (result(folder / name / "fit") for folder in (tmp_path, runs))
+    assert {key for key in one if key.startswith("train_")} >= {"train_loss", "train_segment"} and one.keys() == two.keys()
+    assert all(one[key] == pytest.approx(two[key], rel=1e-4) for key in one)
+    last = runs / name / "fit" / "checkpoints" / "last.ckpt"
+    with pytest.warns(UserWarning, match=r"random states of 2 process\(es\), now there are 1"):
+        run(command("fit", [*ours, "2", "--ckpt_path", str(last)], tmp_path, "on", 1))
+    assert json.loads((tmp_path / name / "on" / "result.json").read_text())["epochs"] == 2
+
+
 # --- the same loss and gradients
 
 #: more of the objective, where a task has several
@@ -146,6 +161,9 @@ def test_losses_and_gradients_are_those_of_one_process(request: pytest.FixtureRe
         assert max(own["True"]) < 2e-6, (name, own)  # float32: a product of four rows is not that of two and two
     for name in ("fewshot_ave_quickstart", "fewshot_ave_quickstart+", "avs_ms3_quickstart"):
         assert found[name]["False"][1] > 1e-2, (name, found[name])
+    for rank in range(2):
+        finite, suspects, broken = json.loads((tmp_path / f"nan.{rank}.json").read_text())
+        assert not finite and suspects == broken
 
 
 # --- metrics
@@ -174,17 +192,17 @@ def cases() -> dict[str, tuple[Metric, tuple, int]]:
     }
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_metrics_are_those_of_one_process(world: int, tmp_path: Path) -> None:
+def test_metrics_are_those_of_one_process(tmp_path: Path) -> None:
+    """Exactly, in every process, for two and for three of them."""
     assert {type(metric) for metric, _, _ in cases().values()} >= {getattr(metrics, name) for name in metrics.__all__}
-    together("metrics", tmp_path, world)
-    for rank in range(world):
-        found = json.loads((tmp_path / f"metrics.{rank}.json").read_text())
+    together("metrics", tmp_path, 3)
+    for world in (2, 3):
+        found = [json.loads((tmp_path / f"metrics.{world}.{rank}.json").read_text()) for rank in range(world)]
         for name, (metric, inputs, batch_size) in cases().items():
             for first in range(0, 23, batch_size):
                 metric.update(*(part[first:first + batch_size] for part in inputs))
             value = metric.compute()
-            assert found[name] == (value if isinstance(value, dict) else float(value)), name
+            assert all(own[name] == (value if isinstance(value, dict) else float(value)) for own in found), name
 
 
 # --- failures

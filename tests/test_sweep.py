@@ -370,7 +370,7 @@ def test_list_of_failures_goes_when_another_has_finished_the_rest(ledger: Path, 
     ("{ONE}\nvariants: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
     ("{ONE}\nvariants: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
     ("{ONE}\nvariants: {all: [--config=nowhere.yaml]}", {}, "all: got .*nowhere.yaml; expected an existing YAML file"),
-    ("{ONE}\nvariants: {all: {experiment: nowhere}}", {}, "all: experiment: got .*nowhere.yaml"),
+    ("{ONE}\nvariants: {all: {experiment: nowhere}}", {}, "all: experiment: got nowhere; expected an existing YAML file"),
     ("{ONE}\nvariants: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
     ("{ONE}\naxis: [1, 2]\nvariants: {all: []}", {}, "axis: got .*one flag and the list of its values"),
     ("{ONE}\naxis: {--a: [1, 1]}\nvariants: {all: []}", {}, "axis: got"),
@@ -481,7 +481,7 @@ def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -
                **manifest: Any) -> dict:
         result = {"config": few_shot_config(encoders, level), "metrics": {"test_accuracy": 0.5},
                   "clips": {"test": {"used": used, "missing": 402 - used}}}
-        return published_points(Run(tmp_path, result, {"generated": False, **manifest}), row, figures)
+        return published_points(Run(tmp_path, result, {"generated": False, "dataset": "AVE", **manifest}), row, figures)
 
     assert points("DG-SCT") == {1: 63.0, 2: 65.0, 4: 66.3, 8: 67.9, 16: 72.4, None: 64.7}
     assert points("CoOp", level="video")[16] == 78.1 and points("CLIP") == {None: 57.6}
@@ -544,7 +544,7 @@ def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found:
             elif one.varied:
                 backbone["prompts"]["init_args"][one.varied[0].rpartition(".")[2]] = one.varied[1]
             finish(one, (found or {}).get(one.variant, 0.7) + 0.005 * one.seed, settings, clips)
-            (one.folder / "test" / "manifest.json").write_text('{"generated": false, "ids": {"test": []}}')
+            (one.folder / "test" / "manifest.json").write_text('{"generated": false, "dataset": "AVE", "ids": {"test": []}}')
     return runs, metric
 
 

@@ -83,8 +83,8 @@ def find_file(name: str | Path, folder: Path | None = None, subject: str = "--co
     names = {str(file.relative_to(place).with_suffix("")) for place in places for file in place.rglob("*.yaml")}
     alike = difflib.get_close_matches(str(below.with_suffix("") if below.suffix in SUFFIXES else below), names, 3)
     hint = f"Did you mean {' or '.join(alike)}? " if alike else ""
-    raise ConfigError(subject, name, "a YAML file, or the name of an experiment that ships",
-                      f"{hint}`avprompt experiments` lists those that ship.")
+    raise ConfigError(subject, name, "an existing YAML file, or the name of one that ships",
+                      f"{hint}`avprompt experiments` lists the experiments.")
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -258,7 +258,7 @@ def expand(over: Any, under: Any, place: Place, key: str = "") -> Any:
     found: dict[str, Any] = {}
     if "class_path" in over:
         found["class_path"] = full_name(over["class_path"], under)
-    below = {} if changes(under, found) else under or {}
+    below = under if isinstance(under, dict) and not changes(under, found) else {}
     arguments = long_form(over).get("init_args", {})
     if arguments or "init_args" in over:
         owner, known = found.get("class_path", below.get("class_path")), long_form(below).get("init_args", {})

@@ -285,7 +285,7 @@ class InterruptCheckpoint(Callback):
             if stopped:
                 trainer.save_checkpoint(path)
             else:  # that would wait for processes that may never come
-                content = trainer._checkpoint_connector.dump_checkpoint()
+                content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
                 trainer.strategy.checkpoint_io.save_checkpoint(content, path)
         except WriteError as error:
             print(f"{what}, and no interrupted.ckpt: {error}")

@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
+import enum
+import functools
+import importlib
+import inspect
+import os
+import pathlib
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
 from avprompt.configs import CommandLine, Source, Whole, get_nested, is_spec, parameters
 from avprompt.errors import ConfigError
 
@@ -58,3 +71,96 @@ def check_stale(line: CommandLine) -> None:
                               f"{new} without {', '.join(stale)}, which {where} gives to {change.under['class_path']}",
                               "every argument that the two classes share to be repeated",
                               f"Repeat them with the values that you want, such as {flags}; or name a fragment.")
+
+
+# --- classes are built where an argument declares one, and nowhere else
+
+#: types of arguments whose values are data, whatever a file says
+PLAIN = (str, bytes, int, float, complex, bool, type(None), list, tuple, dict, set, frozenset, object, type,
+         os.PathLike, pathlib.PurePath, enum.Enum, datetime.timedelta)
+
+
+@functools.cache
+def restrict_parser() -> None:
+    """Have the parser build classes for arguments that declare one, not for those that take any value.
+
+    By itself jsonargparse builds whatever class a value names where an argument has no type: a text of a logger would run
+    a shell command. Modules that start processes, load pickles and the like cannot be named at all.
+    """
+    set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=[])
+
+
+def takes_a_class(declared: Any) -> bool:
+    """Whether a type hint declares a class that is built from a configuration.
+
+    >>> takes_a_class(Any), takes_a_class(str | None), takes_a_class(dict[str, Any]), takes_a_class(Callable)
+    (False, False, False, False)
+    >>> from torch.optim import Optimizer
+    >>> takes_a_class(Optimizer | str), takes_a_class(list[Optimizer]), takes_a_class(Callable[..., Optimizer])
+    (True, True, True)
+    """
+    inner = typing.get_args(declared)
+    if typing.get_origin(declared) is Callable:
+        return bool(inner) and takes_a_class(inner[-1])
+    if inner and typing.get_origin(declared) is not typing.Literal:
+        return any(takes_a_class(part) for part in inner)
+    return inspect.isclass(declared) and declared not in (Any, Callable, *PLAIN) and not issubclass(declared, PLAIN[-4:])
+
+
+def declared_arguments(kind: Any) -> dict[str, Any]:
+    """Arguments of a class or function with their type hints, as the parser finds them: parents' and forwarded ones too."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    add(kind, fail_untyped=False, sub_configs=True)
+    return {action.dest: action._typehint for action in parser._actions
+            if hasattr(action, "_typehint") and not action.dest.endswith(".help")}
+
+
+def check_classes(config: Any, declared: dict[str, Any]) -> None:
+    """Refuse a class where no argument declares one, before any is built.
+
+    Args:
+        config: as the parser understood it.
+        declared: type hints of its topmost arguments, such as those of `trainer`.
+
+    Raises:
+        ConfigError: names the argument and the class.
+    """
+    for name, value in _entries(config):
+        if name in declared and isinstance(declared[name], dict):
+            for key, inner in _entries(value):
+                _check_value(inner, f"{name}.{key}", declared[name].get(key))
+        else:
+            _check_value(value, name, declared.get(name))
+
+
+def _entries(value: Any) -> list[tuple[str, Any]]:
+    return list(vars(value).items() if isinstance(value, Namespace) else value.items() if isinstance(value, dict) else ())
+
+
+def _check_value(value: Any, path: str, declared: Any) -> None:
+    entries = dict(_entries(value))
+    if isinstance(value, (list, tuple, set)):
+        for number, inner in enumerate(value):
+            _check_value(inner, f"{path}.{number}", declared)
+    elif not isinstance(entries.get("class_path"), str):
+        for key, inner in entries.items():
+            _check_value(inner, f"{path}.{key}", declared)
+    else:
+        named, given = entries["class_path"], entries.get("init_args")
+        if not takes_a_class(declared):
+            raise ConfigError(path, f"class_path: {named}", "a plain value: this argument declares no class",
+                              "Only classes of declared types are built. Remove it, and do not run a stranger's file "
+                              "before you have read it.")
+        module, _, name = named.rpartition(".")
+        kind = getattr(importlib.import_module(module), name)  # the parser has imported it
+        nested = [(key, inner) for key, inner in _entries(given) if isinstance(inner, (list, tuple, set)) or _entries(inner)]
+        hints = declared_arguments(kind) if nested else {}
+        for key, inner in nested:
+            _check_value(inner, f"{path}.init_args.{key}", hints.get(key))
+        extra = entries.get("dict_kwargs")
+        if extra:
+            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in inspect.signature(kind).parameters.values()):
+                raise ConfigError(f"{path}.dict_kwargs", list(dict(_entries(extra))), f"none: {named} takes no others",
+                                  "Remove them, or correct the names of the class's own arguments.")
+            _check_value(extra, f"{path}.dict_kwargs", None)

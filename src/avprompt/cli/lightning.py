@@ -30,8 +30,10 @@ TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 # both are intended: arguments come from `main`, frozen encoders stay in eval mode
 warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+warnings.filterwarnings("ignore", message="It is recommended to use .self.log")  # all processes log the same value
 # the parser hands a class's `null` to the classes within it as Python prints it
 set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
+checks.restrict_parser()
 PARSING = {"allow_abbrev": False, "parser_mode": "flags"}
 
 
@@ -109,6 +111,8 @@ class AVPromptCLI(LightningCLI):
         return named[0] if named else "unnamed"
 
     def before_instantiate_classes(self) -> None:
+        checks.check_classes(self.settings, {"trainer": checks.declared_arguments(Trainer), "model": AVPromptTask,
+                                             "data": AVDataModule})
         trainer, command = self.settings.trainer, self.config.get("subcommand")
         if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and command:
             raise ConfigError(

@@ -124,6 +124,9 @@ def expand_files() -> None:
     import yaml
     from jsonargparse import get_loader, set_loader
 
+    from avprompt.cli.checks import restrict_parser
+
+    restrict_parser()
     load = get_loader("yaml")
     set_loader("yaml", lambda text: expand_home(load(text)), (yaml.YAMLError,))
 
