@@ -29,6 +29,8 @@ EXPERIMENTS = ROOT / "experiments"
 TASKS = {"quickstart": "ave_root", "ave_avstfp_quickstart": "ave_root", "avvp_quickstart": "llp_root",
          "avs_s4_quickstart": "avs_roots", "avs_ms3_quickstart": "avs_roots", "avqa_quickstart": "avqa_root",
          "avar_avstfp_quickstart": "ks_root", "fewshot_ave_quickstart": "ave_root"}
+#: whose commands run; S4 and MS3 are one task
+RUN = [name for name in TASKS if name != "avs_s4_quickstart"]
 pytestmark = pytest.mark.filterwarnings("ignore:parsing runs without")
 
 
@@ -73,7 +75,8 @@ def flags(name: str, request: pytest.FixtureRequest) -> list[str]:
 def command(name: str, args: list[str], folder: Path, version: str, processes: int) -> list[str]:
     """A command line on one or two processes, TensorBoard on."""
     few = ["--trainer.callbacks", "[{class_path: avprompt.callbacks.PredictionWriter, init_args: {max_pictures: 4}}]"]
-    return [name, *args, "--trainer.logger.init_args.save_dir", str(folder), "--trainer.logger.init_args.version", version,
+    logger = "--trainer.logger.init_args"
+    return [name, *args, f"{logger}.save_dir", str(folder), f"{logger}.version", version,
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
             "--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto",
             *(few if name == "visualize" else [])]
@@ -94,11 +97,12 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Every command of every task by two processes, one pair of which runs them all."""
     folder = tmp_path_factory.mktemp("two")
     lines = {}
-    for name in TASKS:
+    for name in RUN:
         ours, ckpt = flags(name, request), ["--ckpt_path", str(folder / name / "fit" / "checkpoints" / "last.ckpt")]
         lines[f"{name} fit"] = command("fit", [
-            *ours, "--data.init_args.batch_size", "2", "--trainer.limit_train_batches", "2", "--trainer.max_epochs", "1",
-            "--trainer.num_sanity_val_steps", "0", "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
+            *ours, "--data.init_args.batch_size", "2", "--trainer.limit_train_batches", "2",
+            "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0",
+            "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
             folder, "fit", 2)
         for stage in ("validate", "test", "visualize"):
             lines[f"{name} {stage}"] = command(stage, [*ours, *ckpt], folder, stage, 2)
@@ -107,7 +111,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", RUN)
 def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, request: pytest.FixtureRequest,
                                                         tmp_path: Path) -> None:
     """Sets do not divide: 8 or 5 clips in batches of 3 by two processes."""
@@ -128,14 +132,14 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
 
 
 def test_training_and_resuming_with_one_process(runs: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """One process trains like two with halves of its batch, and goes on where they ended; it says what it cannot repeat."""
+    """One process trains like two with halves of its batch; it resumes their checkpoint, and says what changes."""
     name = "ave_avstfp_quickstart"
     ours = [*flags(name, request), "--data.init_args.batch_size", "4", "--trainer.limit_train_batches", "2",
             "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs"]
     run(command("fit", [*ours, "1"], tmp_path, "fit", 1))
     one, two = (result(folder / name / "fit") for folder in (tmp_path, runs))
-    assert {key for key in one if key.startswith("train_")} >= {"train_loss", "train_segment"} and one.keys() == two.keys()
-    assert all(one[key] == pytest.approx(two[key], rel=1e-4) for key in one)
+    assert one.keys() == two.keys() >= {"train_loss_epoch", "train_segment"}
+    assert not {key: (value, two[key]) for key, value in one.items() if value != pytest.approx(two[key], rel=1e-4)}
     last = runs / name / "fit" / "checkpoints" / "last.ckpt"
     with pytest.warns(UserWarning, match=r"random states of 2 process\(es\), now there are 1"):
         run(command("fit", [*ours, "2", "--ckpt_path", str(last)], tmp_path, "on", 1))
@@ -208,8 +212,8 @@ def test_metrics_are_those_of_one_process(tmp_path: Path) -> None:
 # --- failures
 
 @pytest.mark.parametrize(("broken", "code", "message"), [
-    ("decode1", 2, "ClipDecodeError: twenty.mp4: got nothing"), ("decode0", 2, "ClipDecodeError: twenty.mp4: got nothing"),
-    ("memory1", 1, "")])
+    ("decode1", 2, "ClipDecodeError: twenty.mp4: got nothing"),
+    ("decode0", 2, "ClipDecodeError: twenty.mp4: got nothing"), ("memory1", 1, "")])
 def test_a_failure_of_one_process_ends_all(broken: str, code: int, message: str, tmp_path: Path) -> None:
     """Within seconds, with its message in the first process; where training has begun there is a checkpoint."""
     (tmp_path / "broken").write_text(broken)

@@ -82,13 +82,12 @@ def gradients(folder: str) -> None:
             results[str(gather)] = [float((loss / WORLD - whole).abs() / whole),
                                     float((grads / WORLD - expected).norm() / expected.norm())]
         found[name] = results
-        if name == "quickstart":  # a loss over the clips of all is not finite in any process, and all name the same clips
+        if name == "quickstart":  # the loss of all is finite in no process, and all name the same clips
             own = halves(batch, RANK, WORLD)
             own["audio"] = own["audio"] * (float("nan") if RANK == 1 else 1.0)
             task.gather = True
-            outputs = task(own)
-            loss, _ = task.total_loss(outputs, own)
-            note(folder, "nan", [bool(torch.isfinite(loss)), task._suspects(outputs, own), batch["id"][2:]])
+            loss, _ = task.total_loss(task(own), own)
+            note(folder, "nan", [bool(torch.isfinite(loss)), task._culprits(own), f"clip {', '.join(batch['id'][2:])}"])
     note(folder, "gradients", found)
 
 
@@ -164,7 +163,7 @@ def failure(folder: str) -> None:
         loader = ResumableLoader(Clips(broken), 4)  # all processes read the same numbers
         trainer.fit(Line(), loader)
 
-    avprompt.cli.dispatch = train
+    sys.modules["avprompt.cli.main"].dispatch = train
     avprompt.cli.main([])
 
 

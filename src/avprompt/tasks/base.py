@@ -46,7 +46,8 @@ def cell(column: Column, clip: int, segment: int | None) -> Any:
 class EpochMeans:
     """Means over the steps of an epoch of the logged values, weighted by the number of clips.
 
-    Unlike Lightning's means, they can be saved, so that a run that resumes inside an epoch keeps its earlier steps.
+    Unlike Lightning's means, they can be saved, so that a run that resumes inside an epoch keeps its earlier steps, and
+    several processes whose numbers of clips differ have the mean of one process.
     """
 
     def __init__(self) -> None:
@@ -58,9 +59,15 @@ class EpochMeans:
             total, weights = self.sums.get(name, (0.0, 0))
             self.sums[name] = total + value.detach().float() * weight, weights + weight
 
-    def compute(self) -> dict[str, Tensor]:
-        """The means by name."""
-        return {name: total / weights for name, (total, weights) in self.sums.items()}
+    def compute(self, common: bool = False) -> dict[str, Tensor]:
+        """The means by name, with `common` those over the steps of all processes, a collective."""
+        parts = [self.sums]
+        if common:
+            parts = gathered_objects({name: (total.cpu(), weight) for name, (total, weight) in self.sums.items()})
+        names = dict.fromkeys(name for part in parts for name in part)
+        found = {name: [part[name] for part in parts if name in part] for name in names}
+        return {name: sum(total for total, _ in pairs) / sum(weight for _, weight in pairs)
+                for name, pairs in found.items()}
 
     def reset(self) -> None:
         """Reset the count."""
@@ -140,7 +147,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.backbone = backbone if isinstance(backbone, FeatureSource) else ForeignSource(backbone)
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
         self.metrics = nn.ModuleDict()
-        self.epoch_means = EpochMeans()
+        self.epoch_means, self.evaluation_means = EpochMeans(), EpochMeans()
 
     # --- what a subclass implements
 
@@ -250,7 +257,8 @@ class AVPromptTask(LightningModule, abc.ABC):
                 for name, value in found.items()}
 
     def reset_metrics(self) -> None:
-        """Reset the count."""
+        """Reset the count, and the mean of the evaluation loss."""
+        self.evaluation_means.reset()
         for metric in self.metrics.values():
             metric.reset()
 
@@ -417,7 +425,20 @@ class AVPromptTask(LightningModule, abc.ABC):
         self._check_scores(outputs, batch["id"])
         loss, _ = self.total_loss(outputs, batch)
         self.update_metrics(outputs, batch)
-        self.log(f"{stage}_loss", loss, batch_size=len(batch["id"]), sync_dist=True)
+        self.evaluation_means.add({f"{stage}_loss": loss}, len(batch["id"]))
+
+    def _log_evaluation(self, stage: str) -> None:
+        self.log_dict(self.evaluation_means.compute(common=True))
+        self.log_dict({f"{stage}_{name}": value for name, value in self.compute_metrics().items()},
+                      prog_bar=stage == "val")
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an evaluation that was cut off counted."""
+        self.reset_metrics()
+
+    def on_test_epoch_start(self) -> None:
+        """As for validation."""
+        self.reset_metrics()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Count one batch of the selection split."""
@@ -428,12 +449,12 @@ class AVPromptTask(LightningModule, abc.ABC):
         self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_<metric>`."""
-        self.log_dict({f"val_{name}": value for name, value in self.compute_metrics().items()}, prog_bar=True)
+        """Log `val_loss` and `val_<metric>`."""
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test_<metric>`."""
-        self.log_dict({f"test_{name}": value for name, value in self.compute_metrics().items()})
+        """Log `test_loss` and `test_<metric>`."""
+        self._log_evaluation("test")
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One batch -> its outputs, maps included."""
