@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a hub client
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -20,29 +22,17 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 
 
-#: promises that are not kept yet, each with what is known of it; a test that passes here is taken off the list
-OPEN = {
-    "test_every_command_gives_the_figures_of_one_process[avs_s4_quickstart]": "test_loss on two processes is 0.8 of one's",
-    "test_every_command_gives_the_figures_of_one_process[avs_ms3_quickstart]": "test_loss on two processes is 0.8 of one's",
-    "test_every_command_gives_the_figures_of_one_process[avqa_quickstart]": "one picture too few on two processes",
-    "test_training_and_resuming_with_one_process": "result.json of two processes lacks train_loss",
-    "test_losses_and_gradients_are_those_of_one_process": "the script of two processes ends with an error",
-    "test_two_sweeps_at_once": "runs of the second sweep are refused as those of another",
-    "test_stopping_cancels_the_jobs": "depends on the load of the machine",
-    "test_command[avprompt sweep --config fewshot_ave --quickstart true]": "the stand-in of its first run has no best.ckpt",
-    "test_command[pytest tests/test_conformance.py -k scale_shift]": "expects the checks of the former suite",
-    "test_everything_in_one_folder[wandb]": "a second configuration is refused in W&B's folder",
-}
+def pytest_configure() -> None:
+    """A shell's background job, which the test run may be, ignores Ctrl-C, and so would every process that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is known to be open."""
-    for item in items:
-        reason = OPEN.get(item.name)
-        if item.name.startswith("test_message["):
-            reason = "messages that the guide quotes are not all checked again since checks moved before the run"
-        if reason:
-            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    """No run leaves its signal handlers behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    assert {number: signal.getsignal(number) for number in before} == before
 
 
 @pytest.fixture(autouse=True)

@@ -54,8 +54,8 @@ def runs(out: Path) -> list[Path]:
 @pytest.mark.parametrize("name", LOGGERS)
 def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs, two folders, each with all that the run leaves; and one of predictions."""
-    if name in ("wandb", "mlflow"):
-        pytest.importorskip(name, reason="an optional logger that is not installed")
+    service = pytest.importorskip(name, reason="an optional logger that is not installed") if name in (
+        "wandb", "mlflow") else None
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
@@ -63,6 +63,8 @@ def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, mon
               *(["--trainer.default_root_dir", str(tmp_path / "out")] if name == "none" else [])]
     for rate in ("0.001", "0.002"):
         run(["fit", *flags(ave_root, *logger, "--model.init_args.optimizer.init_args.lr", rate)])
+        if name == "wandb":
+            service.finish()  # which the end of a process does
     found = runs(tmp_path)
     assert len(found) == 2, found
     for folder, rate in zip(sorted(found, key=lambda path: path.stat().st_mtime), (0.001, 0.002)):

@@ -126,12 +126,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
     def begin(file: Path, out: Path, *flags: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "avprompt", "sweep", "--config", str(file), "--out", str(out), *flags]
-        # a shell's background job, which the whole test run may be, ignores SIGINT, and so would its processes
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-        finally:
-            signal.signal(signal.SIGINT, before)
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
 
     yield begin
@@ -704,8 +699,7 @@ def test_stopping_cancels_the_jobs(cluster: Path, ledger: Path, start: Callable,
     monkeypatch.setenv("SLURM_NEVER", "1")
     file = write_sweep(tmp_path, "  CoOp: []")
     running = start(file, tmp_path / "runs", "--seeds", "[0, 1]", "--slurm", "true")
-    wait_for(lambda: (cluster / "ledger.sbatch").exists())
-    time.sleep(0.5)
+    wait_for(lambda: (cluster / "ledger.sbatch").exists())  # `sbatch` has not ended yet
     running.terminate()
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 143, said

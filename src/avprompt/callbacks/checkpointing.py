@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import threading
@@ -18,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
-from avprompt.checkpoints import epoch_is_whole, read_checkpoint
+from avprompt.checkpoints import epoch_is_whole, read_checkpoint, write_checkpoint
 from avprompt.errors import CheckpointError, ConfigError, WriteError
 from avprompt.files import write_whole
 from avprompt.processes import Stopped, together
@@ -31,10 +30,8 @@ class WholeFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write in one step, see `avprompt.files.write_whole`."""
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        write_whole(Path(path), buffer.getbuffer())
+        """Write in one step."""
+        write_checkpoint(path, checkpoint)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None,
                         weights_only: bool | None = None) -> dict[str, Any]:
@@ -201,10 +198,11 @@ class InterruptCheckpoint(Callback):
         raise Stopped(number)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers, unless the trainer, which restores what it found before ours, already has."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self.before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) in (self._after_the_step, self._now):
+                    signal.signal(number, handler)
         self.before = {}
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -24,8 +24,6 @@ from avprompt.sweeps.run import SweepRun, read_json
 STOPPED = (143, 130, *(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)))
 #: what `execute` says where another sweep is at the run
 RUNNING = "another process is running it"
-#: waiting threads give up the processor: with more threads than cores, spinning would take most of the time
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: seconds that a run has for its checkpoint when it is told to stop
 GRACE = 60
 
@@ -52,7 +50,7 @@ def execute(run: SweepRun, threads: int | None = None,
     """
     check_folders([run])
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**WAITING, **os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
     with run.log.open("a", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -77,7 +77,9 @@ class SweepRun:
             return False
         if not self.folder.is_dir():
             return self.folder.exists()
-        return any(path != self.log for path in self.folder.iterdir())
+        # another sweep may be about to write its record
+        ours = (self.log.name, "earlier", f".{self.record.name}")
+        return any(not path.name.startswith(ours) for path in self.folder.iterdir())
 
     @cached_property
     def recipe(self) -> list[Any]:

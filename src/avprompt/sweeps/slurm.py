@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avprompt.errors import ConfigError
+from avprompt.signals import later_signals
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.run import SweepRun, last
 
@@ -57,7 +58,8 @@ class Slurm:
 
     def submit(self, runs: list[SweepRun]) -> list[Any]:
         """Queue one job for each run; jobs have `done` and `result`."""
-        self.jobs = self.executor.map_array(SlurmRun(), runs)
+        with later_signals():  # until it is known which jobs there are to cancel
+            self.jobs = self.executor.map_array(SlurmRun(), runs)
         return self.jobs
 
     def stop(self) -> None:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ from tqdm import tqdm
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.signals import stoppable
 from avprompt.sweeps.local import RUNNING, Processes, check_folders
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, read_json
@@ -23,24 +20,6 @@ from avprompt.sweeps.table import condense, summarise, write_failures
 
 #: seconds between two checks of the jobs
 PAUSE = 0.5
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal stop the program in an orderly way, with exit code 128 + signal."""
-    def stop(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores it
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str,
