@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import open_clip
@@ -205,3 +206,55 @@ def test_own_class_token() -> None:
 def test_a_spectrogram_smaller_than_a_patch() -> None:
     with pytest.raises(ArgumentError, match="fbank"):
         ViTSpectrogram(SmallCLIP(), Fbank(mel_bins=24, frames=4))
+
+
+def test_an_archive_of_scripted_modules(tmp_path: Path) -> None:
+    """The tensors that TorchScript itself finds, of modules within modules, in half precision, with lists beside."""
+    from avprompt.encoders.clip import _read_archive
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.sizes = nn.Parameter(torch.randn(3, 4).half()), [1, 2]
+            self.register_buffer("input_resolution", torch.tensor(224))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight.float()
+
+    net = nn.Sequential(Inner(), nn.Linear(4, 4), nn.LayerNorm(4))
+    for name, module in (("scripted", torch.jit.script(net)), ("traced", torch.jit.trace(net, torch.zeros(1, 3)))):
+        path = tmp_path / f"{name}.pt"
+        module.save(path)
+        ours, theirs = _read_archive(path), torch.jit.load(path).state_dict()
+        assert ours.keys() == theirs.keys() and {value.dtype for value in ours.values()} >= {torch.half, torch.int64}
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_an_archive_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TorchScript compiles and may run an archive's code on loading, and a pickle may name any function."""
+    from avprompt.encoders.clip import _read_archive
+
+    class Saves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    plain = tmp_path / "plain.pt"
+    torch.jit.script(Saves()).save(plain)
+    monkeypatch.setattr(torch.jit, "load", lambda *args, **options: pytest.fail("the archive was compiled"))
+    assert _read_archive(plain).keys() == {"weight"}
+    evil, proof = tmp_path / "evil.pt", tmp_path / "proof"
+    bad = b"\x80\x02cos\nsystem\nX" + len(command := f"touch {proof}".encode()).to_bytes(4, "little") + command + b"\x85R."
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(evil, "w") as copy:
+        for name in archive.namelist():
+            copy.writestr(name, bad if name.endswith("/data.pkl") else archive.read(name))
+    with pytest.raises(WeightsError, match=r"evil.pt: got (GLOBAL )?.*system.*torch.jit.load"):
+        SmallCLIP(pretrained=str(evil))
+    assert not proof.exists()
+    for damage in (b"", b"\x80\x02.", plain.read_bytes()[:300]):
+        evil.write_bytes(damage if damage else plain.read_bytes()[:-50])
+        with pytest.raises(WeightsError):
+            _read_archive(evil)

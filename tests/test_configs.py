@@ -303,6 +303,13 @@ def test_flags_that_pages_mention_exist() -> None:
     assert not wrong
 
 
+def test_callbacks_as_lightning_s_manual_adds_them() -> None:
+    """By a name alone, then its arguments one by one."""
+    flags = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_accuracy",
+             "--trainer.callbacks.patience=1"]
+    assert read_arguments(["--config", "quickstart", *flags]).arguments[-3:] == flags
+
+
 @pytest.fixture(scope="module")
 def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The completion script of bash."""
@@ -312,6 +319,7 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("shtab", reason="completion needs the extra `completion`")
     path = tmp_path_factory.mktemp("completion") / "avprompt"
     path.write_text(script("bash", FUNCTIONS, ("sweep",)))
+    assert path.stat().st_size < 5e6  # classes that take classes of their own kind multiply
     return path
 
 

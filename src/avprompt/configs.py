@@ -252,7 +252,7 @@ def expand(over: Any, under: Any, place: Place, key: str = "") -> Any:
         raise ConfigError(f"{place.origin}: {key}", f"keys {sorted(map(str, over))} over {under}",
                           "a value that can take its place", "Give a class_path too, or the whole value.")
     if "class_path" not in over and not is_spec(under):
-        below = under or {}
+        below = under if isinstance(under, dict) else {}  # a class by its name alone, which the parser looks up
         return {name: expand(value, below.get(name), place, f"{key}.{name}".lstrip("."))
                 for name, value in over.items()}
     found: dict[str, Any] = {}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import pickletools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +17,7 @@ from torch.nn import functional as F
 from avprompt.dense import adopt
 from avprompt.encoders.base import BlockSpec, FeedForward, Stage, VisualInput, is_path, read_weights
 from avprompt.encoders.fbank import Fbank
-from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock, ViTSpectrogram, linear_of
+from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram, linear_of
 from avprompt.errors import ArgumentError, WeightsError
 
 #: what OpenAI's files hold beside tensors of the network
@@ -79,12 +83,63 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
+#: functions of TorchScript's pickles that return the list or value that they are given
+_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
+
+
+def _as_given(value: Any, *rest: Any) -> Any:
+    return value
+
+
+class _Scripted:
+    """Stands in for a module of a TorchScript archive, whose own class would be compiled from the code in it."""
+
+
 def _read_archive(path: str | Path) -> dict[str, Tensor]:
-    """OpenAI publishes CLIP as TorchScript, which holds tensors and TorchScript's own code, no Python."""
+    """Read the tensors of a TorchScript archive, as which OpenAI publishes CLIP, without running anything of it.
+
+    It is a zip file of tensors, of code, and of a pickle that puts modules together. The code is left out, modules are
+    empty stand-ins, and `torch.load` reads the rest with `weights_only`.
+
+    Raises:
+        WeightsError: the archive is damaged, or its pickle names anything but modules, tensors and plain data.
+    """
     try:
-        return dict(torch.jit.load(str(path), map_location="cpu").state_dict())
-    except RuntimeError as error:
-        raise WeightsError(path, error, "a TorchScript archive", "Check the download.") from error
+        with zipfile.ZipFile(path) as archive:
+            records = {info.filename: info for info in archive.infolist()}
+            root = next(name for name in records if name.endswith("/data.pkl")).removesuffix("data.pkl")
+            kept = [name for name in records if name.startswith((f"{root}data/", f"{root}data.pkl", f"{root}version",
+                                                                 f"{root}byteorder"))]
+            if any(records[name].compress_type != zipfile.ZIP_STORED for name in kept):
+                raise ValueError("compressed tensors, which no such archive has")
+            codes = pickletools.genops(archive.read(f"{root}data.pkl"))
+            names = {argument.replace(" ", ".") for code, argument, _ in codes if code.name == "GLOBAL"}
+            plain = io.BytesIO()
+            with zipfile.ZipFile(plain, "w") as copy:
+                for name in kept:
+                    copy.writestr(name, archive.read(name))
+        stand_ins = {name: type("Scripted", (_Scripted,), {}) for name in names if name.startswith("__torch__.")}
+        plain.seek(0)
+        lists = [(_as_given, f"torch.jit._pickle.{name}") for name in _LISTS]
+        with torch.serialization.safe_globals([*((kind, name) for name, kind in stand_ins.items()), *lists]):
+            return _tensors(torch.load(plain, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
+            EOFError, RecursionError) as error:
+        unknown = re.search(r"GLOBAL \S+", str(error))  # of a message of many lines
+        raise WeightsError(path, unknown[0] if unknown else f"{type(error).__name__}: {error}",
+                           "a TorchScript archive of tensors and modules",
+                           "Check the download. Otherwise, where you trust the file, convert it: "
+                           "torch.save(torch.jit.load(FILE).state_dict(), OUT)") from error
+
+
+def _tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
+    found = {}
+    for name, value in vars(module).items() if isinstance(module, _Scripted) else ():
+        if isinstance(value, Tensor):
+            found[f"{prefix}{name}"] = value
+        else:
+            found |= _tensors(value, f"{prefix}{name}.")
+    return found
 
 
 class QuickGELU(nn.Module):
@@ -124,7 +179,7 @@ def _block(library: nn.Module, spec: BlockSpec, activation: nn.Module | None) ->
     return PlainViTBlock(spec, library.ln_1, attention, library.ln_2, feed_forward)
 
 
-class CLIP(PlainViT):
+class CLIP(ImageViT):
     """CLIP's frozen vision transformer over frames.
 
     Args:

@@ -272,6 +272,10 @@ class PlainViT(FrozenEncoder):
         return tokens if self.norm is None else self.norm(tokens)
 
 
+class ImageViT(PlainViT):
+    """A plain vision transformer over frames, whose blocks `ViTSpectrogram` can share."""
+
+
 class ViTSpectrogram(PlainViT):
     """A plain vision transformer over spectrograms, through the frozen blocks of one over frames (AV-STFP, LAVISH).
 
@@ -297,7 +301,7 @@ class ViTSpectrogram(PlainViT):
     torch.Size([10, 97, 96])
     """
 
-    def __init__(self, tower: PlainViT, fbank: Fbank = Fbank(), axes: Literal["mel_time", "time_mel"] = "mel_time",
+    def __init__(self, tower: ImageViT, fbank: Fbank = Fbank(), axes: Literal["mel_time", "time_mel"] = "mel_time",
                  class_token: bool = False, stem: Literal["sum", "mean"] = "sum") -> None:
         super().__init__(tower.frozen)
         self.fbank, self.axes, self.input = fbank, axes, fbank.input

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avprompt.dense import adopt
 from avprompt.encoders.base import BlockSpec, FeedForward, Stage
 from avprompt.encoders.fbank import Fbank
-from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock, ViTSpectrogram
+from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram
 from avprompt.encoders.timm_library import build_timm, timm_input, timm_weights
 from avprompt.errors import ArgumentError
 
@@ -81,7 +81,7 @@ def timm_block(model: str, block: nn.Module, spec: BlockSpec, rope: Tensor | Non
                          timm_mlp(model, block.mlp), *scales, rope, getattr(block.attn, "rotate_half", False))
 
 
-class TimmViT(PlainViT):
+class TimmViT(ImageViT):
     """A frozen plain vision transformer of timm over frames.
 
     It takes every architecture of timm's classes `VisionTransformer` and `Eva` whose blocks are pre-norm: AugReg, DINO,
