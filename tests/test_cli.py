@@ -332,3 +332,12 @@ def test_errors_of_a_constructor_come_through(ave_root: Path) -> None:
 
     with pytest.raises(ArgumentError, match="reduction, groups: got 7, 2"):
         run(["params", "--config", QUICKSTART, f"{PROMPTS}.reduction", "7"])
+
+
+def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a busy machine OpenMP's spinning threads cost many times what they wait for; a user's setting is kept."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("KMP_BLOCKTIME", "7")
+    main(["--version"])
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == ("PASSIVE", "7")
+    assert capsys.readouterr().out.startswith("0.1.0")

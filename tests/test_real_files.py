@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import math
 import os
 import shutil
 import signal
@@ -86,21 +87,37 @@ def test_one_still_picture_lasts_as_long_as_the_sound(tmp_path: Path, ending: st
     assert brief.valid.tolist() == [True] * 4 + [False] * 6
 
 
+def shown(path: Path, matrix: tuple[float, ...]) -> np.ndarray:
+    """A picture whose upper left quarter is white, in a file with this display matrix."""
+    content = bytearray(write_video(path, seconds=1, corner=True).read_bytes())
+    place = content.find(b"tkhd") + 44
+    a, b, c, d = (round(value * (1 << 16)) for value in matrix)
+    content[place:place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return decode_frames(path, np.array([0.0]))[0][0]
+
+
 @pytest.mark.parametrize(("matrix", "expected"), [
     ((1, 0, 0, 1), "1000"), ((-1, 0, 0, 1), "0100"), ((1, 0, 0, -1), "0010"), ((-1, 0, 0, -1), "0001"),
     ((0, 1, -1, 0), "0100"), ((0, -1, 1, 0), "0010"), ((0, 1, 1, 0), "1000"), ((0, -1, -1, 0), "0001"),
 ])
 def test_pictures_are_turned_and_mirrored_as_the_file_says(tmp_path: Path, matrix: tuple[int, ...],
                                                            expected: str) -> None:
-    path = write_video(tmp_path / "a.mp4", seconds=1, corner=True)
-    content = bytearray(path.read_bytes())
-    place = content.find(b"tkhd") + 44
-    a, b, c, d = (value << 16 for value in matrix)
-    content[place:place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    path.write_bytes(content)
-    picture = decode_frames(path, np.array([0.0]))[0][0]
+    picture = shown(tmp_path / "a.mp4", matrix)
     assert picture.shape == ((WIDTH, HEIGHT, 3) if matrix[0] == 0 else (HEIGHT, WIDTH, 3))
     assert "".join("01"[int(picture[y, x].mean() > 125)] for y in (4, -4) for x in (4, -4)) == expected
+
+
+@pytest.mark.parametrize("degrees", [30, 135, 300])
+def test_pictures_are_turned_by_any_angle(tmp_path: Path, degrees: int) -> None:
+    """Clockwise about the middle, in a frame of the same size."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    picture = shown(tmp_path / "a.mp4", (cos, sin, -sin, cos))
+    assert picture.shape == (HEIGHT, WIDTH, 3)
+    for x, y in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        x, y = x * HEIGHT / 6, y * HEIGHT / 6
+        value = picture[round(HEIGHT / 2 + x * sin + y * cos), round(WIDTH / 2 + x * cos - y * sin)].mean()
+        assert (value > 200) == (x < 0 and y < 0) and (value > 200 or value < 30)
 
 
 def test_a_file_that_claims_days_is_asked_for_its_last_second(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ of weights do not silently run with another.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from avprompt.backbone import PrecomputedFeatures
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import CheckpointError
+from avprompt.files import write_whole
 
 #: key of our own record inside a Lightning checkpoint
 RECORD = "avprompt"
@@ -122,6 +124,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(path, f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
                               "a whole checkpoint",
                               "It may be truncated: use another one, such as last.ckpt.") from error
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint file in one step, see `avprompt.files.write_whole`.
+
+    Raises:
+        WriteError: there is no room; the file that was there is kept.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_whole(Path(path), buffer.getbuffer())
 
 
 def epoch_is_whole(trainer: Any) -> bool:

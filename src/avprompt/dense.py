@@ -1,6 +1,8 @@
-"""Linear maps on the fastest float32 path of the machine."""
+"""Linear maps on the fastest float32 path of the machine, and recurrent layers on one that every machine has."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,3 +42,18 @@ def adopt(module: nn.Module) -> None:
     for part in module.modules():
         if type(part) is nn.Linear:
             part.__class__ = Linear
+
+
+def recurrent(layer: nn.RNNBase, x: Tensor) -> tuple[Tensor, Any]:
+    """What an LSTM or GRU makes of x (B, T, C): output (B, T, H), and its last state.
+
+    Under autocast on a CPU it computes in float32: many processors have no bfloat16 for it, and oneDNN fails there.
+
+    >>> output, (hidden, cell) = recurrent(nn.LSTM(4, 8, batch_first=True), torch.zeros(2, 3, 4))
+    >>> output.shape, hidden.shape
+    (torch.Size([2, 3, 8]), torch.Size([1, 2, 8]))
+    """
+    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return layer(x.to(layer.weight_ih_l0.dtype))
+    return layer(x)

@@ -37,6 +37,8 @@ usage: avprompt COMMAND [options]
 `avprompt COMMAND --help` explains each command. `--config` takes a file, or the name of an experiment that ships.
 Flags come after `--config` and override it: --data.batch_size 4 --model.backbone.prompts.spatial false
 """
+#: OpenMP's threads sleep while they wait: on a busy machine spinning ones cost ten times what they wait for
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: functions whose first argument is a list
 SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
@@ -176,6 +178,8 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: words after `avprompt`; `None` takes those of the process.
     """
+    for name, value in WAITING.items():  # read when torch is imported, which nothing has done yet
+        os.environ.setdefault(name, value)
     try:
         run(sys.argv[1:] if args is None else args)
     except BaseException as error:

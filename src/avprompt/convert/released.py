@@ -14,7 +14,7 @@ from typing import Literal
 import lightning
 import torch
 from lightning import LightningModule
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from avprompt import checkpoints
@@ -23,6 +23,7 @@ from avprompt.convert import heads
 from avprompt.encoders import CLIP, HTSAT, CLAPAudio, CLAPText, CLIPText, SwinV2
 from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
+from avprompt.files import write_whole
 from avprompt.heads.contrastive import Fusion
 from avprompt.methods import DGSCT, CoOp, DGSCTFewShot, FixedEmbeddings, PromptMethod
 from avprompt.tasks import AVE, AVQA, AVS, AVVP, Contrastive
@@ -265,12 +266,12 @@ def convert(task: str, source: Path, target: Path, **options: object) -> dict[st
         if path.exists():
             raise CheckpointError(path, "an existing file", "a new path", "Remove it or choose another name.")
     module, towers = _build(task, checkpoints.read_checkpoint(source), **options)
-    target.parent.mkdir(parents=True, exist_ok=True)
     for side, weights in towers.items():
         whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
-        save_file(whole, files[side])
-    torch.save({"epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
-                "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)}, target)
+        write_whole(files[side], save(whole))
+    checkpoints.write_checkpoint(target, {
+        "epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
+        "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)})
     released = TASKS[task]
     flags = [f"--model.{place.format(side=side)}.pretrained {files[side]}"
              for place in released.places for side in towers]

@@ -6,14 +6,13 @@ import abc
 import hashlib
 import inspect
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from avprompt.dense import adopt
@@ -21,6 +20,7 @@ from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.clap import projection, read_clap_weights
 from avprompt.encoders.clip import QuickGELU, architecture, read_clip_weights
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
+from avprompt.files import write_whole
 
 CLIP_TEMPLATE, CLAP_TEMPLATE = "a photo of a {}.", "The sounds of {}"
 
@@ -334,12 +334,9 @@ def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: S
     with torch.no_grad():
         embeddings = tower(texts).float().cpu()
     if cache is not None:
-        path = Path(cache)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")  # runs of a sweep share the file: it appears whole
         written = {"texts": json.dumps(list(texts)), **known, **_identity(tower)}
-        save_file({"embeddings": embeddings.contiguous()}, draft, written)
-        draft.replace(path)
+        # runs of a sweep share the file
+        write_whole(Path(cache), save({"embeddings": embeddings.contiguous()}, written))
     return embeddings
 
 

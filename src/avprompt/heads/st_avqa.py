@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avprompt.dense import recurrent
+
 HEADS, DROPOUT = 4, 0.1  # of the released network
 
 
@@ -73,7 +75,7 @@ class QuestionEncoder(nn.Module):
 
     def forward(self, question: Tensor) -> Tensor:
         """Word indices (B, L), padded with 0; the LSTM reads the padding too, as released -> (B, width)."""
-        _, (hidden, cell) = self.lstm(torch.tanh(self.words(question)))
+        _, (hidden, cell) = recurrent(self.lstm, torch.tanh(self.words(question)))
         return self.project(torch.tanh(torch.cat((hidden[0], cell[0]), dim=-1)))
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avprompt.dense import recurrent
+
 HEADS, HIDDEN, DROPOUT = 4, 1024, 0.1  # of the released networks
 
 
@@ -56,7 +58,7 @@ class TemporalGate(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, inputs) -> BiLSTM output (B, T, rnn), memory (B, T, width), gate (B, T, 1) in (0, 1)."""
-        hidden, _ = self.rnn(x)
+        hidden, _ = recurrent(self.rnn, x)
         memory = self.encoder(hidden)
         # float32, because bfloat16 has no number between 0.996 and 1, where a loss on the gate needs them
         return hidden, memory, torch.sigmoid(self.gate(memory).float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
+from PIL import Image
 from torch.nn import functional as F
 
 from avprompt.errors import ArgumentError, ClipDecodeError
@@ -311,13 +313,19 @@ def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
 
 
 def _picture(frame: av.VideoFrame) -> np.ndarray:
-    """Upright picture, uint8 (H, W, 3): phones store rotation, and some mirroring, beside the picture."""
+    """Upright picture, uint8 (H, W, 3): phones store rotation, and some mirroring, beside the picture.
+
+    A turn by other angles than quarters keeps the size and leaves black corners, as FFmpeg's own players have it.
+    """
     # with threads of its own, a converted frame hangs a forked process that releases it
     picture, matrix = frame.reformat(format="rgb24", threads=1).to_ndarray(), frame.side_data.get(Type.DISPLAYMATRIX)
     if matrix is None:
         return picture
     # directions in which the picture's right side (a, b) and bottom (c, d) are shown; (1, 0) is right, (0, 1) is down
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), "=i4").tolist()
+    angle = math.degrees(math.atan2(b, a)) % 360  # clockwise
+    if abs(angle - 90 * round(angle / 90)) > 1:
+        return np.asarray(Image.fromarray(picture).rotate(-angle, Image.Resampling.BILINEAR))
     turned = abs(b) + abs(c) > abs(a) + abs(d)
     if turned:
         picture, a, d = picture.swapaxes(0, 1), c, b

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear, linear
+from avprompt.dense import Linear, linear, recurrent
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
@@ -306,7 +306,7 @@ class PaperTemporalGate(nn.Module):
 
     def forward(self, features: Tensor, segments: int) -> Tensor:
         """(B*T, N, C) -> gate (B*T, 1, 1) in (0, 1)."""
-        hidden, _ = self.rnn(features.mean(1).unflatten(0, (-1, segments)))
+        hidden, _ = recurrent(self.rnn, features.mean(1).unflatten(0, (-1, segments)))
         return torch.sigmoid(self.project(hidden)).flatten(0, 1).unsqueeze(-1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avprompt.files import write_whole
 from avprompt.reports.published import read_published
 from avprompt.reports.rendering import html_page, latex, markdown, write_csv
 from avprompt.reports.runs import read_results, read_runs
@@ -43,7 +44,7 @@ def compare(folders: list[Path], csv_file: Path | None = None, out: Path | None 
         out.mkdir(parents=True, exist_ok=True)
         write_csv(out / "compare.csv", long_rows(variants, figures))
         for name, write in (("md", markdown), ("tex", latex), ("html", html_page)):
-            (out / f"compare.{name}").write_text(write(built), encoding="utf-8")
+            write_whole(out / f"compare.{name}", write(built).encode())
     if tensorboard is not None:
         from avprompt.reports.dashboard import write_dashboard
 
