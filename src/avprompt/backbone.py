@@ -189,6 +189,8 @@ class AVPromptBackbone(FeatureSource):
         self.sites = pair_blocks(*depths)
         with seeded("prompts"):
             self.prompts.attach(*self._specs())
+        for encoder in (self.visual, self.audio):
+            encoder.unfreeze(self.prompts.trains)
 
     def _specs(self) -> tuple[list, dict[str, list]]:
         """Specs of the block pairs, and of each modality's blocks without a partner."""

@@ -142,13 +142,15 @@ class FrozenBlock(nn.Module, abc.ABC):
 
     spec: BlockSpec
 
-    def attention(self, x: Tensor, edits: Edits | None = None) -> Tensor:
-        """The attention branch alone, without the residual connection.
+    def attention(self, x: Tensor, edits: Edits | None = None, prompts: Tensor | None = None) -> Tensor:
+        """The attention branch alone, without the residual connection: `mix_values`, then `project_out`.
 
         Args:
             x: (B*T, N, C) tokens.
             edits: additions to the linear layers `q`, `k`, `v` and `proj`; `None` or none of them is the library's
                 function, bit for bit.
+            prompts: (P, C) tokens that every token sees beside its own, in each window where there are windows; they go
+                through the block's norm and projections without edits and have no positions.
 
         Returns:
             (B*T, N, C).
@@ -156,8 +158,12 @@ class FrozenBlock(nn.Module, abc.ABC):
         Raises:
             ArgumentError: an edit of an unknown layer.
         """
+        return self.project_out(self.mix_values(x, edits, prompts), edits)
+
+    def mix_values(self, x: Tensor, edits: Edits | None = None, prompts: Tensor | None = None) -> Tensor:
+        """The first half of `attention`: values mixed by attention, (B*T, N, C), or in windows (B*T, windows, n, C)."""
         check_edits(edits)
-        return self._attention(x, edits)
+        return self._mix_values(x, edits, prompts)
 
     def mlp(self, x: Tensor, edits: Edits | None = None) -> Tensor:
         """The MLP branch alone, without the residual connection; `edits` of `fc1` and `fc2`, else as `attention`."""
@@ -165,8 +171,12 @@ class FrozenBlock(nn.Module, abc.ABC):
         return self._mlp(x, edits)
 
     @abc.abstractmethod
-    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
-        """What an architecture computes in `attention`."""
+    def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
+        """What an architecture computes in `mix_values`."""
+
+    @abc.abstractmethod
+    def project_out(self, mixed: Tensor, edits: Edits | None = None) -> Tensor:
+        """The second half of `attention`, from what `mix_values` gives: output projection and all behind it."""
 
     @abc.abstractmethod
     def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
@@ -267,6 +277,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
     constants: tuple[str, ...] = ()
     #: what is trained although the encoder is frozen, as prefixes of names
     trained: tuple[str, ...] = ()
+    #: what `forward` does not run, such as a projection into the space of texts, as prefixes of names
+    apart: tuple[str, ...] = ()
 
     def __init__(self, frozen: bool = True, released_mode: bool = False) -> None:
         super().__init__()
@@ -375,6 +387,29 @@ class FrozenEncoder(nn.Module, abc.ABC):
             parameter.requires_grad_(not self.frozen or name.startswith(self.trained))
         self.train(self.training)
 
+    def unfreeze(self, chosen: Callable[[str, int], bool]) -> None:
+        """Train single parameters of the frozen encoder, which stays in eval mode.
+
+        Tables of a front end and what `forward` does not run (`apart`) are not asked for.
+
+        Args:
+            chosen: name of a parameter, and number of blocks that run behind it -> whether it is trained. All blocks
+                run behind a stem, all but one behind the first block, none behind the last block and the final norm.
+        """
+        blocks, behind = sum(len(stage.blocks) for stage in self.stages), {}
+        left = blocks
+        for number, stage in enumerate(self.stages):
+            for place in range(len(stage.blocks)):
+                left -= 1
+                behind[f"stages.{number}.blocks.{place}."] = left
+            behind[f"stages.{number}.merge."] = left
+        behind["norm."] = 0
+        for name, parameter in self.named_parameters():
+            count = next((count for prefix, count in behind.items() if name.startswith(prefix)), blocks)
+            if not name.startswith((*self.constants, *self.apart)) and chosen(name, count):
+                parameter.requires_grad_()
+                self.trained = (*self.trained, name)
+
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Enter train mode only where `frozen` and `released_mode` allow it."""
         return super().train(mode and (not self.frozen or self.released_mode))
@@ -482,8 +517,8 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
 class WindowBlock(FrozenBlock):
     """Shifted-window attention of Swin and HTS-AT: fused attention over a bias that is computed once.
 
-    Subclasses say where the norms go (`_attention`, `_mlp`), how queries and keys look (`project`) and what the
-    relative position bias is (`position_bias`).
+    Subclasses say where the norms go (`norm_first`), how queries and keys look (`project`) and what the relative
+    position bias is (`position_bias`). Edits see windows, (B*T, windows, n, C).
 
     Args:
         library: the library's block, whose layers are taken over.
@@ -493,6 +528,9 @@ class WindowBlock(FrozenBlock):
     Raises:
         ArgumentError: the grid cannot be cut into whole windows.
     """
+
+    #: whether the norms come before attention and MLP or behind them
+    norm_first = True
 
     def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
         super().__init__()
@@ -535,22 +573,37 @@ class WindowBlock(FrozenBlock):
             self._bias = (key, bias.detach())
         return bias
 
-    def window_attention(self, x: Tensor, edits: Edits | None) -> Tensor:
-        """(B*T, N, C) -> attention within shifted windows, projected, same shape; edits see (B*T, windows, n, C)."""
+    def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
         (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
-        shifted = any(self.shift)
+        x = self.norm1(x) if self.norm_first else x
         x = x.reshape(batch, rows, columns, dim)
-        if shifted:
+        if any(self.shift):
             x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
         x = x.reshape(batch, rows // h, h, columns // w, w, dim).transpose(2, 3).reshape(batch, -1, h * w, dim)
         q, k, v = (t.flatten(1, 2) for t in self.project(x, edits))
-        x = F.scaled_dot_product_attention(q, k, v, self.attention_bias().to(q.dtype), scale=1.0)
-        x = x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(batch, -1, h * w, dim)
-        x = edited(self.attn.proj(x), x, edits, "proj")
+        bias = self.attention_bias().to(q.dtype)
+        if prompts is not None:
+            prompts = (self.norm1(prompts) if self.norm_first else prompts).view(1, 1, -1, dim)
+            k, v = (torch.cat((extra.to(own.dtype).expand(batch, x.shape[1], -1, -1, -1).flatten(1, 2), own), dim=2)
+                    for extra, own in zip(self.project(prompts, None)[1:], (k, v)))
+            bias = F.pad(bias, (prompts.shape[2], 0))
+        x = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+        return x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(batch, -1, h * w, dim)
+
+    def project_out(self, mixed: Tensor, edits: Edits | None = None) -> Tensor:
+        check_edits(edits)
+        (rows, columns), (h, w), (batch, _, _, dim) = self.spec.grid, self.window, mixed.shape
+        x = edited(self.attn.proj(mixed), mixed, edits, "proj")
         x = x.reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
-        if shifted:
+        if any(self.shift):
             x = torch.roll(x, self.shift, (1, 2))
-        return x.reshape(batch, rows * columns, dim)
+        x = x.reshape(batch, rows * columns, dim)
+        return self.drop_path(x if self.norm_first else self.norm1(x))
+
+    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
+        if self.norm_first:
+            return self.drop_path(self.feed_forward(self.norm2(x), edits))
+        return self.drop_path(self.norm2(self.feed_forward(x, edits)))
 
 
 class SwinBlock(WindowBlock):
@@ -561,12 +614,6 @@ class SwinBlock(WindowBlock):
         index = self.attn.relative_position_index
         del self.attn.relative_position_index  # a constant: not part of the weights
         self.attn.register_buffer("relative_position_index", index, persistent=False)
-
-    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
-        return self.drop_path(self.window_attention(self.norm1(x), edits))
-
-    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
-        return self.drop_path(self.feed_forward(self.norm2(x), edits))
 
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         qkv = edited_qkv(self.attn.qkv(windows), windows, edits)

@@ -83,6 +83,8 @@ class CLAPAudio(HTSAT):
     (AudioInput(sample_rate=48000, seconds=1.0), 768)
     """
 
+    apart = ("audio_projection.",)
+
     def __init__(self, model: Literal["tiny", "base"] = "tiny", pretrained: str = "none",
                  front_end: Literal["released", "fused", "unfused"] = "fused", repeat: int = 10, frozen: bool = True,
                  released_mode: bool = False, seconds: float = 1.0) -> None:

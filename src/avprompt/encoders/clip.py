@@ -210,6 +210,7 @@ class CLIP(ImageViT):
     (224, 0.48145466, (7, 7))
     """
 
+    apart = ("projection",)
     library_names = (
         (r"^conv\.", "conv1."), (r"^positions$", "positional_embedding"), (r"^projection$", "proj"),
         (r"^norm_pre\.", "ln_pre."), (r"^norm\.", "ln_post."), (r"^stages\.0\.blocks\.", "transformer.resblocks."),

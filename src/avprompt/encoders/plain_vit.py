@@ -110,8 +110,9 @@ class PlainViTBlock(FrozenBlock):
                                 "Rotary positions belong to the grid of frames; give an audio encoder.")
         return PlainViTBlock(spec, self.norm1, self.attn, self.norm2, self.feed_forward, self.scale1, self.scale2)
 
-    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
-        return self.project_out(self.mix(self.norm1(x), edits=edits), edits)
+    def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
+        extra = (None, None) if prompts is None else self.project(self.norm1(prompts))
+        return self.mix(self.norm1(x), None, *extra, edits)
 
     def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
         out = self.feed_forward(self.norm2(x), edits)
@@ -145,8 +146,10 @@ class PlainViTBlock(FrozenBlock):
             (q,), (k, v) = attn.read(queries, "q"), attn.read(keys, "kv")
         q, k, v = edited(q, queries, edits, "q"), edited(k, keys, edits, "k"), edited(v, keys, edits, "v")
         if key_prompts is not None:
-            k, v = (torch.cat((prompts.to(own.dtype).expand(len(own), -1, -1), own), dim=1)
-                    for prompts, own in ((key_prompts, k), (value_prompts, v)))
+            # behind the grid where it is rotated: rotary positions are counted from the first token
+            k, v = (torch.cat((more, own) if self.rope is None else (own, more), dim=1) for more, own in (
+                (prompts.to(own.dtype).expand(len(own), -1, -1), own)
+                for prompts, own in ((key_prompts, k), (value_prompts, v))))
         q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         if attn.q_norm is not None:
             q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)
@@ -280,8 +283,8 @@ class ViTSpectrogram(PlainViT):
     """A plain vision transformer over spectrograms, through the frozen blocks of one over frames (AV-STFP, LAVISH).
 
     The patch embedding of the single channel is the sum or the mean of that over red, green and blue. Positions are
-    those of the frames, resized to the spectrogram's grid by `resize_positions`; of equal grids the table is shared.
-    The spectrogram itself is not resized.
+    those of the frames, resized where the spectrogram has another grid; of equal grids the table is shared. The
+    spectrogram itself is not resized.
 
     Args:
         tower: where blocks and norms come from; the backbone's visual encoder where they are shared.
@@ -290,9 +293,12 @@ class ViTSpectrogram(PlainViT):
             positions mel by time, so that neighbours in one are not neighbours in the other.
         class_token: train a class token of its own, which starts as the tower's.
         stem: `sum` or `mean`, see `one_channel`.
+        resize: how positions are resized: on the `grid` by `resize_positions`, or along the `sequence` of all tokens,
+            as LAVISH does, which blends the class token's position with those of its neighbours.
 
     Raises:
-        ArgumentError: a spectrogram smaller than a patch; a class token where the tower has none; rotary positions.
+        ArgumentError: an unknown `resize`; a spectrogram smaller than a patch; a class token where the tower has none;
+            rotary positions.
 
     >>> import torch
     >>> from avprompt.encoders import TinyCLIP
@@ -302,8 +308,11 @@ class ViTSpectrogram(PlainViT):
     """
 
     def __init__(self, tower: ImageViT, fbank: Fbank = Fbank(), axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 class_token: bool = False, stem: Literal["sum", "mean"] = "sum") -> None:
+                 class_token: bool = False, stem: Literal["sum", "mean"] = "sum",
+                 resize: Literal["grid", "sequence"] = "grid") -> None:
         super().__init__(tower.frozen)
+        if resize not in ("grid", "sequence"):
+            raise ArgumentError("audio_positions", resize, "grid or sequence", "Correct it.")
         self.fbank, self.axes, self.input = fbank, axes, fbank.input
         (height, width), (down, right) = tower.conv.kernel_size, tower.conv.stride
         visual = tower.stages[0].blocks[0].spec
@@ -318,7 +327,12 @@ class ViTSpectrogram(PlainViT):
         self.positions, table = tower.positions, tower.position_table()
         if table is not None and grid != visual.grid:
             prefix = 0 if self.grid_positions else visual.prefix
-            self.positions = nn.Parameter(resize_positions(table.detach(), prefix, visual.grid, grid))
+            if resize == "grid":
+                table = resize_positions(table.detach(), prefix, visual.grid, grid)
+            else:
+                count = prefix + grid[0] * grid[1]
+                table = F.interpolate(table.detach().T[None], count, mode="linear")[0].T.contiguous()
+            self.positions = nn.Parameter(table)
         self.class_embedding, self.registers = tower.class_embedding, tower.registers
         if class_token:
             self.class_embedding = nn.Parameter(tower.class_embedding.detach().clone())

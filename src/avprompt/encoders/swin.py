@@ -33,11 +33,7 @@ from avprompt.errors import ArgumentError
 class SwinV2Block(WindowBlock):
     """Post-norm block with scaled cosine attention and a log-spaced continuous position bias."""
 
-    def _attention(self, x: Tensor, edits: Edits | None) -> Tensor:
-        return self.drop_path(self.norm1(self.window_attention(x, edits)))
-
-    def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
-        return self.drop_path(self.norm2(self.feed_forward(x, edits)))
+    norm_first = False
 
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.attn

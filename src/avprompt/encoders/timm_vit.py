@@ -104,6 +104,7 @@ class TimmViT(ImageViT):
         audio_axes: see `ViTSpectrogram`.
         audio_class_token: see `ViTSpectrogram`.
         audio_stem: see `ViTSpectrogram`.
+        audio_positions: see `ViTSpectrogram`, `resize`.
         frozen: see `FrozenEncoder`.
         mean: of red, green and blue in [0, 1]; `None` is timm's for these weights.
         std: likewise.
@@ -125,10 +126,12 @@ class TimmViT(ImageViT):
     def __init__(self, model: str = "vit_base_patch16_224", pretrained: str = "none",
                  img_size: int | tuple[int, int] | None = None, segments: int | None = None, train_norm: bool = False,
                  fbank: Fbank = Fbank(), audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 audio_class_token: bool = False, audio_stem: Literal["sum", "mean"] = "sum", frozen: bool = True,
+                 audio_class_token: bool = False, audio_stem: Literal["sum", "mean"] = "sum",
+                 audio_positions: Literal["grid", "sequence"] = "grid", frozen: bool = True,
                  mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None) -> None:
         super().__init__(frozen)
-        self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token, "stem": audio_stem}
+        self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token, "stem": audio_stem,
+                          "resize": audio_positions}
         self.model, _, tag = model.partition(".")
         self.options = {**self.sizes, **({} if img_size is None else {"img_size": img_size})}
         net = build_timm(self.model, tuple(KINDS), **self.options)

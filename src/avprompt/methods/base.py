@@ -102,6 +102,15 @@ class PromptMethod(nn.Module, abc.ABC):
         visual, audio = self.last
         return visual.dim, audio.dim
 
+    def trains(self, name: str, behind: int) -> bool:
+        """Whether a parameter of an encoder is trained too. The backbone asks for every parameter of both encoders.
+
+        Args:
+            name: of the parameter in its encoder, such as `stages.0.blocks.3.norm1.bias`.
+            behind: number of blocks of its encoder that run behind it, see `FrozenEncoder.unfreeze`.
+        """
+        return False
+
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         """Build the parameters for the block pairs. The backbone calls this once; subclasses call it first.
 
