@@ -35,26 +35,31 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         lines += contrastive_lines(arguments)
         data = [*data, "shots: 2"] if "shots" in content["data"]["init_args"] else data
     lines += ["    backbone:", "      init_args:"]
+    encoder = arguments["backbone"]["init_args"]["visual"]
+    axes = encoder.get("init_args", {}).get("audio_axes")  # what the tiny class has too must be repeated
+    more = f"audio_axes: {axes}, " if axes else ""
     if contrastive:
         lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
                                            ("audio", "TinyCLAP", "released_mode: false"))]
     elif arguments["backbone"]["init_args"]["audio"] == "shared":
-        lines += ["        visual:", "          class_path: avprompt.encoders.TinyCLIP",
-                  "          init_args: {pretrained: synthetic, segments: 10, train_norm: true,",
+        kind, own = ("TinySwinV2", "") if encoder["class_path"].endswith("SwinV2") else (
+            "TinyCLIP", "segments: 10, train_norm: true, ")
+        lines += ["        visual:", f"          class_path: avprompt.encoders.{kind}",
+                  f"          init_args: {{pretrained: synthetic, {own}{more}",
                   "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}"]
     else:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, "
+        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, {own}"
                   "frozen: true, released_mode: false}}"
-                  for side, kind in (("visual", "TinySwinV2"), ("audio", "TinyHTSAT"))]
+                  for side, kind, own in (("visual", "TinySwinV2", more), ("audio", "TinyHTSAT", ""))]
     lines += ["data:", "  init_args:", *(f"    {line}" for line in (
         "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0", "batch_size: 4", *data))]
     overlay.write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--config", str(overlay)]
     prompts = "--model.init_args.backbone.init_args.prompts.init_args"
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]
-    if name.startswith("DGSCT"):
-        flags += [f"{prompts}.reduction", "4" if contrastive else "5"]  # divides the tiny widths
+    if name.startswith(("DGSCT", "LAVISH")):
+        flags += [f"{prompts}.reduction", "4" if "TinyCLIP" in "".join(lines) else "5"]  # divides the tiny widths
     elif name == "MaPLe":
         flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]
     return flags

@@ -1,4 +1,4 @@
-"""Linear heads of AV-STFP: those of LAVISH and STG-CMA, identified by the published parameter counts."""
+"""Linear heads of LAVISH, STG-CMA and AV-STFP; AV-STFP's were identified by its published parameter counts."""
 
 from __future__ import annotations
 
@@ -61,17 +61,19 @@ class LinearHead(nn.Module):
         visual_dim: channels C_v.
         num_outputs: outputs.
         modality: `both`, `audio` or `visual`.
+        dropout: rate between the two layers of `JointHead`.
 
     Example:
         >>> LinearHead(8, 12, 3, modality="visual")(torch.rand(2, 8), torch.rand(2, 12)).shape
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, modality: str = "both") -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, modality: str = "both",
+                 dropout: float = 0.5) -> None:
         super().__init__()
         self.modality = modality
-        self.head = JointHead(audio_dim, visual_dim, num_outputs) if modality == "both" else BranchHead(
-            {"audio": audio_dim, "visual": visual_dim}[modality], num_outputs)
+        self.head = JointHead(audio_dim, visual_dim, num_outputs, dropout=dropout) if modality == "both" else (
+            BranchHead({"audio": audio_dim, "visual": visual_dim}[modality], num_outputs))
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         """(..., C_a), (..., C_v) -> logits (..., num_outputs)."""

@@ -1,14 +1,20 @@
 """Prompt methods, one file each: inside the encoders (`PromptMethod`), and in the texts that they are compared with
 (`ClassEmbeddings`)."""
 
+from avprompt.methods.adapters import Adapters
 from avprompt.methods.avstfp import AVSTFP
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ClassEmbeddings, FixedEmbeddings, RandomEmbeddings
 from avprompt.methods.cocoop import CoCoOp
 from avprompt.methods.coop import CoOp
 from avprompt.methods.dgsct import DGSCT, DGSCTFewShot, DGSCTPaper
+from avprompt.methods.fine_tuning import FineTuning
+from avprompt.methods.lavish import LAVISH
+from avprompt.methods.lora import LoRA
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
 from avprompt.methods.none import NoPrompts
+from avprompt.methods.vpt import VPT
 
-__all__ = ["AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "FixedEmbeddings",
-           "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings"]
+__all__ = ["AVSTFP", "Adapters", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper",
+           "FineTuning", "FixedEmbeddings", "LAVISH", "LoRA", "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod",
+           "PromptState", "RandomEmbeddings", "VPT"]

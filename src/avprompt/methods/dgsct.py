@@ -31,6 +31,8 @@ from avprompt.methods.base import PromptMethod, PromptState
 
 #: where an adapter's scalar gate, zero at the start, stands
 Gate = Literal["after_norm", "inside_norm"]
+#: how an adapter sees the other modality: `PromptMap`, `BicubicMap`, or `PlainMap` with and without a layer
+Map = Literal["conv", "bicubic", "linear", "none"]
 
 
 class PromptMap(nn.Module):
@@ -78,22 +80,32 @@ class PromptMap(nn.Module):
         return self.project(seen)
 
 
-class BicubicMap(nn.Module):
-    """The prompt map of the released S4 network: project, then resize the token grid (no convolution).
+class PlainMap(nn.Module):
+    """No prompt map: the other modality's tokens as they are, or projected to the width of the adapted ones.
+
+    Latent tokens attend over any number of tokens, so that the map of `PromptMap` to as many as the adapted ones is not
+    needed.
 
     Args:
         own: block whose tokens are adapted.
         other: block of the other modality.
+        project: whether there is a linear layer.
+
+    Raises:
+        ArgumentError: blocks of different width without a layer.
     """
 
-    def __init__(self, own: BlockSpec, other: BlockSpec) -> None:
+    def __init__(self, own: BlockSpec, other: BlockSpec, project: bool = True) -> None:
         super().__init__()
-        self.own, self.other, self.project = own.grid, other.grid, Linear(other.dim, own.dim)
+        if own.dim != other.dim and not project:
+            raise ArgumentError("prompt_map", f"none, with blocks of {own.dim} and {other.dim} channels",
+                                "equal widths in every block pair", "Use prompt_map: linear, or one encoder for both "
+                                "modalities (`audio: shared`).")
+        self.project = Linear(other.dim, own.dim) if project else nn.Identity()
 
     def forward(self, other: Tensor) -> Tensor:
-        """(B*T, M, D) -> (B*T, N, C)."""
-        grid = self.project(other).transpose(1, 2).unflatten(2, self.other)
-        return F.interpolate(grid.float(), self.own, mode="bicubic").flatten(2).transpose(1, 2)
+        """(B*T, M, D) -> (B*T, M, C)."""
+        return self.project(other)
 
     def mean(self, other: Tensor) -> Tensor:
         """(B*T, M, D) -> (B*T, C)."""
@@ -103,6 +115,24 @@ class BicubicMap(nn.Module):
         """Latent tokens (K, C) attend over the map, (B*T, K, C)."""
         p = self(other)
         return torch.softmax(latent @ p.transpose(1, 2), dim=-1) @ p
+
+
+class BicubicMap(PlainMap):
+    """The prompt map of the released S4 network: project, then resize the token grid (no convolution).
+
+    Args:
+        own: block whose tokens are adapted.
+        other: block of the other modality.
+    """
+
+    def __init__(self, own: BlockSpec, other: BlockSpec) -> None:
+        super().__init__(own, other)
+        self.own, self.other = own.grid, other.grid
+
+    def forward(self, other: Tensor) -> Tensor:
+        """(B*T, M, D) -> (B*T, N, C)."""
+        grid = self.project(other).transpose(1, 2).unflatten(2, self.other)
+        return F.interpolate(grid.float(), self.own, mode="bicubic").flatten(2).transpose(1, 2)
 
 
 class GroupedLinear(nn.Module):
@@ -163,16 +193,17 @@ class ReleasedAdapter(nn.Module):
         gate: scalar gate of the output, zero at the start, inside or outside of the last norm; `None` has none.
         batch_norm: batch norm in the bottleneck.
         norm_before: layer norm before the bottleneck.
-        prompt_map: `conv` or `bicubic`.
+        prompt_map: see `Map`.
         token_init: `uniform` in [0, 1), or `zeros`.
 
     Raises:
-        ArgumentError: sizes that do not divide, or a bicubic map between blocks with class tokens.
+        ArgumentError: sizes that do not divide, a bicubic map between blocks with class tokens, or none between blocks
+            of different width.
     """
 
     def __init__(self, own: BlockSpec, other: BlockSpec, *, channel: bool, spatial: bool, alpha: float, beta: float,
                  gamma: float | None, num_tokens: int, reduction: int, groups: int, gate: Gate | None = "after_norm",
-                 batch_norm: bool = True, norm_before: bool = True, prompt_map: Literal["conv", "bicubic"] = "conv",
+                 batch_norm: bool = True, norm_before: bool = True, prompt_map: Map = "conv",
                  token_init: Literal["uniform", "zeros"] = "uniform") -> None:
         super().__init__()
         c, half, bottleneck = own.dim, own.dim // 2, own.dim // reduction
@@ -185,7 +216,8 @@ class ReleasedAdapter(nn.Module):
         self.temporal, self.gamma, self.gate_inside = gamma is not None, gamma, gate == "inside_norm"
         self.modulates = channel or spatial or self.temporal
         if num_tokens or self.modulates:
-            self.map = BicubicMap(own, other) if prompt_map == "bicubic" else PromptMap(own, other, num_tokens)
+            self.map = PromptMap(own, other, num_tokens) if prompt_map == "conv" else BicubicMap(own, other) if (
+                prompt_map == "bicubic") else PlainMap(own, other, prompt_map == "linear")
         self.tokens = None
         if num_tokens:
             init = torch.rand if token_init == "uniform" else torch.zeros
@@ -391,7 +423,8 @@ class DGSCT(DualGuidance):
         audio_gate: whether audio adapters have that gate too (released S4, MS3, AVQA: no).
         batch_norm: batch norm in the bottleneck (released AVE, AVVP: yes).
         norm_before: layer norm before the bottleneck (released S4, MS3: no).
-        prompt_map: `conv`, or `bicubic` as the released S4 network has it.
+        prompt_map: `conv`; `bicubic` as the released S4 network has it; `linear`, a projection alone; `none` between
+            encoders of equal width.
         token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical).
 
     Raises:
@@ -422,7 +455,7 @@ class DGSCT(DualGuidance):
         audio_gate: bool = True,
         batch_norm: bool = True,
         norm_before: bool = True,
-        prompt_map: Literal["conv", "bicubic"] = "conv",
+        prompt_map: Map = "conv",
         token_init: Literal["uniform", "zeros"] = "uniform",
     ) -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)

@@ -20,6 +20,8 @@ KINDS = {
     "text": "stated in words, or printed in a figure",
     "figure": "read off a plot by eye",
     "ocr": "typed from a poster that was read by OCR",
+    "comment": "stated by the authors in their repository",
+    "rerun": "measured again by others with the authors' code",
 }
 UNITS = ("percent", "GFLOPs", "count")
 MISSING = "lost"  # word in the note of a figure without a value

@@ -14,6 +14,8 @@ from avprompt.reports.runs import Run, untrained
 
 #: names of encoders in published tables
 ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT": "HTS-AT",
+            "TimmViT vit_base_patch16_224 (augreg_in21k)": "ViT-B/16", "ASTransformer": "AST",
+            "TimmViT vit_large_patch16_224 (augreg_in21k)": "ViT-L/16",
             "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
             "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14", "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
 TRAIN_MODE = ", in train mode as released"
@@ -107,6 +109,6 @@ def published_setting(figure: Figure, sizes: dict[str, int]) -> Setting:
     encoders = figure.visual if not figure.audio else figure.audio.replace(" (shared)", " for both") if (
         figure.shared) else f"{figure.visual} + {figure.audio}"
     protocol = f"selected on {figure.selection}" if figure.selection else "selection not stated"
-    if figure.selection and figure.task.startswith(("ave", "avs")) and figure.method == "DG-SCT":
+    if figure.selection and figure.task.startswith(("ave", "avs")) and figure.method in ("DG-SCT", "LAVisH*"):
         protocol += ", metric as released"
     return Setting(f"{figure.dataset}{size}", encoders, f"published, {protocol}")

@@ -106,12 +106,15 @@ class AVE(AVPromptTask):
 
 class AVELinear(AVPromptTask):
     """Event localisation segment by segment: a linear head over the features of both modalities, with background as one
-    more category (AV-STFP and STG-CMA).
+    more category (LAVISH, STG-CMA and AV-STFP).
 
     Args:
         backbone: computes the features, see `FeatureSource`.
         num_classes: event categories, background not counted; linked from the data module, never written in YAML.
         modality: which features the head reads; `audio` and `visual` are single branches.
+        loss: `cross_entropy`, or `softmax_bce`, LAVISH's: the binary cross-entropy of the softmax's probabilities,
+            whose gradients are small.
+        dropout: rate between the two layers of the head that reads both; LAVISH has 0.
         options: see `AVPromptTask`.
 
     Example:
@@ -126,10 +129,14 @@ class AVELinear(AVPromptTask):
     mode = "max"
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 28,
-                 modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
+                 modality: Literal["both", "audio", "visual"] = "both",
+                 loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy", dropout: float = 0.5,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
+        self.loss = loss
         with seeded("head"):
-            self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality)
+            self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality,
+                                   dropout)
         self.metrics["accuracy"] = MeanMetric()
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -137,8 +144,10 @@ class AVELinear(AVPromptTask):
         return {"logits": self.head(features.audio, features.visual)}
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Cross-entropy over all segments."""
+        """Mean over all segments, see `loss`."""
         logits, target = outputs["logits"].float().flatten(0, 1), batch["event"].flatten(0, 1)
+        if self.loss == "softmax_bce":
+            return {"segment": losses.cross_entropy_of_probability(logits.softmax(-1), target)}
         return {"segment": torch.nn.functional.cross_entropy(logits, target)}
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
