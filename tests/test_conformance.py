@@ -80,7 +80,6 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "maple": lambda: MaPLe(num_tokens=2, depth=2, text_width=16),
     "lavish": lambda: LAVISH(reduction=4),
     "finetune": FineTuning,
-    "last": lambda: FineTuning(last=1),
     "adapter": lambda: Adapters(reduction=4),
     "vpt": lambda: VPT(num_tokens=3),
     "cola": lambda: LoRA(rank=2, cross=True, reduction=4),
@@ -123,13 +122,13 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
 #: methods that run on pairs other than their papers' own
 TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
 MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", *TOYS, *FOUND),
-         "clip": ("none", "dgsct", "dgsct_paper", "vpt", "cola", "lavish", *TOYS),
+         "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
 
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "last": "dual-clip"}
+    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip"}
     own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
