@@ -284,6 +284,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         super().__init__()
         self.frozen = frozen
         self.released_mode = released_mode
+        self._unfrozen: frozenset[str] = frozenset()
 
     @property
     def input(self) -> VisualInput | AudioInput:
@@ -388,7 +389,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         self.train(self.training)
 
     def unfreeze(self, chosen: Callable[[str, int], bool]) -> None:
-        """Train single parameters of the frozen encoder, which stays in eval mode.
+        """Train single parameters of the frozen encoder, which stays in eval mode, and no longer those of the last call.
 
         Tables of a front end and what `forward` does not run (`apart`) are not asked for.
 
@@ -403,12 +404,16 @@ class FrozenEncoder(nn.Module, abc.ABC):
                 left -= 1
                 behind[f"stages.{number}.blocks.{place}."] = left
             behind[f"stages.{number}.merge."] = left
-        behind["norm."] = 0
-        for name, parameter in self.named_parameters():
+        behind["norm."], names, before = 0, set(), self._unfrozen
+        for name, _ in self.named_parameters():
             count = next((count for prefix, count in behind.items() if name.startswith(prefix)), blocks)
             if not name.startswith((*self.constants, *self.apart)) and chosen(name, count):
-                parameter.requires_grad_()
-                self.trained = (*self.trained, name)
+                names.add(name)
+        self.trained = (*(name for name in self.trained if name not in before), *sorted(names))
+        self._unfrozen = frozenset(names)
+        for name, parameter in self.named_parameters():
+            if name in names | before:
+                parameter.requires_grad_(not self.frozen or name.startswith(self.trained))
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Enter train mode only where `frozen` and `released_mode` allow it."""
