@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports a hub client
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -12,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each worker has a core
 
 from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
 
 import matplotlib  # noqa: E402
 import pytest  # noqa: E402
@@ -43,75 +46,64 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def ave_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic dataset of 40 clips in AVE's layout, prepared for the tiny encoders."""
-    from avprompt.media.prepare import prepare
-    from avprompt.synthetic.ave import synthesize
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a synthetic dataset, prepared for the tiny encoders; the processes of a test run share it."""
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp().parent if parallel else tmp_path_factory.getbasetemp()
 
-    root = tmp_path_factory.mktemp("world")
-    synthesize(root, videos=40, seed=7)
-    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
-    return root
+    def make(kind: str, counts: dict[str, int], store: bool = True, **options: Any) -> Path:
+        from avprompt.media.prepare import prepare
+        from avprompt.synthetic import SYNTHETIC_DATASETS
 
+        root = base / "-".join(("dataset", kind, *map(str, options.values())))
+        with (base / f"{root.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / "made").exists():
+                shutil.rmtree(root, ignore_errors=True)
+                assert SYNTHETIC_DATASETS[kind](root, workers=1, **options) == counts
+                if store:
+                    prepare(root / "videos", root / "store", size=64, sample_rate=16000, workers=1)
+                (root / "made").touch()
+        return root
 
-@pytest.fixture(scope="session")
-def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic dataset in LLP's layout, 40 videos, prepared for the tiny encoders."""
-    from avprompt.media.prepare import prepare
-    from avprompt.synthetic.llp import synthesize
-
-    root = tmp_path_factory.mktemp("llp")
-    assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}
-    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
-    return root
-
-
-@pytest.fixture(scope="session")
-def avs_roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The synthetic dataset in AVSBench's layout, 25 videos for each setting."""
-    from avprompt.synthetic.avsbench import synthesize
-
-    roots = {setting: tmp_path_factory.mktemp(setting) for setting in ("s4", "ms3")}
-    for setting, root in roots.items():
-        counts = synthesize(root, setting, videos=25, seed=5, classes=5, silent_objects=1, workers=1)
-        assert counts == {"train": 15, "val": 5, "test": 5}
-    return roots
+    return make
 
 
 @pytest.fixture(scope="session")
-def avqa_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic dataset in MUSIC-AVQA's layout, 20 videos and 80 questions, prepared for the tiny encoders."""
-    from avprompt.media.prepare import prepare
-    from avprompt.synthetic.music_avqa import synthesize
-
-    root = tmp_path_factory.mktemp("music_avqa")
-    assert synthesize(root, videos=20, seed=5) == {"train": 48, "val": 16, "test": 16}
-    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
-    return root
+def ave_root(make: Callable[..., Path]) -> Path:
+    """40 clips in AVE's layout."""
+    return make("ave", {"train": 24, "val": 8, "test": 8}, videos=40, seed=7)
 
 
 @pytest.fixture(scope="session")
-def vggsound_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic dataset in VGG-Sound's layout, 25 videos of five categories, prepared for the tiny encoders."""
-    from avprompt.media.prepare import prepare
-    from avprompt.synthetic.vggsound import synthesize
-
-    root = tmp_path_factory.mktemp("vggsound")
-    assert synthesize(root, videos=25, seed=7) == {"train": 15, "val": 5, "test": 5}
-    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
-    return root
+def llp_root(make: Callable[..., Path]) -> Path:
+    """40 videos in LLP's layout."""
+    return make("llp", {"train": 24, "val": 8, "test": 8}, videos=40, seed=7)
 
 
 @pytest.fixture(scope="session")
-def ks_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The synthetic dataset in Kinetics-Sounds' layout, 40 clips, prepared for the tiny encoders."""
-    from avprompt.media.prepare import prepare
-    from avprompt.synthetic.kinetics_sounds import synthesize
+def avs_roots(make: Callable[..., Path]) -> dict[str, Path]:
+    """25 videos in AVSBench's layout for each setting."""
+    return {setting: make("avsbench", {"train": 15, "val": 5, "test": 5}, store=False, setting=setting, videos=25,
+                          seed=5, classes=5, silent_objects=1) for setting in ("s4", "ms3")}
 
-    root = tmp_path_factory.mktemp("kinetics_sounds")
-    assert synthesize(root, videos=40, seed=7) == {"train": 24, "val": 8, "test": 8}
-    prepare(root / "videos", root / "store", size=64, sample_rate=16000)
-    return root
+
+@pytest.fixture(scope="session")
+def avqa_root(make: Callable[..., Path]) -> Path:
+    """20 videos and 80 questions in MUSIC-AVQA's layout."""
+    return make("music_avqa", {"train": 48, "val": 16, "test": 16}, videos=20, seed=5)
+
+
+@pytest.fixture(scope="session")
+def vggsound_root(make: Callable[..., Path]) -> Path:
+    """25 videos of five categories in VGG-Sound's layout."""
+    return make("vggsound", {"train": 15, "val": 5, "test": 5}, videos=25, seed=7)
+
+
+@pytest.fixture(scope="session")
+def ks_root(make: Callable[..., Path]) -> Path:
+    """40 clips in Kinetics-Sounds' layout."""
+    return make("kinetics_sounds", {"train": 24, "val": 8, "test": 8}, videos=40, seed=7)
 
 
 @pytest.fixture(scope="session")

@@ -57,7 +57,8 @@ MORE = {
     "sweep": ["--seeds", "[0]"],
 }
 #: what experiments get: one batch of everything in front of the command's own flags, and behind them no GPU
-ONE_BATCH = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+ONE_BATCH = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0",
+             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
              *(f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test", "predict"))]
 NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 
@@ -299,7 +300,7 @@ TROUBLES: dict[str, list[list[str]]] = {
     "every argument that the two classes share to be repeated": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],
     "expected encoders of plain transformer blocks on both sides": [
-        [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.AVSTFP"]],
+        [*SMALL, f"{BACKBONE}.prompts", "methods/avstfp"]],
     "tensors that this experiment trains": [[*TRAINED, f"{BACKBONE}.prompts.num_tokens", "2"]],
     "expected the encoder in use": [[*TRAINED, f"{BACKBONE}.visual.pretrained", "none"]],
     "expected finite loss terms": [DIVERGES],

@@ -106,7 +106,8 @@ def test_experiment_trains_validates_and_tests(path: Path, request: pytest.Fixtu
             run(["fit", *flags])
     else:
         run(["fit", *flags])
-    run(["test", *flags])
+    if path.stem in ZERO_SHOT or "quickstart" in path.stem:  # of each task; a test evaluates as a validation does
+        run(["test", *flags])
 
 
 @pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path in RUN or path.stem in COUNTS],

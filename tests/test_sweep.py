@@ -627,7 +627,7 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_path: Path) -> None:
-    """A real run that is stopped inside its training and resumed ends as one that was left alone."""
+    """A real run that SIGTERM stops inside its training, and that resumes, ends as one that was left alone."""
     flags = (f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, "
              "--data.init_args.batch_size=4")
     file, out = write_sweep(tmp_path, f"  CoOp: [{flags}]", axis=""), tmp_path / "runs"
@@ -649,6 +649,9 @@ def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_p
         torch.set_num_threads(threads)
     resumed, uninterrupted = (one.outcome("fit") for one in (stopped, whole))
     assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"] == 3
+    ours, theirs = (torch.load(one.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+                    for one in (stopped, whole))
+    assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 SBATCH = r"""#!/bin/sh
