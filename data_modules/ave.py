@@ -15,8 +15,8 @@ from avprompt.media.readers import ClipReader
 class AVEDataModule(EventDataModule):
     """AVE from its official annotations: Annotations.txt and the three split files in `root`.
 
-    Batches have `event` (B, T, C + 1) float32, one-hot with background last, and `category` (B,) int64. `avprompt.datasets.ave` describes the
-    published files; `FewShotDataModule` and `AVDataModule` describe the other arguments.
+    Batches have `event` (B, T, C + 1) float32, one-hot with background last, and `category` (B,) int64.
+    `avprompt.datasets.ave` describes the published files; `FewShotDataModule` and `AVDataModule` describe the other arguments.
 
     Args:
         root: folder of annotations and media.
@@ -43,8 +43,8 @@ class AVEDataModule(EventDataModule):
                  background_clips: bool = False, **options: Any) -> None:
         super().__init__(root, **options)
         if background_clips and (self.published_features is None or self.shots is not None):
-            raise ArgumentError("background_clips", background_clips, "false, unless `published_features` names a folder "
-                                "and all clips are trained on", "They are published as features only.")
+            raise ArgumentError("background_clips", background_clips, "false, unless `published_features` names a "
+                                "folder and all clips are trained on", "They are published as features only.")
         self.background_clips = background_clips
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = tuple(categories) if categories else self.info.class_names(self.root)

@@ -257,8 +257,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has no
-            published features; from `setup`, also `augment` for a dataset with masks.
+        ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has
+            no published features; from `setup`, also `augment` for a dataset with masks.
         DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
     """
 
@@ -314,9 +314,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
             raise ArgumentError("published_features", published_features, "nothing, " + (
                 "with a feature cache" if feature_cache is not None else f"as {self.info.name} has none"),
                                 "Leave it out.")
-        if self.published_features is not None and segments != self.info.features.shapes["audio_features"][0]:
-            raise ArgumentError("segments", segments, f"{self.info.features.shapes['audio_features'][0]}, as the published "
-                                f"features of {self.info.name} have", "Leave `segments` out.")
+        if self.published_features is not None:
+            count = self.info.features.shapes["audio_features"][0]
+            if segments != count:
+                raise ArgumentError("segments", segments, f"{count}, as the published features of {self.info.name} have",
+                                    "Leave `segments` out.")
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
@@ -419,7 +421,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if self.reader is not None:
             return self.reader
         if not self.published_features.is_dir():
-            raise DatasetError("published_features", self.published_features, "a folder of features", "Correct the path.")
+            raise DatasetError("published_features", self.published_features, "a folder of features",
+                               "Correct the path.")
         return self.info.features(self.published_features, self.root, self.class_names)
 
     def every_clip(self, splits: Sequence[str]) -> ClipDataset:

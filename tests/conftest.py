@@ -55,6 +55,22 @@ def ave_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ave_features(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `ave_root`: the memory maps alone, those of the further clips zero."""
+    import numpy as np
+
+    folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(0)
+    rows = len((ave_root / "Annotations.txt").read_text(encoding="utf-8").splitlines()) - 1
+    for suffix, count in (("", rows), ("_noisy", 178)):
+        for name, shape, kind in (("visual", (10, 7, 7, 512), np.float16), ("audio", (10, 128), np.float32)):
+            made = np.lib.format.open_memmap(folder / f"{name}_feature{suffix}.{np.dtype(kind).name}.npy", "w+", kind,
+                                             (count, *shape))
+            if not suffix:
+                made[:] = np.maximum(rng.standard_normal(shape), 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The synthetic dataset in LLP's layout, 40 videos, prepared for the tiny encoders."""
     from avprompt.media.prepare import prepare

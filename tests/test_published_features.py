@@ -57,9 +57,9 @@ def test_a_row_of_the_annotations_is_a_row_of_the_files(small: Path) -> None:
     assert batch["category"].sort().values.tolist() == [1, 2] and "frames" not in batch and batch["valid"].all()
     features = PublishedFeatures()(batch)
     assert features.visual_tokens.shape == (2, 10, 49, 512) and features.visual.shape == (2, 10, 512)
-    example, kinds = data.example_batch(2), lambda found: {key: (value.shape, value.dtype) for key, value in found.items()
-                                                            if torch.is_tensor(value)}
-    assert kinds(example) == kinds(batch)
+    kinds = [{key: (value.shape, value.dtype) for key, value in found.items() if torch.is_tensor(value)}
+             for found in (data.example_batch(2), batch)]
+    assert kinds[0] == kinds[1]
     assert data.plot(data.datasets["test"][0]) is not None  # without media, and without an error
     again = pickle.loads(pickle.dumps(data.datasets["test"].features))  # as a spawned worker gets it
     assert torch.equal(again.read_item(data.datasets["test"].items[0])["audio_features"], sample["audio_features"])
@@ -105,7 +105,8 @@ def test_each_fault_of_a_file_is_named(damage: str, message: str, tmp_path: Path
             if damage == "link":
                 file["avadataset"] = h5py.ExternalLink("/etc/hostname", "/")
             else:
-                file["features" if damage == "key" else "avadataset"] = values.astype(int) if damage == "kind" else values
+                values = values.astype(int) if damage == "kind" else values
+                file["features" if damage == "key" else "avadataset"] = values
     with pytest.raises(DatasetError, match=message):
         h5_rows(path, "avadataset", 4, (10, 128), np.float16)
     assert not list(tmp_path.glob(".*"))

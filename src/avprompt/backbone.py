@@ -405,7 +405,8 @@ class PublishedFeatures(StoredFeatures):
         (torch.Size([1, 10, 1, 2048]), 128)
     """
 
-    SPECS = {"VGG-19": (512, (7, 7)), "ResNet-152": (2048, (1, 1)), "ResNet-18": (512, (14, 14)), "VGGish": (128, (1, 1))}
+    SPECS = {"VGG-19": (512, (7, 7)), "ResNet-152": (2048, (1, 1)), "ResNet-18": (512, (14, 14)),
+             "VGGish": (128, (1, 1))}
     remedy = "Give the data module the folder of the published features: --data.published_features."
 
     def __init__(self, visual: Literal["VGG-19", "ResNet-152", "ResNet-18"] = "VGG-19",

@@ -51,7 +51,8 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
 def check_run(task: Any, data: Any) -> None:
     """`check_input` for a task and its data module.
 
-    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's. The size of frames is not
+    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's. The size
+    of frames is not
     compared for a task that resizes them itself (`resizes_frames`).
 
     Args:
@@ -75,8 +76,8 @@ def check_run(task: Any, data: Any) -> None:
     if needed != read:
         name, hint = ("--data.published_features", "Give it the folder of the features.") if read is None else (
             "--model.backbone", "Use avprompt.backbone.PublishedFeatures with the names of these encoders.")
-        raise ConfigError(name, f"{'nothing' if read is None else read} for data", f"{needed or 'encoders'}, the backbone's",
-                          hint)
+        raise ConfigError(name, f"{'nothing' if read is None else read} for data",
+                          f"{needed or 'encoders'}, the backbone's", hint)
     visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
     check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
                 None if audio is None else audio.input)

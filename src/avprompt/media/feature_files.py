@@ -206,15 +206,16 @@ def _convert(path: Path, key: str, expected: tuple[int, ...], array: Path, recor
                 kind = f"{values.dtype} {values.shape}" if isinstance(values, h5py.Dataset) else "a group"
                 raise DatasetError(path, f"{key}: {kind}", wanted, AGAIN)
             if values.shape[0] != expected[0]:
-                raise DatasetError(path, f"{values.shape[0]} rows", f"{expected[0]}, one for each row of the annotations",
-                                   "Use features and annotations of the same release.")
+                raise DatasetError(path, f"{values.shape[0]} rows",
+                                   f"{expected[0]}, one for each row of the annotations", "Use features and annotations of the same release.")
             made = np.lib.format.open_memmap(partial, "w+", dtype, expected)
             for start in range(0, expected[0], ROWS_AT_ONCE):
                 with np.errstate(over="ignore"):
                     rows = values[start:start + ROWS_AT_ONCE].astype(dtype)
                 wrong = ~np.isfinite(rows.reshape(len(rows), -1)).all(1)
                 if wrong.any():
-                    raise DatasetError(path, f"NaN, infinity or too large a number in row {start + int(wrong.argmax())}",
+                    row = start + int(wrong.argmax())
+                    raise DatasetError(path, f"NaN, infinity or too large a number in row {row}",
                                        f"finite numbers that {dtype} can hold", AGAIN)
                 made[start:start + len(rows)] = rows
             made.flush()

@@ -20,6 +20,7 @@ KINDS = {
     "text": "stated in words, or printed in a figure",
     "figure": "read off a plot by eye",
     "ocr": "typed from a poster that was read by OCR",
+    "cited": "as other documents cite it; the publication itself was not at hand",
 }
 UNITS = ("percent", "GFLOPs", "count")
 MISSING = "lost"  # word in the note of a figure without a value
