@@ -16,7 +16,8 @@ class AVEDataModule(EventDataModule):
     """AVE from its official annotations: Annotations.txt and the three split files in `root`.
 
     Batches have `event` (B, T, C + 1) float32, one-hot with background last, and `category` (B,) int64.
-    `avprompt.datasets.ave` describes the published files; `FewShotDataModule` and `AVDataModule` describe the other arguments.
+    `avprompt.datasets.ave` describes the published files; `FewShotDataModule` and `AVDataModule` describe the other
+    arguments.
 
     Args:
         root: folder of annotations and media.

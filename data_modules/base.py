@@ -317,8 +317,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if self.published_features is not None:
             count = self.info.features.shapes["audio_features"][0]
             if segments != count:
-                raise ArgumentError("segments", segments, f"{count}, as the published features of {self.info.name} have",
-                                    "Leave `segments` out.")
+                raise ArgumentError("segments", segments,
+                                    f"{count}, as the published features of {self.info.name} have", "Leave `segments` out.")
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory

@@ -41,7 +41,8 @@ class MUSICAVQADataModule(AVDataModule):
     `question` (B, L) int64, padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and
     `question_id`, lists of B strings; `answer` (B,) int64; and with `negatives`, in training, `negative_frames` uint8
     (B, T, 3, H, W), or with `published_features` `negative_features` (B, T, 196, 512). A user's own videos have
-    `question` and `question_text` only. `avprompt.datasets.music_avqa` describes the published files; `AVDataModule` describes the other arguments.
+    `question` and `question_text` only. `avprompt.datasets.music_avqa` describes the published files; `AVDataModule`
+    describes the other arguments.
 
     Attributes:
         class_names: the possible answers.

@@ -70,6 +70,37 @@ def ave_features(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
+def npy_features(folder: Path, ids: set[str], shapes: dict[str, tuple[int, ...]]) -> Path:
+    """Published features in folders of files, zeros, which take no room."""
+    import numpy as np
+
+    for name, shape in shapes.items():
+        (folder / name).mkdir()
+        for clip_id in ids:
+            np.lib.format.open_memmap(folder / name / f"{clip_id}.npy", "w+", np.float32, shape)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llp_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `llp_root`."""
+    from avprompt.datasets import llp
+
+    ids = {video.id for videos in llp.read_splits(llp_root, llp.read_categories(llp_root)).values() for video in videos}
+    return npy_features(tmp_path_factory.mktemp("llp_features"), ids, {
+        "vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)})
+
+
+@pytest.fixture(scope="session")
+def avqa_features(avqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `avqa_root`."""
+    from avprompt.datasets import music_avqa
+
+    ids = {question.id for questions in music_avqa.read_splits(avqa_root).values() for question in questions}
+    return npy_features(tmp_path_factory.mktemp("avqa_features"), ids, {
+        "vggish": (60, 128), "res18_14x14": (60, 512, 14, 14)})
+
+
 @pytest.fixture(scope="session")
 def llp_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The synthetic dataset in LLP's layout, 40 videos, prepared for the tiny encoders."""

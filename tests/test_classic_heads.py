@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,24 @@ from avprompt import losses
 from avprompt.backbone import PublishedFeatures
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource
-from avprompt.heads import AVEL, AVSDN, CMAN, CMRAN, DAM, PSP, RFJC, CMBSAlone, EventHead, MMPyramid
+from avprompt.heads import (
+    AVEL,
+    AVSDN,
+    CMAN,
+    CMRAN,
+    DAM,
+    HAN,
+    PSP,
+    RFJC,
+    CMBSAlone,
+    EventHead,
+    MMPyramid,
+    MMPyramidParsing,
+)
+from avprompt.heads.mgn import MGNHead
 from avprompt.heads.psp import positive_links
 from avprompt.heads.spatial import AudioGuidedAttention, SpatialChannelAttention
-from avprompt.tasks import AVEClassic
+from avprompt.tasks import AVQA, AVVP, AVEClassic
 
 AUDIO, VISUAL, CLASSES = 12, 20, 3
 SMALL_RFJC = partial(RFJC, segments=4, steps=1)
@@ -67,7 +82,7 @@ def draw(name: str, shape: torch.Size) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
     if numbers.ndim > 1:
-        return numbers / shape[-1] ** 0.5
+        return numbers / shape[1:].numel() ** 0.5
     return 1 + 0.1 * numbers if "norm" in name and name.endswith("weight") else 0.1 * numbers
 
 
@@ -129,6 +144,125 @@ def test_outputs_equal_the_authors(name: str) -> None:
     for output, values in wanted.items():
         found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+
+
+#: the same for heads of video parsing, on features of VGGish, ResNet-152 (80 frames, averaged) and R(2+1)D-18
+PARSING: dict[str, tuple[Callable[..., nn.Module], int, dict[str, list[float]]]] = {
+    "HAN": (HAN, 4_569_675, {
+        "video_prob": [0.617397, 0.614755, 0.784249, 0.577107, 0.460567, 0.795363, 0.511794, 0.642199],
+        "audio_video_prob": [0.590081, 0.675935, 0.767429, 0.43111, 0.479343, 0.837005, 0.310362, 0.456924],
+        "visual_prob": [0.555003, 0.776889, 0.326734, 0.808553, 0.084536, 0.816362, 0.469028, 0.432811]}),
+    "MM-Pyramid": (partial(MMPyramidParsing, exchanged=True), 40_827_469, {
+        "video_prob": [0.425427, 0.230257, 0.0971, 0.983503, 0.022248, 0.15735, 0.083689, 0.0249],
+        "audio_video_prob": [0.833581, 0.001809, 0.001159, 0.99553, 0.002877, 0.955409, 0.082383, 0.011055],
+        "visual_prob": [0.282835, 0.035143, 0.61563, 0.467857, 0.387719, 0.757663, 0.54986, 0.649497]}),
+    "MGN": (partial(MGNHead, gates=(0.0, 0.0)), 4_366_065, {
+        "video_prob": [0.407168, 0.687232, 0.383613, 0.295269, 0.412415, 0.348528, 0.620718, 0.522646],
+        "audio_prob": [0.056642, 0.621399, 0.039032, 0.110514, 0.30691, 0.51175, 0.808214, 0.520949],
+        "visual_prob": [0.851661, 0.47983, 0.775223, 0.721329, 0.676626, 0.971806, 0.64951, 1.052352],
+        "audio_token_logits": [-0.068114, 0.16773, 0.026135, -0.086704, 0.079902, 0.108486, 0.030486, -0.239796]})}
+
+
+@pytest.mark.parametrize("name", PARSING)
+def test_parsing_networks_equal_the_authors(name: str) -> None:
+    make, count, wanted = PARSING[name]
+    generator = torch.Generator().manual_seed(0)
+    audio, frames, video = (torch.randn(2, rows, dim, generator=generator, dtype=torch.float64).relu()
+                            for rows, dim in ((10, 128), (80, 2048), (10, 512)))
+    head = make(128, 2048, 25, 10, 512).double().eval()
+    assert sum(parameter.numel() for parameter in head.parameters()) == count
+    head.load_state_dict({key: draw(key, value.shape) for key, value in head.state_dict().items()})
+    with torch.no_grad():
+        outputs = head(audio, frames.unflatten(1, (10, 8)).mean(2), video)
+    for output, values in wanted.items():
+        found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
+        assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+
+
+#: the same for ST-AVQA, on features of VGGish and 196 positions of ResNet-18
+ST_AVQA = {"answer": [0.069224, -0.036474, 0.064018, 0.06205, 0.000457, 0.15622, -0.119915, -0.029651],
+           "match_positive": [-0.153716, -0.044319, -0.146341, -0.039632, -0.121005, -0.212814, -0.236766, -0.108721],
+           "match_negative": [-0.147457, -0.066775, -0.148206, -0.034248, -0.131943, -0.192982, -0.240613, -0.114693]}
+
+
+def test_question_answering_equals_the_authors() -> None:
+    generator = torch.Generator().manual_seed(0)
+    audio = torch.randn(2, 10, 128, generator=generator, dtype=torch.float64).relu()
+    positive, negative = (torch.randn(2, 10, 196, 512, generator=generator, dtype=torch.float64).relu()
+                          for _ in range(2))
+    question = torch.randint(93, (2, 14), generator=generator)
+    task = AVQA(PublishedFeatures("ResNet-18"), 42, 93).double().eval()
+    assert sum(parameter.numel() for parameter in task.head.parameters()) == 7_916_716
+    task.head.load_state_dict({key: draw(key, value.shape) for key, value in task.head.state_dict().items()})
+    with torch.no_grad():
+        outputs = task.head(audio, positive, question, negative)
+    for output, values in ST_AVQA.items():
+        found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
+        assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+    batch = {"id": ["a", "b"], "audio_features": audio, "visual_features": positive, "question": question,
+             "negative_features": negative.float()}
+    with torch.no_grad():
+        whole = task.float()(batch)
+    assert torch.allclose(whole["match_negative"].double(), outputs["match_negative"], atol=1e-4)
+
+
+def test_the_question_alone_is_a_baseline() -> None:
+    batch = {"audio_features": torch.rand(2, 3, 128), "visual_features": torch.rand(2, 3, 4, 512),
+             "question": torch.tensor([[1, 2, 0], [3, 4, 5]]), "answer": torch.tensor([1, 0])}
+    task = AVQA(PublishedFeatures("ResNet-18"), 5, 9, inputs="question").eval()
+    before = task(batch)
+    assert torch.equal(before["answer"], task({**batch, "visual_features": batch["visual_features"] + 1})["answer"])
+    loss, terms = task.total_loss(before, batch)
+    loss.backward()
+    assert set(terms) == {"answer"} and all(own.grad is not None for own in task.parameters())
+    with pytest.raises(ArgumentError, match="grounding: .*inputs: question"):
+        AVQA(PublishedFeatures("ResNet-18"), 5, 9, inputs="question", grounding=Path("best.ckpt"))
+
+
+@pytest.mark.parametrize("head", [HAN, MMPyramidParsing])
+def test_parsing_heads_learn_from_labels_of_the_video(head: Callable[..., nn.Module]) -> None:
+    """HAN learns eight videos; a video's outputs depend on no other; any number of segments; finite in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    batch = {"audio": torch.randn(8, 4, AUDIO, generator=generator),
+             "tokens": torch.randn(8, 4, 1, VISUAL, generator=generator),
+             "video_features": torch.randn(8, 4, 6, generator=generator),
+             "labels": (torch.rand(8, CLASSES, generator=generator) > 0.5).float()}
+    torch.manual_seed(0)
+    task = AVVP(Given(), CLASSES, 4, 6, head, smoothing=1.0)
+    optimizer = torch.optim.Adam(task.parameters(), 3e-4, fused=True)
+    first = None
+    for _ in range(60 if head is HAN else 2):
+        outputs = task.train()(batch)
+        loss, terms = task.total_loss(outputs, batch)
+        first = loss.detach() if first is None else first
+        if all(((outputs[name] > 0.5) == (batch["labels"] > 0.5)).all() for name in ("video_prob", "audio_video_prob")):
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    task.eval()
+    outputs = task(batch)
+    assert task.total_loss(outputs, batch)[0] < first and set(terms) == {"video", "audio", "visual"}
+    if head is HAN:
+        assert ((outputs["video_prob"] > 0.5) == (batch["labels"] > 0.5)).all()
+    alone = task({name: value[2:3] for name, value in batch.items()})
+    assert all(torch.allclose(value[2:3], alone[name], atol=1e-5) for name, value in outputs.items())
+    longer = task({name: value.repeat(1, 3, *[1] * (value.ndim - 2))[:, :10] for name, value in batch.items()
+                   if name != "labels"})
+    assert longer["visual_prob"].shape == (8, 10, CLASSES)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.isfinite(value).all() for value in task(batch).values())
+    with pytest.raises(ShapeError, match="video_features.*video_dim 0"):
+        task({name: value for name, value in batch.items() if name != "video_features"})
+
+
+def test_the_released_pyramid_exchanges_the_modalities() -> None:
+    audio, visual = torch.randn(2, 4, AUDIO), torch.randn(2, 4, VISUAL)
+    one, other = (MMPyramidParsing(AUDIO, VISUAL, CLASSES, 4, 0, exchanged=flag).eval() for flag in (False, True))
+    other.load_state_dict(one.state_dict())
+    one, other = one(audio, visual), other(audio, visual)
+    assert torch.equal(one["audio_prob"], other["visual_prob"]) and torch.equal(one["visual_prob"], other["audio_prob"])
+    assert torch.allclose(one["video_prob"], other["video_prob"], atol=1e-6)
 
 
 # --- every head

@@ -30,16 +30,18 @@ SYNTHETIC_DATASETS = {
     "KineticsSoundsDataModule": ("ks_root", []),
 }
 #: data module -> fixture of published features of its dataset
-FEATURES = {"AVEDataModule": "ave_features"}
+FEATURES = {"AVEDataModule": "ave_features", "LLPDataModule": "llp_features", "MUSICAVQADataModule": "avqa_features"}
 #: they differ from another experiment in the head alone, which tests/test_classic_heads.py trains
 SAME_BUT_FOR_THE_HEAD = ("ave_avel_noatt_vgg19", "ave_dmrn_vgg19", "ave_avsdn_vgg19", "ave_dam_vgg19", "ave_cman_vgg19",
                          "ave_cmran_vgg19", "ave_mm_pyramid_vgg19", "ave_cmran_vgg19_weak", "ave_psp_vgg19_weak",
-                         "ave_cmbs_vgg19_weak", "ave_late_fusion_vgg19")
+                         "ave_cmbs_vgg19_weak", "ave_late_fusion_vgg19", "avvp_mm_pyramid_feats")
 #: trained parameters of the classics: those of the published networks that have an effect
 COUNTS = {"ave_avel_vgg19": 1_335_246, "ave_avel_noatt_vgg19": 956_317, "ave_dmrn_vgg19": 1_571_150,
           "ave_avsdn_vgg19": 2_162_510, "ave_cmran_vgg19": 9_509_150, "ave_cmran_vgg19_weak": 9_509_407,
           "ave_psp_vgg19": 1_548_657, "ave_psp_vgg19_weak": 1_253_902, "ave_cmbs_vgg19": 9_200_473,
-          "ave_cmbs_vgg19_weak": 9_395_518, "ave_rfjc_vgg19": 22_776_510}
+          "ave_cmbs_vgg19_weak": 9_395_518, "ave_rfjc_vgg19": 22_776_510, "avvp_mgn_feats": 4_366_065,
+          "avvp_han_feats": 4_569_675, "avvp_mm_pyramid_feats": 40_827_469,
+          "avqa_st_avqa_res18": 7_916_716}
 #: experiments with nothing to train
 ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap")
 

@@ -51,9 +51,8 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
 def check_run(task: Any, data: Any) -> None:
     """`check_input` for a task and its data module.
 
-    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's. The size
-    of frames is not
-    compared for a task that resizes them itself (`resizes_frames`).
+    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's.
+    The size of frames is not compared for a task that resizes them itself (`resizes_frames`).
 
     Args:
         task: an `AVPromptTask`.

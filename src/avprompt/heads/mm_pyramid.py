@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.heads.event_head import EventHead
+from avprompt.heads.han import AttentivePooling, ParsingInputs
 
 WIDTH, HEADS, LEVELS, DROPOUT = 512, 8, 4, 0.2  # of the released network
 
@@ -124,3 +125,35 @@ class MMPyramid(EventHead):
         """Audio (B, T, C_a), visual (B, T, N, C_v) -> `segments`, see `EventHead`."""
         seen, heard = self.pyramid(self.visual(visual.mean(2)), self.audio(audio))
         return self.scored(self.out(torch.cat((seen, heard), -1)))
+
+
+class MMPyramidParsing(nn.Module):
+    """MM-Pyramid for video parsing, as released without the parts that never influence an output: 40,827,469 parameters
+    with VGGish, ResNet-152 and R(2+1)D-18.
+
+    Args:
+        audio_dim: channels of the audio features.
+        visual_dim: channels of the visual features.
+        num_classes: event categories.
+        segments: not needed; any number of segments will do.
+        video_dim: channels of the r2plus1d features; 0 is a network without them.
+        exchanged: take sight's output for sound's and the reverse, as the released code does.
+
+    Example:
+        >>> MMPyramidParsing(4, 8, 3, video_dim=0)(torch.rand(2, 10, 4), torch.rand(2, 10, 8))["video_prob"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10,
+                 video_dim: int = 512, exchanged: bool = False) -> None:
+        super().__init__()
+        self.exchanged = exchanged
+        self.inputs, self.pyramid = ParsingInputs(audio_dim, visual_dim, video_dim), Pyramid()
+        self.pool = AttentivePooling(num_classes)
+
+    def forward(self, audio: Tensor, visual: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
+        """Audio (B, T, C_a), visual (B, T, C_v), r2plus1d features (B, T, C_s) where the network has them -> outputs of
+        `AttentivePooling`."""
+        sound, sight = self.inputs(audio, visual, video)
+        sight, sound = self.pyramid(sight, sound)
+        return self.pool(*(sight, sound) if self.exchanged else (sound, sight))

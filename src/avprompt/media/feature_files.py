@@ -207,7 +207,8 @@ def _convert(path: Path, key: str, expected: tuple[int, ...], array: Path, recor
                 raise DatasetError(path, f"{key}: {kind}", wanted, AGAIN)
             if values.shape[0] != expected[0]:
                 raise DatasetError(path, f"{values.shape[0]} rows",
-                                   f"{expected[0]}, one for each row of the annotations", "Use features and annotations of the same release.")
+                                   f"{expected[0]}, one for each row of the annotations",
+                                   "Use features and annotations of the same release.")
             made = np.lib.format.open_memmap(partial, "w+", dtype, expected)
             for start in range(0, expected[0], ROWS_AT_ONCE):
                 with np.errstate(over="ignore"):
