@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from avprompt.dense import recurrent
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 
@@ -44,6 +45,6 @@ class AVEL(EventHead):
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, N, C_v) -> `segments`, see `EventHead`."""
         seen = visual.mean(2) if self.attention is None else self.attention(audio, visual)
-        heard, seen = self.audio(audio)[0], self.visual(seen)[0]
+        heard, seen = recurrent(self.audio, audio)[0], recurrent(self.visual, seen)[0]
         both = torch.cat((heard, seen), -1) if self.fusion is None else self.fusion(heard, seen)
         return self.scored(self.out(both))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from avprompt.dense import recurrent
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 
@@ -41,7 +42,7 @@ class AVSDN(EventHead):
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, N, C_v) -> `is_event` and `event`, see `EventHead`."""
         visual = self.attention(audio, visual)
-        heard, seen = self.audio(audio)[1], self.visual(visual)[1]
+        heard, seen = recurrent(self.audio, audio)[1], recurrent(self.visual, visual)[1]
         state = tuple(self.fusion(torch.relu(a), torch.relu(v)) for a, v in zip(heard, seen))
-        fused = torch.relu(self.decoder(torch.cat((audio, visual), -1), state)[0])
+        fused = torch.relu(recurrent(self.decoder, torch.cat((audio, visual), -1), state)[0])
         return self.relevant(self.is_event(fused).squeeze(-1), self.event(fused.mean(1)))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avprompt.dense import recurrent
 from avprompt.heads.event_head import EventHead, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 
@@ -108,7 +109,7 @@ class PSP(EventHead):
         """
         audio = self.audio_in(audio)
         seen = self.visual_in(self.attention(audio, visual))
-        seen, heard = self.exchange(self.audio(audio)[0], self.visual(seen)[0])
+        seen, heard = self.exchange(recurrent(self.audio, audio)[0], recurrent(self.visual, seen)[0])
         segments = self.out((seen + heard) / 2)
         if self.weak:
             segments = segments * torch.sigmoid(torch.relu(self.weight(segments)))

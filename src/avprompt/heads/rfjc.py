@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avprompt.dense import recurrent
 from avprompt.heads.event_head import EventHead, bilstm, expect_segments, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 
@@ -29,7 +30,7 @@ class RecurrentBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, inputs) -> (B, T, 512) of length 1."""
         hidden, cell = (part.unsqueeze(1).repeat(1, len(x), 1) for part in self.start.chunk(2))
-        found = torch.cat((x, self.rnn(x, (hidden, cell))[0]), -1)
+        found = torch.cat((x, recurrent(self.rnn, x, (hidden, cell))[0]), -1)
         return F.normalize(self.out(self.dropout(found)), dim=-1)
 
 
