@@ -41,15 +41,15 @@ class AVSBenchDataModule(AVDataModule):
     def __init__(self, root: Path, setting: Literal["s4", "ms3"], mask_size: int | None = None,
                  layout: Literal["store", "folders"] = "folders", segments: int = avsbench.SECONDS,
                  image_size: int = 224, **options: Any) -> None:
-        super().__init__(root, layout=layout, segments=segments, image_size=image_size, **options)
         if setting not in avsbench.INFO:
             raise ArgumentError("setting", setting, " or ".join(avsbench.INFO), "Correct the argument.")
+        self.setting, self.info = setting, avsbench.INFO[setting]
+        super().__init__(root, layout=layout, segments=segments, image_size=image_size, **options)
         if layout != "folders":
             raise ArgumentError("layout", layout, "folders", "AVSBench's masks belong to its own extracted frames: "
                                 "leave `layout` out.")
         if mask_size is not None and mask_size < 1:
             raise ArgumentError("mask_size", mask_size, "at least 1", "Choose another value.")
-        self.setting, self.info = setting, avsbench.INFO[setting]
         self.mask_size = image_size if mask_size is None else mask_size
         self.class_names = self.info.class_names(self.root)
         self.num_classes = len(self.class_names)

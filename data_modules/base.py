@@ -21,6 +21,7 @@ from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, Datas
 from avprompt.feature_cache import FeatureCache
 from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
+from avprompt.media.feature_files import FeatureFiles
 from avprompt.media.prepare import find_media
 from avprompt.media.readers import ClipReader, Segments, open_reader
 from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader, share
@@ -69,13 +70,13 @@ class ClipDataset(Dataset):
         augment: augments the frames of training samples.
         mix_audio: see `AVDataModule`; in training only.
         times: start and end of each segment, (T, 2) in seconds; every sample has them.
-        features: read these instead of frames and audio.
+        features: read these instead of frames and audio; it has `read_item(item)`.
     """
 
     def __init__(self, items: list[Any], reader: ClipReader, annotate: Any, seed: int = 0, training: bool = False,
                  substitute: bool = False, limit: float = 0.05, augment: RandAugment | None = None,
                  mix_audio: float = 0.0, times: np.ndarray | None = None,
-                 features: FeatureCache | None = None) -> None:
+                 features: FeatureCache | FeatureFiles | None = None) -> None:
         self.items, self.reader, self.annotate = items, reader, annotate
         self.seed, self.training, self.epoch = seed, training, 0
         self.substitute, self.limit = training and substitute, limit
@@ -118,7 +119,7 @@ class ClipDataset(Dataset):
     def _media(self, index: int) -> tuple[int, Sample]:
         """Index of the clip read (`index` or its substitute), and its frames, audio and `valid`, or its features."""
         if self.features is not None:
-            return index, self.features.read(self.items[index].id)
+            return index, self.features.read_item(self.items[index])
         place, (frames, audio, valid) = self._read(index)
         return place, {"frames": frames, "audio": audio, "valid": valid if place == index else torch.zeros_like(valid)}
 
@@ -250,12 +251,14 @@ class AVDataModule(LightningDataModule, abc.ABC):
             share one draw; every epoch draws again.
         feature_cache: folder of features that `avprompt data features` computed; the batch then holds `visual_features`
             and `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
+        published_features: folder of the features that the dataset's authors published, for a task over
+            `PublishedFeatures`; no media are read.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
     Raises:
-        ArgumentError: a number is out of its range, or a feature cache meets augmentation or your own videos; from
-            `setup`, also `augment` for a dataset with masks.
+        ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has
+            no published features; from `setup`, also `augment` for a dataset with masks.
         DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
     """
 
@@ -287,6 +290,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         augment: Literal["none", "randaugment"] = "none",
         mix_audio: float = 0.0,
         feature_cache: Path | None = None,
+        published_features: Path | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -298,13 +302,23 @@ class AVDataModule(LightningDataModule, abc.ABC):
             raise ArgumentError("augment", augment, "none or randaugment", "Correct the argument.")
         if not 0 <= mix_audio <= 1:
             raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
-        if feature_cache is not None:
+        for source, folder in (("feature_cache", feature_cache), ("published_features", published_features)):
             for name, value, off in (("augment", augment, "none"), ("mix_audio", mix_audio, 0.0),
                                      ("predict_root", predict_root, None)):
-                if value != off:
-                    raise ArgumentError(name, value, f"{off}, with a feature cache", "Features are computed once for "
-                                        "each annotated clip: leave out `feature_cache`, or this.")
-        self.feature_cache = None if feature_cache is None else Path(feature_cache).expanduser()
+                if folder is not None and value != off:
+                    raise ArgumentError(name, value, f"{off}, with {source.replace('_', ' ')}", "Features are computed "
+                                        f"once for each annotated clip: leave out `{source}`, or this.")
+        self.feature_cache, self.published_features = (
+            None if folder is None else Path(folder).expanduser() for folder in (feature_cache, published_features))
+        if self.published_features is not None and (self.info.features is None or feature_cache is not None):
+            raise ArgumentError("published_features", published_features, "nothing, " + (
+                "with a feature cache" if feature_cache is not None else f"as {self.info.name} has none"),
+                                "Leave it out.")
+        if self.published_features is not None:
+            count = self.info.features.shapes["audio_features"][0]
+            if segments != count:
+                raise ArgumentError("segments", segments,
+                                    f"{count}, as the published features of {self.info.name} have", "Leave `segments` out.")
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
@@ -343,8 +357,12 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def plot(self, sample: Sample) -> Figure:
         """A picture of a sample (no batch dimension) with its labels and, if present, its predictions.
 
-        A sample of features has no frames and no audio: they are read.
+        A sample of features has no frames and no audio: they are read, or where only features exist, grey and silent.
         """
+        if "frames" not in sample and self.published_features is not None:
+            count = self.segments
+            sample = {**sample, "frames": torch.full((count, 3, 16, 16), 128, dtype=torch.uint8),
+                      "audio": torch.zeros(count, self.sampling.samples)}
         if "frames" not in sample and self.feature_cache is not None:
             frames, audio, _ = self.reader.read(sample["id"])
             sample = {**sample, "frames": frames, "audio": audio}
@@ -359,9 +377,10 @@ class AVDataModule(LightningDataModule, abc.ABC):
             clips: number B.
         """
         sampling, shape = self.sampling, (clips, self.segments)
-        return {"id": ["example"] * clips,
-                "frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
-                "audio": 0.1 * torch.randn(*shape, sampling.samples), "valid": torch.ones(shape, dtype=torch.bool),
+        media = {"frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
+                 "audio": 0.1 * torch.randn(*shape, sampling.samples)} if self.published_features is None else {
+            name: torch.rand(clips, *own) for name, own in self.info.features.shapes.items()}
+        return {"id": ["example"] * clips, **media, "valid": torch.ones(shape, dtype=torch.bool),
                 "times": torch.tensor(sampling.times()).repeat(clips, 1, 1),
                 **self.info.example(clips=clips, segments=self.segments, **self.sizes)}
 
@@ -381,18 +400,30 @@ class AVDataModule(LightningDataModule, abc.ABC):
                                 "Leave it out.")
         augment = RandAugment(self.sampling.size) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
-        reader = self.reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
-        features = None if self.feature_cache is None else FeatureCache(self.feature_cache)
+        reader = self.reader = self._open_reader()
+        features = reader if self.published_features is not None else (
+            None if self.feature_cache is None else FeatureCache(self.feature_cache))
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
         for split in needed:
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
-                if features is not None:
+                if self.feature_cache is not None:
                     features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
                 self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
                                                    self.corrupt == "substitute", augment=augment,
                                                    mix_audio=self.mix_audio, times=self.sampling.times(),
                                                    features=features)
+
+    def _open_reader(self) -> ClipReader:
+        """The reader of the layout's media, or of the published features."""
+        if self.published_features is None:
+            return open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+        if self.reader is not None:
+            return self.reader
+        if not self.published_features.is_dir():
+            raise DatasetError("published_features", self.published_features, "a folder of features",
+                               "Correct the path.")
+        return self.info.features(self.published_features, self.root, self.class_names)
 
     def every_clip(self, splits: Sequence[str]) -> ClipDataset:
         """Media of each clip of some splits once, without labels, augmentation or substitutes, as features need them.

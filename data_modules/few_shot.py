@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.datasets.events import Annotated
@@ -77,7 +78,8 @@ class FewShotDataModule(AVDataModule):
 
 
 class EventDataModule(FewShotDataModule):
-    """A dataset of `Annotated` clips. Batches have `event` (B, T, C + 1) float32, one-hot with background last."""
+    """A dataset of `Annotated` clips. Batches have `event` (B, T, C + 1) float32, one-hot with background last, and
+    `category` (B,) int64, the label of the whole clip, which says nothing of its times."""
 
     def category(self, item: Annotated) -> int:
         return item.category
@@ -86,4 +88,4 @@ class EventDataModule(FewShotDataModule):
         return bool(item.label(self.sampling.segments, self.num_classes)[:, :-1].any())
 
     def annotate(self, item: Annotated, rng: np.random.Generator) -> Sample:
-        return {"event": item.label(self.sampling.segments, self.num_classes)}
+        return {"event": item.label(self.sampling.segments, self.num_classes), "category": torch.tensor(item.category)}

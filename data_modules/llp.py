@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.data_modules.few_shot import FewShotDataModule
 from avprompt.datasets import llp
-from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError, DatasetError
+from avprompt.errors import ArgumentError, ConfigError, DatasetError
+from avprompt.media.feature_files import NpyFolder
 from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
-from avprompt.media.untrusted import read_array
 
 FEATURES = 512  # channels of r2plus1d_18
 
@@ -69,7 +68,7 @@ class LLPDataModule(AVDataModule):
 
     Raises:
         AnnotationError: `categories` contradicts categories.txt.
-        ConfigError: `features` is combined with `predict_root`.
+        ConfigError: `features` is combined with `predict_root` or `published_features`.
 
     Example:
         >>> data = LLPDataModule(Path("data/llp"), features=Path("data/llp/LLP_dataset/feats/r2plus1d_18"))
@@ -85,8 +84,11 @@ class LLPDataModule(AVDataModule):
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = llp.read_categories(self.root, categories)
         self.num_classes = len(self.class_names)
+        if features is not None and self.published_features is not None:
+            raise ConfigError("features, published_features", f"{features}, {self.published_features}",
+                              "one of them: the published features include r2plus1d_18", "Set `features: null`.")
         self.features = None if features is None else Path(features).expanduser()
-        self.video_dim = 0 if features is None else FEATURES
+        self.video_dim = 0 if features is None and self.published_features is None else FEATURES
         if self.features is not None and self.predict_root is not None:
             raise ConfigError("features, predict_root", f"{features}, {self.predict_root}",
                               "one of them: your own videos have no r2plus1d features",
@@ -97,7 +99,7 @@ class LLPDataModule(AVDataModule):
         return {**super().sizes, "video_dim": self.video_dim}
 
     def setup(self, stage: str) -> None:
-        if self.features is None and not self.datasets:
+        if self.video_dim == 0 and not self.datasets:
             warnings.warn("parsing runs without the r2plus1d stream: `features` names no folder", stacklevel=2)
         if self.features is not None and not self.features.is_dir():
             raise DatasetError("features", self.features, "a folder of <id>.npy files, r2plus1d_18 features",
@@ -119,19 +121,8 @@ class LLPDataModule(AVDataModule):
             sample["audio_target"], sample["visual_target"] = (
                 llp.target(events, self.sampling.segments, self.num_classes) for events in (item.audio, item.visual))
         if self.features is not None:
-            sample["video_features"] = self._video_features(item.id)
+            sample["video_features"] = NpyFolder(self.features, (self.segments, FEATURES)).read(item.id)
         return sample
-
-    def _video_features(self, clip_id: str) -> Tensor:
-        path, shape = self.features / f"{clip_id}.npy", (self.sampling.segments, FEATURES)
-        expected, hint = f"finite floating-point numbers {shape}", "Extract the features again."
-        try:
-            values = read_array(path)
-        except (OSError, ValueError) as error:
-            raise ClipDecodeError(path, error, expected, hint) from error
-        if values.shape != shape or values.dtype.kind != "f" or not np.isfinite(values).all():
-            raise ClipDecodeError(path, f"{values.dtype} {values.shape}", expected, hint)
-        return torch.from_numpy(values.astype(np.float32))
 
 
 class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):

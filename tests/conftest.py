@@ -76,6 +76,53 @@ def ave_root(make: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def ave_features(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `ave_root`: the memory maps alone, those of the further clips zero."""
+    import numpy as np
+
+    folder, rng = tmp_path_factory.mktemp("features"), np.random.default_rng(0)
+    rows = len((ave_root / "Annotations.txt").read_text(encoding="utf-8").splitlines()) - 1
+    for suffix, count in (("", rows), ("_noisy", 178)):
+        for name, shape, kind in (("visual", (10, 7, 7, 512), np.float16), ("audio", (10, 128), np.float32)):
+            made = np.lib.format.open_memmap(folder / f"{name}_feature{suffix}.{np.dtype(kind).name}.npy", "w+", kind,
+                                             (count, *shape))
+            if not suffix:
+                made[:] = np.maximum(rng.standard_normal(shape), 0)
+    return folder
+
+
+def npy_features(folder: Path, ids: set[str], shapes: dict[str, tuple[int, ...]]) -> Path:
+    """Published features in folders of files, zeros, which take no room."""
+    import numpy as np
+
+    for name, shape in shapes.items():
+        (folder / name).mkdir()
+        for clip_id in ids:
+            np.lib.format.open_memmap(folder / name / f"{clip_id}.npy", "w+", np.float32, shape)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llp_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `llp_root`."""
+    from avprompt.datasets import llp
+
+    ids = {video.id for videos in llp.read_splits(llp_root, llp.read_categories(llp_root)).values() for video in videos}
+    return npy_features(tmp_path_factory.mktemp("llp_features"), ids, {
+        "vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)})
+
+
+@pytest.fixture(scope="session")
+def avqa_features(avqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Published features for `avqa_root`."""
+    from avprompt.datasets import music_avqa
+
+    ids = {question.id for questions in music_avqa.read_splits(avqa_root).values() for question in questions}
+    return npy_features(tmp_path_factory.mktemp("avqa_features"), ids, {
+        "vggish": (60, 128), "res18_14x14": (60, 512, 14, 14)})
+
+
+@pytest.fixture(scope="session")
 def llp_root(make: Callable[..., Path]) -> Path:
     """40 videos in LLP's layout."""
     return make("llp", {"train": 24, "val": 8, "test": 8}, videos=40, seed=7)

@@ -34,11 +34,14 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
     if contrastive:
         lines += contrastive_lines(arguments)
         data = [*data, "shots: 2"] if "shots" in content["data"]["init_args"] else data
-    lines += ["    backbone:", "      init_args:"]
-    encoder = arguments["backbone"]["init_args"]["visual"]
+    published = arguments["backbone"]["class_path"].endswith("PublishedFeatures")
+    lines += [] if published else ["    backbone:", "      init_args:"]
+    encoder = {} if published else arguments["backbone"]["init_args"]["visual"]
     axes = encoder.get("init_args", {}).get("audio_axes")  # what the tiny class has too must be repeated
     more = f"audio_axes: {axes}, " if axes else ""
-    if contrastive:
+    if published:
+        lines = [] if lines == ["model:", "  init_args:"] else lines
+    elif contrastive:
         lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
                                            ("audio", "TinyCLAP", "released_mode: false"))]
@@ -56,6 +59,8 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0", "batch_size: 4", *data))]
     overlay.write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--config", str(overlay)]
+    if published:
+        return flags
     prompts = "--model.init_args.backbone.init_args.prompts.init_args"
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]
     if name.startswith(("DGSCT", "LAVISH")):

@@ -42,7 +42,7 @@ class TestAVE(DatasetContract):
     """The shared tests on the synthetic dataset."""
 
     counts = {"train": 24, "val": 8, "test": 8}
-    labels = {"event": (10, 9)}
+    labels = {"event": (10, 9), "category": ()}
 
     @pytest.fixture
     def root(self, copy: Path, ave_root: Path) -> Path:

@@ -41,7 +41,8 @@ def test_no_data_fit_an_oblong_encoder() -> None:
 
 def test_features_without_encoders_are_not_compared() -> None:
     task = SimpleNamespace(backbone=SimpleNamespace(visual_dim=8, audio_dim=8), resizes_frames=False)
-    check_run(task, SimpleNamespace(sampling=Sampling(size=7, sample_rate=7), feature_cache=None))
+    check_run(task, SimpleNamespace(sampling=Sampling(size=7, sample_rate=7), feature_cache=None,
+                                    published_features=None))
 
 
 def test_a_task_that_resizes_frames_takes_any_size() -> None:

@@ -285,7 +285,8 @@ def test_pages_use_short_flags() -> None:
 
 
 #: an experiment that has what a flag is about, where ave_dgsct has not
-OWNERS = ("ave_dgsct", "avqa_dgsct", "fewshot_ave_dgsct", "ave_avstfp_b16", "avvp_dgsct", "avs_ms3_quickstart")
+OWNERS = ("ave_dgsct", "avqa_dgsct", "fewshot_ave_dgsct", "ave_avstfp_b16", "avvp_dgsct", "avs_ms3_quickstart",
+          "ave_late_fusion_quickstart")
 #: a misspelling that the guide explains, and an argument of features that are read from a cache
 OTHERS = {"trainer.max_epoch", "model.backbone.cache"}
 

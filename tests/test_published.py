@@ -186,3 +186,19 @@ def with_defaults(node: Any) -> Any:
         if parameter.default is not parameter.empty}
     given = {key: with_defaults(value) for key, value in (node.get("init_args") or {}).items()}
     return {**node, "init_args": {**defaults, **given}}
+
+
+def test_classics_have_the_published_rows(tmp_path: Path) -> None:
+    """Each row of a head is made by exactly one variant of its sweep, on both sources of features."""
+    path = ROOT / "experiments" / "sweeps" / "late_fusion_ave.yaml"
+    rows = {figure.settings: figure.method for figure in FIGURES if "head=" in figure.settings
+            and "supervision=full" in figure.settings}
+    assert len(rows) == 10
+    for task in read_yaml(path)["tasks"]:
+        runs, _ = read_sweep(path, [0], tmp_path, task)
+        configs = {run.variant: config_of(run) for run in runs}
+        for settings in rows:
+            figure = next(figure for figure in FIGURES if figure.settings == settings)
+            made = [name for name, config in configs.items() if figure.describes(config)]
+            assert len(made) == 1, (settings, made)
+        assert len(configs) == len(rows)

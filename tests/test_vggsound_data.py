@@ -56,7 +56,7 @@ class TestVGGSound(DatasetContract):
     """The shared tests on the synthetic dataset."""
 
     counts = {"train": 15, "val": 5, "test": 5}
-    labels = {"event": (10, 6)}
+    labels = {"event": (10, 6), "category": ()}
 
     @pytest.fixture
     def root(self, copy: Path, vggsound_root: Path) -> Path:

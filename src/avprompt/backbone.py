@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import inspect
 import zlib
@@ -351,7 +352,83 @@ class AVPromptBackbone(FeatureSource):
             return encoder.embed(x)
 
 
-class PrecomputedFeatures(FeatureSource):
+class StoredFeatures(FeatureSource, abc.ABC):
+    """Features that stand in the batch: a backbone without encoders and without parameters.
+
+    Attributes:
+        specs: size and place of the tokens of `visual` and `audio`.
+    """
+
+    batch_keys = ("visual_features", "audio_features")
+    frozen = True
+    specs: dict[str, BlockSpec]
+    remedy: str
+
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """What the features were computed from; a checkpoint of a head records it."""
+
+    def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
+        """Features as they stand in the batch, in float32.
+
+        Args:
+            batch: `visual_features` and `audio_features`, (B, T, C), or (B, T, N, C) with all tokens.
+            prompted: without meaning here.
+            maps: likewise.
+
+        Raises:
+            ArgumentError: the batch lacks an entry.
+        """
+        if missing := [name for name in self.batch_keys if name not in batch]:
+            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
+                                self.remedy)
+        found = {}
+        for modality, spec in self.specs.items():
+            x = batch[f"{modality}_features"].float()
+            found[f"{modality}_tokens"] = x if x.ndim == 4 else x.unsqueeze(2)
+            found[modality] = mean_or_class_token(x.flatten(0, 1), spec).unflatten(0, x.shape[:2]) if x.ndim == 4 else x
+        return AVFeatures(**found, pyramid=[])
+
+
+class PublishedFeatures(StoredFeatures):
+    """Features that the authors of a dataset published: a backbone without encoders.
+
+    The data module reads the files (`published_features`). The encoders are known by name only.
+
+    Args:
+        visual: encoder of the visual features: VGG-19 (7 x 7 positions of 512 channels), ResNet-152 (one vector of 2048
+            channels) or ResNet-18 (14 x 14 positions of 512 channels).
+        audio: encoder of the audio features: VGGish (one vector of 128 channels).
+
+    Example:
+        >>> source = PublishedFeatures("ResNet-152", "VGGish")
+        >>> batch = {"visual_features": torch.rand(1, 10, 2048), "audio_features": torch.rand(1, 10, 128)}
+        >>> source(batch).visual_tokens.shape, source.audio_dim
+        (torch.Size([1, 10, 1, 2048]), 128)
+    """
+
+    SPECS = {"VGG-19": (512, (7, 7)), "ResNet-152": (2048, (1, 1)), "ResNet-18": (512, (14, 14)),
+             "VGGish": (128, (1, 1))}
+    remedy = "Give the data module the folder of the published features: --data.published_features."
+
+    def __init__(self, visual: Literal["VGG-19", "ResNet-152", "ResNet-18"] = "VGG-19",
+                 audio: Literal["VGGish"] = "VGGish") -> None:
+        super().__init__()
+        self.published = {"visual": visual, "audio": audio}
+        self.specs = {modality: BlockSpec(*self.SPECS[name], 0) for modality, name in self.published.items()}
+        self.visual_dim, self.audio_dim = (self.specs[modality].dim for modality in MODALITIES)
+
+    def fingerprint(self) -> str:
+        """The names of the encoders; whose files they are is not known."""
+        return f"published {self.published['visual']} and {self.published['audio']}"
+
+    @property
+    def visual_spec(self) -> BlockSpec:
+        """Size and place of the visual features."""
+        return self.specs["visual"]
+
+
+class PrecomputedFeatures(StoredFeatures):
     """Features that `avprompt data features` computed before: a backbone without encoders.
 
     The data module reads the same cache (`feature_cache`), so that a batch holds features instead of frames and audio,
@@ -364,8 +441,7 @@ class PrecomputedFeatures(FeatureSource):
         DatasetError: there is no cache, or a damaged one.
     """
 
-    batch_keys = ("visual_features", "audio_features")
-    frozen = True
+    remedy = "Give the data module the same folder: --data.feature_cache."
 
     def __init__(self, cache: Path) -> None:
         super().__init__()
@@ -389,24 +465,3 @@ class PrecomputedFeatures(FeatureSource):
                                 "all tokens of a segment, for this task's head",
                                 "Compute them with `avprompt data features --pool grid`.")
         return self.specs["visual"]
-
-    def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
-        """Features as they stand in the batch, in float32.
-
-        Args:
-            batch: `visual_features` and `audio_features`, (B, T, C), or (B, T, N, C) with all tokens.
-            prompted: without meaning here.
-            maps: likewise.
-
-        Raises:
-            ArgumentError: the batch lacks an entry.
-        """
-        if missing := [name for name in self.batch_keys if name not in batch]:
-            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
-                                "Give the data module the same folder: --data.feature_cache.")
-        found = {}
-        for modality, spec in self.specs.items():
-            x = batch[f"{modality}_features"].float()
-            found[f"{modality}_tokens"] = x if x.ndim == 4 else x.unsqueeze(2)
-            found[modality] = mean_or_class_token(x.flatten(0, 1), spec).unflatten(0, x.shape[:2]) if x.ndim == 4 else x
-        return AVFeatures(**found, pyramid=[])

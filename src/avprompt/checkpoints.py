@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from avprompt.backbone import PrecomputedFeatures
+from avprompt.backbone import StoredFeatures
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import CheckpointError
 from avprompt.files import write_whole
@@ -61,10 +61,10 @@ def count_parameters(module: nn.Module, counted: set[int] | None = None) -> dict
     return counts
 
 
-def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder | PrecomputedFeatures]]:
-    """Name and module of every frozen encoder, or of precomputed features in its place, inside `module`."""
+def encoders(module: nn.Module) -> Iterator[tuple[str, FrozenEncoder | StoredFeatures]]:
+    """Name and module of every frozen encoder, or of stored features in its place, inside `module`."""
     for name, part in module.named_modules():
-        if isinstance(part, (FrozenEncoder, PrecomputedFeatures)) and part.frozen:
+        if isinstance(part, (FrozenEncoder, StoredFeatures)) and part.frozen:
             yield name, part
 
 

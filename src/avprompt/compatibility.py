@@ -51,8 +51,8 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
 def check_run(task: Any, data: Any) -> None:
     """`check_input` for a task and its data module.
 
-    Nothing is compared for a backbone without encoders, which reads precomputed features. The size of frames is not
-    compared for a task that resizes them itself (`resizes_frames`).
+    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's.
+    The size of frames is not compared for a task that resizes them itself (`resizes_frames`).
 
     Args:
         task: an `AVPromptTask`.
@@ -70,6 +70,13 @@ def check_run(task: Any, data: Any) -> None:
     if theirs is not None and ours.resolve() != theirs.folder.resolve():
         raise ConfigError("--data.feature_cache", ours, f"{theirs.folder}, the backbone's",
                           "Give both the same folder.")
+    needed, read = getattr(task.backbone, "published", None), None if data.published_features is None else {
+        "visual": data.info.features.visual, "audio": data.info.features.audio}
+    if needed != read:
+        name, hint = ("--data.published_features", "Give it the folder of the features.") if read is None else (
+            "--model.backbone", "Use avprompt.backbone.PublishedFeatures with the names of these encoders.")
+        raise ConfigError(name, f"{'nothing' if read is None else read} for data",
+                          f"{needed or 'encoders'}, the backbone's", hint)
     visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
     check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
                 None if audio is None else audio.input)

@@ -44,8 +44,8 @@ def adopt(module: nn.Module) -> None:
             part.__class__ = Linear
 
 
-def recurrent(layer: nn.RNNBase, x: Tensor) -> tuple[Tensor, Any]:
-    """What an LSTM or GRU makes of x (B, T, C): output (B, T, H), and its last state.
+def recurrent(layer: nn.RNNBase, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
+    """What an LSTM or GRU makes of x (B, T, C): output (B, T, H), and its last state; an LSTM may start from a state.
 
     Under autocast on a CPU it computes in float32: many processors have no bfloat16 for it, and oneDNN fails there.
 
@@ -55,5 +55,6 @@ def recurrent(layer: nn.RNNBase, x: Tensor) -> tuple[Tensor, Any]:
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            return layer(x.to(layer.weight_ih_l0.dtype))
-    return layer(x)
+            kind = layer.weight_ih_l0.dtype
+            return layer(x.to(kind), None if state is None else tuple(part.to(kind) for part in state))
+    return layer(x, state)

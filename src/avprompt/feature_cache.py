@@ -161,6 +161,10 @@ class FeatureCache:
         done[places] = True
         done.flush()
 
+    def read_item(self, item: Any) -> dict[str, Tensor]:
+        """`read` for an annotated item, by its `id`."""
+        return self.read(item.id)
+
     def read(self, clip_id: str) -> dict[str, Tensor]:
         """`visual_features` and `audio_features`, (T, C) or (T, N, C), and `valid` (T,) of a clip.
 

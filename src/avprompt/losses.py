@@ -109,6 +109,43 @@ def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor
     return F.cross_entropy(scores.float()[has_event], category[has_event])
 
 
+def softmax_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """Multi-label soft-margin loss of probabilities that are taken for logits, a slip of AVEL's released code.
+
+    It saturates: with 29 categories it cannot fall below 0.680, and an uninformed network has 0.709.
+
+    Args:
+        logits: (..., C).
+        target: (..., C) one-hot.
+
+    Returns:
+        Mean over all entries, scalar.
+
+    Example:
+        >>> target = torch.nn.functional.one_hot(torch.tensor([3]), 29).float()
+        >>> [round(float(softmax_margin(scale * target, target)), 3) for scale in (0, 100)]
+        [0.709, 0.68]
+    """
+    return F.binary_cross_entropy_with_logits(logits.float().softmax(-1), target.float())
+
+
+def pair_similarity(similarity: Tensor, foreground: Tensor) -> Tensor:
+    """Pair similarity of PSP (Zhou et al., CVPR 2021, equations 8 and 9): sound and sight agree where the event is.
+
+    Args:
+        similarity: (B, T), share of each segment in the clip's similarities.
+        foreground: (B, T) in {0, 1}, see `event_targets`.
+
+    Returns:
+        Mean squared distance from equal shares of the segments with an event, scalar.
+
+    Example:
+        >>> float(pair_similarity(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])))
+        0.0
+    """
+    return F.mse_loss(similarity.float(), foreground / foreground.sum(-1, keepdim=True).clamp(min=1))
+
+
 def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> Tensor:
     """Binary cross-entropy of weak labels, which name the categories of a whole video.
 

@@ -87,6 +87,8 @@ def row(path: Path, figures: list[Figure]) -> tuple[str, ...]:
         content["model"], backbone.get("prompts"), arguments.get("visual_texts")))
     names = [name.rpartition(".")[2] for name in (task, method, texts)]
     method = names[2] if names[1] == "NoPrompts" and names[2] not in ("", "FixedEmbeddings") else names[1]
+    if "head" in arguments and method in ("", "NoPrompts"):
+        method = spec_of(arguments["head"])["class_path"].rpartition(".")[2]
     encoders = f"{visual} for both" if audio == "shared" else f"{visual} + {audio}"
     return names[0], method, encoders, published(path.stem, content, figures)
 

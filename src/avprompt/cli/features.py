@@ -44,7 +44,7 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
             if wrong:
                 raise ConfigError(f"--model.backbone.{side}", f"an encoder that trains or changes: {name}",
                                   "an encoder that stays as it is", "Switch that off: features are computed once.")
-    for name, off in (("augment", "none"), ("mix_audio", 0.0), ("feature_cache", None)):
+    for name, off in (("augment", "none"), ("mix_audio", 0.0), ("feature_cache", None), ("published_features", None)):
         if getattr(data, name) != off:
             raise ConfigError(f"--data.{name}", getattr(data, name), off, "Features are computed once for each clip.")
 

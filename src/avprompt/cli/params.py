@@ -26,14 +26,16 @@ def params(args: list[str]) -> None:
     if not rest:
         print(USAGE, file=sys.stderr)
         sys.exit(2)
+    import torch
+
     from avprompt.checkpoints import count_parameters
     from avprompt.cli.lightning import model_of
 
     model = model_of(rest, meta=True)
-    parts = {"visual": model.backbone.visual, "audio": model.backbone.audio, "prompts": model.backbone.prompts,
-             "head": model.head}
+    parts = {name: getattr(model.backbone, name, None) for name in ("visual", "audio", "prompts")} | {"head": model.head}
     counted: set[int] = set()
-    modules = {name: count_parameters(part, counted) for name, part in parts.items()}
+    modules = {name: count_parameters(part, counted) for name, part in parts.items()
+               if isinstance(part, torch.nn.Module)}
     table = {**count_parameters(model), "modules": modules}
     if "--json" in args:
         print(json.dumps(table))

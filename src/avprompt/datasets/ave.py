@@ -10,21 +10,31 @@ The published files have these peculiarities:
 - The split files have no header, and 1030 ids start with a dash.
 - The third field is `good` in every row and is not used.
 
+The authors also published features, of which row i belongs to row i of Annotations.txt:
+
+- visual_feature.h5: `avadataset` (4143, 10, 7, 7, 512), VGG-19's last pooling layer, the mean over 16 frames a second.
+- audio_feature.h5: `avadataset` (4143, 10, 128), VGGish.
+- visual_feature_noisy.h5 and audio_feature_noisy.h5: the same of 178 further clips without any event, which only the
+  weakly supervised setting trains on.
+
 Your own dataset in AVE's format names its categories in `categories.txt` beside Annotations.txt, one a line in the
 order of their indices. Without that file the categories are AVE's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from avprompt.datasets import events
 from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import AnnotationError
+from avprompt.media.feature_files import FeatureFiles, h5_rows
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
 
@@ -35,6 +45,8 @@ CATEGORIES = (
     "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin",
 )
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"
+#: ids of the further clips without any event begin so, and their number
+BACKGROUND, EXTRA = "background_", 178
 SPLITS = {"train": "trainSet.txt", "val": "valSet.txt", "test": "testSet.txt"}
 
 
@@ -161,6 +173,64 @@ def remarks(splits: dict[str, list[Event]]) -> list[str]:
             for split, ids in leaked(splits).items() if ids]
 
 
+class H5Features(FeatureFiles):
+    """The published features, read by the row of Annotations.txt, because 45 clips have several rows.
+
+    Args:
+        folder: of visual_feature.h5 and audio_feature.h5.
+        root: folder of Annotations.txt.
+        categories: names in the order of their indices.
+
+    Raises:
+        DatasetError: a file is missing or other than published, see `h5_rows`.
+    """
+
+    visual, audio = "VGG-19", "VGGish"
+    shapes = {"visual_features": (10, 49, 512), "audio_features": (10, 128)}
+
+    def __init__(self, folder: Path, root: Path, categories: Sequence[str]) -> None:
+        rows = read_rows(Path(root) / "Annotations.txt", tuple(categories))
+        self.rows = {(event.id, event.category): row for row, event in enumerate(rows)}
+        self.known, self.folder, self.num_classes = {event.id for event in rows}, Path(folder), len(categories)
+        self.maps = self._open("", len(rows))
+        self.extra: tuple[np.memmap, np.memmap] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "maps": None, "extra": None}  # a worker process maps the files itself
+
+    def _open(self, suffix: str, count: int) -> tuple[np.memmap, np.memmap]:
+        return (h5_rows(self.folder / f"visual_feature{suffix}.h5", "avadataset", count, (10, 7, 7, 512), np.float16),
+                h5_rows(self.folder / f"audio_feature{suffix}.h5", "avadataset", count, (10, 128), np.float32))
+
+    def background(self) -> list[Event]:
+        """The further clips without any event, of the category after the last.
+
+        Raises:
+            DatasetError: their features are missing or other than published.
+        """
+        self.extra = self._open("_noisy", EXTRA)
+        return [Event(f"{BACKGROUND}{row:03d}", self.num_classes, 0, 0) for row in range(EXTRA)]
+
+    def problem(self, clip_id: str) -> str | None:
+        return None if clip_id in self.known or clip_id.startswith(BACKGROUND) else "missing: not in Annotations.txt"
+
+    def ids(self) -> set[str]:
+        return set(self.known)
+
+    def read_item(self, item: Event) -> dict[str, Tensor]:
+        if item.category == self.num_classes:
+            if self.extra is None:
+                self.extra = self._open("_noisy", EXTRA)
+            maps, row = self.extra, int(item.id.removeprefix(BACKGROUND))
+        else:
+            if self.maps is None:
+                self.maps = self._open("", len(self.rows))
+            maps, row = self.maps, self.rows[item.id, item.category]
+        visual, audio = (torch.from_numpy(values[row].astype(np.float32)) for values in maps)
+        return {"visual_features": visual.reshape(self.shapes["visual_features"]), "audio_features": audio,
+                "valid": torch.ones(10, dtype=torch.bool)}
+
+
 INFO = DatasetInfo(
     name="AVE",
     published=Published(("Annotations.txt", *SPLITS.values()), ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
@@ -168,4 +238,5 @@ INFO = DatasetInfo(
     class_names=read_categories,
     example=events.example,
     plot=events.plot,
+    features=H5Features,
 )

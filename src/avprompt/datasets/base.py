@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from avprompt.media.feature_files import FeatureFiles
 from avprompt.media.readers import Published
 
 #: one clip without a batch dimension: `id`, `frames`, `audio`, `valid`, labels, and what a model predicted
@@ -29,6 +30,8 @@ class DatasetInfo:
         plot: (sample, class names, seconds from the start of a segment to the start of the next) -> a picture of the
             sample with its labels and, if present, its predictions.
         unit: what an item of a split is: `clips` or `questions`.
+        features: (folder of the features, the dataset's folder, class names) -> reader of the features that the authors
+            published; `None` where they published none.
 
     Example:
         >>> from avprompt.datasets.registry import DATASETS
@@ -36,7 +39,7 @@ class DatasetInfo:
         >>> info.name, info.unit, info.published.files[0]
         ('AVE', 'clips', 'Annotations.txt')
         >>> {key: tuple(value.shape) for key, value in info.example(clips=2, segments=10, num_classes=28).items()}
-        {'event': (2, 10, 29)}
+        {'event': (2, 10, 29), 'category': (2,)}
     """
 
     name: str
@@ -45,3 +48,4 @@ class DatasetInfo:
     example: Callable[..., dict[str, Tensor]]
     plot: Callable[[Sample, Sequence[str], float], Figure]
     unit: str = "clips"
+    features: Callable[[Path, Path, Sequence[str]], FeatureFiles] | None = None

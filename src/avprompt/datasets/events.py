@@ -44,10 +44,11 @@ def one_hot(active: Tensor, category: int, num_classes: int) -> Tensor:
 
 
 def example(clips: int, segments: int, num_classes: int) -> dict[str, Tensor]:
-    """`event` (clips, segments, num_classes + 1) float32 of a batch in which the first category lasts all the time."""
+    """`event` (clips, segments, num_classes + 1) float32 and `category` (clips,) int64 of a batch in which the first
+    category lasts all the time."""
     event = torch.zeros(clips, segments, num_classes + 1)
     event[..., 0] = 1
-    return {"event": event}
+    return {"event": event, "category": torch.zeros(clips, dtype=torch.long)}
 
 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:

@@ -15,6 +15,9 @@ The published files have these peculiarities. Targets follow the published evalu
 - 10 of the evaluated videos have no audio event that lasts, and 191 have no visual one. Nothing is heard or seen there.
 - In 85 of the evaluated videos, the listed categories are not those of the events. Neither corrects the other.
 
+The authors also published features, a file `<id>.npy` for each video: vggish (10, 128), res152 (80, 2048) of eight
+frames a second, r2plus1d_18 (10, 512).
+
 Your own dataset in LLP's format names its categories in `categories.txt` beside the csv files, one a line in the order
 of their indices. Without that file the categories are LLP's.
 """
@@ -28,6 +31,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -35,6 +39,7 @@ from torch import Tensor
 from avprompt.datasets import ave
 from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError
+from avprompt.media.feature_files import NpyFeatureFiles, NpyFolder
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
 from avprompt.plots.parsing import parsing_figure
@@ -277,6 +282,37 @@ def plot_classification(sample: Sample, class_names: Sequence[str], spacing: flo
                           start=float(sample.get("start", 0.0)), valid=sample.get("valid"))
 
 
+def mean_of_seconds(values: np.ndarray) -> np.ndarray:
+    """(8 T, C) of eight frames a second -> their means, (T, C) float32.
+
+    Example:
+        >>> mean_of_seconds(np.arange(16.0).reshape(16, 1)).flatten().tolist()
+        [3.5, 11.5]
+    """
+    return values.reshape(-1, 8, values.shape[-1]).mean(1, dtype=np.float32)
+
+
+class LLPFeatures(NpyFeatureFiles):
+    """The published features; those of ResNet-152 are averaged over each second.
+
+    Args:
+        folder: of the folders vggish, res152 and r2plus1d_18.
+        root: not needed, as the files have the ids of the videos.
+        categories: likewise.
+
+    Raises:
+        DatasetError: one of the folders is missing.
+    """
+
+    visual, audio = "ResNet-152", "VGGish"
+    shapes = {"visual_features": (10, 2048), "audio_features": (10, 128), "video_features": (10, 512)}
+
+    def __init__(self, folder: Path, root: Path, categories: Sequence[str]) -> None:
+        super().__init__({"visual_features": NpyFolder(Path(folder) / "res152", (80, 2048), 8, mean_of_seconds),
+                          "audio_features": NpyFolder(Path(folder) / "vggish", (10, 128)),
+                          "video_features": NpyFolder(Path(folder) / "r2plus1d_18", (10, 512))})
+
+
 INFO = DatasetInfo(
     name="LLP",
     published=Published((*SPLITS.values(), *EVENTS.values()),
@@ -286,6 +322,7 @@ INFO = DatasetInfo(
     class_names=read_categories,
     example=parsing_example,
     plot=plot_parsing,
+    features=LLPFeatures,
 )
 #: the same files, with one category a video as the answer
-CLASSIFICATION = replace(INFO, example=classification_example, plot=plot_classification)
+CLASSIFICATION = replace(INFO, example=classification_example, plot=plot_classification, features=None)

@@ -30,12 +30,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, ArgumentError, AVPromptError, DatasetError
+from avprompt.media.feature_files import NpyFeatureFiles, NpyFolder
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, read_text
 from avprompt.metrics.avqa import TYPES
@@ -352,6 +354,43 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
                            start=float(sample.get("start", 0.0)), valid=sample.get("valid"), stride=spacing)
 
 
+def every_sixth(values: np.ndarray) -> np.ndarray:
+    """One row a second of 60 s -> every sixth, as the authors' loader takes them.
+
+    Example:
+        >>> every_sixth(np.arange(60)).tolist()
+        [0, 6, 12, 18, 24, 30, 36, 42, 48, 54]
+    """
+    return values[::6]
+
+
+def every_sixth_grid(values: np.ndarray) -> np.ndarray:
+    """(60, C, H, W), one map a second -> every sixth as positions, (10, H W, C)."""
+    chosen = every_sixth(values)
+    return np.moveaxis(chosen.reshape(len(chosen), chosen.shape[1], -1), 1, 2)
+
+
+class MUSICAVQAFeatures(NpyFeatureFiles):
+    """The features of the authors' network, which their scripts extract: every sixth second of 60.
+
+    Args:
+        folder: of the folders vggish, (60, 128) a video, and res18_14x14, (60, 512, 14, 14).
+        root: not needed, as the files have the ids of the videos.
+        answers: likewise.
+
+    Raises:
+        DatasetError: one of the folders is missing.
+    """
+
+    visual, audio = "ResNet-18", "VGGish"
+    shapes = {"visual_features": (10, 196, 512), "audio_features": (10, 128)}
+
+    def __init__(self, folder: Path, root: Path, answers: Sequence[str]) -> None:
+        super().__init__({"visual_features": NpyFolder(Path(folder) / "res18_14x14", (60, 512, 14, 14), 6,
+                                                       every_sixth_grid),
+                          "audio_features": NpyFolder(Path(folder) / "vggish", (60, 128), 6, every_sixth)})
+
+
 INFO = DatasetInfo(
     name="MUSIC-AVQA",
     published=Published(tuple(f"json/avqa-{split}.json" for split in SPLITS),
@@ -361,4 +400,5 @@ INFO = DatasetInfo(
     example=example,
     plot=plot,
     unit="questions",
+    features=MUSICAVQAFeatures,
 )

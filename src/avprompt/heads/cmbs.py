@@ -29,13 +29,14 @@ class CrossModalDecoder(nn.Module):
 
     Args:
         inputs: channels of the query.
+        hidden: channels of the feed-forward block.
     """
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.project = nn.Linear(inputs, WIDTH)
         self.attention = nn.MultiheadAttention(WIDTH, HEADS, DROPOUT, batch_first=True)
-        self.linear1, self.linear2 = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH)
+        self.linear1, self.linear2 = nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
         self.norm1, self.norm2, self.dropout = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), nn.Dropout(DROPOUT)
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:

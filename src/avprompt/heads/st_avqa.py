@@ -99,6 +99,28 @@ class Reader(nn.Module):
         return read + segments.mean(1)
 
 
+class QuestionHead(nn.Module):
+    """A baseline that reads the question and nothing else: what the answer's statistics alone give.
+
+    Args:
+        num_answers: answers to choose from.
+        words: size of the question vocabulary, padding included.
+        width: channels.
+
+    Example:
+        >>> QuestionHead(num_answers=5, words=9, width=8)(torch.tensor([[1, 2, 0]])).shape
+        torch.Size([1, 5])
+    """
+
+    def __init__(self, num_answers: int, words: int, width: int = 512) -> None:
+        super().__init__()
+        self.question, self.answer = QuestionEncoder(words, width), nn.Linear(width, num_answers)
+
+    def forward(self, question: Tensor) -> Tensor:
+        """Word indices (B, L) -> logits (B, A)."""
+        return self.answer(torch.tanh(self.question(question)))
+
+
 class STAVQAHead(nn.Module):
     """Spatial grounding, temporal attention by the question, and the answer.
 

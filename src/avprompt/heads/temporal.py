@@ -20,13 +20,14 @@ class TemporalEncoder(nn.Module):
     Args:
         inputs: channels of the input.
         width: channels of the output.
+        hidden: channels of the feed-forward blocks.
     """
 
-    def __init__(self, inputs: int, width: int) -> None:
+    def __init__(self, inputs: int, width: int, hidden: int = HIDDEN) -> None:
         super().__init__()
         self.project = nn.Linear(inputs, width)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, HEADS, HIDDEN, DROPOUT, batch_first=True) for _ in range(2))
+            nn.TransformerEncoderLayer(width, HEADS, hidden, DROPOUT, batch_first=True) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, inputs) -> (B, T, width)."""
@@ -34,6 +35,26 @@ class TemporalEncoder(nn.Module):
         for layer in self.layers:
             x = layer(x)
         return x
+
+
+class Interaction(nn.Module):
+    """Audio-visual interaction (CMRAN; Xu et al., ACM MM 2020): the product of both modalities attends to both.
+
+    Args:
+        width: channels of both.
+        heads: number of heads.
+        dropout: of the attention weights.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, dropout, batch_first=True)
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(DROPOUT)
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        """(B, T, C), (B, T, C) -> (B, T, C)."""
+        product, both = one * other, torch.cat((one, other), dim=1)
+        return self.norm(product + self.dropout(self.attention(product, both, both, need_weights=False)[0]))
 
 
 class TemporalGate(nn.Module):

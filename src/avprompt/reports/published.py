@@ -22,6 +22,7 @@ KINDS = {
     "ocr": "typed from a poster that was read by OCR",
     "comment": "stated by the authors in their repository",
     "rerun": "measured again by others with the authors' code",
+    "cited": "as other documents cite it; the publication itself was not at hand",
 }
 UNITS = ("percent", "GFLOPs", "count")
 MISSING = "lost"  # word in the note of a figure without a value

@@ -2,10 +2,11 @@
 
 from avprompt.tasks.avar import AVAR
 from avprompt.tasks.ave import AVE, AVELinear
+from avprompt.tasks.ave_classic import AVEClassic
 from avprompt.tasks.avqa import AVQA, AVQAGrounding
 from avprompt.tasks.avs import AVS
 from avprompt.tasks.avvp import AVVP
 from avprompt.tasks.base import AVPromptTask
 from avprompt.tasks.contrastive import Contrastive
 
-__all__ = ["AVAR", "AVE", "AVELinear", "AVQA", "AVQAGrounding", "AVS", "AVVP", "AVPromptTask", "Contrastive"]
+__all__ = ["AVAR", "AVE", "AVEClassic", "AVELinear", "AVQA", "AVQAGrounding", "AVS", "AVVP", "AVPromptTask", "Contrastive"]

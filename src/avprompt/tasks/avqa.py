@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torchmetrics.aggregation import MeanMetric
 
 from avprompt import checkpoints, losses
 from avprompt.backbone import seeded
-from avprompt.errors import ShapeError
+from avprompt.errors import ArgumentError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource
-from avprompt.heads.st_avqa import Grounding, STAVQAHead
+from avprompt.heads.st_avqa import Grounding, QuestionHead, STAVQAHead
 from avprompt.metrics.avqa import AVQAAccuracy
 from avprompt.tasks.base import AVPromptTask, Column, named
 
@@ -54,11 +54,12 @@ class AVQA(AVPromptTask):
             they go through the plain one, so that the match term can recognise a positive pair by the effect of the
             prompts.
         width: channels of the head, see `heads.st_avqa.Grounding`.
+        inputs: `question` is a baseline that answers without looking or listening (`QuestionHead`).
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
 
     Raises:
-        ArgumentError: the backbone has no visual tokens on a grid.
+        ArgumentError: the backbone has no visual tokens on a grid, or `grounding` without a module to start.
 
     Example:
         >>> from avprompt import AVPromptBackbone
@@ -76,13 +77,19 @@ class AVQA(AVPromptTask):
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 42, vocabulary_size: int = 93,
                  match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
-                 grounding: Path | None = None, **options: Any) -> None:
+                 inputs: Literal["all", "question"] = "all", grounding: Path | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         self.spec = self.backbone.visual_spec
         with seeded("head"):
-            self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
-                                   width)
+            if inputs == "question":
+                self.head = QuestionHead(num_classes, vocabulary_size, width or 512)
+            else:
+                self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
+                                       width)
+        if inputs == "question" and grounding is not None:
+            raise ArgumentError("grounding", grounding, "null, with inputs: question", "Leave it out.")
+        self.inputs = inputs
         self.grounding = grounding
         self.metrics["accuracy"] = AVQAAccuracy()
 
@@ -115,15 +122,19 @@ class AVQA(AVPromptTask):
         """Features, `question` (B, L) and, in training, `negative_frames` (B, T, 3, H, W) -> outputs.
 
         Negative frames go through the plain frozen encoder without a graph, as released, or see `prompted_negatives`.
+        In place of them `negative_features` (B, T, N, C_v) will do.
 
         Returns:
             `answer` (B, A) logits; `match_positive`, `match_negative` (B*T, 2) logits when negatives are given; with
             `maps` also `map_grounding` (B, T, rows, columns).
         """
-        negatives = batch.get("negative_frames")
-        if negatives is not None:
-            negatives = (self.backbone({**batch, "frames": negatives}).visual_tokens if self.prompted_negatives
-                         else self.backbone.plain_visual_tokens(negatives))[:, :, self.spec.prefix:]
+        if self.inputs == "question":
+            return {"answer": self.head(batch["question"])}
+        negatives = batch.get("negative_features")
+        if "negative_frames" in batch:
+            frames = batch["negative_frames"]
+            negatives = (self.backbone({**batch, "frames": frames}).visual_tokens if self.prompted_negatives
+                         else self.backbone.plain_visual_tokens(frames))[:, :, self.spec.prefix:]
         out = self.head(features.audio, features.visual_tokens[:, :, self.spec.prefix:], batch["question"], negatives)
         grounding = out.pop("grounding")
         return {**out, "map_grounding": grounding.unflatten(-1, self.spec.grid)} if maps else out
@@ -134,7 +145,7 @@ class AVQA(AVPromptTask):
         if "match_negative" in outputs:
             terms["match"] = self.match_weight * losses.audio_visual_match(outputs["match_positive"],
                                                                            outputs["match_negative"])
-        elif torch.is_grad_enabled():
+        elif torch.is_grad_enabled() and self.inputs == "all":
             # DDP waits for a gradient of each trained parameter, and without negatives nothing compares pairs
             terms["answer"] = terms["answer"] + 0 * sum(own.sum() for own in self.head.grounding.match.parameters())
         return terms
@@ -201,20 +212,22 @@ class AVQAGrounding(AVPromptTask):
         Raises:
             ShapeError: no negative frames.
         """
-        if "negative_frames" not in batch and not maps:
+        if not {"negative_frames", "negative_features"} & set(batch) and not maps:
             raise ShapeError("negative_frames", "none", "frames of other videos, (B, T, 3, H, W)",
                              "Set the data module's `negatives` and `negatives_in_evaluation`.")
         return super().extract(batch, maps)
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
-        """Features and `negative_frames` (B, T, 3, H, W) -> `match_positive`, `match_negative` (B*T, 2) logits; with
-        `maps` also `map_grounding` (B, T, rows, columns)."""
+        """Features and `negative_frames` (B, T, 3, H, W), or `negative_features` (B, T, N, C_v) -> `match_positive`,
+        `match_negative` (B*T, 2) logits; with `maps` also `map_grounding` (B, T, rows, columns)."""
         grounding, prefix = self.head["grounding"], self.spec.prefix
         sound = grounding.audio(features.audio)
         sight, where = grounding(sound, features.visual_tokens[:, :, prefix:])
         out = {"match_positive": grounding.matches(sound, sight)}
+        tokens = batch.get("negative_features")
         if "negative_frames" in batch:
             tokens = self.backbone.plain_visual_tokens(batch["negative_frames"])[:, :, prefix:]
+        if tokens is not None:
             out["match_negative"] = grounding.matches(sound, grounding(sound, tokens)[0])
         return {**out, "map_grounding": where.unflatten(-1, self.spec.grid)} if maps else out
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from avprompt import losses
 from avprompt.backbone import seeded
@@ -13,6 +13,9 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.mgn import MGNHead
 from avprompt.metrics.avvp import AVVPFScore
 from avprompt.tasks.base import AVPromptTask, Column
+
+#: (audio_dim, visual_dim, num_classes, segments, video_dim) -> head
+ParsingHeadCallable = Callable[[int, int, int, int, int], nn.Module]
 
 
 class AVVP(AVPromptTask):
@@ -23,6 +26,8 @@ class AVVP(AVPromptTask):
         num_classes: event categories; linked from the data module, never written in YAML.
         segments: number T of segments; linked likewise.
         video_dim: channels of the r2plus1d features, 0 without them; linked likewise.
+        head: `avprompt.heads.HAN` or `avprompt.heads.MMPyramidParsing`; `None` is MGN, behind the temporal gates of the
+            backbone where it has them.
         gate_audio: apply the temporal gate of vision on audio, which the released code computes and overwrites.
         smoothing: label smoothing s of visual events: s y + (1 - s) / 2.
         options: see `AVPromptTask`.
@@ -43,12 +48,13 @@ class AVVP(AVPromptTask):
     common_outputs = ("audio_token_logits", "visual_token_logits")
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 25, segments: int = 10, video_dim: int = 512,
-                 gate_audio: bool = False, smoothing: float = 0.9, **options: Any) -> None:
+                 head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: float = 0.9,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
         self.smoothing = smoothing
         with seeded("head"):
-            self.head = MGNHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, segments, video_dim,
-                                self.backbone.temporal_gates, gate_audio)
+            sizes = self.backbone.audio_dim, self.backbone.visual_dim, num_classes, segments, video_dim
+            self.head = MGNHead(*sizes, self.backbone.temporal_gates, gate_audio) if head is None else head(*sizes)
         self.metrics["fscore"] = AVVPFScore()
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -56,11 +62,13 @@ class AVVP(AVPromptTask):
         return self.head(features.audio, features.visual, batch.get("video_features"))
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The five terms of the released training script, each with weight 1."""
+        """The terms of the released training scripts, each with weight 1: three on the video's labels, and with MGN two
+        on its class tokens."""
         labels = batch["labels"]
+        tokens = {f"{name}_tokens": losses.token_category(outputs[f"{name}_token_logits"])
+                  for name in ("audio", "visual") if f"{name}_token_logits" in outputs}
         return {
-            "audio_tokens": losses.token_category(outputs["audio_token_logits"]),
-            "visual_tokens": losses.token_category(outputs["visual_token_logits"]),
+            **tokens,
             "video": losses.multi_label(outputs["video_prob"], labels),
             "audio": losses.multi_label(outputs["audio_video_prob"], labels),
             "visual": losses.multi_label(outputs["visual_video_prob"], labels, self.smoothing),
