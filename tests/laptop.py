@@ -55,6 +55,8 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]
     if name.startswith("DGSCT"):
         flags += [f"{prompts}.reduction", "4" if contrastive else "5"]  # divides the tiny widths
+    elif name == "AVMoE":
+        flags += [f"{prompts}.reduction", "5", f"{prompts}.stages", "[0]"]  # the tiny encoders have two stages
     elif name == "MaPLe":
         flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]
     return flags

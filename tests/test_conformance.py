@@ -24,7 +24,7 @@ from avprompt import AVPromptBackbone, methods
 from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures
-from avprompt.methods import AVSTFP, DGSCT, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
+from avprompt.methods import AVSTFP, DGSCT, AVMoE, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -64,6 +64,10 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "avstfp_order": lambda: AVSTFP(order=("fusion", "spatial", "mlp", "temporal"), layers=[1]),
     "avstfp_mlp_first": lambda: AVSTFP(spatial=False, order=("temporal", "mlp", "spatial", "fusion")),
     "maple": lambda: MaPLe(num_tokens=2, depth=2, text_width=16),
+    "avmoe": lambda: AVMoE(**SMALL),
+    "avmoe_ms3": lambda: AVMoE(2, 2, num_tokens=4, reduction=2, unimodal_attention="latents", batch_norm=False,
+                               audio_gate=False, balance=True, router_noise=0.01),
+    "avmoe_caste": lambda: AVMoE(**SMALL, unimodal_attention="tokens", stages=[0], caste=True),
     "toy_side": toys.SideNetwork,
     "toy_loss": toys.AuxiliaryLoss,
     "toy_edits": toys.EditedLayers,

@@ -1,6 +1,7 @@
 """Prompt methods, one file each: inside the encoders (`PromptMethod`), and in the texts that they are compared with
 (`ClassEmbeddings`)."""
 
+from avprompt.methods.avmoe import AVMoE
 from avprompt.methods.avstfp import AVSTFP
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ClassEmbeddings, FixedEmbeddings, RandomEmbeddings
@@ -10,5 +11,5 @@ from avprompt.methods.dgsct import DGSCT, DGSCTFewShot, DGSCTPaper
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
 from avprompt.methods.none import NoPrompts
 
-__all__ = ["AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "FixedEmbeddings",
+__all__ = ["AVMoE", "AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "FixedEmbeddings",
            "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings"]
