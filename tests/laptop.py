@@ -40,8 +40,10 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
                                            ("audio", "TinyCLAP", "released_mode: false"))]
     elif arguments["backbone"]["init_args"]["audio"] == "shared":
-        lines += ["        visual:", "          class_path: avprompt.encoders.TinyCLIP",
-                  "          init_args: {pretrained: synthetic, segments: 10, train_norm: true,",
+        swin = "Swin" in arguments["backbone"]["init_args"]["visual"]["class_path"]
+        kind, own = ("TinySwinV2", "") if swin else ("TinyCLIP", "segments: 10, train_norm: true, ")
+        lines += ["        visual:", f"          class_path: avprompt.encoders.{kind}",
+                  f"          init_args: {{pretrained: synthetic, {own}",
                   "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}"]
     else:
         lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, "
@@ -57,6 +59,8 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         flags += [f"{prompts}.reduction", "4" if contrastive else "5"]  # divides the tiny widths
     elif name == "AVMoE":
         flags += [f"{prompts}.reduction", "5", f"{prompts}.stages", "[0]"]  # the tiny encoders have two stages
+    elif name == "STGCMA":
+        flags += [f"{prompts}.ratio", "0.1"]  # one number, for encoders of two stages
     elif name == "MaPLe":
         flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]
     return flags

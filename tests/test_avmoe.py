@@ -122,7 +122,7 @@ def test_caste_gives_the_authors_numbers() -> None:
 
 
 def test_router() -> None:
-    """Weights sum to one; noise is for training alone; fixed on the cross-modal expert, the rest is LAVISH's adapter."""
+    """Weights sum to one; noise is for training alone; fixed on the cross-modal expert, it is LAVISH's adapter."""
     module, (x, u) = filled(mixture(router_noise=1.0)), tokens()
     noisy = [module.train()(x, u)[1] for _ in range(2)]
     quiet = [module.eval()(x, u)[1] for _ in range(2)]
@@ -210,7 +210,8 @@ def test_the_head_starts_from_another_methods_run(tmp_path: Path) -> None:
 def test_heat_maps_of_router_and_agreement(ave_root: Path, tmp_path: Path) -> None:
     """`visualize --features` draws block pairs over clips and writes the numbers."""
     run(["visualize", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
-         "--trainer.logger.save_dir", str(tmp_path), "--trainer.limit_predict_batches", "1", "--data.eval_batch_size", "3",
+         "--trainer.logger.save_dir", str(tmp_path), "--trainer.limit_predict_batches", "1",
+         "--data.eval_batch_size", "3",
          "--model.backbone.prompts", "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
          "groups: 2, caste: true, gamma: 0.1}}", "--features"])
     place = tmp_path / "quickstart" / "version_0" / "features"

@@ -22,9 +22,10 @@ from torch import nn
 
 from avprompt import AVPromptBackbone, methods
 from avprompt.configs import read_yaml
+from avprompt.encoders import Fbank
 from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures
-from avprompt.methods import AVSTFP, DGSCT, AVMoE, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
+from avprompt.methods import AVSTFP, DGSCT, STGCMA, AVMoE, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -68,6 +69,7 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "avmoe_ms3": lambda: AVMoE(2, 2, num_tokens=4, reduction=2, unimodal_attention="latents", batch_norm=False,
                                audio_gate=False, balance=True, router_noise=0.01),
     "avmoe_caste": lambda: AVMoE(**SMALL, unimodal_attention="tokens", stages=[0], caste=True),
+    "stgcma": lambda: STGCMA(ratio=0.25, segments=SEGMENTS),
     "toy_side": toys.SideNetwork,
     "toy_loss": toys.AuxiliaryLoss,
     "toy_edits": toys.EditedLayers,
@@ -102,17 +104,19 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
     "clip-htsat": lambda: (SmallCLIP(), SmallHTSAT()),
     "clip": lambda: (SmallCLIP(segments=SEGMENTS, train_norm=True), "shared"),
     "dual-clip": lambda: (SmallCLIP(), SmallSpectrogram()),
+    "swin": lambda: (SmallSwin(fbank=Fbank(mel_bins=32, frames=32, shift_ms=15.0, seconds=0.5)), "shared"),
 }
 #: methods that run on pairs other than their papers' own
 TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", *TOYS, *FOUND),
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", *TOYS,
+                        *FOUND),
          "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
 
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    papers = {"avstfp": "clip", "maple": "clip-htsat"}
+    papers = {"avstfp": "clip", "maple": "clip-htsat", "stgcma": "swin"}
     own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
@@ -123,6 +127,8 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
     for name, parameter in net.prompts.named_parameters():
         if open_gates and (name.endswith("gate") or ("spatial_" in name and name.endswith("bias"))):
             nn.init.constant_(parameter, 0.5)  # a positive bias keeps tiny ReLU layers from being dead by chance
+        elif open_gates and name.endswith((".up", ".up.weight")) and not parameter.any():
+            nn.init.normal_(parameter, std=0.2)
     if open_gates:
         for encoder in (net.visual, net.audio):
             for name, parameter in encoder.named_parameters():

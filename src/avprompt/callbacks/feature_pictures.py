@@ -211,8 +211,8 @@ class FeaturePictures(Callback):
             heard, valid = truth["audio"][clip], batch["valid"][clip]
             categories = (truth["visual"][clip] | heard).any(0).nonzero().flatten().tolist()
             for name, table in prompted.tables.items():
-                self.tables.setdefault(name, []).append(
-                    (batch["id"][clip], categories[0] if categories else -1, table[clip][valid].float().mean(0).tolist()))
+                mean = table[clip][valid].float().mean(0).tolist()
+                self.tables.setdefault(name, []).append((batch["id"][clip], categories[0] if categories else -1, mean))
             for category in heard.any(0).nonzero().flatten().tolist():
                 inside = heard[:, category]
                 if sound is not None:

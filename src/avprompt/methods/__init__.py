@@ -10,6 +10,8 @@ from avprompt.methods.coop import CoOp
 from avprompt.methods.dgsct import DGSCT, DGSCTFewShot, DGSCTPaper
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
 from avprompt.methods.none import NoPrompts
+from avprompt.methods.stgcma import STGCMA
 
-__all__ = ["AVMoE", "AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "FixedEmbeddings",
-           "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings"]
+__all__ = ["AVMoE", "AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper",
+           "FixedEmbeddings", "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings",
+           "STGCMA"]

@@ -124,7 +124,8 @@ class Mixture(nn.Module):
         def read(latent: Tensor) -> Tensor:
             return self.map.read(latent, other)
 
-        return sum(weights[:, place, None, None] * expert(x, read) for place, expert in enumerate(self.experts)), weights
+        added = sum(weights[:, place, None, None] * expert(x, read) for place, expert in enumerate(self.experts))
+        return added, weights
 
 
 class AVMoE(PromptMethod):
@@ -223,7 +224,7 @@ class AVMoE(PromptMethod):
                 self.add_module(f"{modality}_{step}", nn.ModuleList(
                     Mixture(sites[site][side], sites[site][1 - side], gated=side == 0 or self.audio_gate,
                             **self.experts) for site in chosen))
-        firsts = sorted({stage: site for site, stage in reversed(list(enumerate(found)))}.values()) if self.caste else []
+        firsts = [site for site, stage in enumerate(found) if self.caste and stage not in found[:site]]
         self.enriched = {site: place for place, site in enumerate(firsts)}
         for modality, side in (("visual", 0), ("audio", 1)):
             self.add_module(f"{modality}_caste", nn.ModuleList(

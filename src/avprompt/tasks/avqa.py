@@ -54,6 +54,7 @@ class AVQA(AVPromptTask):
             they go through the plain one, so that the match term can recognise a positive pair by the effect of the
             prompts.
         width: channels of the head, see `heads.st_avqa.Grounding`.
+        project_audio: see there.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
 
@@ -76,13 +77,13 @@ class AVQA(AVPromptTask):
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 42, vocabulary_size: int = 93,
                  match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
-                 grounding: Path | None = None, **options: Any) -> None:
+                 project_audio: bool = True, grounding: Path | None = None, **options: Any) -> None:
         super().__init__(backbone, **options)
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         self.spec = self.backbone.visual_spec
         with seeded("head"):
             self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
-                                   width)
+                                   width, project_audio)
         self.grounding = grounding
         self.metrics["accuracy"] = AVQAAccuracy()
 
@@ -169,6 +170,7 @@ class AVQAGrounding(AVPromptTask):
     Args:
         backbone: computes the features, see `FeatureSource`; it needs visual tokens on a grid, and takes frames.
         width: see `Grounding`; the same as in `AVQA`.
+        project_audio: see there, likewise.
         options: see `AVPromptTask`.
 
     Raises:
@@ -187,11 +189,12 @@ class AVQAGrounding(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, width: int | None = None, **options: Any) -> None:
+    def __init__(self, backbone: FeatureSource, width: int | None = None, project_audio: bool = True,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
         self.spec = self.backbone.visual_spec
         with seeded("grounding"):
-            grounding = Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width)
+            grounding = Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width, project_audio)
             self.head = torch.nn.ModuleDict({"grounding": grounding})
         self.metrics["accuracy"] = MeanMetric()
 
