@@ -25,7 +25,18 @@ from avprompt.configs import read_yaml
 from avprompt.encoders import Fbank
 from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures
-from avprompt.methods import AVSTFP, DGSCT, STGCMA, AVMoE, DGSCTFewShot, DGSCTPaper, MaPLe, NoPrompts, PromptMethod
+from avprompt.methods import (
+    AVSTFP,
+    DGSCT,
+    STGCMA,
+    AVMoE,
+    DGSCTFewShot,
+    DGSCTPaper,
+    MaPLe,
+    MettleLike,
+    NoPrompts,
+    PromptMethod,
+)
 
 SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
@@ -65,11 +76,12 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "avstfp_order": lambda: AVSTFP(order=("fusion", "spatial", "mlp", "temporal"), layers=[1]),
     "avstfp_mlp_first": lambda: AVSTFP(spatial=False, order=("temporal", "mlp", "spatial", "fusion")),
     "maple": lambda: MaPLe(num_tokens=2, depth=2, text_width=16),
-    "avmoe": lambda: AVMoE(**SMALL),
     "avmoe_ms3": lambda: AVMoE(2, 2, num_tokens=4, reduction=2, unimodal_attention="latents", batch_norm=False,
                                audio_gate=False, balance=True, router_noise=0.01),
     "avmoe_caste": lambda: AVMoE(**SMALL, unimodal_attention="tokens", stages=[0], caste=True),
     "stgcma": lambda: STGCMA(ratio=0.25, segments=SEGMENTS),
+    "mettle": lambda: MettleLike(num_tokens=2, reduction=4),
+    "mettle_avs": lambda: MettleLike(num_tokens=2, reduction=4, layers="last", inject=True),
     "toy_side": toys.SideNetwork,
     "toy_loss": toys.AuxiliaryLoss,
     "toy_edits": toys.EditedLayers,
@@ -140,7 +152,8 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
 def objective(features: AVFeatures) -> torch.Tensor:
     """A scalar that sees every feature and is flat in none (a plain mean would be blind behind a layer norm)."""
     generator = torch.Generator().manual_seed(7)
-    seen = sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
+    seen = sum((x * torch.randn(x.shape, generator=generator)).sum()
+               for x in (features.visual, features.audio, *features.pyramid))
     return seen + sum(features.losses.values())
 
 

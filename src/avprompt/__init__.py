@@ -22,7 +22,7 @@ _PUBLIC = {
     "avprompt.features": ("AVFeatures",),
     "avprompt.encoders": ("CLIP", "HTSAT", "CLAPAudio", "SwinV2", "TinyCLAP", "TinyCLIP", "TinyHTSAT", "TinySwinV2"),
     "avprompt.methods": ("AVMoE", "AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp", "MaPLe",
-                         "NoPrompts", "PromptMethod", "PromptState", "STGCMA"),
+                         "MettleLike", "NoPrompts", "PromptMethod", "PromptState", "STGCMA"),
     "avprompt.tasks": ("AVAR", "AVE", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
                        "Contrastive"),
 }

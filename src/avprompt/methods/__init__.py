@@ -9,9 +9,10 @@ from avprompt.methods.cocoop import CoCoOp
 from avprompt.methods.coop import CoOp
 from avprompt.methods.dgsct import DGSCT, DGSCTFewShot, DGSCTPaper
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
+from avprompt.methods.mettle_like import MettleLike
 from avprompt.methods.none import NoPrompts
 from avprompt.methods.stgcma import STGCMA
 
 __all__ = ["AVMoE", "AVSTFP", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper",
-           "FixedEmbeddings", "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings",
+           "FixedEmbeddings", "MaPLe", "MaPLeEmbeddings", "MettleLike", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings",
            "STGCMA"]
