@@ -206,7 +206,7 @@ def tables_figure(values: np.ndarray, places: Sequence[tuple[str, int | str]], c
         title: of the picture.
     """
     shown = range(1 if values.shape[-1] == 2 and np.allclose(values.sum(-1), 1, atol=1e-3) else values.shape[-1])
-    figure = Figure(figsize=(2.2 + 4.2 * len(shown), 1.8 + 0.17 * len(places)), layout="constrained")
+    figure = Figure(figsize=(2.8 + 4.2 * len(shown), max(3.2, 1.8 + 0.17 * len(places))), layout="constrained")
     axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
     bounds = [place for place in range(1, len(categories)) if categories[place] != categories[place - 1]]
     starts = [0, *bounds, len(categories)]
@@ -224,11 +224,9 @@ def tables_figure(values: np.ndarray, places: Sequence[tuple[str, int | str]], c
         axis.set_xlabel("clips")
     edges = [0, *groups, len(places)]
     axes[0].set_yticks(range(len(places)), [str(number) for _, number in places], fontsize=7)
-    axes[0].set_ylabel("block pair")
     for low, high in zip(edges, edges[1:]):
-        axes[0].annotate(places[low][0], (0, (low + high - 1) / 2), xytext=(-42, 0), textcoords="offset points",
-                         xycoords=("axes fraction", "data"), rotation=90, ha="center", va="center", fontsize=9)
-    axes[0].yaxis.labelpad = 26
-    figure.colorbar(picture, ax=list(axes), shrink=0.8, label="mean over a clip's segments")
-    figure.suptitle(title, fontsize=11, parse_math=False)
+        axes[0].annotate(places[low][0], (0, (low + high - 1) / 2), xytext=(-26, 0), textcoords="offset points",
+                         xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
+    figure.colorbar(picture, ax=list(axes), shrink=0.8, label="mean over segments")
+    figure.suptitle(f"{title}: block pairs over clips", fontsize=11, parse_math=False)
     return figure
