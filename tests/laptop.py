@@ -65,6 +65,10 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]
     if name.startswith(("DGSCT", "LAVISH")):
         flags += [f"{prompts}.reduction", "4" if "TinyCLIP" in "".join(lines) else "5"]  # divides the tiny widths
+    elif name == "AVMoE":
+        flags += [f"{prompts}.reduction", "5", f"{prompts}.stages", "[0]"]  # the tiny encoders have two stages
+    elif name == "STGCMA":
+        flags += [f"{prompts}.ratio", "0.1"]  # one number, for encoders of two stages
     elif name == "MaPLe":
         flags += [f"{prompts}.depth", "2", f"{prompts}.text_width", "64"]
     return flags

@@ -29,13 +29,16 @@ from avprompt.methods import (
     AVSTFP,
     DGSCT,
     LAVISH,
+    STGCMA,
     VPT,
     Adapters,
+    AVMoE,
     DGSCTFewShot,
     DGSCTPaper,
     FineTuning,
     LoRA,
     MaPLe,
+    MettleLike,
     NoPrompts,
     PromptMethod,
 )
@@ -83,6 +86,12 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "adapter": lambda: Adapters(reduction=4),
     "vpt": lambda: VPT(num_tokens=3),
     "cola": lambda: LoRA(rank=2, cross=True, reduction=4),
+    "avmoe_ms3": lambda: AVMoE(2, 2, num_tokens=4, reduction=2, unimodal_attention="latents", batch_norm=False,
+                               audio_gate=False, balance=True, router_noise=0.01),
+    "avmoe_caste": lambda: AVMoE(**SMALL, unimodal_attention="tokens", stages=[0], caste=True),
+    "stgcma": lambda: STGCMA(ratio=0.25, segments=SEGMENTS),
+    "mettle": lambda: MettleLike(num_tokens=2, reduction=4),
+    "mettle_avs": lambda: MettleLike(num_tokens=2, reduction=4, layers="last", inject=True),
     "toy_side": toys.SideNetwork,
     "toy_loss": toys.AuxiliaryLoss,
     "toy_edits": toys.EditedLayers,
@@ -121,14 +130,15 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
 }
 #: methods that run on pairs other than their papers' own
 TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", *TOYS, *FOUND),
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", *TOYS,
+                        *FOUND),
          "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
 
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip"}
+    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip", "stgcma": "swin"}
     own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
@@ -152,7 +162,8 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
 def objective(features: AVFeatures) -> torch.Tensor:
     """A scalar that sees every feature and is flat in none (a plain mean would be blind behind a layer norm)."""
     generator = torch.Generator().manual_seed(7)
-    seen = sum((x * torch.randn(x.shape, generator=generator)).sum() for x in (features.visual, features.audio))
+    seen = sum((x * torch.randn(x.shape, generator=generator)).sum()
+               for x in (features.visual, features.audio, *features.pyramid))
     return seen + sum(features.losses.values())
 
 

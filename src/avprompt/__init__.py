@@ -21,8 +21,8 @@ _PUBLIC = {
     "avprompt.backbone": ("AVPromptBackbone",),
     "avprompt.features": ("AVFeatures",),
     "avprompt.encoders": ("CLIP", "HTSAT", "CLAPAudio", "SwinV2", "TinyCLAP", "TinyCLIP", "TinyHTSAT", "TinySwinV2"),
-    "avprompt.methods": ("AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp", "MaPLe", "NoPrompts",
-                         "PromptMethod", "PromptState"),
+    "avprompt.methods": ("AVMoE", "AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp", "MaPLe",
+                         "MettleLike", "NoPrompts", "PromptMethod", "PromptState", "STGCMA"),
     "avprompt.tasks": ("AVAR", "AVE", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
                        "Contrastive"),
 }

@@ -6,9 +6,12 @@
   the DG-SCT paper: frozen encoders above, prompted ones below, vision left, sound right, with silhouette scores;
 - `features/classes.png`: the mean spectrogram of each category, the frequencies that the network attends to, and the
   gates inside and outside of its events;
-- `features/clips/<id>.png`: frames with spatial maps, spectrogram with frequency map, gates and annotation of one clip.
+- `features/clips/<id>.png`: frames with spatial maps, spectrogram with frequency map, gates and annotation of one clip;
+- `features/<family>.png` for each family of the method's tables, such as the weights of AVMoE's routers: block pairs
+  over clips.
 
-The same pictures go to TensorBoard; `features/events.csv` and `features/silhouette.json` hold the numbers.
+The same pictures go to TensorBoard; `features/events.csv`, `features/silhouette.json` and `features/<family>.csv` hold
+the numbers.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from avprompt.errors import ArgumentError, ConfigError
 from avprompt.heads.temporal import TemporalGate
 from avprompt.methods import NoPrompts
 from avprompt.methods.dgsct import PaperTemporalGate
-from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tsne_figure
+from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure
 from avprompt.processes import gathered_objects
 
 MODALITIES = ("visual", "audio")
@@ -108,6 +111,17 @@ def concatenated(parts: Sequence[Any]) -> Any:
     return [entry for part in parts for entry in part]
 
 
+def place_of(name: str) -> tuple[str, int | str]:
+    """What of a block pair the table `name` is of, and the number of the pair, for sorting.
+
+    Example:
+        >>> place_of("router@3_visual_p1"), place_of("router")
+        (('visual p1', 3), ('', ''))
+    """
+    number, _, rest = name.partition("@")[2].partition("_")
+    return rest.replace("_", " "), int(number) if number.isdigit() else number
+
+
 class FeaturePictures(Callback):
     """Draws features, frequency maps and gates for `avprompt visualize --features`; the module says which pictures.
 
@@ -148,6 +162,8 @@ class FeaturePictures(Callback):
         self.sounds: dict[int, list[Tensor]] = {}
         self.listened: dict[int, list[Tensor]] = {}
         self.gated: dict[int, dict[str, tuple[list[float], list[float]]]] = {}
+        self.tables: dict[str, list[tuple[str, int, list[float]]]] = {}
+        self.columns = pl_module.backbone.prompts.table_columns
         self.drawn = trainer.datamodule.predict_share.start if trainer.world_size > 1 else 0
         self.inputs: list[tuple] = []
         self.gates: dict[str, Tensor] = {}
@@ -192,7 +208,11 @@ class FeaturePictures(Callback):
             for kind, found in (("frozen", plain), ("prompted", prompted)):
                 self._collect(kind, name, batch["id"], getattr(found, name).float().cpu(), truth[name])
         for clip in range(shape[0]):
-            heard = truth["audio"][clip]
+            heard, valid = truth["audio"][clip], batch["valid"][clip]
+            categories = (truth["visual"][clip] | heard).any(0).nonzero().flatten().tolist()
+            for name, table in prompted.tables.items():
+                mean = table[clip][valid].float().mean(0).tolist()
+                self.tables.setdefault(name, []).append((batch["id"][clip], categories[0] if categories else -1, mean))
             for category in heard.any(0).nonzero().flatten().tolist():
                 inside = heard[:, category]
                 if sound is not None:
@@ -225,6 +245,22 @@ class FeaturePictures(Callback):
             batch["valid"][clip].cpu(), batch["id"][clip], batch["times"][clip].cpu() if "times" in batch else None)
         self._save(trainer, f"clips/{batch['id'][clip][:200]}", figure)
 
+    def _draw_tables(self, trainer: Trainer, family: str, class_names: Sequence[str]) -> None:
+        found = sorted((name for name in self.tables if name.partition("@")[0] == family), key=place_of)
+        count = len(self.tables[found[0]][0][2])
+        columns = self.columns.get(family, tuple(f"column {place + 1}" for place in range(count)))
+        clips = sorted(range(len(self.tables[found[0]])), key=lambda clip: self.tables[found[0]][clip][1])
+        values = np.array([[self.tables[name][clip][2] for clip in clips] for name in found])
+        categories = [self.tables[found[0]][clip][1] for clip in clips]
+        self._save(trainer, family, tables_figure(
+            values, [place_of(name) for name in found], [class_names[c] if c >= 0 else "none" for c in categories],
+            columns, family))
+        with (self.folder / f"{family}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["id", "table", *columns])
+            writer.writerows([clip_id, name, *(round(value, 4) for value in row)]
+                             for name in found for clip_id, _, row in self.tables[name])
+
     def _save(self, trainer: Trainer, name: str, figure: Figure) -> None:
         path = self.folder / f"{name}.png"
         figure.savefig(path, dpi=110)
@@ -238,10 +274,10 @@ class FeaturePictures(Callback):
         """Draw what needs all clips, write the numbers, and print where they are; of several processes the first."""
         for handle in self.handles:
             handle.remove()
-        found = gathered_objects((self.points, self.sounds, self.listened, self.gated))
+        found = gathered_objects((self.points, self.sounds, self.listened, self.gated, self.tables))
         if not trainer.is_global_zero:
             return
-        self.points, self.sounds, self.listened, self.gated = concatenated(found)
+        self.points, self.sounds, self.listened, self.gated, self.tables = concatenated(found)
         names, panels, scores, rows = trainer.datamodule.class_names, {}, {}, []
         titles = {"visual": "vision", "audio": "sound", "frozen": "frozen encoder", "prompted": "prompted"}
         for kind in ("frozen", "prompted"):
@@ -260,6 +296,8 @@ class FeaturePictures(Callback):
                  for found in (self.sounds, self.listened)]
         if means[0] or self.gated:
             self._save(trainer, "classes", classes_figure(names, *means, self.gated))
+        for family in dict.fromkeys(name.partition("@")[0] for name in self.tables):
+            self._draw_tables(trainer, family, names)
         with (self.folder / "events.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()

@@ -77,7 +77,10 @@ def record_of(backbone: AVPromptBackbone, data: AVDataModule, clips: dict[str, s
     encoders = {name: {"class": type(encoder).__name__, "fingerprint": encoder.fingerprint(),
                        "input": asdict(encoder.input), "probe": answers[name]}
                 for name in MODALITIES for encoder in (getattr(backbone, name),)}
+    # heads and windows belong to the block, not to the features
     specs = {name: asdict(getattr(backbone, name).stages[-1].blocks[-1].spec) for name in MODALITIES}
+    specs = {name: {key: value for key, value in spec.items() if key not in ("heads", "window")}
+             for name, spec in specs.items()}
     record = CacheRecord(encoders, specs, data.sampling.settings, pool, precision, clips)
     return CacheRecord(**json.loads(json.dumps(asdict(record))))  # as it will be read: lists instead of tuples
 

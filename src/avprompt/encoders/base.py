@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,8 @@ class BlockSpec:
         plain: whether others may attend through the block's frozen projections (`PlainViTBlock.attend`).
         hidden: width of the MLP's hidden layer, which is what `fc2` reads; 0 in a spec that no block of an encoder has.
         gated: whether the MLP is a gated linear unit, whose `fc1` gives the gate and the value, 2 x `hidden` in all.
+        heads: of the attention; 0 in a spec that no block of an encoder has.
+        window: tokens that a token of a `WindowBlock` attends to; 0 where that is the whole grid.
 
     >>> spec = BlockSpec(dim=768, grid=(14, 14), stage=0, prefix=1, plain=True, hidden=3072)
     >>> spec.tokens, spec.linear("fc1")
@@ -45,6 +47,8 @@ class BlockSpec:
     hidden: int = 0
     gated: bool = False
     class_token: bool = True
+    heads: int = field(default=0, compare=False)
+    window: int = field(default=0, compare=False)
 
     @property
     def tokens(self) -> int:
@@ -181,6 +185,24 @@ class FrozenBlock(nn.Module, abc.ABC):
     @abc.abstractmethod
     def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:
         """What an architecture computes in `mlp`."""
+
+    def attend_series(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The attention branch along series of any length, such as one token position over the segments of a clip.
+
+        It has the frozen norm and projections, and neither windows nor the grid's own position biases.
+
+        Args:
+            x: (n, L, C).
+            bias: (heads, L, L), added to the logits; `None` has none.
+
+        Returns:
+            (n, L, C).
+
+        Raises:
+            ArgumentError: the block attends over its own grid alone.
+        """
+        raise ArgumentError("encoder", type(self).__name__, "blocks that can attend over time",
+                            "Use a plain vision transformer without rotary positions, Swin or HTS-AT.")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> (B*T, N, C), both branches added in turn."""
@@ -547,7 +569,8 @@ class WindowBlock(FrozenBlock):
                                 "Choose another size of frames.")
         self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
         self.feed_forward = FeedForward(library.mlp.fc1, library.mlp.act, library.mlp.fc2)
-        self.spec = replace(spec, hidden=self.feed_forward.hidden)
+        self.spec = replace(spec, hidden=self.feed_forward.hidden, heads=self.heads,
+                            window=self.window[0] * self.window[1])
         self.drop_path = DropPath(drop_path)
         self.register_buffer("mask", library.attn_mask, persistent=False)
         self._bias: tuple[tuple, Tensor] | None = None
@@ -563,6 +586,25 @@ class WindowBlock(FrozenBlock):
     @abc.abstractmethod
     def bias_sources(self) -> list[nn.Parameter]:
         """Parameters that `position_bias` depends on: the cached bias is dropped when one of them changes."""
+
+    def to_windows(self, x: Tensor) -> Tensor:
+        """(B*T, N, C) -> the tokens of each shifted window, (B*T, windows, n, C)."""
+        (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
+        x = torch.roll(x.reshape(batch, rows, columns, dim), (-self.shift[0], -self.shift[1]), (1, 2))
+        return x.reshape(batch, rows // h, h, columns // w, w, dim).transpose(2, 3).reshape(batch, -1, h * w, dim)
+
+    def from_windows(self, x: Tensor) -> Tensor:
+        """(B*T, windows, n, C) -> (B*T, N, C), back from `to_windows`."""
+        (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
+        x = x.reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
+        return torch.roll(x, self.shift, (1, 2)).reshape(batch, rows * columns, dim)
+
+    def mix_series(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """(n, L, C) -> attention along each series through the frozen projections, without norms, same shape."""
+        q, k, v = (t.squeeze(1) for t in self.project(x.unsqueeze(1), None))
+        bias = None if bias is None else bias.to(q.dtype)
+        mixed = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+        return self.attn.proj(mixed.transpose(1, 2).flatten(2))
 
     def attention_bias(self) -> Tensor:
         """Position bias plus shift mask, (1, W * heads, n, n); cached while the parameters behind it stand still."""
@@ -632,6 +674,9 @@ class SwinBlock(WindowBlock):
 
     def bias_sources(self) -> list[nn.Parameter]:
         return [self.attn.relative_position_bias_table]
+
+    def attend_series(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.mix_series(self.norm1(x), bias)
 
 
 class PatchMerge(nn.Module):

@@ -94,7 +94,8 @@ class PlainViTBlock(FrozenBlock):
                  feed_forward: FeedForward, scale1: nn.Parameter | None = None, scale2: nn.Parameter | None = None,
                  rope: Tensor | None = None, half: bool = False) -> None:
         super().__init__()
-        self.spec = replace(spec, plain=rope is None, hidden=feed_forward.hidden, gated=feed_forward.gated)
+        self.spec = replace(spec, plain=rope is None, hidden=feed_forward.hidden, gated=feed_forward.gated,
+                            heads=attn.num_heads)
         self.norm1, self.attn, self.norm2, self.feed_forward = norm1, attn, norm2, feed_forward
         self.scale1, self.scale2, self.half = scale1, scale2, half
         self.register_buffer("rope", rope, persistent=False)
@@ -118,6 +119,11 @@ class PlainViTBlock(FrozenBlock):
         out = self.feed_forward(self.norm2(x), edits)
         return out if self.scale2 is None else self.scale2 * out
 
+    def attend_series(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        if self.rope is not None:
+            return super().attend_series(x, bias)
+        return self.project_out(self.mix(self.norm1(x), bias=bias))
+
     def attend(self, queries: Tensor, keys: Tensor | None = None, key_prompts: Tensor | None = None,
                value_prompts: Tensor | None = None, edits: Edits | None = None) -> Tensor:
         """Multi-head attention with the frozen projections and layer scale; prompts join after projection.
@@ -135,8 +141,9 @@ class PlainViTBlock(FrozenBlock):
         return self.project_out(self.mix(queries, keys, key_prompts, value_prompts, edits), edits)
 
     def mix(self, queries: Tensor, keys: Tensor | None = None, key_prompts: Tensor | None = None,
-            value_prompts: Tensor | None = None, edits: Edits | None = None) -> Tensor:
-        """The first half of `attend`: values mixed by attention, (n, L, C), which the output projection reads."""
+            value_prompts: Tensor | None = None, edits: Edits | None = None, bias: Tensor | None = None) -> Tensor:
+        """The first half of `attend`: values mixed by attention, (n, L, C), which the output projection reads; `bias`
+        (heads, L, M) is added to the logits."""
         check_edits(edits)
         attn = self.attn
         if keys is None:
@@ -155,7 +162,8 @@ class PlainViTBlock(FrozenBlock):
             q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)
         if self.rope is not None:
             q, k = (self._rotate(t).to(v.dtype) for t in (q, k))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        bias = None if bias is None else bias.to(q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
         return out if attn.norm is None else attn.norm(out)
 
     def project_out(self, mixed: Tensor, edits: Edits | None = None) -> Tensor:

@@ -55,6 +55,9 @@ class SwinV2Block(WindowBlock):
     def bias_sources(self) -> list[nn.Parameter]:
         return list(self.attn.cpb_mlp.parameters())
 
+    def attend_series(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.norm1(self.mix_series(x, bias))
+
 
 class Swin(FrozenEncoder):
     """What both versions of Swin share; use `SwinV1` or `SwinV2`.
@@ -189,6 +192,7 @@ class SwinV1(Swin):
         std: see `SwinV2`.
         fbank: see `SwinV2`; the default is STG-CMA's for MUSIC-AVQA.
         audio_axes: see `SwinSpectrogram`.
+        audio_stem: see there; the default is STG-CMA's.
 
     Raises:
         ArgumentError: timm does not know the architecture, or it is of another class.
@@ -206,8 +210,10 @@ class SwinV1(Swin):
     def __init__(self, model: str = "swin_large_patch4_window7_224", pretrained: str = "none", frozen: bool = True,
                  released_mode: bool = False, mean: tuple[float, float, float] | None = None,
                  std: tuple[float, float, float] | None = None, fbank: Fbank = SPECTROGRAM_224,
-                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
+                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
+                 audio_stem: Literal["sum", "mean"] = "mean") -> None:
         super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
+        self.listening["stem"] = audio_stem
 
 
 class SwinSpectrogram(FrozenEncoder):

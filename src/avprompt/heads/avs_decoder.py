@@ -19,6 +19,8 @@ from avprompt.errors import ArgumentError
 from avprompt.heads.temporal import TemporalGate
 
 SOUND = 128  # channels of the sound in the released network
+#: channels of the stages of AVSBench's encoder, and the dilations of its convolutions
+AVSBENCH, DILATIONS = (64, 128, 320, 512), (3, 6, 12, 18)
 
 
 class TPAVI(nn.Module):
@@ -59,12 +61,17 @@ class Level(nn.Module):
         size: height and width of the resized map.
         width: its channels C.
         gates: strength of the temporal gates: audio guides video, video guides audio; 0 leaves one out.
+        narrow: channels before dilated convolutions that follow the resizing; 0 has none.
     """
 
-    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float]) -> None:
+    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float], narrow: int = 0) -> None:
         super().__init__()
         self.grid, self.prefix, self.size, (self.a2v, self.v2a) = spec.grid, spec.prefix, size, gates
-        self.project, self.tpavi = nn.Linear(spec.dim, width), TPAVI(width)
+        self.project, self.tpavi = nn.Linear(spec.dim, narrow or width), TPAVI(width)
+        self.dilated = nn.ModuleList(nn.Conv2d(narrow, width, 3, padding=wide, dilation=wide)
+                                     for wide in (DILATIONS if narrow else ()))
+        for convolution in self.dilated:
+            nn.init.normal_(convolution.weight, std=0.01)
         self.audio_gate = TemporalGate(SOUND, width, width) if self.a2v else None
         self.pooled = nn.Linear(width, width) if self.v2a else None
         self.visual_gate = TemporalGate(width, 2 * width, width) if self.v2a else None
@@ -74,6 +81,7 @@ class Level(nn.Module):
         """(B, T, N, C) -> (B, T, size, size, C)."""
         maps = self.project(tokens[:, :, self.prefix:]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
         maps = F.interpolate(maps.float(), (self.size, self.size), mode="bicubic").to(maps.dtype)
+        maps = sum(convolution(maps) for convolution in self.dilated) if self.dilated else maps
         return maps.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 
     def gate(self, maps: Tensor, sound: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,9 +151,12 @@ class AVSDecoder(nn.Module):
         matching: also return what the loss of MS3 compares.
         width: channels C of the maps, from which all other widths follow.
         rectified: see `ResidualUnit`; it also rectifies the maps that the loss of MS3 compares, as released.
+        dilated: project the stages to AVSBench's 64, 128, 320 and 512 channels (for a width of 256) and sum four
+            dilated convolutions, as LAVISH and STG-CMA do; otherwise project to the width at once (DG-SCT).
 
     Raises:
-        ArgumentError: the mask size is no multiple of what the stages need, or the width no multiple of 8.
+        ArgumentError: the mask size is no multiple of what the stages need, the width no multiple of 8, or more than
+            four stages with `dilated`.
 
     Example:
         >>> stages = [BlockSpec(8, (8, 8), 0), BlockSpec(16, (4, 4), 1)]
@@ -156,8 +167,12 @@ class AVSDecoder(nn.Module):
 
     def __init__(self, audio_dim: int, stages: list[BlockSpec], mask_size: int = 224,
                  gates: tuple[float, float] = (0.05, 0.05), matching: bool = False, width: int = 256,
-                 rectified: bool = True) -> None:
+                 rectified: bool = True, dilated: bool = False) -> None:
         super().__init__()
+        if dilated and len(stages) > len(AVSBENCH):
+            raise ArgumentError("dilated", f"true, with {len(stages)} stages", f"at most {len(AVSBENCH)}",
+                                "Set it to false.")
+        narrow = [channels * width // 256 for channels in AVSBENCH] if dilated else [0] * len(stages)
         step = 4 * 2 ** (len(stages) - 1)
         if mask_size % step:
             raise ArgumentError("mask_size", mask_size, f"a multiple of {step}, for {len(stages)} stages",
@@ -166,7 +181,8 @@ class AVSDecoder(nn.Module):
             raise ArgumentError("width", width, "a multiple of 8", "Choose another width.")
         self.gates, self.matching, self.rectified = gates, matching, rectified
         self.audio_project = nn.Linear(audio_dim, SOUND)
-        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates) for k, spec in enumerate(stages))
+        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates, channels)
+                                    for k, (spec, channels) in enumerate(zip(stages, narrow)))
         self.fusions = nn.ModuleList(Fusion(width, k + 1 < len(stages), rectified) for k in range(len(stages)))
         self.output = nn.Sequential(
             nn.Conv2d(width, width // 2, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"),

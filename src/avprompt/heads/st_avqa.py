@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avprompt.dense import recurrent
+from avprompt.errors import ArgumentError
 
 HEADS, DROPOUT = 4, 0.1  # of the released network
 
@@ -27,6 +28,11 @@ class Grounding(nn.Module):
         visual_dim: channels of the visual tokens.
         width: channels of the following layers; `None` is `visual_dim` (DG-SCT's network). Otherwise visual tokens are
             first projected to it and audio features to a quarter of it, as in STG-CMA with 512.
+        project_audio: project audio features to the width by a layer of its own. Without, they are rectified where it
+            stands and have that width already, as in STG-CMA's large network.
+
+    Raises:
+        ArgumentError: audio features of another width without `project_audio`.
 
     Example:
         >>> grounding = Grounding(audio_dim=8, visual_dim=12)
@@ -36,13 +42,17 @@ class Grounding(nn.Module):
         ((2, 10, 12), (2, 10, 16), (20, 2))
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, width: int | None = None) -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, width: int | None = None, project_audio: bool = True) -> None:
         super().__init__()
+        if not project_audio and (width is not None or audio_dim != visual_dim):
+            raise ArgumentError("project_audio", f"false, with {audio_dim} and {visual_dim} channels and width {width}",
+                                "encoders of one width, and width null", "Set it to true.")
         narrow = () if width is None else (nn.Linear(audio_dim, width // 4),)
         self.narrow = nn.Identity() if width is None else nn.Linear(visual_dim, width)
         self.width = width = width or visual_dim
         inputs = narrow[0].out_features if narrow else audio_dim
-        self.audio = nn.Sequential(*narrow, nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width))
+        project = (*narrow, nn.Linear(inputs, width)) if project_audio else ()
+        self.audio = nn.Sequential(*project, nn.ReLU(), nn.Linear(width, width))
         self.merge = nn.Linear(2 * width, width)
         self.match = nn.Sequential(nn.Linear(2 * width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(),
                                    nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
@@ -130,6 +140,7 @@ class STAVQAHead(nn.Module):
         num_answers: answers to choose from.
         words: size of the question vocabulary, padding included.
         width: see `Grounding`.
+        project_audio: see there.
 
     Example:
         >>> head = STAVQAHead(audio_dim=8, visual_dim=12, num_answers=5, words=9)
@@ -138,9 +149,10 @@ class STAVQAHead(nn.Module):
         {'answer': (2, 5), 'grounding': (2, 10, 16)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int, width: int | None = None) -> None:
+    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int, width: int | None = None,
+                 project_audio: bool = True) -> None:
         super().__init__()
-        self.grounding = Grounding(audio_dim, visual_dim, width)
+        self.grounding = Grounding(audio_dim, visual_dim, width, project_audio)
         width = self.grounding.width
         self.question = QuestionEncoder(words, width)
         self.audio_reader, self.visual_reader = Reader(width), Reader(width)

@@ -2,6 +2,7 @@
 (`ClassEmbeddings`)."""
 
 from avprompt.methods.adapters import Adapters
+from avprompt.methods.avmoe import AVMoE
 from avprompt.methods.avstfp import AVSTFP
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ClassEmbeddings, FixedEmbeddings, RandomEmbeddings
@@ -12,9 +13,11 @@ from avprompt.methods.fine_tuning import FineTuning
 from avprompt.methods.lavish import LAVISH
 from avprompt.methods.lora import LoRA
 from avprompt.methods.maple import MaPLe, MaPLeEmbeddings
+from avprompt.methods.mettle_like import MettleLike
 from avprompt.methods.none import NoPrompts
+from avprompt.methods.stgcma import STGCMA
 from avprompt.methods.vpt import VPT
 
-__all__ = ["AVSTFP", "Adapters", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper",
-           "FineTuning", "FixedEmbeddings", "LAVISH", "LoRA", "MaPLe", "MaPLeEmbeddings", "NoPrompts", "PromptMethod",
-           "PromptState", "RandomEmbeddings", "VPT"]
+__all__ = ["AVMoE", "AVSTFP", "Adapters", "ClassEmbeddings", "CoCoOp", "CoOp", "DGSCT", "DGSCTFewShot", "DGSCTPaper",
+           "FineTuning", "FixedEmbeddings", "LAVISH", "LoRA", "MaPLe", "MaPLeEmbeddings", "MettleLike", "NoPrompts",
+           "PromptMethod", "PromptState", "RandomEmbeddings", "STGCMA", "VPT"]

@@ -82,6 +82,8 @@ class PromptMethod(nn.Module, abc.ABC):
     gradient: Gradient = "encoder"
     #: further entries of the batch that the method needs; they arrive as `state.inputs`
     extra_inputs: tuple[str, ...] = ()
+    #: what the K columns of a family of tables mean, by the family's name, such as `router` of `router@3`
+    table_columns: Mapping[str, tuple[str, ...]] = {}
 
     @property
     def identity_at_start(self) -> bool:

@@ -170,7 +170,54 @@ class _Modulate(torch.autograd.Function):
         return grad * (channel + spatial), product.sum(1, keepdim=True), product.sum(2, keepdim=True)
 
 
-class ReleasedAdapter(nn.Module):
+class Bottleneck(nn.Module):
+    """What every adapter of the LAVISH family ends with: x -> gate * LN(BN(up(relu(BN(down(LN(x))))))).
+
+    A base class whose subclasses call `add_bottleneck` when they have built what comes before.
+    """
+
+    def add_bottleneck(self, dim: int, reduction: int, groups: int, gate: Gate | None, batch_norm: bool,
+                       norm_before: bool = True, relu: bool = True) -> None:
+        """Build the parts.
+
+        Args:
+            dim: channels C.
+            reduction: C over the width of the bottleneck.
+            groups: channel groups of both linear maps.
+            gate: scalar gate of the output, zero at the start, inside or outside of the last norm; `None` has none.
+            batch_norm: batch norm after both linear maps.
+            norm_before: layer norm before the first one.
+            relu: activation between them.
+
+        Raises:
+            ArgumentError: sizes that do not divide.
+        """
+        width = dim // reduction
+        if dim % reduction or width % groups:
+            raise ArgumentError("reduction, groups", f"{reduction}, {groups}",
+                                f"divisors of {dim} channels and of the bottleneck", "Choose smaller values.")
+        self.gate_inside, self.relu = gate == "inside_norm", relu
+        self.norm_before = nn.LayerNorm(dim) if norm_before else nn.Identity()
+        self.down, self.up = GroupedLinear(dim, width, groups), GroupedLinear(width, dim, groups)
+        self.bn_down = nn.BatchNorm1d(width) if batch_norm else nn.Identity()
+        self.bn_up = nn.BatchNorm1d(dim) if batch_norm else nn.Identity()
+        self.norm_after = nn.LayerNorm(dim)
+        self.gate = None if gate is None else nn.Parameter(torch.zeros(1))
+
+    def bottleneck(self, x: Tensor) -> Tensor:
+        """(B*T, N, C), after `norm_before` -> gated, normed (B*T, N, C)."""
+        shape = x.shape
+        x = self.bn_down(self.down(x.flatten(0, 1)))
+        x = self.bn_up(self.up(F.relu(x) if self.relu else x)).view(shape)
+        norm = self.norm_after
+        if self.gate is None:
+            return norm(x)
+        if self.gate_inside:
+            return norm(self.gate * x)
+        return F.layer_norm(x, norm.normalized_shape, self.gate * norm.weight, self.gate * norm.bias, norm.eps)
+
+
+class ReleasedAdapter(Bottleneck):
     """One adapter of the authors' code: it changes a modality's tokens x (N, C) by the other's tokens u (M, D).
 
     Latent tokens, channel attention, spatial (frequency) attention, then a gated bottleneck. It keeps what the code has
@@ -206,14 +253,11 @@ class ReleasedAdapter(nn.Module):
                  batch_norm: bool = True, norm_before: bool = True, prompt_map: Map = "conv",
                  token_init: Literal["uniform", "zeros"] = "uniform") -> None:
         super().__init__()
-        c, half, bottleneck = own.dim, own.dim // 2, own.dim // reduction
-        if c % reduction or bottleneck % groups:
-            raise ArgumentError("reduction, groups", f"{reduction}, {groups}",
-                                f"divisors of {c} channels and of the bottleneck", "Choose smaller values.")
+        c, half = own.dim, own.dim // 2
         if prompt_map == "bicubic" and (own.prefix or other.prefix):
             raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
         self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
-        self.temporal, self.gamma, self.gate_inside = gamma is not None, gamma, gate == "inside_norm"
+        self.temporal, self.gamma = gamma is not None, gamma
         self.modulates = channel or spatial or self.temporal
         if num_tokens or self.modulates:
             self.map = PromptMap(own, other, num_tokens) if prompt_map == "conv" else BicubicMap(own, other) if (
@@ -230,12 +274,7 @@ class ReleasedAdapter(nn.Module):
             self.score = Linear(half, 1)
         if self.temporal:
             self.temporal_score = Linear(c, 1)
-        self.norm_before = nn.LayerNorm(c) if norm_before else nn.Identity()
-        self.down, self.up = GroupedLinear(c, bottleneck, groups), GroupedLinear(bottleneck, c, groups)
-        self.bn_down = nn.BatchNorm1d(bottleneck) if batch_norm else nn.Identity()
-        self.bn_up = nn.BatchNorm1d(c) if batch_norm else nn.Identity()
-        self.norm_after = nn.LayerNorm(c)
-        self.gate = None if gate is None else nn.Parameter(torch.zeros(1))
+        self.add_bottleneck(c, reduction, groups, gate, batch_norm, norm_before)
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and spatial scores (B*T, N) or `None`."""
@@ -263,18 +302,6 @@ class ReleasedAdapter(nn.Module):
             x = _Modulate.apply(x, channel, spatial) if self.channel and self.spatial else x * (channel + spatial)
         x = self.bottleneck(self.norm_before(x))
         return x, scores
-
-    def bottleneck(self, x: Tensor) -> Tensor:
-        """(B*T, N, C) -> gated, normed (B*T, N, C)."""
-        shape = x.shape
-        x = F.relu(self.bn_down(self.down(x.flatten(0, 1))))
-        x = self.bn_up(self.up(x)).view(shape)
-        norm = self.norm_after
-        if self.gate is None:
-            return norm(x)
-        if self.gate_inside:
-            return norm(self.gate * x)
-        return F.layer_norm(x, norm.normalized_shape, self.gate * norm.weight, self.gate * norm.bias, norm.eps)
 
 
 class PaperAdapter(nn.Module):

@@ -192,3 +192,41 @@ def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], freque
                     over = (frequencies[category] - low) / (high - low).clamp(min=1e-12)
                 _sound(axis, sounds[category], 1.0, over)
     return figure
+
+
+def tables_figure(values: np.ndarray, places: Sequence[tuple[str, int | str]], categories: Sequence[str],
+                  columns: Sequence[str], title: str) -> Figure:
+    """Heat maps of numbers that a method gives for each block pair and clip, such as the weights of a router.
+
+    Args:
+        values: (rows, clips, K) in [0, 1]; where two columns sum to one, the first alone is drawn.
+        places: of each row, what of the block pair it is of (equal ones follow each other) and the pair's number.
+        categories: of each clip; equal ones follow each other.
+        columns: names of the K columns.
+        title: of the picture.
+    """
+    shown = range(1 if values.shape[-1] == 2 and np.allclose(values.sum(-1), 1, atol=1e-3) else values.shape[-1])
+    figure = Figure(figsize=(2.8 + 4.2 * len(shown), max(3.2, 1.8 + 0.17 * len(places))), layout="constrained")
+    axes = figure.subplots(1, len(shown), squeeze=False, sharey=True)[0]
+    bounds = [place for place in range(1, len(categories)) if categories[place] != categories[place - 1]]
+    starts = [0, *bounds, len(categories)]
+    groups = [place for place in range(1, len(places)) if places[place][0] != places[place - 1][0]]
+    for axis, column in zip(axes, shown):
+        picture = axis.imshow(values[..., column], cmap="viridis", vmin=0, vmax=1, aspect="auto",
+                              interpolation="nearest")
+        axis.set_title(columns[column], fontsize=10, parse_math=False)
+        for place in bounds:
+            axis.axvline(place - 0.5, color="white", lw=0.8)
+        for place in groups:
+            axis.axhline(place - 0.5, color="white", lw=2.5)
+        axis.set_xticks([(low + high - 1) / 2 for low, high in zip(starts, starts[1:])],
+                        [categories[low] for low in starts[:-1]], rotation=90, fontsize=8, parse_math=False)
+        axis.set_xlabel("clips")
+    edges = [0, *groups, len(places)]
+    axes[0].set_yticks(range(len(places)), [str(number) for _, number in places], fontsize=7)
+    for low, high in zip(edges, edges[1:]):
+        axes[0].annotate(places[low][0], (0, (low + high - 1) / 2), xytext=(-26, 0), textcoords="offset points",
+                         xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
+    figure.colorbar(picture, ax=list(axes), shrink=0.8, label="mean over segments")
+    figure.suptitle(f"{title}: block pairs over clips", fontsize=11, parse_math=False)
+    return figure

@@ -18,9 +18,9 @@ from avprompt.errors import AnnotationError
 KINDS = {
     "table": "typed from a table",
     "text": "stated in words, or printed in a figure",
+    "comment": "stated in a comment of the authors' scripts",
     "figure": "read off a plot by eye",
     "ocr": "typed from a poster that was read by OCR",
-    "comment": "stated by the authors in their repository",
     "rerun": "measured again by others with the authors' code",
     "cited": "as other documents cite it; the publication itself was not at hand",
 }
@@ -41,7 +41,7 @@ class Figure:
         row: of an ablation, or number of shots; empty elsewhere.
         settings: of our configuration that make the same variant: the class of the prompt method, then `argument=value`
             of it, of the task, of the backbone or of the data module, separated by blanks. A class stands for an object
-            of it, `none` for no value; empty where we have no such variant.
+            of it, `none` for no value; a list has no blanks. Empty where we have no such variant.
         visual: visual encoder, empty where that is not known.
         audio: audio encoder; followed by `(shared)` where it is the visual one.
         metric: as our tasks name it, without the name of the stage.
@@ -98,8 +98,8 @@ class Figure:
             path, _, wanted = setting.partition("=")
             found = [get_nested(place, path) for place in (prompts.get("init_args"), arguments, backbone,
                                                     get_nested(config, "data.init_args"))]
-            texts = {str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value).lower()
-                     for value in found if value is not None}
+            texts = {str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value).lower().replace(
+                " ", "") for value in found if value is not None}
             if wanted.lower() not in (texts or {"none"}):
                 return False
         return True

@@ -16,6 +16,8 @@ from avprompt.reports.runs import Run, untrained
 ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT": "HTS-AT",
             "TimmViT vit_base_patch16_224 (augreg_in21k)": "ViT-B/16", "ASTransformer": "AST",
             "TimmViT vit_large_patch16_224 (augreg_in21k)": "ViT-L/16",
+            "SwinV1 swin_large_patch4_window7_224 (ms_in22k)": "Swin-L",
+            "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
             "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
             "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14", "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
 TRAIN_MODE = ", in train mode as released"

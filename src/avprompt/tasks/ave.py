@@ -30,7 +30,7 @@ class AVE(AVPromptTask):
         backbone: computes the features, see `FeatureSource`.
         num_classes: event categories, background not counted; linked from the data module, never written in YAML.
         modality: `both` is CMBS; `audio`, `visual` and `late` (two single-modality heads averaged) are baselines.
-        gate_loss: how the product of the gates is scored, see `losses.gate_relevance`.
+        gate_loss: how the product of the gates is scored, see `losses.gate_relevance`; `none` leaves it out (AVMoE).
         protocol: how accuracy is counted, see `AVEAccuracy`.
         options: see `AVPromptTask`.
 
@@ -51,7 +51,7 @@ class AVE(AVPromptTask):
         backbone: FeatureSource,
         num_classes: int = 28,
         modality: Literal["both", "audio", "visual", "late"] = "both",
-        gate_loss: Literal["probability", "released"] = "probability",
+        gate_loss: Literal["probability", "released", "none"] = "probability",
         protocol: Literal["exact", "released"] = "exact",
         **options: Any,
     ) -> None:
@@ -77,9 +77,11 @@ class AVE(AVPromptTask):
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The four terms of the released training script, each with weight 1."""
         foreground, category, has_event = losses.event_targets(batch["event"])
+        gate = {} if self.gate_loss == "none" else {
+            "gate": losses.gate_relevance(outputs["gate"], foreground, self.gate_loss)}
         return {
             "segment": losses.segment_relevance(outputs["is_event"], foreground),
-            "gate": losses.gate_relevance(outputs["gate"], foreground, self.gate_loss),
+            **gate,
             "event": losses.clip_category(outputs["event"], category, has_event),
             "video": losses.clip_category(outputs["video_scores"], category, has_event),
         }

@@ -55,6 +55,7 @@ class AVQA(AVPromptTask):
             prompts.
         width: channels of the head, see `heads.st_avqa.Grounding`.
         inputs: `question` is a baseline that answers without looking or listening (`QuestionHead`).
+        project_audio: see there.
         grounding: checkpoint of `AVQAGrounding` to start the grounding module from; the published procedure has one.
         options: see `AVPromptTask`.
 
@@ -77,7 +78,8 @@ class AVQA(AVPromptTask):
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 42, vocabulary_size: int = 93,
                  match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
-                 inputs: Literal["all", "question"] = "all", grounding: Path | None = None, **options: Any) -> None:
+                 inputs: Literal["all", "question"] = "all", project_audio: bool = True, grounding: Path | None = None,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         self.spec = self.backbone.visual_spec
@@ -86,7 +88,7 @@ class AVQA(AVPromptTask):
                 self.head = QuestionHead(num_classes, vocabulary_size, width or 512)
             else:
                 self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
-                                       width)
+                                       width, project_audio)
         if inputs == "question" and grounding is not None:
             raise ArgumentError("grounding", grounding, "null, with inputs: question", "Leave it out.")
         self.inputs = inputs
@@ -180,6 +182,7 @@ class AVQAGrounding(AVPromptTask):
     Args:
         backbone: computes the features, see `FeatureSource`; it needs visual tokens on a grid, and takes frames.
         width: see `Grounding`; the same as in `AVQA`.
+        project_audio: see there, likewise.
         options: see `AVPromptTask`.
 
     Raises:
@@ -198,11 +201,12 @@ class AVQAGrounding(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, width: int | None = None, **options: Any) -> None:
+    def __init__(self, backbone: FeatureSource, width: int | None = None, project_audio: bool = True,
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
         self.spec = self.backbone.visual_spec
         with seeded("grounding"):
-            grounding = Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width)
+            grounding = Grounding(self.backbone.audio_dim, self.backbone.visual_dim, width, project_audio)
             self.head = torch.nn.ModuleDict({"grounding": grounding})
         self.metrics["accuracy"] = MeanMetric()
 

@@ -35,6 +35,7 @@ class AVS(AVPromptTask):
             S4, 0.5 for MS3).
         decoder_width: channels of the decoder's maps.
         rectified: keep the side effects of the released decoder's in-place ReLUs, see `AVSDecoder`.
+        dilated: AVSBench's dilated convolutions, see `AVSDecoder`.
         protocol: how the F-score is counted, see `AVSFScore`.
         options: see `AVPromptTask`.
 
@@ -55,12 +56,13 @@ class AVS(AVPromptTask):
     resizes_frames = True
 
     def __init__(self, backbone: FeatureSource, mask_size: int = 224, matching: float = 0.0, decoder_width: int = 256,
-                 rectified: bool = True, protocol: Literal["dataset", "released"] = "dataset", **options: Any) -> None:
+                 rectified: bool = True, dilated: bool = False, protocol: Literal["dataset", "released"] = "dataset",
+                 **options: Any) -> None:
         super().__init__(backbone, **options)
         self.matching = matching
         with seeded("head"):
             self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size,
-                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified)
+                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified, dilated)
         self.metrics.update({"miou": AVSJaccard(), "fscore": AVSFScore(protocol)})
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:

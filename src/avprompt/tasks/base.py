@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,6 +107,8 @@ class AVPromptTask(LightningModule, abc.ABC):
             weigh every clip alike. With `false`, as in the released code, each process computes the losses of its own
             clips, and the gradients are averaged. Losses of the prompt method are always computed by each process and
             averaged.
+        head_from: checkpoint of another run, perhaps with another prompt method, whose head this one starts from in
+            training, as the authors of AVMoE do with DG-SCT's; `None` starts from scratch.
 
     Raises:
         ArgumentError: a weight that is not a finite number.
@@ -136,9 +139,10 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def __init__(self, backbone: FeatureSource, optimizer: OptimizerCallable = torch.optim.Adam,
                  lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None,
-                 method_losses: dict[str, float] | None = None, gather: bool = True) -> None:
+                 method_losses: dict[str, float] | None = None, gather: bool = True,
+                 head_from: Path | None = None) -> None:
         super().__init__()
-        self.gather = gather
+        self.gather, self.head_from = gather, head_from
         self.strict_loading = False  # Lightning's own check knows full state dicts only; ours is stricter
         self.method_losses = dict(method_losses or {})
         for name, weight in self.method_losses.items():
@@ -184,13 +188,16 @@ class AVPromptTask(LightningModule, abc.ABC):
     # --- what all tasks share
 
     def setup(self, stage: str) -> None:
-        """Refuse strategies that split the network, whose checkpoints would be parts.
+        """Refuse strategies that split the network, whose checkpoints would be parts, and load the head of `head_from`.
 
         Raises:
             ConfigError: neither one device nor ddp.
+            CheckpointError: `head_from` is missing, broken, of another head, or trained on other frozen weights.
         """
         if self._trainer is not None:
             check_strategy(type(self.trainer.strategy).__name__)
+        if stage == "fit" and self.head_from is not None:
+            checkpoints.load_part(self, self.head, self.head_from, "head.")
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
         """A batch (flat dict) -> the outputs of `head_outputs`.
