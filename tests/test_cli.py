@@ -341,3 +341,13 @@ def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     main(["--version"])
     assert (os.environ["OMP_WAIT_POLICY"], os.environ["KMP_BLOCKTIME"]) == ("PASSIVE", "7")
     assert capsys.readouterr().out.startswith("0.1.0")
+
+
+@pytest.mark.parametrize(("args", "message"), [
+    ("fit --config quickstrat", "Did you mean quickstart"), ("params --config=nowhere.yaml", "nowhere.yaml"),
+    ("test --config quickstart --ckpt_path nowhere.ckpt", "nowhere.ckpt: got no such file")])
+def test_a_file_that_is_not_there_is_refused_before_torch_is_imported(args: str, message: str) -> None:
+    """Which takes ten seconds."""
+    program = "import sys; from avprompt.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", program, *args.split()], capture_output=True, text=True)
+    assert said.returncode == 2 and message in said.stderr and said.stdout.split() == ["False"], said

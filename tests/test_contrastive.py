@@ -133,7 +133,7 @@ def network(tokenizer: Path, name: str, **options: object) -> Contrastive:
     }[name]()
 
 
-PEERS = ["coop", "cocoop", "clip_adapter", "maple", "dgsct", "dgsct_paper"]
+BASELINES = ["coop", "cocoop", "clip_adapter", "maple", "dgsct", "dgsct_paper"]
 
 
 
@@ -172,7 +172,7 @@ def test_step_zero(tokenizer: Path, name: str) -> None:
     assert torch.equal(features.visual, plain.visual) and torch.equal(features.audio, plain.audio)
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_gradients_reach_exactly_the_trainable_state(tokenizer: Path, name: str) -> None:
     task, data = open_gates(network(tokenizer, name, background=True)).train(), batch(3)
     before = copy.deepcopy(nn.Module.state_dict(task))
@@ -493,7 +493,7 @@ def save(task: Contrastive, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_a_checkpoint_serves_other_classes(tokenizer: Path, tmp_path: Path, name: str) -> None:
     trained = network(tokenizer, name, background=True)
     with torch.no_grad():

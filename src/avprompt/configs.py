@@ -32,13 +32,15 @@ from typing import Any
 
 import yaml
 
-from avprompt.errors import ConfigError
+from avprompt.errors import CheckpointError, ConfigError
 from avprompt.media.text import read_text
 
 #: (file or flag, nested content)
 Source = tuple[str, dict[str, Any]]
 SUFFIXES = (".yaml", ".yml")
 SPEC = ("class_path", "init_args", "dict_kwargs")
+#: values of `--ckpt_path` that are no files
+CHECKPOINTS = ("best", "last", "hpc", "registry", "null")
 #: flags of the parser itself, which say nothing of a configuration
 PARSER_FLAGS = ("help", "h", "print_config", "print_completion", "print_shtab")
 
@@ -472,6 +474,22 @@ def read_arguments(args: list[str]) -> CommandLine:
         elif content is None or not _empty(content):
             line.arguments += words
     return line
+
+
+def check_files(args: list[str]) -> None:
+    """Refuse files that are not there, before anything slow is imported.
+
+    Raises:
+        ConfigError: a `--config` names no YAML file.
+        CheckpointError: `--ckpt_path` names no file.
+
+    >>> check_files(["--config", "ave_dgsct", "--ckpt_path", "best"])
+    """
+    for name, value, _ in _split(args):
+        if name in ("config", "c"):
+            find_file(value)
+        elif name == "ckpt_path" and value not in CHECKPOINTS and not (path := Path(expand_home(value))).is_file():
+            raise CheckpointError(path, "no such file", "a checkpoint", "Check the path given to --ckpt_path.")
 
 
 def sources(args: list[str]) -> list[Source]:

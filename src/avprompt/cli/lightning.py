@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from avprompt import callbacks, checkpoints, compatibility
 from avprompt.callbacks.run_folder import keep_csv, newest_checkpoint, write_config
 from avprompt.cli import checks
-from avprompt.configs import read_arguments
+from avprompt.configs import CHECKPOINTS, read_arguments
 from avprompt.data_modules import AVDataModule
 from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
@@ -96,7 +96,7 @@ class AVPromptCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint early, so that a broken one is named before any work; take no settings from it."""
         path = self.settings.get("ckpt_path")
-        if path and path not in ("best", "last", "hpc", "registry"):
+        if path and path not in CHECKPOINTS:
             checkpoints.read_checkpoint(path)
 
     @property

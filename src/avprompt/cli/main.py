@@ -10,7 +10,7 @@ import traceback
 from pathlib import Path
 
 from avprompt import __version__
-from avprompt.configs import expand_flag, expand_home
+from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError
 
 HELP = f"""avprompt {__version__}: parameter-efficient prompting of frozen image and audio encoders
@@ -87,6 +87,7 @@ def function(args: list[str], command: str) -> None:
 
 def trainer(args: list[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict`."""
+    check_files(args)
     from avprompt.cli.lightning import AVPromptCLI
 
     AVPromptCLI(args)
@@ -149,6 +150,7 @@ def dispatch(args: list[str]) -> None:
         rest = [arg for arg in rest if arg != "--features"]
         trainer(["predict", *rest, *features, "--data.predict_root", "null"])
     elif command == "params":
+        check_files(rest)
         from avprompt.cli.params import params
 
         params(rest)
