@@ -202,3 +202,12 @@ def test_classics_have_the_published_rows(tmp_path: Path) -> None:
             made = [name for name, config in configs.items() if figure.describes(config)]
             assert len(made) == 1, (settings, made)
         assert len(configs) == len(rows)
+
+
+def test_tables_of_runs_are_those_of_published_figures() -> None:
+    """A run of each task of event localisation stands in the table that has its published rows."""
+    from avprompt.reports.runs import TASKS
+
+    for name in ("ave_psp_vgg19", "ave_avstfp_b16"):
+        task = read_yaml(name)["model"]["class_path"].rpartition(".")[2]
+        assert TASKS[task] == "ave" in {figure.task for figure in FIGURES}

@@ -12,7 +12,7 @@ from avprompt.configs import get_nested
 from avprompt.errors import DatasetError
 
 #: tasks whose class has another name
-TASKS = {"AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
+TASKS = {"AVEClassic": "ave", "AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
 
 
 @dataclass
