@@ -260,6 +260,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has
             no published features; from `setup`, also `augment` for a dataset with masks.
         DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
+
+    Example:
+        >>> from avprompt.data_modules import AVEDataModule
+        >>> data = AVEDataModule(Path("data/ave"), image_size=64, sample_rate=16000)
+        >>> batch = data.example_batch(2)  # noise in the form of a training batch
+        >>> tuple(batch["frames"].shape), tuple(batch["audio"].shape), tuple(batch["event"].shape)
+        ((2, 10, 3, 64, 64), (2, 10, 16000), (2, 10, 29))
     """
 
     #: description of the dataset

@@ -73,6 +73,21 @@ class TaskCheckpoint(RunCheckpoint):
     """`checkpoints/best.ckpt` by the task's own `monitor` and `mode`.
 
     A run that resumes in another folder copies the best checkpoint so far and its score.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> class Task(BoringModel):
+        ...     monitor, mode = "val_accuracy", "max"  # as every task has them
+        ...     def on_validation_epoch_end(self):
+        ...         self.log("val_accuracy", 0.5)
+        >>> best = TaskCheckpoint()
+        >>> trainer = Trainer(accelerator="cpu", default_root_dir=tempfile.mkdtemp(), logger=False, max_epochs=1,
+        ...                   limit_train_batches=1, limit_val_batches=1, enable_progress_bar=False,
+        ...                   enable_model_summary=False, callbacks=[best])
+        >>> trainer.fit(Task())
+        >>> Path(best.best_model_path).name, float(best.best_model_score)
+        ('best.ckpt', 0.5)
     """
 
     def __init__(self) -> None:
@@ -132,7 +147,17 @@ class TaskCheckpoint(RunCheckpoint):
 
 
 class LastCheckpoint(RunCheckpoint):
-    """`checkpoints/last.ckpt` (Lightning's `save_last` skips epochs that are not the best so far)."""
+    """`checkpoints/last.ckpt` (Lightning's `save_last` skips epochs that are not the best so far).
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> trainer = Trainer(accelerator="cpu", default_root_dir=tempfile.mkdtemp(), logger=False, max_steps=1,
+        ...                   enable_progress_bar=False, enable_model_summary=False, callbacks=[LastCheckpoint()])
+        >>> trainer.fit(BoringModel())
+        >>> [path.name for path in (run_folder(trainer) / "checkpoints").iterdir()]
+        ['last.ckpt']
+    """
 
     def __init__(self) -> None:
         super().__init__("last")
@@ -157,6 +182,19 @@ class InterruptCheckpoint(Callback):
 
     Lightning's `OnExceptionCheckpoint` is not used, because with it a later `fit` resumes from the newest checkpoint
     without being asked to.
+
+    Example:
+        >>> import contextlib
+        >>> import tempfile
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> kill = LambdaCallback(on_train_batch_end=lambda *_: signal.raise_signal(signal.SIGTERM))
+        >>> trainer = Trainer(accelerator="cpu", default_root_dir=tempfile.mkdtemp(), logger=False, max_steps=9,
+        ...                   enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        ...                   callbacks=[ExactResume(), InterruptCheckpoint(), kill])
+        >>> with contextlib.suppress(SystemExit):
+        ...     trainer.fit(BoringModel())
+        SIGTERM after step 1, of which nothing is lost; go on with --ckpt_path .../checkpoints/interrupted.ckpt
     """
 
     def __init__(self) -> None:

@@ -113,6 +113,15 @@ class ExactResume(Callback):
 
     Attributes:
         boundary: position of training at the last optimizer step; `None` before the first one.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> resume = ExactResume()
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        ...                   enable_checkpointing=False, max_steps=3, callbacks=[resume])
+        >>> trainer.fit(BoringModel())
+        >>> resume.boundary.step, sorted(resume.boundary.random)  # what every checkpoint of this trainer would hold
+        (3, ['cuda', 'numpy', 'python', 'torch'])
     """
 
     def __init__(self) -> None:

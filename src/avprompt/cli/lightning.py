@@ -59,6 +59,10 @@ class AVPromptCLI(LightningCLI):
 
     Raises:
         ConfigError: see `avprompt.configs.read_arguments` and `avprompt.cli.checks`.
+
+    >>> cli = AVPromptCLI(["--config", "quickstart", "--data.batch_size", "4"], run=False)
+    >>> cli.experiment, type(cli.model).__name__, cli.datamodule.batch_size
+    ('quickstart', 'AVE', 4)
     """
 
     def __init__(self, args: list[str], run: bool = True) -> None:

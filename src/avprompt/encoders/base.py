@@ -76,6 +76,10 @@ class VisualInput:
         mean: of red, green and blue, in [0, 1], that the encoder was trained with.
         std: standard deviations, likewise.
         interpolation: how the library resizes pictures to that size.
+
+    >>> from avprompt.encoders import TinySwinV2
+    >>> TinySwinV2(pretrained="none").input
+    VisualInput(height=64, width=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
     """
 
     height: int
@@ -95,6 +99,9 @@ class AudioInput:
 
     Raises:
         ArgumentError: a number is not positive.
+
+    >>> AudioInput(sample_rate=16000, seconds=0.5).samples
+    8000
     """
 
     sample_rate: int
@@ -142,7 +149,15 @@ def edited_qkv(output: Tensor, x: Tensor, edits: Edits | None) -> Tensor:
 
 
 class FrozenBlock(nn.Module, abc.ABC):
-    """One transformer block as two residual branches; its norms are inside, wherever the architecture puts them."""
+    """One transformer block as two residual branches; its norms are inside, wherever the architecture puts them.
+
+    >>> from avprompt.encoders import TinyCLIP
+    >>> block = TinyCLIP(pretrained="none").stages[0].blocks[0]
+    >>> x = torch.rand(2, block.spec.tokens, block.spec.dim)
+    >>> added = block.attention(x, edits={"v": nn.Linear(*block.spec.linear("v"))})  # as LoRA adds to the values
+    >>> added.shape, bool(torch.equal(added, block.attention(x)))
+    (torch.Size([2, 65, 96]), False)
+    """
 
     spec: BlockSpec
 
@@ -250,7 +265,12 @@ class FeedForward(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution and the merge that leads to the next (`None` after the last)."""
+    """Blocks of one resolution and the merge that leads to the next (`None` after the last).
+
+    >>> from avprompt.encoders import TinySwinV2
+    >>> [(len(stage.blocks), stage.merge is not None) for stage in TinySwinV2(pretrained="none").stages]
+    [(2, True), (2, False)]
+    """
 
     def __init__(self, blocks: list[FrozenBlock], merge: nn.Module | None = None) -> None:
         super().__init__()

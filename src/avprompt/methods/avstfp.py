@@ -63,6 +63,13 @@ class AVSTFP(PromptMethod):
     Raises:
         ArgumentError: settings that contradict each other; on `attach`, blocks without projections that prompts can
             use, or of different width.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyCLIP
+        >>> backbone = AVPromptBackbone(TinyCLIP("none"), "shared", AVSTFP(num_spatial=4))
+        >>> backbone.prompts.spatial_audio.shape, backbone.prompts.fusion_prompts.shape  # one set for each block pair
+        (torch.Size([4, 4, 96]), torch.Size([4, 2, 96]))
     """
 
     def __init__(

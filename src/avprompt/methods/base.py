@@ -33,6 +33,12 @@ class PromptState:
         maps: attention maps by name, float (B, T, rows, columns).
         tables: numbers by name, float (B, T, K), such as the weights of a router.
         memory: tensors that the method keeps for a later block pair or for `pool`; nothing else reads them.
+
+    Example:
+        >>> state = PromptState(segments=3)
+        >>> state.losses["balance@0"] = torch.tensor(0.1)  # as a method's `step` does
+        >>> state.clips(torch.zeros(6, 16, 40)).shape
+        torch.Size([2, 3, 16, 40])
     """
 
     segments: int

@@ -20,6 +20,19 @@ class ClassEmbeddings(nn.Module, abc.ABC):
     Attributes:
         dim: width E of the embeddings, known from `attach` on.
         logit_scale: logarithm of the tower's factor on cosines, known from `attach` on; `None` if it is unknown.
+
+    Example:
+        >>> from avprompt.methods import NoPrompts
+        >>> class OneHot(ClassEmbeddings):
+        ...     def attach(self, names, prompts):
+        ...         self.dim, self.logit_scale, self.texts = len(names), None, torch.eye(len(names))
+        ...     def forward(self, features):
+        ...         return self.texts
+        >>> branch = OneHot()
+        >>> branch.attach(["bell", "dog"], NoPrompts())
+        >>> branch(torch.rand(1, 10, 2))
+        tensor([[1., 0.],
+                [0., 1.]])
     """
 
     dim: int
@@ -54,6 +67,14 @@ class FixedEmbeddings(ClassEmbeddings):
 
     Raises:
         WeightsError: from `attach`, see `class_embeddings`.
+
+    Example:
+        >>> from avprompt.encoders import TinyCLIPText
+        >>> from avprompt.methods import NoPrompts
+        >>> texts = FixedEmbeddings(lambda: TinyCLIPText("none"), "a photo of a {}.")
+        >>> texts.attach(["red disc", "star"], NoPrompts())
+        >>> texts(torch.rand(1, 10, 64)).shape, len(list(texts.parameters()))
+        (torch.Size([2, 64]), 0)
     """
 
     def __init__(self, tower: Callable[[], TextTower] | None = None, template: str = CLIP_TEMPLATE, spaces: bool = True,
@@ -87,6 +108,13 @@ class RandomEmbeddings(ClassEmbeddings):
 
     Args:
         dim: width E.
+
+    Example:
+        >>> from avprompt.methods import NoPrompts
+        >>> texts = RandomEmbeddings(dim=64)
+        >>> texts.attach(["bell", "dog"], NoPrompts())
+        >>> texts(torch.rand(1, 10, 64)).shape
+        torch.Size([2, 64])
     """
 
     def __init__(self, dim: int = 512) -> None:

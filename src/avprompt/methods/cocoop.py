@@ -26,6 +26,15 @@ class CoCoOp(CoOp):
 
     Raises:
         ArgumentError: see `CoOp`.
+
+    Example:
+        >>> import torch
+        >>> from avprompt.encoders import TinyCLIPText
+        >>> from avprompt.methods import NoPrompts
+        >>> texts = CoCoOp(TinyCLIPText("none"))
+        >>> texts.attach(["red disc", "star"], NoPrompts())
+        >>> texts(torch.rand(3, 10, 64)).shape  # three clips, each with its own two texts
+        torch.Size([3, 1, 2, 64])
     """
 
     def __init__(self, tower: CLIPText, context: int | str = "a photo of a",

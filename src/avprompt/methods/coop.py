@@ -29,6 +29,14 @@ class CoOp(ContextEmbeddings):
 
     Raises:
         ArgumentError: no vectors.
+
+    Example:
+        >>> from avprompt.encoders import TinyCLIPText
+        >>> from avprompt.methods import NoPrompts
+        >>> texts = CoOp(TinyCLIPText("none"), context=4)
+        >>> texts.attach(["red disc", "star"], NoPrompts())
+        >>> texts(torch.rand(1, 10, 64)).shape, [p.shape for p in texts.parameters() if p.requires_grad]
+        (torch.Size([2, 64]), [torch.Size([4, 64])])
     """
 
     def __init__(self, tower: CLIPText, context: int | str = 16, class_specific: bool = False,

@@ -34,6 +34,13 @@ class MaPLe(PromptMethod):
 
     Raises:
         ArgumentError: a number is below 1; on `attach`, no plain visual blocks, or fewer block pairs than J.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyCLAP, TinyCLIP
+        >>> backbone = AVPromptBackbone(TinyCLIP("none"), TinyCLAP("none"), MaPLe(depth=2, text_width=64))
+        >>> sum(p.numel() for p in backbone.prompts.parameters())  # 2 x 2 prompts of width 64, 2 maps from 64 to 96
+        12736
     """
 
     def __init__(self, num_tokens: int = 2, depth: int = 9, text_width: int = 512) -> None:
@@ -82,6 +89,15 @@ class MaPLeEmbeddings(ContextEmbeddings):
 
     Raises:
         ArgumentError: on `attach`, another prompt method, tokens of another width, or too few words.
+
+    Example:
+        >>> from avprompt import AVPromptBackbone
+        >>> from avprompt.encoders import TinyCLAP, TinyCLIP, TinyCLIPText
+        >>> backbone = AVPromptBackbone(TinyCLIP("none"), TinyCLAP("none"), MaPLe(depth=2, text_width=64))
+        >>> texts = MaPLeEmbeddings(TinyCLIPText("none"))
+        >>> texts.attach(["red disc", "star"], backbone.prompts)
+        >>> texts(torch.rand(1, 10, 64)).shape, any(p.requires_grad for p in texts.parameters())
+        (torch.Size([2, 64]), False)
     """
 
     def __init__(self, tower: CLIPText, words: str = "a photo of a") -> None:
