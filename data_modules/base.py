@@ -258,7 +258,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
     Raises:
         ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has
-            no published features; from `setup`, also `augment` for a dataset with masks.
+            no published features, or they meet `corrupt: substitute`; from `setup`, also `augment` for a dataset with
+            masks.
         DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
 
     Example:
@@ -325,7 +326,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
             count = self.info.features.shapes["audio_features"][0]
             if segments != count:
                 raise ArgumentError("segments", segments,
-                                    f"{count}, as the published features of {self.info.name} have", "Leave `segments` out.")
+                                    f"{count}, as the published features of {self.info.name} have",
+                                    "Leave `segments` out.")
+            if corrupt != "error":
+                raise ArgumentError("corrupt", corrupt, "error, with published features",
+                                    "Nothing is decoded, and no clip can take another's place: leave `corrupt` out.")
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory

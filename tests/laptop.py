@@ -46,7 +46,7 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
                                            ("audio", "TinyCLAP", "released_mode: false"))]
     elif arguments["backbone"]["init_args"]["audio"] == "shared":
-        kind, own = ("TinySwinV2", "") if encoder["class_path"].endswith("SwinV2") else (
+        kind, own = ("TinySwinV2", "") if "Swin" in encoder["class_path"] else (
             "TinyCLIP", "segments: 10, train_norm: true, ")
         lines += ["        visual:", f"          class_path: avprompt.encoders.{kind}",
                   f"          init_args: {{pretrained: synthetic, {own}{more}",

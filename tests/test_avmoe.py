@@ -18,7 +18,7 @@ from avprompt.cli import run
 from avprompt.configs import read_yaml
 from avprompt.encoders import CLIP, HTSAT, BlockSpec, FrozenEncoder, SwinV2
 from avprompt.errors import ArgumentError, CheckpointError
-from avprompt.methods import DGSCT, AVMoE
+from avprompt.methods import DGSCT, AVMoE, PromptState
 from avprompt.methods.avmoe import Mixture
 from avprompt.methods.caste import CASTE
 from avprompt.methods.dgsct import ReleasedAdapter
@@ -160,6 +160,21 @@ def test_balance_is_the_divergence_from_uniform() -> None:
         assert float(loss.detach()) == pytest.approx(float(expected), abs=1e-6) and loss >= -1e-7
 
 
+def test_balance_of_an_expert_without_weight_is_finite() -> None:
+    """Far logits make the softmax of an expert exactly zero."""
+    method = AVMoE(num_tokens=2, reduction=2, groups=1, balance=True)
+    method.attach([(OWN, OTHER)], {"visual": [], "audio": []})
+    nn.init.constant_(method.visual_p1[0].router[-1].bias, 0.0)
+    with torch.no_grad():
+        method.visual_p1[0].router[-1].bias[0] = 1000
+    state = PromptState(3)
+    method._adapt("p1", 0, *(own.float() for own in tokens()), state)
+    loss = state.losses["balance@0_visual_p1"]
+    loss.backward()
+    assert 30 < float(loss.detach()) < 100
+    assert all(own.grad.isfinite().all() for own in method.visual_p1[0].router.parameters())
+
+
 def test_agreement_prefers_space() -> None:
     """With a silent MLP the spatial branch weighs more exactly where the cosine is positive."""
     module, (x, u) = filled(CASTE(OWN, OTHER)), tokens()
@@ -176,6 +191,8 @@ def test_agreement_prefers_space() -> None:
 def test_errors() -> None:
     with pytest.raises(ArgumentError, match="cross_experts"):
         AVMoE(cross_experts=1, unimodal_experts=0)
+    with pytest.raises(ArgumentError, match="unimodal_attention: got frames; expected one of none, tokens, latents"):
+        AVMoE(unimodal_attention="frames")
     with pytest.raises(ArgumentError, match="stages"):
         AVPromptBackbone(SmallSwin(), SmallHTSAT(), AVMoE(stages=[2], reduction=4))
     with pytest.raises(ArgumentError, match="4 heads"):

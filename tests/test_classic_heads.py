@@ -33,7 +33,7 @@ from avprompt.heads import (
 from avprompt.heads.mgn import MGNHead
 from avprompt.heads.psp import positive_links
 from avprompt.heads.spatial import AudioGuidedAttention, SpatialChannelAttention
-from avprompt.tasks import AVQA, AVVP, AVEClassic
+from avprompt.tasks import AVQA, AVVP, AVEClassic, AVELinear
 
 AUDIO, VISUAL, CLASSES = 12, 20, 3
 SMALL_RFJC = partial(RFJC, segments=4, steps=1)
@@ -376,6 +376,19 @@ def test_weak_labels_are_refused_where_no_form_is_known() -> None:
     for head in (DAM, RFJC):
         with pytest.raises(ArgumentError, match=f"supervision: got weak, with {head.__name__}"):
             AVEClassic(Given(), head, CLASSES, supervision="weak")
+
+
+@pytest.mark.parametrize(("build", "name"), [
+    (lambda: AVEClassic(Given(), AVEL, CLASSES, supervision="weakly"), "supervision"),
+    (lambda: AVEClassic(Given(), AVEL, CLASSES, loss="as released"), "loss"),
+    (lambda: AVELinear(Given(), CLASSES, loss="bce"), "loss"),
+    (lambda: AVQA(Given(), 5, 9, inputs="questions"), "inputs"),
+    (lambda: AVEL(AUDIO, VISUAL, CLASSES, fusion="sum"), "fusion"),
+    (lambda: AudioGuidedAttention(AUDIO, VISUAL, "authors"), "variant"),
+    (lambda: AVVP(Given(), CLASSES, 4, 0, HAN, gate_audio=True), "gate_audio")])
+def test_what_would_act_as_another_value_is_refused(build: Callable[[], object], name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name}: got "):
+        build()
 
 
 # --- parts and switches

@@ -45,6 +45,17 @@ def test_features_without_encoders_are_not_compared() -> None:
                                     published_features=None))
 
 
+def test_a_source_of_ones_own_may_read_published_features() -> None:
+    names = SimpleNamespace(visual="VGG-19", audio="VGGish")
+    data = SimpleNamespace(sampling=SAMPLING, feature_cache=None, published_features=Path("features"),
+                           info=SimpleNamespace(features=names))
+    check_run(SimpleNamespace(backbone=SimpleNamespace(visual_dim=8, audio_dim=8), resizes_frames=False), data)
+    for side in ("visual", "audio"):
+        encoders = SimpleNamespace(**{side: SimpleNamespace(input=VISUAL if side == "visual" else AUDIO)})
+        with pytest.raises(ConfigError, match="--model.backbone: .*expected encoders, the backbone's"):
+            check_run(SimpleNamespace(backbone=encoders, resizes_frames=False), data)
+
+
 def test_a_task_that_resizes_frames_takes_any_size() -> None:
     """The released AVS networks read 224 x 224 frames into 192 x 192; the sound is compared all the same."""
     experiment = ["--config", str(ROOT / "experiments" / "avs_s4_quickstart.yaml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -21,7 +22,13 @@ from avprompt.configs import (
     read_arguments,
     read_yaml,
 )
+from avprompt.data_modules import AVDataModule
+from avprompt.encoders import FrozenEncoder
 from avprompt.errors import ConfigError
+from avprompt.features import FeatureSource
+from avprompt.heads import EventHead, ParsingHead
+from avprompt.methods import ClassEmbeddings, PromptMethod
+from avprompt.tasks.base import AVPromptTask
 
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 RELEASED = [name for name in NAMES if name.endswith("_released")]
@@ -286,7 +293,7 @@ def test_pages_use_short_flags() -> None:
 
 #: an experiment that has what a flag is about, where ave_dgsct has not
 OWNERS = ("ave_dgsct", "avqa_dgsct", "fewshot_ave_dgsct", "ave_avstfp_b16", "avvp_dgsct", "avs_ms3_quickstart",
-          "ave_late_fusion_quickstart")
+          "ave_late_fusion_quickstart", "ave_avmoe", "ave_stgcma_l14")
 #: a misspelling that the guide explains, and an argument of features that are read from a cache
 OTHERS = {"trainer.max_epoch", "model.backbone.cache"}
 
@@ -311,6 +318,19 @@ def test_callbacks_as_lightning_s_manual_adds_them() -> None:
     assert read_arguments(["--config", "quickstart", *flags]).arguments[-3:] == flags
 
 
+def test_no_argument_takes_any_module() -> None:
+    """A configuration could then build every module of the process, and completion would go through all of them."""
+    def kinds(kind: type) -> set[type]:
+        return {kind}.union(*(kinds(below) for below in kind.__subclasses__()))
+
+    bases = (AVPromptTask, AVDataModule, FeatureSource, FrozenEncoder, PromptMethod, ClassEmbeddings, EventHead,
+             ParsingHead)
+    ours = {kind for base in bases for kind in kinds(base) if kind.__module__.startswith("avprompt.")}
+    wide = {f"{kind.__name__}.{name}" for kind in ours for name, value in inspect.signature(kind).parameters.items()
+            if re.search(r"\bnn\.Module\b", str(value.annotation))}
+    assert len(ours) > 60 and not wide
+
+
 @pytest.fixture(scope="module")
 def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The completion script of bash."""
@@ -324,6 +344,7 @@ def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize(("line", "expected"), [
     ("avprompt exp", {"experiments"}), ("avprompt experiments ave_dgsct_", {"ave_dgsct_released"}),
     ("avprompt fit --config avs_s4_d", {"avs_s4_dgsct", "avs_s4_dgsct_released"}),

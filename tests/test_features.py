@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from small import SAMPLES, SEGMENTS, SmallHTSAT
+from small import SAMPLES, SEGMENTS, SmallHTSAT, SmallSwin
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
+from avprompt import AVPromptBackbone
+from avprompt.backbone import PublishedFeatures
 from avprompt.callbacks import feature_pictures
 from avprompt.cli import lightning_cli, parts_of, run
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.methods import LAVISH, FineTuning
 from avprompt.plots import features
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
@@ -154,6 +160,16 @@ def test_clip_figure_draws_the_gates_it_is_given() -> None:
     assert stairs[0].get_data().values.tolist() == pytest.approx(gate.tolist())
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == ["spectrogram", "listens here", "gates"]
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["b"]
+
+
+@pytest.mark.parametrize(("backbone", "message"), [
+    (PublishedFeatures, "model.backbone: got PublishedFeatures; expected a backbone with a prompt method"),
+    (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), FineTuning("norms", last=1)), "FineTuning, which trains"),
+    (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), LAVISH(reduction=4, prompt_map="linear", train_norms=True)),
+     "LAVISH, which trains")])
+def test_backbones_without_frozen_features_beside_are_refused(backbone: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        feature_pictures.FeaturePictures().on_predict_start(None, SimpleNamespace(backbone=backbone()))
 
 
 def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from small import SmallCLIP, SmallHTSAT, SmallSwin, small_clips
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt import AVPromptBackbone
+import avprompt
+from avprompt import AVPromptBackbone, methods, tasks
 from avprompt.backbone import pair_blocks
 from avprompt.encoders import BlockSpec, TimmViT
 from avprompt.errors import ArgumentError
-from avprompt.methods import LAVISH, VPT, Adapters, FineTuning, LoRA, NoPrompts, PromptMethod
+from avprompt.methods import DGSCT, LAVISH, VPT, Adapters, FineTuning, LoRA, NoPrompts, PromptMethod
 from avprompt.methods.dgsct import ReleasedAdapter
 from avprompt.methods.lora import CrossLowRank, Layer, LowRank
+from avprompt.tasks import AVPromptTask
 
 #: blocks of a width a stage: Swin-V2-L and HTS-AT
 SWIN, HTSAT = ([192] * 2 + [384] * 2 + [768] * 18 + [1536] * 2), ([96] * 2 + [192] * 2 + [384] * 6 + [768] * 2)
@@ -215,6 +217,18 @@ def test_what_fine_tuning_trains() -> None:
     assert left == [set(), set()] == [set(encoder.trained) for encoder in encoders]
 
 
+def adapter(**options: object) -> ReleasedAdapter:
+    settings = {"channel": False, "spatial": False, "alpha": 0.3, "beta": 0.05, "gamma": None, "num_tokens": 2,
+                "reduction": 2, "groups": 2, **options}
+    return ReleasedAdapter(*specs([8, 8]), **settings)
+
+
+def test_methods_and_tasks_are_public() -> None:
+    for part in (methods, tasks):
+        kinds = {name for name in part.__all__ if issubclass(getattr(part, name), (PromptMethod, AVPromptTask))}
+        assert kinds <= set(avprompt.__all__) and all(hasattr(avprompt, name) for name in kinds)
+
+
 def test_impossible_settings_are_named() -> None:
     for build, name in ((lambda: FineTuning(last=0), "last"), (lambda: FineTuning("weights"), "parameters"),
                         (lambda: VPT(num_tokens=0), "num_tokens"),
@@ -223,7 +237,11 @@ def test_impossible_settings_are_named() -> None:
                         (lambda: LoRA(layers=("qkv",)), "layers"),
                         (lambda: AVPromptBackbone(SmallCLIP(), "shared", LoRA(cross=True, reduction=25)), "reduction"),
                         (lambda: AVPromptBackbone(SmallCLIP(), "shared", Adapters(reduction=25)), "reduction"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), LAVISH(reduction=4)), "prompt_map")):
+                        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), LAVISH(reduction=4)), "prompt_map"),
+                        (lambda: DGSCT(prompt_map="bilinear"), "prompt_map"),
+                        (lambda: adapter(prompt_map="bilinear"), "prompt_map"),
+                        (lambda: adapter(reduction=0), "reduction, groups"),
+                        (lambda: adapter(groups=0), "reduction, groups")):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from avprompt import AVPromptBackbone
 from avprompt.errors import ArgumentError
 from avprompt.methods import DGSCT, MettleLike, PromptMethod
-from avprompt.methods.mettle_like import Reader
+from avprompt.methods.mettle_like import Injection, Reader
 
 
 def test_reader_equals_the_formulas_written_out() -> None:
@@ -91,3 +91,9 @@ def test_errors() -> None:
         AVPromptBackbone(SmallCLIP(), SmallHTSAT(), MettleLike(reduction=4, inject=True))
     with pytest.raises(ArgumentError, match="reduction"):
         AVPromptBackbone(SmallSwin(), SmallHTSAT(), MettleLike(reduction=5))
+    for build, name in ((lambda: MettleLike(num_tokens=0), "num_tokens"),
+                        (lambda: MettleLike(layers="first"), "layers"),
+                        (lambda: Reader(8, 2, 0), "reduction"), (lambda: Injection(8, (8, 8), 0), "reduction"),
+                        (lambda: Injection(8, (8, 8), 3), "reduction")):
+        with pytest.raises(ArgumentError, match=f"^{name}:"):
+            build()

@@ -186,7 +186,8 @@ def test_what_does_not_fit_is_refused(small: Path) -> None:
         module(small, segments=5)
     with pytest.raises(DatasetError, match="published_features: got .*expected a folder"):
         AVEDataModule(small, published_features=small / "nowhere").setup("test")
-    for more in ({"augment": "randaugment"}, {"mix_audio": 0.5}, {"predict_root": small}, {"feature_cache": small}):
+    for more in ({"augment": "randaugment"}, {"mix_audio": 0.5}, {"predict_root": small}, {"feature_cache": small},
+                 {"corrupt": "substitute"}):
         with pytest.raises(ArgumentError, match="feature"):
             module(small, **more)
     with pytest.raises(ArgumentError, match="published_features: .*none"):

@@ -21,9 +21,10 @@ _PUBLIC = {
     "avprompt.backbone": ("AVPromptBackbone",),
     "avprompt.features": ("AVFeatures",),
     "avprompt.encoders": ("CLIP", "HTSAT", "CLAPAudio", "SwinV2", "TinyCLAP", "TinyCLIP", "TinyHTSAT", "TinySwinV2"),
-    "avprompt.methods": ("AVMoE", "AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp", "MaPLe",
-                         "MettleLike", "NoPrompts", "PromptMethod", "PromptState", "STGCMA"),
-    "avprompt.tasks": ("AVAR", "AVE", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
+    "avprompt.methods": ("Adapters", "AVMoE", "AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp",
+                         "FineTuning", "LAVISH", "LoRA", "MaPLe", "MettleLike", "NoPrompts", "PromptMethod",
+                         "PromptState", "STGCMA", "VPT"),
+    "avprompt.tasks": ("AVAR", "AVE", "AVEClassic", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
                        "Contrastive"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

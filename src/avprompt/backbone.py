@@ -275,7 +275,8 @@ class AVPromptBackbone(FeatureSource):
             batch: `frames`, uint8 (B, T, 3, H, W), or floating and then already normalised for the visual encoder;
                 `audio`, float (B, T, S) in [-1, 1], mono, one segment a row; and what the method names in
                 `extra_inputs`.
-            prompted: `False` runs the plain frozen networks without a graph.
+            prompted: `False` runs both networks without the method's own parts and without a graph. Parameters of the
+                encoders that the method trained stay as they are.
             maps: return attention maps and tables too.
 
         Raises:

@@ -51,8 +51,9 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
 def check_run(task: Any, data: Any) -> None:
     """`check_input` for a task and its data module.
 
-    Sizes are not compared for a backbone without encoders, which reads features: those must be the data module's.
-    The size of frames is not compared for a task that resizes them itself (`resizes_frames`).
+    Sizes are not compared for a backbone without encoders, which reads features: those of a cache and of published
+    files must be the data module's. The size of frames is not compared for a task that resizes them itself
+    (`resizes_frames`).
 
     Args:
         task: an `AVPromptTask`.
@@ -72,11 +73,12 @@ def check_run(task: Any, data: Any) -> None:
                           "Give both the same folder.")
     needed, read = getattr(task.backbone, "published", None), None if data.published_features is None else {
         "visual": data.info.features.visual, "audio": data.info.features.audio}
-    if needed != read:
+    visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
+    # a user's own source without encoders reads what it likes, and says itself what a batch lacks
+    if needed != read and (needed is not None or visual is not None or audio is not None):
         name, hint = ("--data.published_features", "Give it the folder of the features.") if read is None else (
             "--model.backbone", "Use avprompt.backbone.PublishedFeatures with the names of these encoders.")
         raise ConfigError(name, f"{'nothing' if read is None else read} for data",
                           f"{needed or 'encoders'}, the backbone's", hint)
-    visual, audio = (getattr(task.backbone, side, None) for side in ("visual", "audio"))
     check_input(data.sampling, None if visual is None or task.resizes_frames else visual.input,
                 None if audio is None else audio.input)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -25,6 +26,17 @@ class AVPromptError(Exception):
 
 class ArgumentError(AVPromptError, ValueError):
     """An argument has an impossible value or contradicts another one."""
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse a value that is none of an argument's choices, so that it does not act as one of them.
+
+    Raises:
+        ArgumentError: names the argument and its choices.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise ArgumentError(name, value, f"one of {', '.join(choices)}", "Correct it.")
 
 
 class ConfigError(AVPromptError, ValueError):

@@ -104,7 +104,8 @@ class FeatureSource(nn.Module, abc.ABC):
 
         Args:
             batch: see `batch_keys`.
-            prompted: `False` gives those of the plain frozen encoders, without a graph.
+            prompted: `False` gives those without the method's own parts, without a graph. Parameters of the encoders
+                that the method trained stay as they are.
             maps: also fill `AVFeatures.maps` and `AVFeatures.tables`.
         """
 

@@ -131,8 +131,8 @@ class FeaturePictures(Callback):
 
     Raises:
         ArgumentError: a negative number of clips.
-        ConfigError: during the run, where the network has no prompts, the data have no categories, or `fast_dev_run`
-            writes nothing.
+        ConfigError: during the run, where the network has no prompts or a method that trains the encoders themselves,
+            the data have no categories, or `fast_dev_run` writes nothing.
 
     Example:
         >>> FeaturePictures(max_clips=2).max_clips
@@ -150,9 +150,18 @@ class FeaturePictures(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the inputs of the backbone and the output of every temporal gate."""
-        if isinstance(pl_module.backbone.prompts, NoPrompts):
+        backbone = pl_module.backbone
+        prompts = backbone.prompts
+        if prompts is None:
+            raise ConfigError("model.backbone", type(backbone).__name__, "a backbone with a prompt method",
+                              "There is nothing to compare its features with.")
+        if isinstance(prompts, NoPrompts):
             raise ConfigError("model.backbone.prompts", "NoPrompts", "a prompt method",
                               "There is nothing to compare the frozen features with.")
+        if any(getattr(backbone, name).unfrozen for name in MODALITIES):
+            raise ConfigError("model.backbone.prompts", f"{type(prompts).__name__}, which trains the encoders",
+                              "a prompt method that leaves the encoders frozen",
+                              "There are no frozen features to compare with.")
         if run_folder(trainer) is None:
             raise ConfigError("trainer.fast_dev_run", True, "false: the run's folder takes the pictures",
                               "Leave it out.")
@@ -163,11 +172,11 @@ class FeaturePictures(Callback):
         self.listened: dict[int, list[Tensor]] = {}
         self.gated: dict[int, dict[str, tuple[list[float], list[float]]]] = {}
         self.tables: dict[str, list[tuple[str, int, list[float]]]] = {}
-        self.columns = pl_module.backbone.prompts.table_columns
+        self.columns = prompts.table_columns
         self.drawn = trainer.datamodule.predict_share.start if trainer.world_size > 1 else 0
         self.inputs: list[tuple] = []
         self.gates: dict[str, Tensor] = {}
-        self.handles = [pl_module.backbone.register_forward_pre_hook(lambda module, args: self.inputs.append(args))]
+        self.handles = [backbone.register_forward_pre_hook(lambda module, args: self.inputs.append(args))]
         for name, module in pl_module.named_modules():
             if isinstance(module, (TemporalGate, PaperTemporalGate)):
                 title = GATES[type(module) is PaperTemporalGate].get(name.rpartition(".")[2], name)

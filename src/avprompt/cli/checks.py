@@ -84,8 +84,8 @@ PLAIN = (str, bytes, int, float, complex, bool, type(None), list, tuple, dict, s
 def restrict_parser() -> None:
     """Have the parser build classes for arguments that declare one, not for those that take any value.
 
-    By itself jsonargparse builds whatever class a value names where an argument has no type: a text of a logger would run
-    a shell command. Modules that start processes, load pickles and the like cannot be named at all.
+    By itself jsonargparse builds whatever class a value names where an argument has no type: a text of a logger would
+    run a shell command. Modules that start processes, load pickles and the like cannot be named at all.
     """
     set_parsing_settings(instantiate_subclass_spec_in_any=False, import_path_denylist=[])
 
@@ -104,11 +104,13 @@ def takes_a_class(declared: Any) -> bool:
         return bool(inner) and takes_a_class(inner[-1])
     if inner and typing.get_origin(declared) is not typing.Literal:
         return any(takes_a_class(part) for part in inner)
-    return inspect.isclass(declared) and declared not in (Any, Callable, *PLAIN) and not issubclass(declared, PLAIN[-4:])
+    return (inspect.isclass(declared) and declared not in (Any, Callable, *PLAIN)
+            and not issubclass(declared, PLAIN[-4:]))
 
 
 def declared_arguments(kind: Any) -> dict[str, Any]:
-    """Arguments of a class or function with their type hints, as the parser finds them: parents' and forwarded ones too."""
+    """Arguments of a class or function with their type hints, as the parser finds them: parents' and forwarded ones
+    too."""
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
     add(kind, fail_untyped=False, sub_configs=True)
@@ -135,7 +137,8 @@ def check_classes(config: Any, declared: dict[str, Any]) -> None:
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
-    return list(vars(value).items() if isinstance(value, Namespace) else value.items() if isinstance(value, dict) else ())
+    return list(vars(value).items() if isinstance(value, Namespace) else (
+        value.items() if isinstance(value, dict) else ()))
 
 
 def _check_value(value: Any, path: str, declared: Any) -> None:
@@ -154,13 +157,15 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
                               "before you have read it.")
         module, _, name = named.rpartition(".")
         kind = getattr(importlib.import_module(module), name)  # the parser has imported it
-        nested = [(key, inner) for key, inner in _entries(given) if isinstance(inner, (list, tuple, set)) or _entries(inner)]
+        nested = [(key, inner) for key, inner in _entries(given)
+                  if isinstance(inner, (list, tuple, set)) or _entries(inner)]
         hints = declared_arguments(kind) if nested else {}
         for key, inner in nested:
             _check_value(inner, f"{path}.init_args.{key}", hints.get(key))
         extra = entries.get("dict_kwargs")
         if extra:
-            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in inspect.signature(kind).parameters.values()):
+            taken = inspect.signature(kind).parameters.values()
+            if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken):
                 raise ConfigError(f"{path}.dict_kwargs", list(dict(_entries(extra))), f"none: {named} takes no others",
                                   "Remove them, or correct the names of the class's own arguments.")
             _check_value(extra, f"{path}.dict_kwargs", None)

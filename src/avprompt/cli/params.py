@@ -32,7 +32,8 @@ def params(args: list[str]) -> None:
     from avprompt.cli.lightning import model_of
 
     model = model_of(rest, meta=True)
-    parts = {name: getattr(model.backbone, name, None) for name in ("visual", "audio", "prompts")} | {"head": model.head}
+    parts = {**{name: getattr(model.backbone, name, None) for name in ("visual", "audio", "prompts")},
+             "head": model.head}
     counted: set[int] = set()
     modules = {name: count_parameters(part, counted) for name, part in parts.items()
                if isinstance(part, torch.nn.Module)}

@@ -326,7 +326,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
         super().__init__()
         self.frozen = frozen
         self.released_mode = released_mode
-        self._unfrozen: frozenset[str] = frozenset()
+        #: names of the parameters that a method trains, see `unfreeze`
+        self.unfrozen: frozenset[str] = frozenset()
 
     @property
     def input(self) -> VisualInput | AudioInput:
@@ -431,7 +432,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         self.train(self.training)
 
     def unfreeze(self, chosen: Callable[[str, int], bool]) -> None:
-        """Train single parameters of the frozen encoder, which stays in eval mode, and no longer those of the last call.
+        """Train single parameters of the frozen encoder, which stays in eval mode, no longer those of the last call.
 
         Tables of a front end and what `forward` does not run (`apart`) are not asked for.
 
@@ -446,13 +447,13 @@ class FrozenEncoder(nn.Module, abc.ABC):
                 left -= 1
                 behind[f"stages.{number}.blocks.{place}."] = left
             behind[f"stages.{number}.merge."] = left
-        behind["norm."], names, before = 0, set(), self._unfrozen
+        behind["norm."], names, before = 0, set(), self.unfrozen
         for name, _ in self.named_parameters():
             count = next((count for prefix, count in behind.items() if name.startswith(prefix)), blocks)
             if not name.startswith((*self.constants, *self.apart)) and chosen(name, count):
                 names.add(name)
         self.trained = (*(name for name in self.trained if name not in before), *sorted(names))
-        self._unfrozen = frozenset(names)
+        self.unfrozen = frozenset(names)
         for name, parameter in self.named_parameters():
             if name in names | before:
                 parameter.requires_grad_(not self.frozen or name.startswith(self.trained))
@@ -610,14 +611,18 @@ class WindowBlock(FrozenBlock):
     def to_windows(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> the tokens of each shifted window, (B*T, windows, n, C)."""
         (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
-        x = torch.roll(x.reshape(batch, rows, columns, dim), (-self.shift[0], -self.shift[1]), (1, 2))
+        x = x.reshape(batch, rows, columns, dim)
+        if any(self.shift):
+            x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
         return x.reshape(batch, rows // h, h, columns // w, w, dim).transpose(2, 3).reshape(batch, -1, h * w, dim)
 
     def from_windows(self, x: Tensor) -> Tensor:
         """(B*T, windows, n, C) -> (B*T, N, C), back from `to_windows`."""
         (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
         x = x.reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
-        return torch.roll(x, self.shift, (1, 2)).reshape(batch, rows * columns, dim)
+        if any(self.shift):
+            x = torch.roll(x, self.shift, (1, 2))
+        return x.reshape(batch, rows * columns, dim)
 
     def mix_series(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """(n, L, C) -> attention along each series through the frozen projections, without norms, same shape."""
@@ -641,12 +646,8 @@ class WindowBlock(FrozenBlock):
         return bias
 
     def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
-        (rows, columns), (h, w), batch, dim = self.spec.grid, self.window, x.shape[0], x.shape[-1]
-        x = self.norm1(x) if self.norm_first else x
-        x = x.reshape(batch, rows, columns, dim)
-        if any(self.shift):
-            x = torch.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))
-        x = x.reshape(batch, rows // h, h, columns // w, w, dim).transpose(2, 3).reshape(batch, -1, h * w, dim)
+        x = self.to_windows(self.norm1(x) if self.norm_first else x)
+        shape, batch, dim = x.shape, x.shape[0], x.shape[-1]
         q, k, v = (t.flatten(1, 2) for t in self.project(x, edits))
         bias = self.attention_bias().to(q.dtype)
         if prompts is not None:
@@ -655,16 +656,11 @@ class WindowBlock(FrozenBlock):
                     for extra, own in zip(self.project(prompts, None)[1:], (k, v)))
             bias = F.pad(bias, (prompts.shape[2], 0))
         x = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
-        return x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(batch, -1, h * w, dim)
+        return x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(shape)
 
     def project_out(self, mixed: Tensor, edits: Edits | None = None) -> Tensor:
         check_edits(edits)
-        (rows, columns), (h, w), (batch, _, _, dim) = self.spec.grid, self.window, mixed.shape
-        x = edited(self.attn.proj(mixed), mixed, edits, "proj")
-        x = x.reshape(batch, rows // h, columns // w, h, w, dim).transpose(2, 3).reshape(batch, rows, columns, dim)
-        if any(self.shift):
-            x = torch.roll(x, self.shift, (1, 2))
-        x = x.reshape(batch, rows * columns, dim)
+        x = self.from_windows(edited(self.attn.proj(mixed), mixed, edits, "proj"))
         return self.drop_path(x if self.norm_first else self.norm1(x))
 
     def _mlp(self, x: Tensor, edits: Edits | None) -> Tensor:

@@ -7,10 +7,10 @@ from avprompt.heads.cmbs_alone import CMBSAlone
 from avprompt.heads.cmran import CMRAN
 from avprompt.heads.dam import DAM
 from avprompt.heads.event_head import EventHead
-from avprompt.heads.han import HAN
+from avprompt.heads.han import HAN, ParsingHead
 from avprompt.heads.mm_pyramid import MMPyramid, MMPyramidParsing
 from avprompt.heads.psp import PSP
 from avprompt.heads.rfjc import RFJC
 
 __all__ = ["AVEL", "AVSDN", "CMAN", "CMBSAlone", "CMRAN", "DAM", "EventHead", "HAN", "MMPyramid",
-           "MMPyramidParsing", "PSP", "RFJC"]
+           "MMPyramidParsing", "PSP", "ParsingHead", "RFJC"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.dense import recurrent
+from avprompt.errors import check_choice
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 
@@ -27,6 +28,9 @@ class AVEL(EventHead):
             former.
         variant: see `AudioGuidedAttention`.
 
+    Raises:
+        ArgumentError: an unknown fusion or variant.
+
     Example:
         >>> AVEL(4, 8, num_classes=3)(torch.rand(2, 10, 4), torch.rand(2, 10, 36, 8))["segments"].shape
         torch.Size([2, 10, 4])
@@ -35,6 +39,7 @@ class AVEL(EventHead):
     def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False, attention: bool = True,
                  fusion: Literal["concat", "residual"] = "concat", variant: Variant = "paper") -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
+        check_choice("fusion", fusion, ("concat", "residual"))
         self.attention = AudioGuidedAttention(audio_dim, visual_dim, variant) if attention else None
         self.audio, self.visual = bilstm(audio_dim, HIDDEN), bilstm(visual_dim, HIDDEN)
         self.fusion = ResidualFusion(2 * HIDDEN) if fusion == "residual" else None

@@ -3,6 +3,8 @@ segments and modalities."""
 
 from __future__ import annotations
 
+import abc
+
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +88,28 @@ class HybridAttention(nn.Module):
         return self.norm2(x + self.dropout(self.linear2(self.dropout(torch.relu(self.linear1(x))))))
 
 
-class HAN(nn.Module):
+class ParsingHead(nn.Module, abc.ABC):
+    """The interface of video parsing heads that `AVVP` takes: probabilities of segments and of the video.
+
+    Example:
+        >>> class Mean(ParsingHead):
+        ...     def __init__(self, audio_dim, visual_dim, num_classes, segments, video_dim):
+        ...         super().__init__()
+        ...         self.sound, self.sight = nn.Linear(audio_dim, num_classes), nn.Linear(visual_dim, num_classes)
+        ...     def forward(self, audio, visual, video=None):
+        ...         probs = {"audio_prob": self.sound(audio).sigmoid(), "visual_prob": self.sight(visual).sigmoid()}
+        ...         return {**probs, "video_prob": sum(probs.values()).mean(1) / 2}
+        >>> Mean(4, 8, 3, 10, 0)(torch.rand(2, 10, 4), torch.rand(2, 10, 8))["video_prob"].shape
+        torch.Size([2, 3])
+    """
+
+    @abc.abstractmethod
+    def forward(self, audio: Tensor, visual: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
+        """Audio (B, T, C_a), visual (B, T, C_v), r2plus1d features (B, T, C_s) where the network has them -> outputs of
+        `AttentivePooling`."""
+
+
+class HAN(ParsingHead):
     """HAN's network as released, without the parts that never influence an output: 4,569,675 parameters with VGGish,
     ResNet-152 and R(2+1)D-18.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.heads.event_head import EventHead
-from avprompt.heads.han import AttentivePooling, ParsingInputs
+from avprompt.heads.han import AttentivePooling, ParsingHead, ParsingInputs
 
 WIDTH, HEADS, LEVELS, DROPOUT = 512, 8, 4, 0.2  # of the released network
 
@@ -127,7 +127,7 @@ class MMPyramid(EventHead):
         return self.scored(self.out(torch.cat((seen, heard), -1)))
 
 
-class MMPyramidParsing(nn.Module):
+class MMPyramidParsing(ParsingHead):
     """MM-Pyramid for video parsing, as released without the parts that never influence an output: 40,827,469 parameters
     with VGGish, ResNet-152 and R(2+1)D-18.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from avprompt.errors import ShapeError
+from avprompt.errors import ShapeError, check_choice
 
 HIDDEN = 512  # of the published networks
 UNITS = 49  # hidden units of audio-guided attention, as many as VGG-19 has positions
@@ -24,6 +24,9 @@ class AudioGuidedAttention(nn.Module):
             authors' code, which four later networks share: the sound's unit n is added to all units of position n, so
             that a sound can only prefer fixed positions. It needs 49 positions.
 
+    Raises:
+        ArgumentError: an unknown variant.
+
     Example:
         >>> AudioGuidedAttention(4, 8)(torch.rand(2, 10, 4), torch.rand(2, 10, 36, 8)).shape
         torch.Size([2, 10, 8])
@@ -31,6 +34,7 @@ class AudioGuidedAttention(nn.Module):
 
     def __init__(self, audio_dim: int, visual_dim: int, variant: Variant = "paper") -> None:
         super().__init__()
+        check_choice("variant", variant, get_args(Variant))
         self.variant = variant
         self.audio, self.visual = nn.Linear(audio_dim, HIDDEN), nn.Linear(visual_dim, HIDDEN)
         self.from_visual, self.from_audio = (nn.Linear(HIDDEN, UNITS, bias=False) for _ in range(2))

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
-from avprompt.errors import ArgumentError
+from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.caste import CASTE
 from avprompt.methods.dgsct import Bottleneck, PromptMap
@@ -157,8 +157,8 @@ class AVMoE(PromptMethod):
         gamma: strength of the head's temporal gates, see `FeatureSource`; 0 is off.
 
     Raises:
-        ArgumentError: fewer than two experts, nothing to route between; on `attach`, sizes that do not divide, or a
-            stage that has no block pair.
+        ArgumentError: fewer than two experts, nothing to route between; an unknown `unimodal_attention`; on `attach`,
+            sizes that do not divide, or a stage that has no block pair.
 
     Example:
         >>> from avprompt import AVPromptBackbone
@@ -192,6 +192,7 @@ class AVMoE(PromptMethod):
         if min(cross_experts, unimodal_experts) < 0 or cross_experts + unimodal_experts < 2:
             raise ArgumentError("cross_experts, unimodal_experts", f"{cross_experts}, {unimodal_experts}",
                                 "two experts or more in all", "One alone is an adapter without a router: use DGSCT.")
+        check_choice("unimodal_attention", unimodal_attention, get_args(UnimodalAttention))
         self.experts = {"cross_experts": cross_experts, "unimodal_experts": unimodal_experts, "num_tokens": num_tokens,
                         "reduction": reduction, "groups": groups, "batch_norm": batch_norm,
                         "unimodal_attention": unimodal_attention, "unimodal_relu": unimodal_relu,
@@ -252,6 +253,7 @@ class AVMoE(PromptMethod):
             name = f"@{site}_{modality}_{step}"
             if self.balance:
                 mean = weights.float().mean(0)
+                mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)  # an expert's softmax may be zero
                 state.losses[f"balance{name}"] = -math.log(len(mean)) - mean.log().mean()
             if state.wants_maps:
                 state.tables[f"router{name}"] = state.clips(weights)

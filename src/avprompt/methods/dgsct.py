@@ -18,7 +18,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from avprompt.dense import Linear, linear, recurrent
 from avprompt.encoders.base import BlockSpec, FrozenBlock
-from avprompt.errors import ArgumentError
+from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 
 #: where an adapter's scalar gate, zero at the start, stands
@@ -192,10 +192,10 @@ class Bottleneck(nn.Module):
         Raises:
             ArgumentError: sizes that do not divide.
         """
-        width = dim // reduction
-        if dim % reduction or width % groups:
+        if min(reduction, groups) < 1 or dim % reduction or dim // reduction % groups:
             raise ArgumentError("reduction, groups", f"{reduction}, {groups}",
-                                f"divisors of {dim} channels and of the bottleneck", "Choose smaller values.")
+                                f"divisors of {dim} channels and of the bottleneck", "Choose other values.")
+        width = dim // reduction
         self.gate_inside, self.relu = gate == "inside_norm", relu
         self.norm_before = nn.LayerNorm(dim) if norm_before else nn.Identity()
         self.down, self.up = GroupedLinear(dim, width, groups), GroupedLinear(width, dim, groups)
@@ -244,8 +244,8 @@ class ReleasedAdapter(Bottleneck):
         token_init: `uniform` in [0, 1), or `zeros`.
 
     Raises:
-        ArgumentError: sizes that do not divide, a bicubic map between blocks with class tokens, or none between blocks
-            of different width.
+        ArgumentError: sizes that do not divide, an unknown map, a bicubic one between blocks with class tokens, or none
+            between blocks of different width.
     """
 
     def __init__(self, own: BlockSpec, other: BlockSpec, *, channel: bool, spatial: bool, alpha: float, beta: float,
@@ -254,6 +254,7 @@ class ReleasedAdapter(Bottleneck):
                  token_init: Literal["uniform", "zeros"] = "uniform") -> None:
         super().__init__()
         c, half = own.dim, own.dim // 2
+        check_choice("prompt_map", prompt_map, get_args(Map))
         if prompt_map == "bicubic" and (own.prefix or other.prefix):
             raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
         self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
@@ -455,7 +456,7 @@ class DGSCT(DualGuidance):
         token_init: `uniform` in [0, 1), or `zeros` (released S4, MS3, AVQA: all tokens then stay identical).
 
     Raises:
-        ArgumentError: both directions are off; on `attach`, sizes that do not divide.
+        ArgumentError: both directions are off, or an unknown `prompt_map`; on `attach`, sizes that do not divide.
 
     Example:
         >>> from avprompt import AVPromptBackbone
@@ -488,6 +489,7 @@ class DGSCT(DualGuidance):
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
         self.gate, self.audio_gate, self.batch_norm, self.norm_before = gate, audio_gate, batch_norm, norm_before
+        check_choice("prompt_map", prompt_map, get_args(Map))
         self.prompt_map, self.token_init = prompt_map, token_init
 
     @property

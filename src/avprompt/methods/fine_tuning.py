@@ -8,10 +8,10 @@ from typing import Literal
 from torch import Tensor
 
 from avprompt.encoders.base import FrozenBlock
-from avprompt.errors import ArgumentError
+from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 
-#: the last part of a parameter's name -> whether it belongs to a choice
+#: choice -> pattern of the names that it trains
 CHOICES = {"all": r".", "biases": r"(^|[._])bias$", "norms": r"(^|\.)norm\w*\."}
 
 
@@ -24,7 +24,7 @@ class FineTuning(PromptMethod):
     gives each its own.
 
     Args:
-        parameters: which: `all`, `biases`, or `norms` (weights and biases of layer and batch norms).
+        parameters: which: `all`, `biases`, or `norms` (weights and biases of layer norms).
         last: of how many blocks at the end of each encoder, with the merges between them and the final norm; `None` is
             the whole encoder with its stem.
 
@@ -43,8 +43,7 @@ class FineTuning(PromptMethod):
 
     def __init__(self, parameters: Literal["all", "biases", "norms"] = "all", last: int | None = None) -> None:
         super().__init__()
-        if parameters not in CHOICES:
-            raise ArgumentError("parameters", parameters, f"one of {', '.join(CHOICES)}", "Correct it.")
+        check_choice("parameters", parameters, CHOICES)
         if last is not None and last < 1:
             raise ArgumentError("last", last, "at least 1, or null for all", "Use avprompt.methods.NoPrompts for none.")
         self.choice, self.blocks = re.compile(CHOICES[parameters]), last

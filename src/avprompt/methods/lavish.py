@@ -45,8 +45,8 @@ class LAVISH(DGSCT):
         train_norms: train all norms of the encoder (AVQA).
 
     Raises:
-        ArgumentError: both directions are off; on `attach`, sizes that do not divide, or `prompt_map: none` between
-            blocks of different width.
+        ArgumentError: both directions are off, or an unknown `prompt_map`; on `attach`, sizes that do not divide, or
+            `prompt_map: none` between blocks of different width.
 
     Example:
         >>> from avprompt import AVPromptBackbone

@@ -21,11 +21,23 @@ from torch.nn import functional as F
 
 from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
-from avprompt.errors import ArgumentError
+from avprompt.errors import ArgumentError, check_choice
 from avprompt.features import AVFeatures
 from avprompt.methods.base import PromptMethod, PromptState
 
 SIDES = ("visual", "audio")
+LAYERS = ("all", "last")
+
+
+def reduced(dim: int, reduction: int) -> int:
+    """Width of a path beside a layer of `dim` channels.
+
+    Raises:
+        ArgumentError: sizes that do not divide.
+    """
+    if reduction < 1 or dim % reduction:
+        raise ArgumentError("reduction", reduction, f"a divisor of {dim} channels", "Choose another value.")
+    return dim // reduction
 
 
 class Reader(nn.Module):
@@ -45,9 +57,7 @@ class Reader(nn.Module):
 
     def __init__(self, dim: int, tokens: int, reduction: int) -> None:
         super().__init__()
-        if dim % reduction:
-            raise ArgumentError("reduction", reduction, f"a divisor of {dim} channels", "Choose a smaller value.")
-        width = dim // reduction
+        width = reduced(dim, reduction)
         self.tokens = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.norm, self.norm_mean = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (Linear(dim, width, bias=False) for _ in range(3))
@@ -73,11 +83,14 @@ class Injection(nn.Module):
         dim: channels of the stage.
         metas: channels of the visual and of the audio meta-tokens.
         reduction: channels of the stage over the width of the attention.
+
+    Raises:
+        ArgumentError: sizes that do not divide.
     """
 
     def __init__(self, dim: int, metas: tuple[int, int], reduction: int) -> None:
         super().__init__()
-        width = dim // reduction
+        width = reduced(dim, reduction)
         self.visual, self.audio, self.norm = Linear(metas[0], dim), Linear(metas[1], dim), nn.LayerNorm(dim)
         self.query, self.key, self.value = (Linear(dim, width, bias=False) for _ in range(3))
         self.out, self.gate = Linear(width, dim), nn.Parameter(torch.zeros(1))
@@ -102,7 +115,8 @@ class MettleLike(PromptMethod):
         inject: the meta-tokens of the last layers guide the visual stages before the last (segmentation).
 
     Raises:
-        ArgumentError: on `attach`, sizes that do not divide, or `inject` with a visual encoder of one stage.
+        ArgumentError: no meta-token, or unknown `layers`; on `attach`, sizes that do not divide, or `inject` with a
+            visual encoder of one stage.
 
     Example:
         >>> from avprompt import AVPromptBackbone
@@ -120,6 +134,9 @@ class MettleLike(PromptMethod):
     def __init__(self, num_tokens: int = 4, reduction: int = 8, layers: Literal["all", "last"] = "all",
                  inject: bool = False) -> None:
         super().__init__()
+        if num_tokens < 1:
+            raise ArgumentError("num_tokens", num_tokens, "at least 1", "Choose another value.")
+        check_choice("layers", layers, LAYERS)
         self.num_tokens, self.reduction, self.layers, self.inject = num_tokens, reduction, layers, inject
 
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:

@@ -83,8 +83,10 @@ def setting_of(run: Run) -> Setting:
     backbone = get_nested(config, "model.init_args.backbone.init_args") or {}
     visual, audio = (encoder_name(backbone.get(side, "?")) for side in ("visual", "audio"))
     if "cache" in backbone:
-        visual = audio = f"features in {backbone['cache']}"
-    encoders = f"{visual} for both" if audio == "shared" or "cache" in backbone else f"{visual} + {visual if audio == 'separate' else audio}"
+        encoders = f"features in {backbone['cache']}"
+    else:
+        encoders = f"{visual} for both" if audio == "shared" else (
+            f"{visual} + {visual if audio == 'separate' else audio}")
     released = get_nested(measured, "model.init_args.protocol") == "released"
     selection = get_nested(config, "data.init_args.validation_split") or "val"
     protocol = "not trained on these data" if untrained(run) else f"selected on {selection}"

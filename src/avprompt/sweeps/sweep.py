@@ -72,8 +72,8 @@ def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], wor
 
     Args:
         file: the sweep file, or the name of one that ships: quickstart_ablation, dgsct_modules, dgsct_directions,
-            dgsct_hyperparameters, avstfp_prompts, avstfp_branches, stgcma_s4, fewshot_ave, fewshot_ave_class,
-            fewshot_llp_class.
+            dgsct_hyperparameters, avstfp_prompts, avstfp_branches, stgcma_s4, methods_ave, methods_fewshot,
+            late_fusion_ave, fewshot_ave, fewshot_ave_class, fewshot_llp_class.
         out: folder of the runs; `None` is runs/<name of the sweep>, followed by the name of the task where one is
             given.
         seeds: of the runs.

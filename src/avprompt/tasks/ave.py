@@ -11,6 +11,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from avprompt import losses
 from avprompt.backbone import seeded
+from avprompt.errors import check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.cmbs import CMBSHead, LateFusionHead, SingleHead, audio_stream, visual_stream
 from avprompt.heads.linear import LinearHead
@@ -119,6 +120,9 @@ class AVELinear(AVPromptTask):
         dropout: rate between the two layers of the head that reads both; LAVISH has 0.
         options: see `AVPromptTask`.
 
+    Raises:
+        ArgumentError: an unknown loss.
+
     Example:
         >>> from avprompt import AVPromptBackbone
         >>> from avprompt.encoders import TinyHTSAT, TinySwinV2
@@ -135,6 +139,7 @@ class AVELinear(AVPromptTask):
                  loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy", dropout: float = 0.5,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
+        check_choice("loss", loss, ("cross_entropy", "softmax_bce"))
         self.loss = loss
         with seeded("head"):
             self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality,

@@ -12,6 +12,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from avprompt import losses
 from avprompt.backbone import seeded
+from avprompt.errors import check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads import AVEL, EventHead
 from avprompt.tasks.ave import annotated_categories
@@ -30,13 +31,14 @@ class AVEClassic(AVPromptTask):
         num_classes: event categories, background not counted; linked from the data module, never written in YAML.
         supervision: `full` learns from labels of segments; `weak` from the label of each clip alone (`category`).
         loss: `cross_entropy`, or `released`: what the authors' code computes instead. Probabilities are then taken for
-            logits: those of segments (AVEL, RFJC), of clips with `weak` (all), or the product of gates (CMBS).
+            logits: those of segments (AVEL, RFJC), of clips with `weak` (AVEL, CMRAN, CMBS), or the product of gates
+            (CMBS).
         relevance_weight: weight of the term on `is_event` (DAM: 0.5).
         similarity_weight: weight of the term on the similarity of sound and sight (PSP: 100).
         options: see `AVPromptTask`.
 
     Raises:
-        ArgumentError: `weak` for a head of which no such form is known.
+        ArgumentError: an unknown choice, or `weak` for a head of which no such form is known.
 
     Example:
         >>> from avprompt.backbone import PublishedFeatures
@@ -55,6 +57,8 @@ class AVEClassic(AVPromptTask):
                  loss: Literal["cross_entropy", "released"] = "cross_entropy", relevance_weight: float = 1.0,
                  similarity_weight: float = 100.0, **options: Any) -> None:
         super().__init__(backbone, **options)
+        check_choice("supervision", supervision, ("full", "weak"))
+        check_choice("loss", loss, ("cross_entropy", "released"))
         self.num_classes, self.supervision, self.loss = num_classes, supervision, loss
         self.relevance_weight, self.similarity_weight = relevance_weight, similarity_weight
         with seeded("head"):

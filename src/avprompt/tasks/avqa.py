@@ -12,7 +12,7 @@ from torchmetrics.aggregation import MeanMetric
 
 from avprompt import checkpoints, losses
 from avprompt.backbone import seeded
-from avprompt.errors import ArgumentError, ShapeError
+from avprompt.errors import ArgumentError, ShapeError, check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.st_avqa import Grounding, QuestionHead, STAVQAHead
 from avprompt.metrics.avqa import AVQAAccuracy
@@ -60,7 +60,8 @@ class AVQA(AVPromptTask):
         options: see `AVPromptTask`.
 
     Raises:
-        ArgumentError: the backbone has no visual tokens on a grid, or `grounding` without a module to start.
+        ArgumentError: the backbone has no visual tokens on a grid, unknown `inputs`, or `grounding` without a module to
+            start.
 
     Example:
         >>> from avprompt import AVPromptBackbone
@@ -81,6 +82,7 @@ class AVQA(AVPromptTask):
                  inputs: Literal["all", "question"] = "all", project_audio: bool = True, grounding: Path | None = None,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
+        check_choice("inputs", inputs, ("all", "question"))
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
         self.spec = self.backbone.visual_spec
         with seeded("head"):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from avprompt import losses
 from avprompt.backbone import seeded
+from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures, FeatureSource
+from avprompt.heads.han import ParsingHead
 from avprompt.heads.mgn import MGNHead
 from avprompt.metrics.avvp import AVVPFScore
 from avprompt.tasks.base import AVPromptTask, Column
 
 #: (audio_dim, visual_dim, num_classes, segments, video_dim) -> head
-ParsingHeadCallable = Callable[[int, int, int, int, int], nn.Module]
+ParsingHeadCallable = Callable[[int, int, int, int, int], ParsingHead]
 
 
 class AVVP(AVPromptTask):
@@ -26,11 +28,14 @@ class AVVP(AVPromptTask):
         num_classes: event categories; linked from the data module, never written in YAML.
         segments: number T of segments; linked likewise.
         video_dim: channels of the r2plus1d features, 0 without them; linked likewise.
-        head: `avprompt.heads.HAN` or `avprompt.heads.MMPyramidParsing`; `None` is MGN, behind the temporal gates of the
-            backbone where it has them.
-        gate_audio: apply the temporal gate of vision on audio, which the released code computes and overwrites.
+        head: `avprompt.heads.HAN` or `avprompt.heads.MMPyramidParsing`; `None` is MGN. Temporal gates, where the
+            backbone has them, belong to MGN alone.
+        gate_audio: apply MGN's temporal gate of vision on audio, which the released code computes and overwrites.
         smoothing: label smoothing s of visual events: s y + (1 - s) / 2.
         options: see `AVPromptTask`.
+
+    Raises:
+        ArgumentError: `gate_audio` with another head than MGN.
 
     Example:
         >>> import torch
@@ -51,6 +56,9 @@ class AVVP(AVPromptTask):
                  head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: float = 0.9,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
+        if gate_audio and head is not None:
+            raise ArgumentError("gate_audio", True, "false, with another head than MGN",
+                                "Leave out `gate_audio`, or `head`.")
         self.smoothing = smoothing
         with seeded("head"):
             sizes = self.backbone.audio_dim, self.backbone.visual_dim, num_classes, segments, video_dim
