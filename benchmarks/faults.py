@@ -37,8 +37,10 @@ from store_damage import try_store  # noqa: E402
 
 from avprompt.checkpoints import read_checkpoint  # noqa: E402
 from avprompt.errors import WriteError  # noqa: E402
+from avprompt.files import full_disks  # noqa: E402
 from avprompt.media.decode import Clip, Sampling  # noqa: E402
 from avprompt.media.store import ClipStore, Entry, write_manifest  # noqa: E402
+from avprompt.signals import exit_code  # noqa: E402
 
 torch.set_num_threads(1)
 #: seconds that every batch waits, so that a blow can fall anywhere in a run of fifteen batches
@@ -66,7 +68,7 @@ def fork(work: Callable[[], None], log: Path) -> int:
                 work()
                 code = 0
             except SystemExit as stop:
-                code = stop.code if isinstance(stop.code, int) else 1
+                code = found if isinstance(found := exit_code(stop), int) else 1
             except BaseException:
                 traceback.print_exc()
     finally:
@@ -156,7 +158,8 @@ def full_disk(scratch: Path, whole: Path, rng: random.Random) -> list[str]:
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            train(scratch)
+            with full_disks():  # as every command has it
+                train(scratch)
             verdict.write_text("done")
         except WriteError:
             verdict.write_text("WriteError")

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from stops import Data, build, points, state, train
 
 from avprompt.callbacks import InterruptCheckpoint, TaskCheckpoint
 from avprompt.errors import ArgumentError, ConfigError, NonFiniteLossError, WriteError
-from avprompt.files import write_json, write_whole
+from avprompt.files import full_disks, write_json, write_whole
 from avprompt.processes import Stopped
 from avprompt.schedules import WarmupCosine
+from avprompt.signals import exit_code
 from avprompt.sweeps.run import read_json
 
 #: where a run may be stopped: hook, and optimizer steps done by then; an epoch has 5
@@ -269,7 +271,16 @@ def test_a_signal_before_the_first_step(tmp_path: Path) -> None:
 
 
 def test_exit_codes() -> None:
-    assert Stopped(signal.SIGINT).code == 130 and Stopped(signal.SIGTERM).code == 143
+    assert exit_code(Stopped(signal.SIGINT)) == 130 and exit_code(Stopped(signal.SIGTERM)) == 143
+    assert exit_code(SIGTERMException()) == 143  # before our handlers stand
+
+
+def test_a_library_that_finds_the_disk_full() -> None:
+    """As TensorBoard does, whose events another thread writes; other errors of the system stay what they are."""
+    with pytest.raises(WriteError, match="a file of the run: got No space.*checkpoints are whole"), full_disks():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), full_disks():
+        raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_interrupts_need_exact_resume() -> None:

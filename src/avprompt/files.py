@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from avprompt.errors import WriteError
+from avprompt.errors import AVPromptError, WriteError
+
+#: a disk, a quota, or a limit of a file's size is exhausted
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def full_disks() -> Iterator[None]:
+    """Turn the error of a library that finds the disk full, such as TensorBoard at its events, into a typed one.
+
+    Raises:
+        WriteError: the disk is full.
+
+    Example:
+        >>> try:
+        ...     with full_disks():
+        ...         raise OSError(errno.ENOSPC, "No space left on device", "events")
+        ... except WriteError as error:
+        ...     print(error)
+        events: got No space left on device; expected room on the disk. Make room; checkpoints are whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, AVPromptError) or error.errno not in FULL:
+            raise
+        raise WriteError(error.filename or "a file of the run", error.strerror, "room on the disk",
+                         "Make room; checkpoints are whole.") from error
 
 
 def sync_folder(folder: Path) -> None:

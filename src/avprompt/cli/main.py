@@ -12,6 +12,8 @@ from pathlib import Path
 from avprompt import __version__
 from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError
+from avprompt.files import full_disks
+from avprompt.signals import exit_code
 
 HELP = f"""avprompt {__version__}: parameter-efficient prompting of frozen image and audio encoders
 
@@ -114,7 +116,8 @@ def run(args: list[str]) -> None:
     # ...
     """
     try:
-        dispatch(args)
+        with full_disks():
+            dispatch(args)
     except (ValueError, TypeError) as error:  # jsonargparse wraps what a class's constructor raises
         if (typed := cause(error)) is None or typed is error:
             raise
@@ -193,8 +196,7 @@ def main(args: list[str] | None = None) -> None:
             print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
             code = 2
         elif isinstance(error, SystemExit):
-            # Lightning ends a run that got SIGTERM like one that is done, with exit code 0
-            code = 143 if type(error).__name__ == "SIGTERMException" else error.code
+            code = exit_code(error)
         elif several:
             traceback.print_exc()
             code = 1
