@@ -290,7 +290,7 @@ def test_wrong_caches_are_refused(clip, tmp_path) -> None:
 def test_a_cache_of_other_weights_is_refused_without_building_the_tower(tmp_path) -> None:
     texts, cache, files = ["a disc", "a ring"], tmp_path / "world.safetensors", [tmp_path / f"{name}.safetensors" for name in "ab"]
     for file, scale in zip(files, (1.0, 2.0)):
-        save_file({name: scale * value for name, value in load_file(WEIGHTS / "tiny_clip.safetensors").items()}, file)
+        save_file({name: scale * value for name, value in load_file(WEIGHTS / "tiny_clip_text.safetensors").items()}, file)
     first = class_embeddings(functools.cache(partial(TinyCLIPText, pretrained=str(files[0]))), texts, cache)
     same, other, tag = (functools.cache(partial(TinyCLIPText, pretrained=str(name))) for name in (*files, "world"))
     assert torch.equal(class_embeddings(same, texts, cache), first)

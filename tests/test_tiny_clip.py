@@ -67,7 +67,8 @@ def test_shipped_file_is_open_clip_s_own(clip: Matching) -> None:
     vision = open_clip.model.CLIPVisionCfg(layers=4, width=96, head_width=32, patch_size=8, image_size=64)
     text = open_clip.model.CLIPTextCfg(context_length=CONTEXT, vocab_size=len(WORDS) + 3, width=64, heads=2, layers=2)
     library = open_clip.CLIP(64, vision, text, quick_gelu=True).eval()
-    library.load_state_dict({k: v.float() for k, v in load_file(WEIGHTS / "tiny_clip.safetensors").items()})
+    both = load_file(WEIGHTS / "tiny_clip.safetensors") | load_file(WEIGHTS / "tiny_clip_text.safetensors")
+    library.load_state_dict({k: v.float() for k, v in both.items()})
     picture, _ = Pictures(1, 7).draw(0)
     texts = ["a photo of a red disc and a star.", "the sounds of bar"]
     with torch.no_grad():
@@ -199,14 +200,22 @@ def test_recipe_runs(modality: str, tmp_path, monkeypatch: pytest.MonkeyPatch, c
                   learner=lambda: learners.append(recipe.learner()) or learners[0])
     monkeypatch.setitem(pretrain.RECIPES, modality, few)
     pretrain.main(["--modality", modality, "--steps", "2", "--out", str(tmp_path)])
-    assert str(tmp_path / recipe.file) in capsys.readouterr().out
-    shipped, written = load_file(WEIGHTS / recipe.file), load_file(tmp_path / recipe.file)
-    assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {k: (v.shape, v.dtype) for k, v in written.items()}
-    assert any(not torch.equal(shipped[name], written[name]) for name in shipped)
+    said, text_file = capsys.readouterr().out, recipe.text_file or recipe.file
+    for file in {recipe.file, text_file}:
+        assert str(tmp_path / file) in said
+        shipped, written = load_file(WEIGHTS / file), load_file(tmp_path / file)
+        assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {k: (v.shape, v.dtype) for k, v in written.items()}
+        assert any(not torch.equal(shipped[name], written[name]) for name in shipped)
+    assert {path.name for path in tmp_path.iterdir()} == {recipe.file, text_file}
     encoder = learners[0].encoder.state_dict()
     fresh = type(learners[0].encoder)("none").state_dict()
     for name in filter(is_constant, fresh):  # not in the file, so training must leave them alone
         assert torch.equal(encoder[name], fresh[name]), name
     towers = {"clip": (TinyCLIP, TinyCLIPText), "clap": (TinyCLAP, TinyCLAPText)}
-    for kind in towers.get(modality, ()):
-        assert kind(str(tmp_path / recipe.file)).fingerprint() != kind().fingerprint()
+    for kind, file in zip(towers.get(modality, ()), (recipe.file, text_file)):
+        assert kind(str(tmp_path / file)).fingerprint() != kind().fingerprint()
+
+
+def test_no_shipped_file_is_large() -> None:
+    """A repository keeps every version of every file for good."""
+    assert all(path.stat().st_size < 2**20 for path in WEIGHTS.iterdir())

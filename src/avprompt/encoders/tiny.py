@@ -159,7 +159,7 @@ class TinyCLIPText(CLIPText):
     """
 
     def __init__(self, pretrained: str = "synthetic", frozen: bool = True) -> None:
-        shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "synthetic" else pretrained
+        shipped = str(WEIGHTS / "tiny_clip_text.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, True, frozen)
 
     def _build(self, model: str, activation: type[nn.Module]) -> nn.Module:

@@ -170,12 +170,12 @@ def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) 
                     entry = job.result()
                     done.add(entry.id)
                     yield entry
-            except BrokenProcessPool:
-                pass  # a process died: its clip is among the first unfinished ones
+                return
+            except BrokenProcessPool:  # a process died: its clip is among the first unfinished ones
+                waiting = [clip for clip in waiting if clip not in done]
+                suspects, waiting = waiting[:2 * workers + 1], waiting[2 * workers + 1:]
             finally:
                 pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the running clips, not for all
-        waiting = [clip for clip in waiting if clip not in done]
-        suspects, waiting = waiting[:2 * workers + 1], waiting[2 * workers + 1:]
         for clip in suspects:
             with ProcessPoolExecutor(1, initializer=begin_worker) as pool:
                 try:

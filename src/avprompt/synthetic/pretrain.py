@@ -260,6 +260,7 @@ class Recipe:
 
     Args:
         file: name of the weights file.
+        text_file: name of the text tower's own file; `None` keeps both towers in `file`.
         learner: builds the module to train, with random weights.
         stream: draws `count` training examples, in the order of training.
         examples: held out, for measuring.
@@ -279,6 +280,15 @@ class Recipe:
     lr: float
     weight_decay: float = 0.02
     betas: tuple[float, float] = (0.9, 0.999)
+    text_file: str | None = None
+
+    def split(self, weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        """Name of a file -> the weights in it; the scale of cosines belongs to both towers."""
+        if self.text_file is None:
+            return {self.file: weights}
+        seen = {name for name in weights if name.startswith("visual.")}
+        return {self.file: {name: weights[name] for name in (*sorted(seen), "logit_scale")},
+                self.text_file: {name: value for name, value in weights.items() if name not in seen}}
 
 
 def easy_first(count: int) -> Dataset:
@@ -295,7 +305,7 @@ RECIPES = {
     "clip": Recipe("tiny_clip.safetensors",
                    lambda: Matching(TinyCLIP("none", projection=True, frozen=False), TinyCLIPText("none", frozen=False),
                                     CLIP_TEMPLATE),
-                   easy_first, Pictures(2048, 1), 6000, 32, 1.5e-3, 0.05, (0.9, 0.98)),
+                   easy_first, Pictures(2048, 1), 6000, 32, 1.5e-3, 0.05, (0.9, 0.98), "tiny_clip_text.safetensors"),
     "clap": Recipe("tiny_clap.safetensors",
                    lambda: Matching(TinyCLAP("none", frozen=False), TinyCLAPText("none", frozen=False), CLAP_TEMPLATE),
                    lambda count: Captioned(Seconds(count, 0)), Seconds(2048, 1), 3000, 64, 2e-3),
@@ -335,10 +345,11 @@ def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | 
     with torch.no_grad():
         reached, weights = learner.measure(recipe.examples), learner.weights()
     out.mkdir(parents=True, exist_ok=True)
-    save_file({name: (value.half() if value.is_floating_point() else value).contiguous()
-               for name, value in weights.items()}, out / recipe.file)
+    for file, part in recipe.split(weights).items():
+        save_file({name: (value.half() if value.is_floating_point() else value).contiguous()
+                   for name, value in part.items()}, out / file)
     figures = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
-    print(f"{modality}: {figures} on unseen examples, {out / recipe.file}")
+    print(f"{modality}: {figures} on unseen examples, {', '.join(str(out / file) for file in recipe.split(weights))}")
     return reached
 
 
