@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,33 @@ def exit_code(stop: SystemExit) -> int | str | None:
 
 
 @contextmanager
+def handled(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have a function take the signals that stop a program, except those that it ignores, as nohup does SIGHUP.
+
+    Other threads than the main one have no signal handlers: there, nothing changes.
+
+    Args:
+        handler: called with the number of the signal and the interrupted frame.
+
+    Example:
+        >>> received = []
+        >>> with handled(lambda number, frame: received.append(signal.Signals(number).name)):
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> received
+        ['SIGTERM']
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in STOPS if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+@contextmanager
 def later_signals() -> Iterator[None]:
     """Let a signal that stops the program take effect only at the end of the block.
 
@@ -30,17 +57,11 @@ def later_signals() -> Iterator[None]:
         >>> with later_signals():
         ...     jobs = ["submitted", "and noted"]
     """
-    if threading.current_thread() is not threading.main_thread():  # where Python has no signal handlers
-        yield
-        return
     received: list[int] = []
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in STOPS
-              if signal.getsignal(number) != signal.SIG_IGN}
     try:
-        yield
+        with handled(lambda number, frame: received.append(number)):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         for number in received:
             signal.raise_signal(number)
 
@@ -51,13 +72,5 @@ def stoppable() -> Iterator[None]:
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
+    with handled(stop):
         yield
-        return
-    before = {number: signal.signal(number, stop) for number in STOPS
-              if signal.getsignal(number) != signal.SIG_IGN}  # nohup ignores SIGHUP
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
