@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from matplotlib.figure import Figure
 from torch.utils.data import Dataset, default_collate
 
 from avprompt.datasets.base import DatasetInfo
@@ -366,11 +365,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def annotate(self, item: Any, rng: np.random.Generator) -> Sample:
         """Labels that an item adds to its sample. Random draws use `rng`, so that runs repeat."""
 
-    def plot(self, sample: Sample) -> Figure:
-        """A picture of a sample (no batch dimension) with its labels and, if present, its predictions.
+    def plot(self, sample: Sample) -> Any:
+        """A matplotlib `Figure` of a sample (no batch dimension) with its labels and, if present, its predictions.
 
         A sample of features has no frames and no audio: they are read, or where only features exist, grey and silent.
         """
+        from avprompt.plots.legible import legible
+
         if "frames" not in sample and self.published_features is not None:
             count = self.segments
             sample = {**sample, "frames": torch.full((count, 3, 16, 16), 128, dtype=torch.uint8),
@@ -378,7 +379,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if "frames" not in sample and self.feature_cache is not None:
             frames, audio, _ = self.reader.read(sample["id"])
             sample = {**sample, "frames": frames, "audio": audio}
-        return self.info.plot(sample, self.class_names, self.sampling.spacing)
+        return legible(self.info.plot(sample, self.class_names, self.sampling.spacing))
 
     def example_batch(self, clips: int) -> Sample:
         """A batch of noise with the keys, shapes and dtypes of a training batch, on torch's default device.

@@ -18,6 +18,7 @@ from torch import nn
 from avprompt.encoders import CLAPAudio
 from avprompt.encoders.clap import FRONT_ENDS
 from avprompt.encoders.htsat import FrontEnd, htsat_module
+from avprompt.encoders.mel import hann, mel_bank
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 SMALL = {"spec_size": 32, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
@@ -143,6 +144,14 @@ def test_spectrograms_equal_the_references() -> None:
         expected = 10 * torch.log10((bank @ spectrum.abs() ** 2).clamp(min=1e-10)).transpose(1, 2)
         ours = SlimCLAP(front_end=front_end).log_mel(wave, 10)[:, 0] * (1 + 1e-5) ** 0.5
         assert (ours - expected).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("sr, n_fft, n_mels, fmin, fmax", [
+    (32000, 1024, 64, 50, 14000), (48000, 1024, 64, 50, 14000), (16000, 512, 32, 50, 8000), (22050, 2048, 128, 0, 11025)])
+def test_mel_bands_are_librosas_bit_for_bit(sr: int, n_fft: int, n_mels: int, fmin: int, fmax: int) -> None:
+    assert np.array_equal(mel_bank(sr, n_fft, n_mels, fmin, fmax),
+                          librosa.filters.mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax))
+    assert np.array_equal(hann("hann", n_fft), librosa.filters.get_window("hann", n_fft, fftbins=True))
 
 
 @pytest.mark.parametrize("layout", ["published", "laion_module", "bare", "safetensors"])

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm  # noqa: F401
 from conftest import ROOT
+
+from avprompt.cli.optional_packages import WithoutExtras
 
 #: module -> a line that breaks a contract, and the name of the contract
 BREACHES = {
@@ -56,3 +60,26 @@ def test_there_is_no_module_of_odds_and_ends() -> None:
     folders = (ROOT / "src", ROOT / "data_modules", ROOT / "tests", ROOT / "benchmarks")
     assert not [path for folder in folders for path in folder.rglob("*.py")
                 if path.stem in ("utils", "helpers", "common")]
+
+
+def test_a_command_imports_what_it_uses(tmp_path: Path) -> None:
+    """Counted, not timed: these packages are for pictures, for other loggers, or for metrics that no task has."""
+    heavy = ("scipy", "matplotlib", "transformers", "wandb", "numba", "sklearn", "pandas", "librosa.filters", "requests")
+    program = ("import sys; from avprompt.cli import main; main(['params', '--config', 'ave_dgsct']); "
+               f"print([name for name in {heavy} if name in sys.modules])\n"
+               "import torchmetrics, matplotlib.figure, scipy.signal; print(torchmetrics.utilities.imports._SCIPY_AVAILABLE)")
+    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
+                           env={**os.environ, "AVPROMPT_FULL_IMPORTS": ""}).stdout.splitlines()
+    assert found[-2] == "[]"
+    assert "met" in found[-1]  # once torchmetrics is imported, its extras are what they are
+    assert "188,538,816" in found[3]
+
+
+def test_extras_are_absent_only_while_their_library_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = WithoutExtras()
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    assert finder.find_spec("wandb") is None
+    monkeypatch.setattr(sys.modules["timm"].__spec__, "_initializing", True, raising=False)
+    with pytest.raises(ModuleNotFoundError, match="AVPROMPT_FULL_IMPORTS=1"):
+        finder.find_spec("wandb")
+    assert finder.find_spec("scipy") is None

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from avprompt.errors import ArgumentError
-from avprompt.plots.legible import legible
 
 
 def few(batch: dict[str, Any], count: int) -> dict[str, Any]:
@@ -67,6 +66,6 @@ class ValidationPictures(Callback):
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             decided = pl_module.postprocess(pl_module(batch, maps=True))
         for index, clip_id in enumerate(batch["id"]):
-            figure = legible(trainer.datamodule.plot({**clip_of(batch, index), **clip_of(decided, index)}))
+            figure = trainer.datamodule.plot({**clip_of(batch, index), **clip_of(decided, index)})
             for board in boards:
                 board.experiment.add_figure(f"validation/{index}_{clip_id}", figure, trainer.global_step)

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Callback
 from avprompt.callbacks.pictures import clip_of
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.errors import ArgumentError
-from avprompt.plots.legible import legible
 from avprompt.processes import gathered_objects
 
 
@@ -90,7 +89,7 @@ class PredictionWriter(Callback):
         for index, clip_id in enumerate(batch["id"]):
             self.clips[clip_id] += 1
             if self.clips.total() <= self.max_pictures:
-                figure = legible(data.plot({**clip_of(batch, index), **clip_of(decisions, index)}))
+                figure = data.plot({**clip_of(batch, index), **clip_of(decisions, index)})
                 figure.savefig(self._picture(clip_id), dpi=110)
 
     def _picture(self, clip_id: str) -> Path:

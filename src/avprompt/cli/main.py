@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 from avprompt import __version__
+from avprompt.cli.optional_packages import leave_out_extras
 from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError
 from avprompt.files import full_disks
@@ -185,6 +186,7 @@ def main(args: list[str] | None = None) -> None:
     """
     for name, value in WAITING.items():  # read when torch is imported, which nothing has done yet
         os.environ.setdefault(name, value)
+    leave_out_extras()
     try:
         run(sys.argv[1:] if args is None else args)
     except BaseException as error:

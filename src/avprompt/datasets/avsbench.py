@@ -20,12 +20,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import av
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,7 +35,9 @@ from avprompt.media.files import signature
 from avprompt.media.readers import ClipReader, Published, Segments, as_frame
 from avprompt.media.text import is_name, read_table
 from avprompt.media.untrusted import open_picture, read_picture
-from avprompt.plots.overlays import overlay_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Setting = Literal["s4", "ms3"]
 SPLITS = ("train", "val", "test")
@@ -295,6 +296,8 @@ def example(clips: int, segments: int, num_classes: int, mask_size: int) -> dict
 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
     """Frames, what sounds in them (`masks`), and if present `prediction` (T, M, M) bool, with the waveform."""
+    from avprompt.plots.overlays import overlay_figure
+
     return overlay_figure(sample["frames"], sample["audio"], sample.get("masks"), sample.get("prediction"),
                           sample.get("annotated"), sample["id"], float(sample.get("start", 0.0)), sample.get("valid"))
 

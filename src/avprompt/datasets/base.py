@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.media.feature_files import FeatureFiles
 from avprompt.media.readers import Published
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: one clip without a batch dimension: `id`, `frames`, `audio`, `valid`, labels, and what a model predicted
 Sample = Mapping[str, Any]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets.base import Sample
-from avprompt.plots.timeline import clip_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Annotated(Protocol):
@@ -53,6 +54,8 @@ def example(clips: int, segments: int, num_classes: int) -> dict[str, Tensor]:
 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
     """Frames, waveform, `event` and, if present, `prediction`: (T,), or () for one answer about the whole clip."""
+    from avprompt.plots.timeline import clip_figure
+
     truth = sample["event"].argmax(-1) if "event" in sample else None
     prediction = sample["prediction"].expand(len(sample["frames"])) if "prediction" in sample else None
     return clip_figure(sample["frames"], sample["audio"], class_names, prediction, truth, sample["id"],

@@ -24,16 +24,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets.base import DatasetInfo, Sample
 from avprompt.errors import AnnotationError, DatasetError
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, read_table, whole
-from avprompt.plots.cards import question_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHIPPED = Path(__file__).with_name("kinetics_sounds_32.txt")
 COLUMNS = ("label", "youtube_id", "time_start", "time_end")
@@ -197,6 +199,8 @@ def example(clips: int, segments: int, num_classes: int) -> dict[str, Tensor]:
 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
     """Frames, waveform, the annotated action `label` () and, if present, the `prediction` ()."""
+    from avprompt.plots.cards import question_figure
+
     actions = {name: class_names[int(sample[key])] for name, key in (("answer", "label"), ("prediction", "prediction"))
                if key in sample}
     return question_figure(sample["frames"], sample["audio"], sample["id"], **actions,

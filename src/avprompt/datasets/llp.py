@@ -30,10 +30,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets import ave
@@ -42,7 +42,9 @@ from avprompt.errors import AnnotationError
 from avprompt.media.feature_files import NpyFeatureFiles, NpyFolder
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
-from avprompt.plots.parsing import parsing_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CATEGORIES = (
     "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
@@ -258,6 +260,8 @@ def plot_parsing(sample: Sample, class_names: Sequence[str], spacing: float = 1.
     Annotated are `audio_target` and `visual_target`, predicted `prediction_audio` and `prediction_visual`, (T, C) each,
     where the sample has them. Without targets the title lists its `labels`.
     """
+    from avprompt.plots.parsing import parsing_figure
+
     truth, prediction = (tuple(sample[key].bool() for key in keys) if keys[0] in sample else None
                          for keys in (("audio_target", "visual_target"), ("prediction_audio", "prediction_visual")))
     title = sample["id"]
@@ -270,6 +274,8 @@ def plot_parsing(sample: Sample, class_names: Sequence[str], spacing: float = 1.
 def plot_classification(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
     """Frames and waveform. The title lists what occurs, the answer where it is one of several categories, and, if
     present, the `prediction`, one for the whole clip."""
+    from avprompt.plots.parsing import parsing_figure
+
     title = sample["id"]
     if "labels" in sample:
         occurring = _occurring(sample, class_names)

@@ -28,11 +28,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.datasets.base import DatasetInfo, Sample
@@ -41,7 +40,9 @@ from avprompt.media.feature_files import NpyFeatureFiles, NpyFolder
 from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, read_text
 from avprompt.metrics.avqa import TYPES
-from avprompt.plots.cards import question_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Release = Literal["json", "json_update"]
 SPLITS = ("train", "val", "test")
@@ -348,6 +349,8 @@ def example(clips: int, segments: int, num_classes: int, question_length: int = 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
     """The question's card: frames, waveform, the annotated `answer` () and, if present, `prediction` () and
     `map_grounding` (T, rows, columns)."""
+    from avprompt.plots.cards import question_figure
+
     answers = {key: class_names[int(sample[key])] for key in ("answer", "prediction") if key in sample}
     return question_figure(sample["frames"], sample["audio"], sample["question_text"], **answers,
                            grounding=sample.get("map_grounding"), title=sample["id"],

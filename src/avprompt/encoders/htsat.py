@@ -27,6 +27,7 @@ from avprompt.encoders.base import (
     read_weights,
     without_autocast,
 )
+from avprompt.encoders.mel import without_librosa
 from avprompt.errors import ArgumentError, ShapeError
 
 
@@ -126,7 +127,7 @@ class HTSAT(FrozenEncoder):
 
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
         # torchlibrosa builds its filters with numpy, which the meta device cannot hold
-        with torch.device("cpu"), warnings.catch_warnings():
+        with torch.device("cpu"), without_librosa(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.meshgrid")  # laion-clap's call leaves the order open
             bank = replace(front_end, sample_rate=front_end.bank_rate or front_end.sample_rate)
             net = htsat_module().HTSAT_Swin_Transformer(config=bank, num_classes=1, **sizes)
