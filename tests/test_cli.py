@@ -16,6 +16,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from avprompt.cli import checks, lightning_cli, main, model_of, run
+from avprompt.cli.remembered import remembered
 from avprompt.configs import read_arguments, read_yaml
 from avprompt.errors import CheckpointError, ConfigError
 
@@ -351,3 +352,30 @@ def test_a_file_that_is_not_there_is_refused_before_torch_is_imported(args: str,
     program = "import sys; from avprompt.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", program, *args.split()], capture_output=True, text=True)
     assert said.returncode == 2 and message in said.stderr and said.stdout.split() == ["False"], said
+
+
+def test_answers_about_the_program_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+                                                  capsys: pytest.CaptureFixture) -> None:
+    """Until a file of the package changes; a failure is not kept, and a cache that cannot be written only costs time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    asked = []
+
+    def answer(args: list[str], code: int | None = 0) -> None:
+        asked.append(args)
+        print("the text")
+        sys.exit(code)
+
+    for _ in range(2):
+        remembered(["fit", "--help"], answer)
+    assert asked == [["fit", "--help"]] and capsys.readouterr().out == "the text\n" * 2
+    monkeypatch.setattr("avprompt.cli.remembered.PACKAGE", tmp_path)  # other files
+    (tmp_path / "new.py").write_text("x = 1\n", encoding="utf-8")
+    remembered(["fit", "--help"], answer)
+    assert len(asked) == 2 and len(list((tmp_path / "cache" / "avprompt").iterdir())) == 1
+    with pytest.raises(SystemExit):
+        remembered(["sweep", "--help"], lambda args: answer(args, 2))
+    assert len(list((tmp_path / "cache" / "avprompt").iterdir())) == 1
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    remembered(["test", "--help"], answer)
+    assert asked[-1] == ["test", "--help"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from avprompt import __version__
 from avprompt.cli.optional_packages import leave_out_extras
+from avprompt.cli.remembered import remembered
 from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError
 from avprompt.files import full_disks
@@ -188,7 +189,7 @@ def main(args: list[str] | None = None) -> None:
         os.environ.setdefault(name, value)
     leave_out_extras()
     try:
-        run(sys.argv[1:] if args is None else args)
+        remembered(sys.argv[1:] if args is None else args, run)
     except BaseException as error:
         processes = sys.modules.get("avprompt.processes")  # not imported where nothing ran: it takes torch
         several = processes is not None and processes.world() > 1
