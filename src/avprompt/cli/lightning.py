@@ -26,7 +26,6 @@ from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
 from avprompt.tasks import AVPromptTask
 
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 # both are intended: arguments come from `main`, frozen encoders stay in eval mode
 warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
@@ -79,10 +78,16 @@ class AVPromptCLI(LightningCLI):
             trainer_class=Trainer,
             run=run,
             parser_kwargs={"prog": "avprompt", **PARSING,
-                           **({command: PARSING for command in TRAINER_COMMANDS} if run else {})},
+                           **({command: PARSING for command in self.subcommands()} if run else {})},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The command that is asked for: to build the parsers of the other three takes longer than to parse."""
+        found = LightningCLI.subcommands()
+        asked = next(iter(self.line.arguments), None)
+        return {asked: found[asked]} if asked in found else found
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         # each applies where both the data module and the task know it
