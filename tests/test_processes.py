@@ -23,6 +23,7 @@ from avprompt.cli import run
 from avprompt.errors import ConfigError
 from avprompt.metrics.avqa import TYPES
 from avprompt.processes import check_strategy
+from avprompt.reports.outcomes import clip_scores, metric_columns, read_outcomes
 
 EXPERIMENTS = ROOT / "experiments"
 #: experiment of each task -> fixture of its dataset
@@ -126,6 +127,12 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
         metrics, others = (dict(result(folder / stage)) for folder in (one.parent, two))
         losses = [found.pop("test_loss", 0.0) for found in (metrics, others)]
         assert metrics == others and losses[0] == pytest.approx(losses[1], rel=1e-6)
+        if stage == "test":  # written once, in the dataset's order; the metrics follow from it
+            assert (one / "outcomes.csv").read_bytes() == (two / stage / "outcomes.csv").read_bytes()
+            outcomes = read_outcomes(one / "outcomes.csv")
+            assert {f"test_{metric}" for metric in metric_columns(outcomes)} == set(metrics)
+            for metric in metric_columns(outcomes):
+                assert clip_scores(outcomes, metric).value == pytest.approx(metrics[f"test_{metric}"], abs=1e-6)
     for table in ("predictions.csv",):
         assert (one / table).read_bytes() == (two / "visualize" / table).read_bytes()
     with (one / "predictions.csv").open(newline="") as file:

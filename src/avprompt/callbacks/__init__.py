@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from avprompt.callbacks.checkpointing import InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
+from avprompt.callbacks.outcomes import OutcomeWriter
 from avprompt.callbacks.pictures import ValidationPictures
 from avprompt.callbacks.predictions import PredictionWriter
 from avprompt.callbacks.report import RunReport
@@ -8,5 +9,5 @@ from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.callbacks.together import FailTogether
 
-__all__ = ["ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "PredictionWriter", "RunReport",
-           "TaskCheckpoint", "ValidationPictures", "run_folder"]
+__all__ = ["ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "OutcomeWriter", "PredictionWriter",
+           "RunReport", "TaskCheckpoint", "ValidationPictures", "run_folder"]

@@ -160,7 +160,8 @@ class AVPromptCLI(LightningCLI):
         logger = self.settings.trainer.logger
         name = logger.init_args.get("name") if isinstance(logger, Namespace) else None
         name = name or self.experiment
-        forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump)]
+        forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump),
+                  callbacks.OutcomeWriter()]
         if self.settings.trainer.get("enable_checkpointing") is not False:
             forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
         if self.config.get("subcommand") == "predict":

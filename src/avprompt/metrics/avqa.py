@@ -31,6 +31,24 @@ def _place(question_type: str | Sequence[str]) -> int:
                             "Hand on the batch's `question_type`.") from error
 
 
+#: every figure that the metric may give
+METRICS = (*GROUPS.values(), "average", *(" ".join(pair) for pair in TYPES))
+
+
+def metric_names(question_type: str | Sequence[str]) -> tuple[str, ...]:
+    """The figures of `AVQAAccuracy` in which a question of this type counts.
+
+    Raises:
+        ArgumentError: an unknown type.
+
+    Example:
+        >>> metric_names('["Audio", "Counting"]')
+        ('AQ', 'average', 'Audio Counting')
+    """
+    group, kind = TYPES[_place(question_type)]
+    return GROUPS[group], "average", f"{group} {kind}"
+
+
 class AVQAAccuracy(Metric):
     """Share of questions whose best answer is right, in percent; higher is better.
 

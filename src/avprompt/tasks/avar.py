@@ -74,3 +74,8 @@ class AVAR(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         for metric in self.metrics.values():
             metric.update(outputs["logits"], batch["label"])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the action of a clip is among the k best."""
+        return {name: (outputs["logits"].topk(metric.top_k).indices == batch["label"][:, None]).any(1).float()
+                for name, metric in self.metrics.items()}

@@ -106,6 +106,14 @@ class AVE(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.metrics["accuracy"].update(outputs["is_event"], outputs["event"], batch["event"])
 
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the category of a segment is right; by the released protocol every batch has the same weight."""
+        right = (self.decisions(outputs)["prediction"] == batch["event"].argmax(-1)).float()
+        if self.metrics["accuracy"].protocol == "released":
+            return {"accuracy": right, "weight:accuracy": torch.full_like(right, 1 / right.numel(),
+                                                                          dtype=torch.float64)}
+        return {"accuracy": right}
+
 
 class AVELinear(AVPromptTask):
     """Event localisation segment by segment: a linear head over the features of both modalities, with background as one
@@ -169,4 +177,8 @@ class AVELinear(AVPromptTask):
                 "annotated": annotated_categories(batch, names)}
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        self.metrics["accuracy"].update((outputs["logits"].argmax(-1) == batch["event"].argmax(-1)).float())
+        self.metrics["accuracy"].update(self.scores(outputs, batch)["accuracy"])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the category of a segment is right."""
+        return {"accuracy": (outputs["logits"].argmax(-1) == batch["event"].argmax(-1)).float()}

@@ -114,5 +114,8 @@ class AVEClassic(AVPromptTask):
                 "annotated": annotated_categories(batch, names)}
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        right = self.decisions(outputs)["prediction"] == batch["event"].argmax(-1)
-        self.metrics["accuracy"].update(right.float())
+        self.metrics["accuracy"].update(self.scores(outputs, batch)["accuracy"])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the category of a segment is right."""
+        return {"accuracy": (self.decisions(outputs)["prediction"] == batch["event"].argmax(-1)).float()}

@@ -15,7 +15,7 @@ from avprompt.backbone import seeded
 from avprompt.errors import ArgumentError, ShapeError, check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.st_avqa import Grounding, QuestionHead, STAVQAHead
-from avprompt.metrics.avqa import AVQAAccuracy
+from avprompt.metrics.avqa import METRICS, AVQAAccuracy, metric_names
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -174,6 +174,13 @@ class AVQA(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.metrics["accuracy"].update(outputs["answer"], batch["answer"], batch["question_type"])
 
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the answer is right, under each name that counts a question of this type."""
+        right, names = outputs["answer"].argmax(-1) == batch["answer"], [
+            metric_names(kind) for kind in batch["question_type"]]
+        return {name: torch.where(torch.tensor([name in own for own in names], device=right.device), right.float(),
+                                  torch.nan) for name in METRICS}
+
 
 class AVQAGrounding(AVPromptTask):
     """Stage before `AVQA`: predicts whether a sound belongs to a frame. `AVQA` starts from its grounding module.
@@ -254,3 +261,9 @@ class AVQAGrounding(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         for name, right in (("match_positive", 1), ("match_negative", 0)):
             self.metrics["accuracy"].update((outputs[name].argmax(-1) == right).float())
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """How many of the two pairs of a segment are rightly recognised, divided by two."""
+        right = [(outputs[name].argmax(-1) == right).float()
+                 for name, right in (("match_positive", 1), ("match_negative", 0))]
+        return {"accuracy": (sum(right) / 2).unflatten(0, batch["valid"].shape)}

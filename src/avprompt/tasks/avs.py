@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -14,12 +16,6 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.avs_decoder import AVSDecoder
 from avprompt.metrics.avs import AVSFScore, AVSJaccard
 from avprompt.tasks.base import AVPromptTask, Column
-
-
-def overlap(prediction: Tensor, truth: Tensor) -> float:
-    """Intersection over union of two bool masks, 1 where both are empty."""
-    union = int((prediction | truth).sum())
-    return int((prediction & truth).sum()) / union if union else 1.0
 
 
 class AVS(AVPromptTask):
@@ -94,8 +90,11 @@ class AVS(AVPromptTask):
         masks = self.decisions(outputs)["prediction"]
         overlaps: Column = [""] * len(masks)
         if "masks" in batch:
-            overlaps = [[overlap(mask, truth.bool()) if known else "" for mask, truth, known in zip(*clip)]
-                        for clip in zip(masks, batch["masks"], batch["annotated"])]
+            truth = batch["masks"].bool()
+            both, either = ((masks & truth).sum((2, 3)).double(), (masks | truth).sum((2, 3)))
+            shares = torch.where(either > 0, both / either.clamp(min=1), 1.0)  # two empty masks agree
+            overlaps = [[share if known else "" for share, known in zip(*clip)]
+                        for clip in zip(shares.tolist(), batch["annotated"].tolist())]
         return {"sounding_share": masks.float().mean((2, 3)), "iou": overlaps}
 
     def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
@@ -107,3 +106,29 @@ class AVS(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         for metric in self.metrics.values():
             metric.update(outputs["masks"].float()[batch["annotated"]], batch["masks"][batch["annotated"]])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Of an annotated frame: intersection over union, and where something sounds the curve of F over thresholds,
+        (B, T, 255), as the metrics have just computed them."""
+        fscore, annotated = self.metrics["fscore"], batch["annotated"]
+        curves, sounds = fscore.curves[-1], fscore.sounds[-1]
+        found = {"miou": self.metrics["miou"].frames[-1],
+                 "fscore": torch.where(sounds[:, None], curves, torch.nan)}
+        whole = {name: value.new_full((*annotated.shape, *value.shape[1:]), torch.nan) for name, value in found.items()}
+        for name, value in found.items():
+            whole[name][annotated] = value
+        return whole
+
+    def finish_outcomes(self, rows: list[dict[str, Any]]) -> None:
+        """Curves of F become F at the best threshold: of the split, or by the released protocol of each group, all of
+        which weigh the same."""
+        fscore = self.metrics["fscore"]
+        size = len(rows) if fscore.protocol == "dataset" else fscore.frames_per_group
+        for group in (rows[first:first + size] for first in range(0, len(rows), size)):
+            sounding = [row for row in group if not np.isnan(row["fscore"]).all()]
+            best = int(np.sum([row["fscore"] for row in sounding], 0).argmax()) if sounding else None
+            for row in group:
+                # a group in which nothing sounds scores 0
+                row["fscore"] = 0.0 if best is None else float(row["fscore"][best])
+                if fscore.protocol == "released":
+                    row["weight:fscore"] = 1 / len(sounding or group)

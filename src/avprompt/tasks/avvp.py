@@ -13,7 +13,7 @@ from avprompt.errors import ArgumentError
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.han import ParsingHead
 from avprompt.heads.mgn import MGNHead
-from avprompt.metrics.avvp import AVVPFScore
+from avprompt.metrics.avvp import TYPES, AVVPFScore
 from avprompt.tasks.base import AVPromptTask, Column
 
 #: (audio_dim, visual_dim, num_classes, segments, video_dim) -> head
@@ -50,6 +50,7 @@ class AVVP(AVPromptTask):
     monitor = "val_segment_type"
     mode = "max"
     metric_unit = 100.0
+    score_per_segment = False
     common_outputs = ("audio_token_logits", "visual_token_logits")
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 25, segments: int = 10, video_dim: int = 512,
@@ -99,3 +100,15 @@ class AVVP(AVPromptTask):
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.metrics["fscore"].update(outputs["audio_prob"], outputs["visual_prob"], outputs["video_prob"],
                                       batch["audio_target"], batch["visual_target"])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The F-scores of a clip, which the metric has just computed."""
+        return {f"{level}_{name}": scores[:, place]
+                for level, scores in zip(("segment", "event"), self.metrics["fscore"].scores[-1].unbind(1))
+                for place, name in enumerate(TYPES)}
+
+    def outcome_columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> dict[str, Column]:
+        """Predicted and annotated events of a clip, wherever in it."""
+        return {name: [";".join(dict.fromkeys(event for segment in clip for event in segment.split(";") if event))
+                       for clip in clips] for name, clips in self.columns(outputs, batch, class_names).items()}

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -32,7 +33,11 @@ def named(indices: Tensor, names: Sequence[str]) -> list[Any]:
         >>> named(torch.tensor([[0, 1], [1, 1]]), ["bell", "dog"])
         [['bell', 'dog'], ['dog', 'dog']]
     """
-    return [named(part, names) if part.ndim else names[int(part)] for part in indices]
+    return _named(indices.tolist(), names)
+
+
+def _named(indices: list[Any], names: Sequence[str]) -> list[Any]:
+    return [_named(part, names) if isinstance(part, list) else names[part] for part in indices]
 
 
 def cell(column: Column, clip: int, segment: int | None) -> Any:
@@ -132,6 +137,8 @@ class AVPromptTask(LightningModule, abc.ABC):
     metric_unit = 1.0
     #: whether the table of predictions has a row for each segment, or for each clip
     row_per_segment = True
+    #: whether metrics count segments or clips, where the table of predictions has other rows
+    score_per_segment: bool | None = None
     #: outputs that are not of single clips: the same in every process, or gathered already
     common_outputs: tuple[str, ...] = ()
     #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
@@ -176,6 +183,29 @@ class AVPromptTask(LightningModule, abc.ABC):
     @abc.abstractmethod
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         """Count an evaluated batch in `self.metrics`."""
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What each scored unit of a batch, which `update_metrics` has just counted, adds to the metrics.
+
+        A metric is the mean of its scores. Where units weigh differently, `weight:<metric>` has their weights.
+
+        Args:
+            outputs: of `forward`.
+            batch: with labels.
+
+        Returns:
+            By name of a metric, scores in [0, 1], (B,), or (B, T) where segments are scored; NaN where a unit does not
+            count. None by default: then no outcomes are kept.
+        """
+        return {}
+
+    def outcome_columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                        class_names: Sequence[str]) -> dict[str, Column]:
+        """What stands beside the scores of a unit: the columns of the table of predictions."""
+        return self.columns(outputs, batch, class_names)
+
+    def finish_outcomes(self, rows: list[dict[str, Any]]) -> None:
+        """Complete the rows of a whole split in place: what depends on all of its units."""
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
         """The features of a batch."""
@@ -237,14 +267,52 @@ class AVPromptTask(LightningModule, abc.ABC):
             raise ShapeError("times", None if times is None else tuple(times.shape),
                              f"{(*valid.shape, 2)}, begin and end of each segment in seconds",
                              "Give every sample of the data module `times` (T, 2), see `Sampling.times`.")
-        columns, rows = self.columns(outputs, batch, class_names), []
+        rows = self._rows(self.columns(outputs, batch, class_names), batch, self.row_per_segment)
+        count = len(rows) // len(batch["id"])
+        return [{**row, "path": batch["path"][place // count] if "path" in batch else ""}
+                for place, row in enumerate(rows)]
+
+    def outcome_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
+                     class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Outputs of a batch that `update_metrics` has just counted -> rows of the table of outcomes, one a scored unit.
+
+        Every row has `id`, `start` and `end` (empty where the batch has no `times`), `outcome_columns`, `decoded`, and
+        the unit's `scores` as float64, or as an array that `finish_outcomes` condenses. A unit without any score has no
+        row.
+
+        Args:
+            outputs: of `forward`.
+            batch: with labels and `valid` (B, T).
+            class_names: of the categories.
+        """
+        per_segment = self.row_per_segment if self.score_per_segment is None else self.score_per_segment
+        found = {}
+        for name, value in self.scores(outputs, batch).items():
+            value = value.detach().cpu().double()
+            if per_segment:
+                value = (value[:, None].expand(batch["valid"].shape) if value.ndim == 1 else value).flatten(0, 1)
+            found[name.replace(" ", "_")] = value.numpy()
+        if not found:
+            return []
+        counts = np.any([~np.isnan(value).reshape(len(value), -1).all(1) for name, value in found.items()
+                         if not name.startswith("weight:")], axis=0)
+        rows = self._rows(self.outcome_columns(outputs, batch, class_names), batch, per_segment)
+        return [{**row, **{name: value[place] for name, value in found.items()}}
+                for place, row in enumerate(rows) if counts[place]]
+
+    @staticmethod
+    def _rows(columns: dict[str, Column], batch: dict[str, Any], per_segment: bool) -> list[dict[str, Any]]:
+        valid, times, rows = batch["valid"].cpu(), batch.get("times"), []
+        columns = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in columns.items()}
+        times = None if times is None else times.cpu()
         for clip, clip_id in enumerate(batch["id"]):
-            for segment in range(valid.shape[1]) if self.row_per_segment else [None]:
-                spans, decoded = (times[clip], valid[clip]) if segment is None else (
-                    times[clip, segment:segment + 1], valid[clip, segment])
-                rows.append({"id": clip_id, "start": round(float(spans[0, 0]), 3), "end": round(float(spans[-1, 1]), 3),
+            for segment in range(valid.shape[1]) if per_segment else [None]:
+                part = slice(None) if segment is None else slice(segment, segment + 1)
+                start, end = ("", "") if times is None else (
+                    round(float(times[clip, part][0, 0]), 3), round(float(times[clip, part][-1, 1]), 3))
+                rows.append({"id": clip_id, "start": start, "end": end,
                              **{name: cell(column, clip, segment) for name, column in columns.items()},
-                             "decoded": bool(decoded.all()), "path": batch["path"][clip] if "path" in batch else ""})
+                             "decoded": bool(valid[clip, part].all())})
         return rows
 
     def compute_metrics(self) -> dict[str, Tensor]:
@@ -427,12 +495,13 @@ class AVPromptTask(LightningModule, abc.ABC):
                 raise ArgumentError(name, f"NaN for {', '.join(clips)}", "scores",
                                     "Look at these clips, and at the loss: has training diverged?")
 
-    def _evaluate(self, stage: str, batch: dict[str, Any]) -> None:
+    def _evaluate(self, stage: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         outputs = self(batch)
         self._check_scores(outputs, batch["id"])
         loss, _ = self.total_loss(outputs, batch)
         self.update_metrics(outputs, batch)
         self.evaluation_means.add({f"{stage}_loss": loss}, len(batch["id"]))
+        return outputs
 
     def _log_evaluation(self, stage: str) -> None:
         self.log_dict(self.evaluation_means.compute(common=True))
@@ -447,13 +516,13 @@ class AVPromptTask(LightningModule, abc.ABC):
         """As for validation."""
         self.reset_metrics()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count one batch of the selection split."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Count one batch of the selection split; its outputs."""
+        return self._evaluate("val", batch)
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Count one batch of the test split."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Count one batch of the test split; its outputs."""
+        return self._evaluate("test", batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_loss` and `val_<metric>`."""

@@ -211,21 +211,27 @@ class Contrastive(AVPromptTask):
         }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        (target, has_class), accepted = self.targets(batch), batch.get("accepted")
+        for name, value in self.scores(outputs, batch).items():
+            self.metrics[name].update(value[~value.isnan()])
+
+    def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Whether the class of a segment or a clip is right; `video_accuracy` (B,) is the clip's, NaN without event."""
+        (target, has_class), accepted, scores = self.targets(batch), batch.get("accepted"), {}
         if "event" in batch and self.level == "video":
             target = target.masked_fill(~has_class, -1)  # a clip without an event counts and is always wrong
         for name in ("", *(f"{modality}_" for modality in self.head.branches)):
             if f"{name}logits" in outputs:
                 found = outputs[f"{name}logits"].argmax(-1)
                 right = accepted.gather(1, found[:, None])[:, 0] if accepted is not None else found == target
-                self.metrics[f"{name}accuracy"].update(right.float())
+                scores[f"{name}accuracy"] = right.float()
         if self.level == "segment":
             _, category, has_event = losses.event_targets(batch["event"])
             found = outputs["logits"].mean(1).argmax(-1)
-            self.metrics["video_accuracy"].update((found == category)[has_event].float())
+            scores["video_accuracy"] = (found == category).float().masked_fill(~has_event, torch.nan)
         if "labels" in batch:
             found = outputs["logits"].argmax(-1, keepdim=True)
-            self.metrics["any_match"].update(batch["labels"].gather(1, found).squeeze(1).float())
+            scores["any_match"] = batch["labels"].gather(1, found).squeeze(1).float()
+        return scores
 
     def configure_optimizers(self) -> Any:
         """As every task's.
