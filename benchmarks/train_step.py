@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --config ave_dgsct
     python benchmarks/train_step.py --config ave_dgsct --against quickstart
     python benchmarks/train_step.py --config ave_dgsct \\
-        --set "--model.backbone.checkpointing=true"
+        --set "--model.backbone.checkpointing=adapters"
     python benchmarks/train_step.py --config ave_avstfp_l14 \\
         --against ave_avstfp_l14 \\
         --set-against "--model.backbone.prompts=avprompt.methods.NoPrompts"

@@ -27,7 +27,7 @@ def test_partners_are_spread_evenly_and_end_together() -> None:
     assert pair_blocks([24], [2, 2, 6, 2]) == [(2 * i + 1, i) for i in range(12)]
 
 
-def backbone(checkpointing: bool = False,
+def backbone(checkpointing: str = "none",
              method: Callable[..., PromptMethod] = partial(DGSCT, num_tokens=4, reduction=4)) -> AVPromptBackbone:
     torch.manual_seed(0)
     net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), method(), checkpointing=checkpointing)
@@ -60,18 +60,42 @@ def test_unprompted_pass_is_the_frozen_network_without_a_graph() -> None:
 @pytest.mark.parametrize("method", [partial(DGSCT, num_tokens=4, reduction=4), DGSCTPaper])
 def test_checkpointing_changes_nothing(method: Callable) -> None:
     results = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "adapters", "all"):
         net, batch = backbone(checkpointing, method), small_clips()
         net.train()
         features = net(batch)
         (features.visual.square().sum() + features.audio.square().sum()).backward()
         results.append((features, net))
-    (plain, first), (recomputed, second) = results
-    assert torch.equal(plain.visual, recomputed.visual) and torch.equal(plain.audio, recomputed.audio)
-    for (name, p), q in zip(first.prompts.named_parameters(), second.prompts.parameters()):
-        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6), name
-    for (name, p), q in zip(first.named_buffers(), second.buffers()):
-        assert torch.equal(p, q), f"{name}: a batch was counted twice"
+    plain, first = results[0]
+    for recomputed, second in results[1:]:
+        assert torch.equal(plain.visual, recomputed.visual) and torch.equal(plain.audio, recomputed.audio)
+        for (name, p), q in zip(first.prompts.named_parameters(), second.prompts.parameters()):
+            assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-6), name
+        for (name, p), q in zip(first.named_buffers(), second.buffers()):
+            assert torch.equal(p, q), f"{name}: a batch was counted twice"
+
+
+def test_checkpointing_keeps_less() -> None:
+    """`adapters` keeps less than `none`, `all` less than `adapters`; both say no to what they cannot do."""
+    sizes = {}
+    for checkpointing in ("none", "adapters", "all"):
+        net, kept = backbone(checkpointing).train(), {}
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*net.parameters(), *net.buffers())}
+
+        def note(tensor: torch.Tensor, kept: dict = kept, own: set = own) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            net(small_clips())
+        sizes[checkpointing] = sum(storage.nbytes() for storage in kept.values())
+    assert sizes["all"] < sizes["adapters"] < 0.8 * sizes["none"], sizes
+    with pytest.raises(ArgumentError, match="checkpointing: got True"):
+        AVPromptBackbone(SmallSwin(), SmallHTSAT(), checkpointing=True)
+    with pytest.raises(ArgumentError, match="adapters, with NoPrompts"):
+        AVPromptBackbone(SmallSwin(), SmallHTSAT(), checkpointing="adapters")
 
 
 def test_errors() -> None:

@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
 from avprompt.encoders.tags import encoder_of_tag
-from avprompt.errors import ArgumentError, ShapeError
+from avprompt.errors import ArgumentError, ShapeError, check_choice
 from avprompt.feature_cache import MODALITIES, FeatureCache
 from avprompt.features import AVFeatures, FeatureSource, Modality
-from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+from avprompt.methods.base import Checkpointing, PromptMethod, PromptState, mean_or_class_token, recomputed
 from avprompt.methods.none import NoPrompts
 
 
@@ -47,21 +46,6 @@ def pair_blocks(visual: list[int], audio: list[int]) -> list[tuple[int, int]]:
         sites += [(v_start + i, a_start + j) for i, j in zip(spread(v, partners), spread(a, partners))]
         v_start, a_start = v_start + v, a_start + a
     return sites
-
-
-@contextmanager
-def frozen_batch_norm_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep batch norms from counting a batch twice while a checkpointed block pair is computed again."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # running = 1 * running + 0 * batch
-    try:
-        yield
-    finally:
-        for norm, (momentum, count) in zip(norms, before):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)
 
 
 @contextmanager
@@ -144,11 +128,13 @@ class AVPromptBackbone(FeatureSource):
         prompts: the method; it is attached to this pair's blocks here. `None` is `NoPrompts`.
         pairing: `auto` pairs stage by stage where both have the same number of stages, else over all blocks; `stages`
             insists on the former, `even` on the latter.
-        checkpointing: recompute each block pair in the backward pass instead of keeping its activations.
+        checkpointing: what the backward pass computes again instead of reading it from memory: `none`; `adapters`, the
+            method's parts beside the frozen blocks; `all`, each block pair with them.
 
     Raises:
         ArgumentError: an argument is of another kind; `pairing: stages` with different numbers of stages; an
-            encoder that cannot read spectrograms with `audio: shared` or `separate`.
+            encoder that cannot read spectrograms with `audio: shared` or `separate`; `checkpointing: adapters` for a
+            method that has none.
 
     Example:
         >>> import torch
@@ -163,8 +149,9 @@ class AVPromptBackbone(FeatureSource):
 
     def __init__(self, visual: FrozenEncoder | str, audio: FrozenEncoder | Literal["shared", "separate"] | str,
                  prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
-                 checkpointing: bool = False) -> None:
+                 checkpointing: Checkpointing = "none") -> None:
         super().__init__()
+        check_choice("checkpointing", checkpointing, get_args(Checkpointing))
         visual = encoder_of_tag(visual) if isinstance(visual, str) else visual
         if audio in ("shared", "separate"):
             if not hasattr(visual, "listener"):
@@ -180,6 +167,9 @@ class AVPromptBackbone(FeatureSource):
                 raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
                                     f"Give an object of a class of avprompt.{kind.__module__.split('.')[1]}.")
         self.visual, self.audio, self.prompts = visual, audio, prompts
+        if checkpointing == "adapters" and not prompts.has_adapters:
+            raise ArgumentError("checkpointing", f"adapters, with {type(prompts).__name__}",
+                                "a method with parts beside the frozen blocks", "Use none, or all for less memory.")
         self.checkpointing = checkpointing
         depths = [[len(stage.blocks) for stage in encoder.stages] for encoder in (visual, audio)]
         if pairing == "stages" and len(depths[0]) != len(depths[1]):
@@ -293,7 +283,8 @@ class AVPromptBackbone(FeatureSource):
                              "the same first two dimensions (clips B, segments T)", "Check the data module.")
         trained = prompted and any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
         state = PromptState(frames.shape[1], maps, {name: batch[name] for name in method.extra_inputs},
-                            trained or method.gradient == "encoder")
+                            trained or method.gradient == "encoder",
+                            self.checkpointing == "adapters" and torch.is_grad_enabled())
         with nullcontext() if trained or method.gradient != "none" else torch.no_grad():
             return self._walk(frames, audio, method, state)
 
@@ -330,21 +321,17 @@ class AVPromptBackbone(FeatureSource):
 
     def _run(self, run: Callable, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """One block pair, recomputed in the backward pass where that is asked for."""
-        if not (self.checkpointing and torch.is_grad_enabled()):
+        if self.checkpointing != "all" or not torch.is_grad_enabled():
             return run(visual, audio, state)
-        before = dict(state.memory)
-        written: list[PromptState] = []
 
-        def again(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-            # later block pairs overwrite the memory: a second run needs it as it was, and may not write to it
-            written.append(replace(state, losses={}, maps={}, tables={}, memory=dict(before)))
-            return run(visual, audio, written[-1])
+        def again(visual: Tensor, audio: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor | dict[str, Tensor], ...]:
+            # a run starts from the memory as it was, and gives what it writes instead of writing it
+            own = replace(state, losses={}, maps={}, tables={}, memory=dict(memory))
+            return *run(visual, audio, own), own.losses, own.maps, own.tables, own.memory
 
-        visual, audio = checkpoint(again, visual, audio, use_reentrant=False,
-                                   context_fn=lambda: (nullcontext(), frozen_batch_norm_statistics(self)))
-        for name in ("losses", "maps", "tables"):
-            getattr(state, name).update(getattr(written[0], name))
-        state.memory = written[0].memory
+        visual, audio, *written = recomputed(again, self, visual, audio, dict(state.memory))
+        for name, values in zip(("losses", "maps", "tables", "memory"), written):
+            getattr(state, name).update(values)
         return visual, audio
 
     @staticmethod

@@ -55,7 +55,7 @@ def check_strategy(strategy: str | None) -> None:
             "A checkpoint holds the trainable state of a whole network, as every process of ddp has it; strategies "
             "that split networks (fsdp, deepspeed, model_parallel) would write parts of it. Encoders are frozen and "
             "have neither gradients nor optimizer states: if memory is short, lower batch_size, or set "
-            "`checkpointing: true` for the backbone.")
+            "`checkpointing: all` for the backbone.")
 
 
 # --- one loss over the clips of all processes

@@ -171,6 +171,8 @@ class AVMoE(PromptMethod):
         (torch.Size([1, 2, 2]), True)
     """
 
+    has_adapters = True
+
     def __init__(
         self,
         cross_experts: int = 1,
@@ -248,7 +250,7 @@ class AVMoE(PromptMethod):
         """What p1 or p2 adds to both modalities (B*T, N, C)."""
         added = []
         for modality, own, other in (("visual", visual, audio), ("audio", audio, visual)):
-            change, weights = getattr(self, f"{modality}_{step}")[self.places[site]](own, other)
+            change, weights = state.part(getattr(self, f"{modality}_{step}")[self.places[site]], own, other)
             added.append(change)
             name = f"@{site}_{modality}_{step}"
             if self.balance:
@@ -265,7 +267,8 @@ class AVMoE(PromptMethod):
             return 0, 0
         added = []
         for modality, own, other in (("visual", visual, audio), ("audio", audio, visual)):
-            change, weights = getattr(self, f"{modality}_caste")[self.enriched[site]](own, other, state.segments)
+            change, weights = state.part(getattr(self, f"{modality}_caste")[self.enriched[site]], own, other,
+                                         state.segments)
             added.append(change)
             if state.wants_maps:
                 state.tables[f"agreement@{site}_{modality}"] = state.clips(weights)

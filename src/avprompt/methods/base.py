@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.features import AVFeatures
 
 Gradient = Literal["encoder", "method", "none"]
+#: what is computed again in the backward pass, see `AVPromptBackbone`
+Checkpointing = Literal["none", "adapters", "all"]
+
+
+@contextmanager
+def _uncounted(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms from counting a batch that they have counted."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # running = 1 * running + 0 * batch
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
+
+
+def recomputed(function: Callable, module: nn.Module, *inputs: Any) -> Any:
+    """`function(*inputs)`, whose activations are computed again in the backward pass instead of kept.
+
+    Batch norms of `module` count the batch once: in the first run, which a flag knows from later ones. Under
+    `torch.compile` there is one run, because the compiler repeats values and not what changes a buffer.
+    """
+    if torch.compiler.is_compiling():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    counted = False
+
+    def run(*inputs: Any) -> Any:
+        nonlocal counted
+        with _uncounted(module) if counted else nullcontext():
+            counted = True
+            return function(*inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False)
 
 
 @dataclass
@@ -29,6 +66,7 @@ class PromptState:
         wants_maps: whether the caller asks for `maps` and `tables`.
         inputs: the entries of the batch that the method names in `extra_inputs`.
         encoder_graph: whether gradients flow through the frozen blocks in this pass.
+        recompute: whether `part` computes again in the backward pass.
         losses: auxiliary losses, scalars; `balance@3` is the loss `balance` of block pair 3. Tasks weigh them by name.
         maps: attention maps by name, float (B, T, rows, columns).
         tables: numbers by name, float (B, T, K), such as the weights of a router.
@@ -45,6 +83,7 @@ class PromptState:
     wants_maps: bool = False
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     encoder_graph: bool = True
+    recompute: bool = False
     losses: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, Tensor] = field(default_factory=dict)
@@ -53,6 +92,14 @@ class PromptState:
     def frozen(self) -> AbstractContextManager:
         """The context in which frozen parts run: `torch.no_grad()` where no gradient flows through the encoders."""
         return nullcontext() if self.encoder_graph else torch.no_grad()
+
+    def part(self, module: nn.Module, *inputs: Any) -> Any:
+        """`module(*inputs)`, one of the method's own parts, which `checkpointing: adapters` computes twice.
+
+        A method that sends its parts through here says so by `PromptMethod.has_adapters`. What is kept for the backward
+        pass is then `inputs` alone, which may not depend on anything that a part writes.
+        """
+        return recomputed(module, module, *inputs) if self.recompute else module(*inputs)
 
     def clips(self, x: Tensor) -> Tensor:
         """(B*T, ...) -> (B, T, ...)."""
@@ -86,6 +133,8 @@ class PromptMethod(nn.Module, abc.ABC):
     #: without a graph, the method's own parts with one. `none`: nothing is trained here, and nothing has a graph.
     #: Encoders that train something themselves always have a graph.
     gradient: Gradient = "encoder"
+    #: whether the method has parts beside the frozen blocks that `checkpointing: adapters` can compute again
+    has_adapters: bool = False
     #: further entries of the batch that the method needs; they arrive as `state.inputs`
     extra_inputs: tuple[str, ...] = ()
     #: what the K columns of a family of tables mean, by the family's name, such as `router` of `router@3`

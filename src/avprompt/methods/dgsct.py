@@ -390,6 +390,8 @@ class DualGuidance(PromptMethod):
         ArgumentError: both directions are off.
     """
 
+    has_adapters = True
+
     def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
                  v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1) -> None:
         super().__init__()
@@ -415,7 +417,7 @@ class DualGuidance(PromptMethod):
         added: list = []
         for name, own, other in (("visual", visual, audio), ("audio", audio, visual)):
             adapters = getattr(self, f"{name}_{step}")
-            change, scores = adapters[site](own, other) if adapters else (0, None)
+            change, scores = state.part(adapters[site], own, other) if adapters else (0, None)
             added.append(change)
             if scores is not None and step == "p2" and site + 1 == len(adapters):
                 state.memory[name] = torch.softmax(torch.tanh(scores.float()), dim=-1)

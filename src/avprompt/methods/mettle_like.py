@@ -129,6 +129,7 @@ class MettleLike(PromptMethod):
     """
 
     gradient = "method"
+    has_adapters = True
     identity_at_start = True
 
     def __init__(self, num_tokens: int = 4, reduction: int = 8, layers: Literal["all", "last"] = "all",
@@ -162,7 +163,7 @@ class MettleLike(PromptMethod):
 
     def _read(self, modality: str, reader: Reader, tokens: Tensor, state: PromptState) -> None:
         """Add the projected meta-tokens of a layer to the mean of all, and keep them for `finish`."""
-        metas, count = reader(tokens), len(getattr(self, modality)) + len(getattr(self, f"{modality}_lone"))
+        metas, count = state.part(reader, tokens), len(getattr(self, modality)) + len(getattr(self, f"{modality}_lone"))
         project = getattr(self, f"{modality}_project")
         seen = (project[str(metas.shape[-1])](metas) if self.layers == "all" else metas).mean(1) / count
         before = state.memory.get(modality)
