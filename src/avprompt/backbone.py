@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
@@ -352,12 +352,16 @@ class StoredFeatures(FeatureSource, abc.ABC):
     specs: dict[str, BlockSpec]
     remedy: str
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kind", torch.empty(0), persistent=False)  # follows `.double()`
+
     @abc.abstractmethod
     def fingerprint(self) -> str:
         """What the features were computed from; a checkpoint of a head records it."""
 
     def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
-        """Features as they stand in the batch, in float32.
+        """Features as they stand in the batch, in float32, or in float64 where the module was cast so.
 
         Args:
             batch: `visual_features` and `audio_features`, (B, T, C), or (B, T, N, C) with all tokens.
@@ -372,7 +376,8 @@ class StoredFeatures(FeatureSource, abc.ABC):
                                 self.remedy)
         found = {}
         for modality, spec in self.specs.items():
-            x = batch[f"{modality}_features"].float()
+            x = batch[f"{modality}_features"]
+            x = x.to(torch.promote_types(self.kind.dtype, torch.float32))
             found[f"{modality}_tokens"] = x if x.ndim == 4 else x.unsqueeze(2)
             found[modality] = mean_or_class_token(x.flatten(0, 1), spec).unflatten(0, x.shape[:2]) if x.ndim == 4 else x
         return AVFeatures(**found, pyramid=[])

@@ -14,6 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avprompt.precision import wide
+
+
+#: target of an item that a cross-entropy leaves out; nothing here selects by a mask, for which a GPU would have to wait
+_LEFT_OUT = -100
+#: score of what a softmax leaves out: its exponential is zero, and differences of such scores are finite
+_NEVER = -1e30
+
+
+def _binary(logits: Tensor, target: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
+
 
 def cross_entropy_of_probability(probability: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy for networks that return probabilities.
@@ -31,7 +43,7 @@ def cross_entropy_of_probability(probability: Tensor, target: Tensor) -> Tensor:
         >>> round(float(cross_entropy_of_probability(torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]))), 4)
         0.6931
     """
-    probability = probability.float().clamp(1e-7, 1 - 1e-7)
+    probability = wide(probability).clamp(1e-7, 1 - 1e-7)
     return -(target * probability.log() + (1 - target) * (-probability).log1p()).mean()
 
 
@@ -66,7 +78,7 @@ def segment_relevance(is_event: Tensor, foreground: Tensor) -> Tensor:
     Returns:
         Mean over segments, scalar.
     """
-    return F.binary_cross_entropy_with_logits(is_event.float(), foreground)
+    return _binary(wide(is_event), foreground)
 
 
 def gate_relevance(gate: Tensor, foreground: Tensor,
@@ -84,9 +96,9 @@ def gate_relevance(gate: Tensor, foreground: Tensor,
     Returns:
         Mean over segments, scalar.
     """
-    gate = gate.float()
+    gate = wide(gate)
     if form == "released":
-        return F.binary_cross_entropy_with_logits(gate, foreground)
+        return _binary(gate, foreground)
     return cross_entropy_of_probability(gate, foreground)
 
 
@@ -104,9 +116,9 @@ def clip_category(scores: Tensor, category: Tensor, has_event: Tensor) -> Tensor
     Returns:
         Mean over the clips with an event, scalar; 0 without any.
     """
-    if not has_event.any():
-        return scores.float().sum() * 0.0
-    return F.cross_entropy(scores.float()[has_event], category[has_event])
+    category = category.masked_fill(~has_event, _LEFT_OUT)
+    total = F.cross_entropy(wide(scores), category, ignore_index=_LEFT_OUT, reduction="sum")
+    return total / has_event.sum().clamp(min=1)
 
 
 def softmax_margin(logits: Tensor, target: Tensor) -> Tensor:
@@ -126,7 +138,7 @@ def softmax_margin(logits: Tensor, target: Tensor) -> Tensor:
         >>> [round(float(softmax_margin(scale * target, target)), 3) for scale in (0, 100)]
         [0.709, 0.68]
     """
-    return F.binary_cross_entropy_with_logits(logits.float().softmax(-1), target.float())
+    return _binary(wide(logits).softmax(-1), target)
 
 
 def pair_similarity(similarity: Tensor, foreground: Tensor) -> Tensor:
@@ -143,7 +155,8 @@ def pair_similarity(similarity: Tensor, foreground: Tensor) -> Tensor:
         >>> float(pair_similarity(torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[1.0, 1.0, 0.0]])))
         0.0
     """
-    return F.mse_loss(similarity.float(), foreground / foreground.sum(-1, keepdim=True).clamp(min=1))
+    similarity = wide(similarity)
+    return F.mse_loss(similarity, (foreground / foreground.sum(-1, keepdim=True).clamp(min=1)).to(similarity.dtype))
 
 
 def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> Tensor:
@@ -173,7 +186,7 @@ def token_category(logits: Tensor) -> Tensor:
     Returns:
         Mean over tokens, scalar.
     """
-    return F.cross_entropy(logits.float(), torch.arange(len(logits), device=logits.device))
+    return F.cross_entropy(wide(logits), torch.arange(len(logits), device=logits.device))
 
 
 def mask_bce(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
@@ -187,14 +200,17 @@ def mask_bce(logits: Tensor, masks: Tensor, annotated: Tensor) -> Tensor:
         annotated: (B, T) bool, frames with a mask.
 
     Returns:
-        Mean over the pixels of annotated frames, scalar.
+        Mean over the pixels of annotated frames, scalar; 0 without any.
 
     Example:
         >>> masks = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])
         >>> float(mask_bce(20 * (2 * masks - 1), masks, torch.tensor([[True, False]]))) < 1e-6
         True
     """
-    return F.binary_cross_entropy_with_logits(logits[annotated].float(), masks[annotated].float())
+    logits, masks, annotated = wide(logits), wide(masks), annotated[..., None, None]
+    pixels = F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype), reduction="none")
+    count = annotated.sum().clamp(min=1) * logits.shape[-2] * logits.shape[-1]
+    return pixels.where(annotated, 0.0).sum() / count
 
 
 def masked_audio_visual_kl(visual: Tensor, audio: Tensor) -> Tensor:
@@ -215,7 +231,7 @@ def masked_audio_visual_kl(visual: Tensor, audio: Tensor) -> Tensor:
         >>> abs(float(masked_audio_visual_kl(features, features))) < 1e-5
         True
     """
-    seen, heard = F.log_softmax(visual.float(), -1), F.softmax(audio.float(), -1)
+    seen, heard = F.log_softmax(wide(visual), -1), F.softmax(wide(audio), -1)
     return F.kl_div(seen, heard, reduction="sum") / visual.shape[2]
 
 
@@ -236,7 +252,7 @@ def audio_visual_match(positive: Tensor, negative: Tensor) -> Tensor:
         >>> float(audio_visual_match(sure, -sure)) < 1e-6
         True
     """
-    logits = torch.cat((positive, negative)).float()
+    logits = wide(torch.cat((positive, negative)))
     target = torch.arange(2, device=logits.device).flip(0).repeat_interleave(len(positive))
     return F.cross_entropy(logits, target)
 
@@ -253,14 +269,15 @@ def text_contrast(logits: Tensor, target: Tensor, has_class: Tensor) -> Tensor:
         has_class: (N,) bool; items without a class do not take part.
 
     Returns:
-        The loss of each item, (N,) float32; 0 for items without a class.
+        The loss of each item, (N,) float32 or wider; 0 for items without a class.
     """
-    target, found = target[has_class], logits.new_zeros(len(logits), dtype=torch.float32)
-    scores = logits[has_class].float()[:, target]
-    same = (target[:, None] == target).float()
-    right = same / same.sum(1, keepdim=True)
-    both = (right * (F.log_softmax(scores, 1) + F.log_softmax(scores, 0).T)).sum(1)
-    return found.masked_scatter(has_class, -both / 2)
+    scores, target = wide(logits), target.masked_fill(~has_class, 0)
+    scores = scores[:, target]
+    items, texts = (scores.masked_fill(~own, _NEVER) for own in (has_class, has_class[:, None]))
+    same = ((target[:, None] == target) & has_class & has_class[:, None]).to(scores.dtype)
+    right = same / same.sum(1, keepdim=True).clamp(min=1)
+    both = (right * (F.log_softmax(items, 1) + F.log_softmax(texts, 0).T)).sum(1)
+    return -both / 2
 
 
 def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,7 +292,7 @@ def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
         Two scalars, from sounds to pictures and from pictures to sounds.
     """
     own = torch.arange(len(logits), device=logits.device)
-    return F.cross_entropy(logits.float(), own), F.cross_entropy(logits.float().T, own)
+    return F.cross_entropy(wide(logits), own), F.cross_entropy(wide(logits).T, own)
 
 
 def released_weights(terms: tuple[Tensor, Tensor, Tensor], epoch: int,

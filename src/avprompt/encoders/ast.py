@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import BlockSpec, FeedForward, Stage, read_weights
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock, resize_positions
@@ -117,7 +116,6 @@ class ASTransformer(PlainViT):
             self.positions = nn.Parameter(resize_positions(self.position_table().detach(), 2, have, grid))
         spec = BlockSpec(config.hidden_size, grid, 0, prefix=2)
         self.stages = nn.ModuleList([Stage([_block(layer, spec, config.num_attention_heads) for layer in net.layers])])
-        adopt(self.stages)
 
     def stem(self, x: Tensor) -> Tensor:
         return self._begin(self.conv(self.fbank(x.flatten(0, 1))), x.shape[1])

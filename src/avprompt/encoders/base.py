@@ -348,7 +348,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
             frames: (..., 3, H, W) of any size.
 
         Returns:
-            The same shape, in the dtype of the encoder's buffers (float32 unless the module was cast).
+            The same shape, in the dtype of the encoder's buffers (float32 unless the module was cast); floating frames
+            in their own where that is wider.
 
         Raises:
             ShapeError: another dtype, or other than three colours.
@@ -356,9 +357,9 @@ class FrozenEncoder(nn.Module, abc.ABC):
         if frames.shape[-3:-2] != (3,) or not (frames.dtype == torch.uint8 or frames.is_floating_point()):
             raise ShapeError("frames", f"{tuple(frames.shape)} {frames.dtype}",
                              "(..., 3, H, W), uint8 in [0, 255] or floating and normalised", "Check the data module.")
-        if frames.is_floating_point():
-            return frames
         dtype = self.frame_mean.dtype
+        if frames.is_floating_point():
+            return frames.to(torch.promote_types(frames.dtype, dtype))
         # in place: one copy in memory; a half-precision module rounds once, at the end
         frames = frames.to(torch.promote_types(dtype, torch.float32)).div_(255)
         return frames.sub_(self.frame_mean).div_(self.frame_std).to(dtype)
@@ -389,7 +390,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
         if x.shape[-1] != samples:
             raise ShapeError("audio", tuple(x.shape), f"(B, T, {samples}): {seconds:g} s at {rate} Hz a segment",
                              f"Set --data.sample_rate to {rate}, or the length of segments to the audio encoder's.")
-        return self.stem(x)
+        return self.stem(x.to(torch.promote_types(x.dtype, next(self.parameters()).dtype)))
 
     @abc.abstractmethod
     def stem(self, x: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import BlockSpec, FeedForward, Stage, VisualInput, is_path, read_weights
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram, linear_of
@@ -249,7 +248,6 @@ class CLIP(ImageViT):
         spec = BlockSpec(self.conv.out_channels, tuple(net.grid_size), 0, prefix=1)
         activation = QuickGELU() if quick_gelu else None
         self.stages = nn.ModuleList([Stage([_block(block, spec, activation) for block in net.transformer.resblocks])])
-        adopt(self.stages)
 
     def load_clip_weights(self, weights: dict[str, Tensor], source: str | Path) -> None:
         """Load the vision tower of a CLIP in open_clip's naming; text entries are the text tower's and left alone.

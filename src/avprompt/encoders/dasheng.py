@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import (
     AudioInput,
     BlockSpec,
@@ -20,6 +19,7 @@ from avprompt.encoders.base import (
 )
 from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock
 from avprompt.errors import ArgumentError, WeightsError
+from avprompt.precision import wide
 
 KEY = "audio.init_args.pretrained"
 SIZES = {"dasheng_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -90,7 +90,6 @@ class Dasheng(PlainViT):
             raise ArgumentError("seconds", self.input.seconds, "more than 0.03 and at most 10", "Choose another.")
         spec = BlockSpec(net.embed_dim, grid, 0)
         self.stages = nn.ModuleList([Stage([_block(block, spec) for block in net.blocks])])
-        adopt(self.stages)
         self.to(torch.get_default_device())
 
     def position_table(self) -> Tensor:
@@ -100,7 +99,7 @@ class Dasheng(PlainViT):
     def stem(self, x: Tensor) -> Tensor:
         with without_autocast(x.device):
             # with a channel of its own a segment's decibels are cut off below its own peak, not the batch's
-            mel = self.init_bn(self.front_end(x.flatten(0, 1).unsqueeze(1).float()))
+            mel = self.init_bn(self.front_end(wide(x.flatten(0, 1).unsqueeze(1))))
         return self._begin(self.conv(mel), x.shape[1])
 
 

@@ -11,6 +11,7 @@ from torchaudio.compliance import kaldi
 
 from avprompt.encoders.base import AudioInput, without_autocast
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.precision import wide
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Fbank:
         return AudioInput(self.sample_rate, self.seconds)
 
     def __call__(self, waveform: Tensor) -> Tensor:
-        """Segments (N, S) float in [-1, 1], one a row -> spectrograms (N, 1, M, F) float32, mel x time.
+        """Segments (N, S) float in [-1, 1], one a row -> spectrograms (N, 1, M, F) float32 or wider, mel x time.
 
         Raises:
             ShapeError: `waveform` is no (N, S) float tensor, or S is shorter than a window.
@@ -91,7 +92,7 @@ class Fbank:
         return features.transpose(1, 2).unsqueeze(1)
 
     def raw(self, waveform: Tensor) -> Tensor:
-        """Segments (N, S) -> features (N, F', M) float32, neither normalised nor padded; F' follows from S.
+        """Segments (N, S) -> features (N, F', M) float32 or wider, neither normalised nor padded; F' follows from S.
 
         Raises:
             ShapeError: `waveform` is no (N, S) float tensor, or S is shorter than a window.
@@ -105,7 +106,7 @@ class Fbank:
                 "Give one segment a row; see the data module's sample_rate and the encoder's fbank settings.",
             )
         with without_autocast(waveform.device):
-            windows = waveform.float().unfold(1, window, shift)  # (N, F', window)
+            windows = wide(waveform).unfold(1, window, shift)  # (N, F', window)
             if not len(waveform):
                 return windows.new_zeros(*windows.shape[:2], self.mel_bins)
             # laid end to end, all windows go through Kaldi at once: shifted by a whole window it sees each alone

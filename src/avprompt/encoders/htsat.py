@@ -16,7 +16,6 @@ import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import (
     AudioInput,
     BlockSpec,
@@ -29,6 +28,7 @@ from avprompt.encoders.base import (
 )
 from avprompt.encoders.mel import without_librosa
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.precision import wide
 
 
 def htsat_module() -> ModuleType:
@@ -154,7 +154,6 @@ class HTSAT(FrozenEncoder):
             merge = None if layer.downsample is None else PatchMerge(layer.downsample, blocks[-1].spec.grid, True)
             stages.append(Stage(blocks, merge))
         self.stages = nn.ModuleList(stages)
-        adopt(self.stages)
         self.to(torch.get_default_device())
 
     def _load(self, pretrained: str) -> None:
@@ -178,7 +177,7 @@ class HTSAT(FrozenEncoder):
         self.load_library_weights(weights, source)
 
     def log_mel(self, waveform: Tensor, repeats: int) -> Tensor:
-        """(B*T, S) waveform in [-1, 1], repeated -> log-mel (B*T, 1, frames, mel_bins) in dB, after `bn0`, float32.
+        """(B*T, S) waveform in [-1, 1], repeated -> log-mel (B*T, 1, frames, mel_bins) in dB, after `bn0`, float32 or wider.
 
         A repeated segment has a periodic spectrogram: where a segment holds a whole number of hops, three periods are
         transformed and the inner one is repeated, which is exact and saves most of the STFT.
@@ -187,7 +186,7 @@ class HTSAT(FrozenEncoder):
         period, periodic = samples // hop, samples % hop == 0 and samples >= window
         with without_autocast(waveform.device):
             transformed = min(repeats, 3) if periodic else repeats
-            mel = self.logmel_extractor(self.spectrogram_extractor(waveform.float().repeat(1, transformed)))
+            mel = self.logmel_extractor(self.spectrogram_extractor(wide(waveform).repeat(1, transformed)))
             if transformed < repeats:
                 inner = mel[:, :, period:2 * period].repeat(1, 1, repeats - 2, 1)
                 mel = torch.cat((mel[:, :, :period], inner, mel[:, :, 2 * period:]), dim=2)
@@ -213,7 +212,8 @@ class HTSAT(FrozenEncoder):
         if self.training:
             mel = self.spec_augmenter(mel)
             if self.mixup:
-                share = torch.distributions.Beta(0.5, 0.5).sample((len(mel), 1, 1, 1)).to(mel)
+                half = mel.new_full((), 0.5)  # on the device, and unchecked, which would wait for it
+                share = torch.distributions.Beta(half, half, validate_args=False).sample((len(mel), 1, 1, 1))
                 mel = share * mel + (1 - share) * mel.flip(0)
         return self.patch_embed(self.fold(mel))
 

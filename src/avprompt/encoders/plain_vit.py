@@ -11,15 +11,14 @@ from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear, linear
 from avprompt.encoders.base import BlockSpec, Edits, FeedForward, FrozenBlock, FrozenEncoder, Stage, check_edits, edited
 from avprompt.encoders.fbank import Fbank, one_channel
 from avprompt.errors import ArgumentError, ShapeError
 
 
-def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> Linear:
+def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     """A linear layer around parameters that a library keeps on their own."""
-    layer = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight, layer.bias = weight, bias
     return layer
 
@@ -60,7 +59,7 @@ class PlainAttention(nn.Module):
         if names != "qkv":
             part = slice("qkv".index(names[0]) * dim, ("qkv".index(names[-1]) + 1) * dim)
             weight, bias = weight[part], None if bias is None else bias[part]
-        return linear(x, weight, bias).chunk(len(names), -1)
+        return F.linear(x, weight, bias).chunk(len(names), -1)
 
 
 class PlainViTBlock(FrozenBlock):
@@ -170,7 +169,7 @@ class PlainViTBlock(FrozenBlock):
         """The second half of `attend`: output projection and layer scale, (n, L, C) -> (n, L, C)."""
         check_edits(edits)
         proj = self.attn.proj
-        out = edited(linear(mixed, proj.weight, proj.bias), mixed, edits, "proj")
+        out = edited(F.linear(mixed, proj.weight, proj.bias), mixed, edits, "proj")
         return out if self.scale1 is None else self.scale1 * out
 
     def _rotate(self, x: Tensor) -> Tensor:

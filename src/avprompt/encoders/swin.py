@@ -13,7 +13,6 @@ from timm.models import swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import adopt, linear
 from avprompt.encoders.base import (
     BlockSpec,
     Edits,
@@ -38,7 +37,7 @@ class SwinV2Block(WindowBlock):
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         attn = self.attn
         bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        qkv = edited_qkv(linear(windows, attn.qkv.weight, bias), windows, edits)
+        qkv = edited_qkv(F.linear(windows, attn.qkv.weight, bias), windows, edits)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
         scale = attn.logit_scale.clamp(max=math.log(100)).exp()
         q = F.normalize(q.transpose(-2, -3), dim=-1) * scale
@@ -112,7 +111,6 @@ class Swin(FrozenEncoder):
             merge = None if last else PatchMerge(net.layers[number + 1].downsample, grid, self.norm_first)
             stages.append(Stage(blocks, merge))
         self.stages = nn.ModuleList(stages)
-        adopt(self.stages)
 
     def _load(self, model: str, pretrained: str) -> None:
         if pretrained != "none" and not self.is_meta():

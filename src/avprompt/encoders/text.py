@@ -15,7 +15,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.clap import projection, read_clap_weights
 from avprompt.encoders.clip import QuickGELU, architecture, read_clip_weights
@@ -103,7 +102,6 @@ class CLIPText(TextTower):
         self.transformer, self.ln_final, self.text_projection = net.transformer, net.ln_final, net.text_projection
         self.register_buffer("attn_mask", net.attn_mask, persistent=False)
         self.register_buffer("logit_scale", torch.tensor(1 / 0.07).log())
-        adopt(self.transformer)
 
     @property
     def context_length(self) -> int:
@@ -136,7 +134,8 @@ class CLIPText(TextTower):
         """End tokens of the last block (K, W) -> (K, E)."""
         return self.ln_final(tokens) @ self.text_projection
 
-    def encode(self, embeddings: Tensor, end: Tensor, deep: Tensor | Sequence[Tensor] | None = None) -> Tensor:
+    def encode(self, embeddings: Tensor, end: Tensor, deep: Tensor | Sequence[Tensor] | None = None,
+               span: tuple[int, int] | None = None) -> Tensor:
         """Embedded texts -> CLIP's embeddings; gradients reach what is spliced in, never the tower.
 
         The attention is causal, so that what follows the last end token is left out: same result in less time.
@@ -146,6 +145,7 @@ class CLIPText(TextTower):
             end: (K,) int64, place of each text's end token.
             deep: (J - 1, n, W) or a sequence of J - 1 (n, W) or (K, n, W): before block j = 1 ... J - 1, counted from
                 0, the tokens at places 1 ... n are replaced by `deep[j - 1]` (MaPLe); later blocks let them flow.
+            span: smallest and largest number in `end`, where they are known; reading them makes a GPU wait.
 
         Returns:
             (K, E), not normalised.
@@ -158,13 +158,14 @@ class CLIPText(TextTower):
         if embeddings.ndim != 3 or embeddings.shape[1] > length or embeddings.shape[2] != width:
             raise ShapeError("embeddings", tuple(embeddings.shape), f"(K, at most {length}, {width})",
                              "Embed token ids with `embed`.")
-        if end.shape != embeddings.shape[:1] or int(end.max()) >= embeddings.shape[1]:
-            raise ShapeError("end", f"{tuple(end.shape)}, up to {end.max().item()}",
+        first, last = (int(end.min()), int(end.max())) if span is None else span
+        if end.shape != embeddings.shape[:1] or last >= embeddings.shape[1]:
+            raise ShapeError("end", f"{tuple(end.shape)}, up to {last}",
                              f"({len(embeddings)},), below {embeddings.shape[1]}", "Give the places of the end tokens.")
-        used, deep = int(end.max()) + 1, () if deep is None else deep
-        if len(deep) >= len(self.transformer.resblocks) or any(prompt.shape[-2] >= int(end.min()) for prompt in deep):
+        used, deep = last + 1, () if deep is None else deep
+        if len(deep) >= len(self.transformer.resblocks) or any(prompt.shape[-2] >= first for prompt in deep):
             raise ShapeError("deep", f"{len(deep)} of {[tuple(prompt.shape) for prompt in deep][:1]}",
-                             f"fewer than {len(self.transformer.resblocks)} blocks and {int(end.min())} tokens",
+                             f"fewer than {len(self.transformer.resblocks)} blocks and {first} tokens",
                              "Choose a smaller depth or fewer prompts.")
         x = embeddings[:, :used] + self.positional_embedding[:used].to(embeddings.dtype)
         mask = self.attn_mask[:used, :used].to(x.dtype)

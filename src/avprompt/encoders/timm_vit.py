@@ -11,7 +11,6 @@ from timm.layers import AttentionRope, GluMlp, LayerScale, Mlp, PatchEmbed, SwiG
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from avprompt.dense import adopt
 from avprompt.encoders.base import BlockSpec, FeedForward, Stage
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram
@@ -157,7 +156,6 @@ class TimmViT(ImageViT):
             rope = rope.get_embed() if getattr(rope, "feat_shape", None) else rope.get_embed(shape=grid)
         spec = BlockSpec(self.conv.out_channels, grid, 0, net.num_prefix_tokens, class_token=net.cls_token is not None)
         self.stages = nn.ModuleList([Stage([timm_block(self.model, block, spec, rope) for block in net.blocks])])
-        adopt(self.stages)
         scale = r".ls\1.gamma" if isinstance(net, vision_transformer.VisionTransformer) else r".gamma_\1"
         self.library_names = (
             (r"^conv\.", "patch_embed.proj."), (r"^norm_patch\.", "patch_embed.norm."),

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from avprompt.dense import recurrent
 from avprompt.errors import check_choice
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
+from avprompt.precision import recurrent
 
 HIDDEN = 128  # of each direction of the LSTMs
 

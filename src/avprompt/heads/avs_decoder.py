@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import BlockSpec
 from avprompt.errors import ArgumentError
 from avprompt.heads.temporal import TemporalGate
+from avprompt.precision import wide
 
 SOUND = 128  # channels of the sound in the released network
 #: channels of the stages of AVSBench's encoder, and the dilations of its convolutions
@@ -80,7 +81,7 @@ class Level(nn.Module):
     def resize(self, tokens: Tensor) -> Tensor:
         """(B, T, N, C) -> (B, T, size, size, C)."""
         maps = self.project(tokens[:, :, self.prefix:]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
-        maps = F.interpolate(maps.float(), (self.size, self.size), mode="bicubic").to(maps.dtype)
+        maps = F.interpolate(wide(maps), (self.size, self.size), mode="bicubic").to(maps.dtype)
         maps = sum(convolution(maps) for convolution in self.dilated) if self.dilated else maps
         return maps.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 

@@ -8,6 +8,7 @@ from avprompt.heads.cmbs import TOP, VIDEO_SCORE_WEIGHT, WIDTH, CrossModalDecode
 from avprompt.heads.event_head import EventHead
 from avprompt.heads.spatial import HIDDEN, SelfAndAudioAttention
 from avprompt.heads.temporal import Interaction, TemporalEncoder, TemporalGate
+from avprompt.precision import wide
 
 GATE, WEAK_GATE, WEAK_SCORE = 0.1, 0.2, 0.5  # alpha, alpha and gamma of the released configurations
 
@@ -74,8 +75,8 @@ class CMBSAlone(EventHead):
     def _weakly(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         audio_memory, visual_memory = self.audio(audio), self.visual(visual)
         # as released, a modality is gated by its own memory
-        visual_gate = self.visual_gate(visual_memory).float().sigmoid()
-        audio_gate = self.audio_gate(audio_memory).float().sigmoid()
+        visual_gate = wide(self.visual_gate(visual_memory)).sigmoid()
+        audio_gate = wide(self.audio_gate(audio_memory)).sigmoid()
         visual = self.visual_decoder(visual, audio_memory) * (1 - WEAK_GATE + WEAK_GATE * visual_gate)
         audio = self.audio_decoder(audio, visual_memory) * (1 - WEAK_GATE + WEAK_GATE * audio_gate)
         support = self.visual_scores(visual).sigmoid() + self.audio_scores(audio).sigmoid()

@@ -21,6 +21,7 @@ from avprompt.encoders.base import without_autocast
 from avprompt.errors import ArgumentError
 from avprompt.heads.clip_adapter import CLIPAdapter
 from avprompt.methods.class_embeddings import ClassEmbeddings
+from avprompt.precision import wide
 from avprompt.processes import gathered
 
 Fusion = Literal["paper", "sum", "weighted"]
@@ -39,7 +40,7 @@ def visual_weight(visual: Tensor, audio: Tensor) -> Tensor:
         >>> visual_weight(torch.tensor([9.0, 0.0]), torch.tensor([0.0, 0.0]))
         tensor(0.6666)
     """
-    certain = [scores.detach().float().softmax(-1).amax(-1) for scores in (visual, audio)]
+    certain = [wide(scores.detach()).softmax(-1).amax(-1) for scores in (visual, audio)]
     return certain[0] / (certain[0] + certain[1])
 
 
@@ -131,10 +132,10 @@ class ModalityTextHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, T, E) -> logits (B, T, K), float32."""
-        features = F.normalize(self.adapter(embeddings).float(), dim=-1)
-        texts = F.normalize(self.text_adapter(self.texts(features)).float(), dim=-1)
+        features = F.normalize(wide(self.adapter(embeddings)), dim=-1)
+        texts = F.normalize(wide(self.text_adapter(self.texts(features))), dim=-1)
         with without_autocast(features.device):
-            return self.scale.float() * (features.unsqueeze(-2) @ texts.transpose(-1, -2)).squeeze(-2)
+            return wide(self.scale) * (features.unsqueeze(-2) @ texts.transpose(-1, -2)).squeeze(-2)
 
 
 class ContrastiveHead(nn.Module):
@@ -202,6 +203,6 @@ class ContrastiveHead(nn.Module):
         out |= {f"{side}_logits": logits for side, logits in scores.items()}
         if self.matching is not None:
             with without_autocast(visual.device):
-                cosines = self.matching(visual.float(), audio.float())
-            out["matching"] = self.branches["visual"].scale.float() * cosines
+                cosines = self.matching(wide(visual), wide(audio))
+            out["matching"] = wide(self.branches["visual"].scale) * cosines
         return out

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from avprompt.heads.event_head import EventHead
 from avprompt.heads.spatial import AudioGuidedAttention
+from avprompt.precision import wide
 
 WIDTH, HEADS, DROPOUT = 256, 4, 0.1
 
@@ -46,7 +47,7 @@ class DAM(EventHead):
         seen, heard = self.visual(self.attention(audio, visual)), self.audio(audio)
         all_seen, all_heard = (norm(x + attention(x, x, x, need_weights=False)[0]).mean(1) for x, attention, norm in (
             (seen, self.visual_self, self.visual_norm), (heard, self.audio_self, self.audio_norm)))
-        matches = [(segments @ summary.unsqueeze(-1)).squeeze(-1).float() / WIDTH ** 0.5
+        matches = [wide((segments @ summary.unsqueeze(-1)).squeeze(-1)) / WIDTH ** 0.5
                    for segments, summary in ((seen, all_heard), (heard, all_seen))]
         relevance = (matches[0].sigmoid() + matches[1].sigmoid()) / 2
         return self.relevant(relevance.logit(1e-6), self.event(torch.cat((all_heard, all_seen), -1)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.errors import ShapeError
+from avprompt.precision import wide
 
 WIDTH, DROPOUT = 512, 0.1  # of the released network
 
@@ -65,9 +66,9 @@ class AttentivePooling(nn.Module):
         """Sound and sight (B, T, 512) -> probabilities of segments (B, T, C) and of the video (B, C)."""
         both = torch.stack((sound, sight), 2)  # (B, T, 2, 512)
         # float32, because bfloat16 has no number between 0.996 and 1, where the loss needs them
-        prob = self.event(both).float().sigmoid()
-        timed = self.time(both).float().softmax(1) * prob
-        joint = (timed * self.modality(both).float().softmax(2)).sum((1, 2))
+        prob = wide(self.event(both)).sigmoid()
+        timed = wide(self.time(both)).softmax(1) * prob
+        joint = (timed * wide(self.modality(both)).softmax(2)).sum((1, 2))
         return {"audio_prob": prob[:, :, 0], "visual_prob": prob[:, :, 1], "audio_video_prob": timed[:, :, 0].sum(1),
                 "visual_video_prob": timed[:, :, 1].sum(1), "video_prob": joint}
 

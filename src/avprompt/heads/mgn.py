@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from avprompt.errors import ShapeError
 from avprompt.heads.temporal import TemporalGate
+from avprompt.precision import wide
 
 WIDTH, HEADS, TEMPORAL_WIDTH, DROP_PATH = 128, 8, 64, 0.1  # of the released network
 DEPTH = {"audio": 3, "visual": 3, "both": 6}
@@ -62,10 +63,10 @@ class Assignment(CrossAttention):
         """Groups (B, G, C), segments (B, S, C) -> gathered (B, G, C), soft assignment (B, G, S) that sums to 1 over
         G."""
         logits = self.query(groups) @ self.key(segments).transpose(1, 2) * groups.shape[-1] ** -0.5
-        soft = logits.float().softmax(1)
+        soft = wide(logits).softmax(1)
         shares = soft
         if self.hard:
-            shares = F.gumbel_softmax(logits.float(), hard=True, dim=1) if self.training else (
+            shares = F.gumbel_softmax(wide(logits), hard=True, dim=1) if self.training else (
                 F.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2) - soft.detach() + soft)
         # the 1 in the denominator keeps groups small that received next to nothing
         shares = shares / (shares.sum(-1, keepdim=True) + 1)
@@ -208,4 +209,4 @@ class MGNHead(nn.Module):
 
     @staticmethod
     def _clip(score: nn.Linear, groups: Tensor) -> Tensor:
-        return torch.sigmoid(score(groups).squeeze(-1).float())
+        return torch.sigmoid(wide(score(groups).squeeze(-1)))

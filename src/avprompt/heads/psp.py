@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import recurrent
 from avprompt.heads.event_head import EventHead, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
+from avprompt.precision import recurrent
 
 WIDTH, DROPOUT = 256, 0.1  # of the released network
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import recurrent
 from avprompt.errors import ArgumentError
+from avprompt.precision import recurrent, wide
 
 HEADS, DROPOUT = 4, 0.1  # of the released network
 
@@ -61,7 +61,7 @@ class Grounding(nn.Module):
         """Sound (B, T, C), visual tokens (B, T, N, C_v) -> sight (B, T, C), grounding map (B, T, N) that sums to 1."""
         tokens = self.narrow(tokens)
         direction = F.normalize(tokens, dim=-1)
-        weights = (direction @ F.normalize(sound, dim=-1).unsqueeze(-1)).squeeze(-1).float().softmax(-1)
+        weights = wide((direction @ F.normalize(sound, dim=-1).unsqueeze(-1)).squeeze(-1)).softmax(-1)
         grounded = (weights.unsqueeze(2).to(direction.dtype) @ direction).squeeze(2)
         return self.merge(torch.tanh(torch.cat((tokens.mean(2), grounded), dim=-1))), weights
 

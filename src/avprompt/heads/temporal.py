@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from avprompt.dense import recurrent
+from avprompt.precision import recurrent, wide
 
 HEADS, HIDDEN, DROPOUT = 4, 1024, 0.1  # of the released networks
 
@@ -82,4 +82,4 @@ class TemporalGate(nn.Module):
         hidden, _ = recurrent(self.rnn, x)
         memory = self.encoder(hidden)
         # float32, because bfloat16 has no number between 0.996 and 1, where a loss on the gate needs them
-        return hidden, memory, torch.sigmoid(self.gate(memory).float())
+        return hidden, memory, torch.sigmoid(wide(self.gate(memory)))

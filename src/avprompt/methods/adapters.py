@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.per_block import PerBlock
@@ -24,7 +23,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.down, self.act, self.up = Linear(dim, hidden), nn.GELU(), Linear(hidden, dim)
+        self.down, self.act, self.up = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 

@@ -20,12 +20,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.caste import CASTE
 from avprompt.methods.dgsct import Bottleneck, PromptMap
+from avprompt.precision import wide
 
 #: what a unimodal expert reads before its bottleneck
 UnimodalAttention = Literal["none", "tokens", "latents", "frames_released"]
@@ -112,7 +112,8 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleList(
             Expert(dim, kind, num_tokens=num_tokens, reduction=reduction, groups=groups, gated=gated,
                    batch_norm=batch_norm, relu=kind == "cross" or unimodal_relu) for kind in kinds)
-        self.router = nn.Sequential(Linear(2 * dim, 128), nn.ReLU(), Linear(128, 32), nn.ReLU(), Linear(32, len(kinds)))
+        self.router = nn.Sequential(nn.Linear(2 * dim, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(),
+                                    nn.Linear(32, len(kinds)))
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and the experts' weights (B*T, E)."""
@@ -254,7 +255,7 @@ class AVMoE(PromptMethod):
             added.append(change)
             name = f"@{site}_{modality}_{step}"
             if self.balance:
-                mean = weights.float().mean(0)
+                mean = wide(weights).mean(0)
                 mean = mean.clamp_min(torch.finfo(mean.dtype).tiny)  # an expert's softmax may be zero
                 state.losses[f"balance{name}"] = -math.log(len(mean)) - mean.log().mean()
             if state.wants_maps:

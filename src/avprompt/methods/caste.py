@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec
 
 
@@ -40,13 +39,14 @@ class CASTE(nn.Module):
     def __init__(self, own: BlockSpec, other: BlockSpec, share: float = 0.3) -> None:
         super().__init__()
         dim, self.count = own.dim, max(1, int(own.tokens * share))
-        self.project_own, self.project_other = Linear(dim, self.width), Linear(other.dim, self.width)
-        self.decide = nn.Sequential(Linear(4 * self.width, self.width // 2), nn.ReLU(), Linear(self.width // 2, 2))
-        self.score, self.key, self.value, self.out = Linear(dim, 1), *(Linear(dim, dim) for _ in range(3))
+        self.project_own, self.project_other = nn.Linear(dim, self.width), nn.Linear(other.dim, self.width)
+        self.decide = nn.Sequential(nn.Linear(4 * self.width, self.width // 2), nn.ReLU(),
+                                    nn.Linear(self.width // 2, 2))
+        self.score, self.key, self.value, self.out = nn.Linear(dim, 1), *(nn.Linear(dim, dim) for _ in range(3))
         for layer in (self.score, self.key, self.value, self.out):
             nn.init.normal_(layer.weight, std=0.001)
             nn.init.zeros_(layer.bias)
-        self.neighbours, self.mix = nn.Conv1d(dim, dim, 3, padding=1, groups=dim), Linear(dim, dim)
+        self.neighbours, self.mix = nn.Conv1d(dim, dim, 3, padding=1, groups=dim), nn.Linear(dim, dim)
         self.spatial_norm, self.temporal_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.spatial_gate, self.temporal_gate, self.gate = (nn.Parameter(torch.zeros(1)) for _ in range(3))
 

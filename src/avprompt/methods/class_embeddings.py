@@ -153,11 +153,12 @@ class ContextEmbeddings(ClassEmbeddings):
         """Set K sentences, and for each the positions of the n tokens that learned vectors replace."""
         if on_meta() or not texts:
             self.ids = torch.zeros(len(texts), self.tower.context_length, dtype=torch.long)
-            self.end = self.ids.argmax(-1)
+            self.end, self.span = self.ids.argmax(-1), (0, 0)
         else:
             ids = self.tower.tokenize(texts)
             self.end = ids.argmax(-1)  # the end token has the highest id
-            self.ids = ids[:, :int(self.end.max()) + 1]
+            self.span = int(self.end.min()), int(self.end.max())
+            self.ids = ids[:, :self.span[1] + 1]
         self.places = torch.tensor([list(own) for own in places], dtype=torch.long)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:

@@ -55,5 +55,5 @@ class CoCoOp(CoOp):
         images = features.flatten(0, 1)
         moved = self.context + self.meta_net(images).unsqueeze(1)
         texts = self.splice(moved.unsqueeze(1))
-        encoded = self.tower.encode(texts.flatten(0, 1), self.end.repeat(len(images)))
+        encoded = self.tower.encode(texts.flatten(0, 1), self.end.repeat(len(images)), span=self.span)
         return encoded.unflatten(0, (*features.shape[:2], -1))

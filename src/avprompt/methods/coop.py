@@ -66,4 +66,4 @@ class CoOp(ContextEmbeddings):
         self.place([" ".join((*gaps[0], name, *gaps[1])) + "." for name in names], places)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.tower.encode(self.splice(self.context), self.end)
+        return self.tower.encode(self.splice(self.context), self.end, span=self.span)

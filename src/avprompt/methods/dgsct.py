@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear, linear, recurrent
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.precision import recurrent, wide
 
 #: where an adapter's scalar gate, zero at the start, stands
 Gate = Literal["after_norm", "inside_norm"]
@@ -54,13 +54,13 @@ class PromptMap(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.empty(n, m)), nn.Parameter(torch.empty(n))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         nn.init.uniform_(self.bias, -(m ** -0.5), m ** -0.5)
-        self.project = Linear(d, c)
+        self.project = nn.Linear(d, c)
         direct, associated = n * m * d + n * d * c + 2 * tokens * n * c, 2 * tokens * m * (n + d)
         self.associate = 2 * associated < direct
 
     def forward(self, other: Tensor) -> Tensor:
         """(B*T, M, D) -> the whole map (B*T, N, C)."""
-        mapped = linear(other.transpose(1, 2), self.weight, self.bias)
+        mapped = F.linear(other.transpose(1, 2), self.weight, self.bias)
         return self.project(mapped.transpose(1, 2))
 
     def mean(self, other: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class PlainMap(nn.Module):
             raise ArgumentError("prompt_map", f"none, with blocks of {own.dim} and {other.dim} channels",
                                 "equal widths in every block pair", "Use prompt_map: linear, or one encoder for both "
                                 "modalities (`audio: shared`).")
-        self.project = Linear(other.dim, own.dim) if project else nn.Identity()
+        self.project = nn.Linear(other.dim, own.dim) if project else nn.Identity()
 
     def forward(self, other: Tensor) -> Tensor:
         """(B*T, M, D) -> (B*T, M, C)."""
@@ -132,7 +132,7 @@ class BicubicMap(PlainMap):
     def forward(self, other: Tensor) -> Tensor:
         """(B*T, M, D) -> (B*T, N, C)."""
         grid = self.project(other).transpose(1, 2).unflatten(2, self.other)
-        return F.interpolate(grid.float(), self.own, mode="bicubic").flatten(2).transpose(1, 2)
+        return F.interpolate(wide(grid), self.own, mode="bicubic").flatten(2).transpose(1, 2)
 
 
 class GroupedLinear(nn.Module):
@@ -152,7 +152,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs). One dense product is cheaper here than the copies that groups need."""
-        return linear(x, torch.block_diag(*self.weight))
+        return F.linear(x, torch.block_diag(*self.weight))
 
 
 class _Modulate(torch.autograd.Function):
@@ -268,13 +268,13 @@ class ReleasedAdapter(Bottleneck):
             init = torch.rand if token_init == "uniform" else torch.zeros
             self.tokens, self.token_gate = nn.Parameter(init(num_tokens, c)), nn.Parameter(torch.zeros(1))
         if channel:
-            self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
-            self.squeeze, self.excite = Linear(c, half), Linear(half, c)
+            self.channel_guide, self.channel_own = nn.Linear(c, c), nn.Linear(c, c)
+            self.squeeze, self.excite = nn.Linear(c, half), nn.Linear(half, c)
         if spatial:
-            self.spatial_guide, self.spatial_own = Linear(c, half), Linear(c, half)
-            self.score = Linear(half, 1)
+            self.spatial_guide, self.spatial_own = nn.Linear(c, half), nn.Linear(c, half)
+            self.score = nn.Linear(half, 1)
         if self.temporal:
-            self.temporal_score = Linear(c, 1)
+            self.temporal_score = nn.Linear(c, 1)
         self.add_bottleneck(c, reduction, groups, gate, batch_norm, norm_before)
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -328,11 +328,11 @@ class PaperAdapter(nn.Module):
         if channel or spatial:
             self.map = PromptMap(own, other, 0)
         if channel:
-            self.channel_guide, self.channel_own = Linear(c, c), Linear(c, c)
-            self.squeeze, self.excite = Linear(c, c // 2), Linear(c // 2, c)
+            self.channel_guide, self.channel_own = nn.Linear(c, c), nn.Linear(c, c)
+            self.squeeze, self.excite = nn.Linear(c, c // 2), nn.Linear(c // 2, c)
         if spatial:
-            self.spatial_guide, self.spatial_own = Linear(c, self.hidden), Linear(c, self.hidden)
-            self.score = Linear(self.hidden, 1)
+            self.spatial_guide, self.spatial_own = nn.Linear(c, self.hidden), nn.Linear(c, self.hidden)
+            self.score = nn.Linear(self.hidden, 1)
         self.gate = nn.Parameter(torch.zeros(1)) if gated else None
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -362,7 +362,7 @@ class PaperTemporalGate(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.rnn, self.project = nn.GRU(dim, PaperAdapter.hidden, batch_first=True), Linear(PaperAdapter.hidden, 1)
+        self.rnn, self.project = nn.GRU(dim, PaperAdapter.hidden, batch_first=True), nn.Linear(PaperAdapter.hidden, 1)
 
     def forward(self, features: Tensor, segments: int) -> Tensor:
         """(B*T, N, C) -> gate (B*T, 1, 1) in (0, 1)."""
@@ -420,7 +420,7 @@ class DualGuidance(PromptMethod):
             change, scores = state.part(adapters[site], own, other) if adapters else (0, None)
             added.append(change)
             if scores is not None and step == "p2" and site + 1 == len(adapters):
-                state.memory[name] = torch.softmax(torch.tanh(scores.float()), dim=-1)
+                state.memory[name] = torch.softmax(torch.tanh(wide(scores)), dim=-1)
         return tuple(added)
 
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
@@ -520,7 +520,7 @@ class DGSCT(DualGuidance):
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """The spatial maps of the last pair weigh the tokens; without spatial attention class token or mean."""
         plain = super().pool(visual, audio, state)
-        pooled = [(state.memory[name].unsqueeze(1) @ tokens.float()).squeeze(1) if name in state.memory else alone
+        pooled = [(state.memory[name].unsqueeze(1) @ wide(tokens)).squeeze(1) if name in state.memory else alone
                   for name, tokens, alone in zip(("visual", "audio"), (visual, audio), plain)]
         return pooled[0], pooled[1]
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from avprompt.dense import Linear, linear
 from avprompt.encoders.base import LAYERS, BlockSpec, Edits, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
@@ -35,7 +35,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        return linear(linear(x, self.down), self.up) * self.scale
+        return F.linear(F.linear(x, self.down), self.up) * self.scale
 
 
 class CrossLowRank(nn.Module):
@@ -56,16 +56,16 @@ class CrossLowRank(nn.Module):
         super().__init__()
         self.low = LowRank(inputs, outputs, rank, 1.0)
         hidden = other // reduction
-        self.core = nn.Sequential(Linear(other, hidden), nn.GELU(), nn.LayerNorm(hidden, eps=1e-6),
-                                  Linear(hidden, rank * rank), nn.Unflatten(-1, (rank, rank)),
+        self.core = nn.Sequential(nn.Linear(other, hidden), nn.GELU(), nn.LayerNorm(hidden, eps=1e-6),
+                                  nn.Linear(hidden, rank * rank), nn.Unflatten(-1, (rank, rank)),
                                   nn.LayerNorm((rank, rank), eps=1e-6))
         self.scale = nn.Parameter(torch.full((1,), scale))
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """x (B*T, ..., inputs), c (B*T, other) -> (B*T, ..., outputs)."""
-        low = linear(x, self.low.down)
+        low = F.linear(x, self.low.down)
         mixed = low.flatten(1, -2) @ self.core(other).transpose(1, 2).to(low.dtype)
-        return linear(mixed.view(low.shape), self.low.up) * self.scale
+        return F.linear(mixed.view(low.shape), self.low.up) * self.scale
 
 
 class Layer(nn.Module):

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.encoders.text import CLIPText
 from avprompt.errors import ArgumentError
@@ -61,7 +60,7 @@ class MaPLe(PromptMethod):
         self.sites, shape = len(sites), (self.num_tokens, self.text_width)
         self.context = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
         self.deep = nn.Parameter(nn.init.normal_(torch.empty(self.depth - 1, *shape), std=0.02))
-        self.project = nn.ModuleList(Linear(self.text_width, sites[0][0].dim) for _ in range(self.depth))
+        self.project = nn.ModuleList(nn.Linear(self.text_width, sites[0][0].dim) for _ in range(self.depth))
 
     def begin(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         return torch.cat((visual, self._image_prompts(0, visual)), dim=1), audio
@@ -123,4 +122,4 @@ class MaPLeEmbeddings(ContextEmbeddings):
 
     def forward(self, features: Tensor) -> Tensor:
         prompts, = self.coupled
-        return self.tower.encode(self.splice(prompts.context), self.end, prompts.deep)
+        return self.tower.encode(self.splice(prompts.context), self.end, prompts.deep, self.span)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.features import AVFeatures
@@ -60,8 +59,8 @@ class Reader(nn.Module):
         width = reduced(dim, reduction)
         self.tokens = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.norm, self.norm_mean = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.query, self.key, self.value = (Linear(dim, width, bias=False) for _ in range(3))
-        self.out, self.down, self.up = Linear(width, dim), Linear(dim, width), Linear(width, dim)
+        self.query, self.key, self.value = (nn.Linear(dim, width, bias=False) for _ in range(3))
+        self.out, self.down, self.up = nn.Linear(width, dim), nn.Linear(dim, width), nn.Linear(width, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -91,9 +90,9 @@ class Injection(nn.Module):
     def __init__(self, dim: int, metas: tuple[int, int], reduction: int) -> None:
         super().__init__()
         width = reduced(dim, reduction)
-        self.visual, self.audio, self.norm = Linear(metas[0], dim), Linear(metas[1], dim), nn.LayerNorm(dim)
-        self.query, self.key, self.value = (Linear(dim, width, bias=False) for _ in range(3))
-        self.out, self.gate = Linear(width, dim), nn.Parameter(torch.zeros(1))
+        self.visual, self.audio, self.norm = nn.Linear(metas[0], dim), nn.Linear(metas[1], dim), nn.LayerNorm(dim)
+        self.query, self.key, self.value = (nn.Linear(dim, width, bias=False) for _ in range(3))
+        self.out, self.gate = nn.Linear(width, dim), nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, visual: Tensor, audio: Tensor) -> Tensor:
         """Tokens (B*T, N, C) and meta-tokens (B*T, K, D) of both modalities -> tokens (B*T, N, C)."""
@@ -150,7 +149,7 @@ class MettleLike(PromptMethod):
             # the last layer alone has the output's width, and segmentation reads no visual vector
             dims = [spec.dim for spec in (*paired, *single)] if self.layers == "all" else []
             self.add_module(f"{modality}_project", nn.ModuleDict(
-                {str(dim): Linear(dim, width) for dim in dict.fromkeys(dims)}))
+                {str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(dims)}))
         stages = {spec.stage: spec.dim for spec in (*(visual for visual, _ in sites), *lone["visual"])}
         earlier = [stages[stage] for stage in sorted(stages)][:-1] if self.inject else []
         if self.inject and not earlier:

@@ -19,7 +19,6 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.methods.base import PromptMethod, PromptState
@@ -35,7 +34,7 @@ class Adapter(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.down, self.up = Linear(dim, hidden), Linear(hidden, dim)
+        self.down, self.up = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from avprompt.backbone import seeded
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.linear import LinearHead
+from avprompt.precision import wide
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -55,7 +56,7 @@ class AVAR(AVPromptTask):
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy."""
-        return {"action": torch.nn.functional.cross_entropy(outputs["logits"].float(), batch["label"])}
+        return {"action": torch.nn.functional.cross_entropy(wide(outputs["logits"]), batch["label"])}
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B,) long."""
@@ -64,7 +65,7 @@ class AVAR(AVPromptTask):
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted action, its probability, and the annotated action if it is known."""
-        best = outputs["logits"].float().softmax(-1).max(-1)
+        best = wide(outputs["logits"]).softmax(-1).max(-1)
         return {
             "predicted": named(best.indices, class_names),
             "probability": best.values,

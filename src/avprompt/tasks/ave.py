@@ -16,6 +16,7 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.cmbs import CMBSHead, LateFusionHead, SingleHead, audio_stream, visual_stream
 from avprompt.heads.linear import LinearHead
 from avprompt.metrics.ave import AVEAccuracy, predicted_categories
+from avprompt.precision import wide
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -160,7 +161,8 @@ class AVELinear(AVPromptTask):
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Mean over all segments, see `loss`."""
-        logits, target = outputs["logits"].float().flatten(0, 1), batch["event"].flatten(0, 1)
+        logits = wide(outputs["logits"]).flatten(0, 1)
+        target = batch["event"].flatten(0, 1).to(logits.dtype)
         if self.loss == "softmax_bce":
             return {"segment": losses.cross_entropy_of_probability(logits.softmax(-1), target)}
         return {"segment": torch.nn.functional.cross_entropy(logits, target)}

@@ -15,6 +15,7 @@ from avprompt.backbone import seeded
 from avprompt.errors import check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads import AVEL, EventHead
+from avprompt.precision import wide
 from avprompt.tasks.ave import annotated_categories
 from avprompt.tasks.base import AVPromptTask, Column, named
 
@@ -79,11 +80,12 @@ class AVEClassic(AVPromptTask):
             if released:
                 return {"clip": losses.softmax_margin(outputs["clip"], F.one_hot(batch["category"],
                                                                                  self.num_classes + 1))}
-            return {"clip": F.cross_entropy(outputs["clip"].float(), batch["category"])}
+            return {"clip": F.cross_entropy(wide(outputs["clip"]), batch["category"])}
         foreground, category, has_event = losses.event_targets(batch["event"])
         found = {}
         if "segments" in outputs:
-            logits, target = outputs["segments"].float().flatten(0, 1), batch["event"].flatten(0, 1)
+            logits = wide(outputs["segments"]).flatten(0, 1)
+            target = batch["event"].flatten(0, 1).to(logits.dtype)
             found["segment"] = losses.softmax_margin(logits, target) if released else F.cross_entropy(logits, target)
         else:
             found["segment"] = self.relevance_weight * losses.segment_relevance(outputs["is_event"], foreground)

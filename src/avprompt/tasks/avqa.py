@@ -16,6 +16,7 @@ from avprompt.errors import ArgumentError, ShapeError, check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.st_avqa import Grounding, QuestionHead, STAVQAHead
 from avprompt.metrics.avqa import METRICS, AVQAAccuracy, metric_names
+from avprompt.precision import wide
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -135,6 +136,7 @@ class AVQA(AVPromptTask):
         if self.inputs == "question":
             return {"answer": self.head(batch["question"])}
         negatives = batch.get("negative_features")
+        negatives = None if negatives is None else negatives.to(next(self.head.parameters()).dtype)
         if "negative_frames" in batch:
             frames = batch["negative_frames"]
             negatives = (self.backbone({**batch, "frames": frames}).visual_tokens if self.prompted_negatives
@@ -145,7 +147,7 @@ class AVQA(AVPromptTask):
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Cross-entropy of the answer, and with negatives that of the match of sound and frame, weighted."""
-        terms = {"answer": torch.nn.functional.cross_entropy(outputs["answer"].float(), batch["answer"])}
+        terms = {"answer": torch.nn.functional.cross_entropy(wide(outputs["answer"]), batch["answer"])}
         if "match_negative" in outputs:
             terms["match"] = self.match_weight * losses.audio_visual_match(outputs["match_positive"],
                                                                            outputs["match_negative"])
@@ -238,6 +240,7 @@ class AVQAGrounding(AVPromptTask):
         sight, where = grounding(sound, features.visual_tokens[:, :, prefix:])
         out = {"match_positive": grounding.matches(sound, sight)}
         tokens = batch.get("negative_features")
+        tokens = None if tokens is None else tokens.to(next(self.head.parameters()).dtype)
         if "negative_frames" in batch:
             tokens = self.backbone.plain_visual_tokens(batch["negative_frames"])[:, :, prefix:]
         if tokens is not None:

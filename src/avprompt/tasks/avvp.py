@@ -68,7 +68,9 @@ class AVVP(AVPromptTask):
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
         """Features and, where the head was built for them, `video_features` (B, T, 512) -> outputs, see `MGNHead`."""
-        return self.head(features.audio, features.visual, batch.get("video_features"))
+        video = batch.get("video_features")
+        video = None if video is None else video.to(next(self.head.parameters()).dtype)
+        return self.head(features.audio, features.visual, video)
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The terms of the released training scripts, each with weight 1: three on the video's labels, and with MGN two

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from avprompt.dense import recurrent
+from avprompt.precision import recurrent
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
