@@ -45,7 +45,7 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
                                            ("audio", "TinyCLAP", "released_mode: false"))]
-    elif arguments["backbone"]["init_args"]["audio"] == "shared":
+    elif arguments["backbone"]["init_args"]["audio"] in ("shared", "separate"):
         kind, own = ("TinySwinV2", "") if "Swin" in encoder["class_path"] else (
             "TinyCLIP", "segments: 10, train_norm: true, ")
         lines += ["        visual:", f"          class_path: avprompt.encoders.{kind}",

@@ -29,16 +29,20 @@ from avprompt.methods import (
     AVSTFP,
     DGSCT,
     LAVISH,
+    MBT,
     STGCMA,
     VPT,
     Adapters,
     AVMoE,
+    CoPLLike,
     DGSCTFewShot,
     DGSCTPaper,
     FineTuning,
     LoRA,
     MaPLe,
     MettleLike,
+    MoLTLike,
+    MoMALike,
     NoPrompts,
     PromptMethod,
 )
@@ -92,6 +96,11 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "stgcma": lambda: STGCMA(ratio=0.25, segments=SEGMENTS),
     "mettle": lambda: MettleLike(num_tokens=2, reduction=4),
     "mettle_avs": lambda: MettleLike(num_tokens=2, reduction=4, layers="last", inject=True),
+    "molt": lambda: MoLTLike(num_tokens=2, reduction=4),
+    "copl": CoPLLike,
+    "moma": lambda: MoMALike(reduction=4),
+    "mbt": lambda: MBT(num_tokens=2, layers=2),
+    "mbt_segment": lambda: MBT(num_tokens=2, layers=2, span="segment"),
     "toy_side": toys.SideNetwork,
     "toy_loss": toys.AuxiliaryLoss,
     "toy_edits": toys.EditedLayers,
@@ -130,7 +139,7 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
 }
 #: methods that run on pairs other than their papers' own
 TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", *TOYS,
+MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", "copl", *TOYS,
                         *FOUND),
          "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
          "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
@@ -138,7 +147,8 @@ MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip", "stgcma": "swin"}
+    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip", "stgcma": "swin", "copl": "swin",
+              "moma": "clip", "mbt": "dual-clip"}
     own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 

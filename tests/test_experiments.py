@@ -47,7 +47,10 @@ ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap")
 #: experiments that differ in method, encoders and their learning rate alone from one that runs below; methods run in the
 #: conformance suite
 ALIKE = {
-    **dict.fromkeys(("ave_linear_probe", "ave_bitfit", "ave_adapter", "ave_vpt", "ave_finetune_last4"), "ave_finetune"),
+    **dict.fromkeys(("ave_linear_probe", "ave_bitfit", "ave_adapter", "ave_vpt", "ave_finetune_last4", "ave_copl_like",
+                     "ave_mbt"), "ave_finetune"),
+    "ave_moma_like": "ave_stgcma_b16",
+    "avar_moma_like": "avar_stgcma_b16",
     "ave_linear_probe_quickstart": "ave_avstfp_quickstart",
     "ave_lora": "ave_cola",
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
@@ -64,6 +67,12 @@ COUNTS = {
     "ave_lavish_swinv2_l": (8_447_808, 10_036_061),
     "ave_lavish_b16": (3_843_168, 4_644_989),
     "ave_lavish_l16": (13_394_112, 14_458_077),
+    "ave_copl_like": (144_384, 1_732_637),
+    "ave_moma_like": (16_018_560, 16_837_277),
+    "avar_moma_like": (16_018_560, 16_838_816),
+    "ave_molt_like": (13_193_008, 21_074_695),
+    "ave_mbt": (3_072, 171_910_685),
+    "avar_mbt": (3_072, 171_912_224),
     "avs_s4_lavish": (17_003_664, 36_992_465),
     "avqa_lavish": (8_835_264, 8_835_264 + 81_024 + 8_900_396),  # norms of Swin, ST-AVQA
     "ave_lavish_star": (102_144_528, 114_766_311 - 4_740_096),  # what the authors build and nothing uses

@@ -22,8 +22,8 @@ _PUBLIC = {
     "avprompt.features": ("AVFeatures",),
     "avprompt.encoders": ("CLIP", "HTSAT", "CLAPAudio", "SwinV2", "TinyCLAP", "TinyCLIP", "TinyHTSAT", "TinySwinV2"),
     "avprompt.methods": ("Adapters", "AVMoE", "AVSTFP", "DGSCT", "DGSCTFewShot", "DGSCTPaper", "CoCoOp", "CoOp",
-                         "FineTuning", "LAVISH", "LoRA", "MaPLe", "MettleLike", "NoPrompts", "PromptMethod",
-                         "PromptState", "STGCMA", "VPT"),
+                         "CoPLLike", "FineTuning", "LAVISH", "LoRA", "MBT", "MaPLe", "MettleLike", "MoLTLike",
+                         "MoMALike", "NoPrompts", "PromptMethod", "PromptState", "STGCMA", "VPT"),
     "avprompt.tasks": ("AVAR", "AVE", "AVEClassic", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
                        "Contrastive"),
 }

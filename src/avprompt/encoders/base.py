@@ -168,8 +168,9 @@ class FrozenBlock(nn.Module, abc.ABC):
             x: (B*T, N, C) tokens.
             edits: additions to the linear layers `q`, `k`, `v` and `proj`; `None` or none of them is the library's
                 function, bit for bit.
-            prompts: (P, C) tokens that every token sees beside its own, in each window where there are windows; they go
-                through the block's norm and projections without edits and have no positions.
+            prompts: (P, C) tokens that every token sees beside its own, in each window where there are windows, or
+                (B*T, P, C), others for each segment; they go through the block's norm and projections without edits
+                and have no positions.
 
         Returns:
             (B*T, N, C).
@@ -652,7 +653,7 @@ class WindowBlock(FrozenBlock):
         q, k, v = (t.flatten(1, 2) for t in self.project(x, edits))
         bias = self.attention_bias().to(q.dtype)
         if prompts is not None:
-            prompts = (self.norm1(prompts) if self.norm_first else prompts).view(1, 1, -1, dim)
+            prompts = (self.norm1(prompts) if self.norm_first else prompts).view(-1, 1, prompts.shape[-2], dim)
             k, v = (torch.cat((extra.to(own.dtype).expand(batch, x.shape[1], -1, -1, -1).flatten(1, 2), own), dim=2)
                     for extra, own in zip(self.project(prompts, None)[1:], (k, v)))
             bias = F.pad(bias, (prompts.shape[2], 0))

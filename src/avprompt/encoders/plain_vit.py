@@ -130,8 +130,8 @@ class PlainViTBlock(FrozenBlock):
         Args:
             queries: (n, L, C), normed.
             keys: (n, M, C), normed, of keys and values; `None` is `queries`.
-            key_prompts: (P, C), the same for all n, seen by every query beside the keys.
-            value_prompts: (P, C).
+            key_prompts: (P, C), the same for all n, or (n, P, C), seen by every query beside the keys.
+            value_prompts: likewise.
             edits: of `q`, `k`, `v` and `proj`, as in `attention`; prompts are not edited.
 
         Returns:
@@ -182,7 +182,7 @@ class PlainViTBlock(FrozenBlock):
         return torch.cat((x[:, :, :first].to(grid.dtype), grid, x[:, :, last:].to(grid.dtype)), dim=2)
 
     def project(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """Prompt tokens (P, C) -> keys and values (P, C) for `attend`, through the frozen projections."""
+        """Prompt tokens (..., P, C) -> keys and values of that shape for `attend`, through the frozen projections."""
         return self.attn.read(prompts, "kv")
 
 

@@ -39,11 +39,31 @@ def reduced(dim: int, reduction: int) -> int:
     return dim // reduction
 
 
-class Reader(nn.Module):
-    """Distils the tokens of one layer into meta-tokens, which are projected to the encoder's output width.
+def read_tokens(queries: Tensor, x: Tensor, norm: nn.LayerNorm, key: nn.Linear, value: nn.Linear) -> Tensor:
+    """softmax(queries (LN(x) W_k)^T / sqrt(d)) LN(x) W_v: a few learned queries read the tokens of a layer.
 
     Keys and values are never built: W_k moves to the queries, W_v behind the sum over tokens. What the backward pass
     keeps is one normed copy of the layer's tokens.
+
+    Args:
+        queries: (K, d), projected.
+        x: (B*T, N, D).
+        norm: of D channels.
+        key: D -> d, without bias.
+        value: D -> d, likewise.
+
+    Returns:
+        (B*T, K, d).
+    """
+    normed = F.layer_norm(x, x.shape[-1:], eps=norm.eps)
+    reading = (queries @ key.weight) * norm.weight * key.out_features ** -0.5
+    # the norm's bias adds the same to all scores of a query, and the weights of a sum over tokens sum to one
+    attention = torch.softmax(reading.to(normed.dtype) @ normed.transpose(1, 2), dim=-1).to(normed.dtype)
+    return value(attention @ normed * norm.weight + norm.bias)
+
+
+class Reader(nn.Module):
+    """Distils the tokens of one layer into meta-tokens, which are projected to the encoder's output width.
 
     Args:
         dim: channels D of the layer's tokens.
@@ -66,11 +86,7 @@ class Reader(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, N, D) -> meta-tokens (B*T, K, D)."""
-        normed = F.layer_norm(x, x.shape[-1:], eps=self.norm.eps)
-        reading = (self.query(self.tokens) @ self.key.weight) * self.norm.weight * self.key.out_features ** -0.5
-        # the norm's bias adds the same to all scores of a meta-token, and the weights of a sum over tokens sum to one
-        attention = torch.softmax(reading.to(normed.dtype) @ normed.transpose(1, 2), dim=-1).to(normed.dtype)
-        seen = self.out(self.value(attention @ normed * self.norm.weight + self.norm.bias))
+        seen = self.out(read_tokens(self.query(self.tokens), x, self.norm, self.key, self.value))
         adapted = self.up(F.gelu(self.down(self.norm_mean(x.mean(1)))))
         return self.tokens + seen + adapted.unsqueeze(1)
 
