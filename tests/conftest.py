@@ -132,7 +132,7 @@ def llp_root(make: Callable[..., Path]) -> Path:
 def avs_roots(make: Callable[..., Path]) -> dict[str, Path]:
     """25 videos in AVSBench's layout for each setting."""
     return {setting: make("avsbench", {"train": 15, "val": 5, "test": 5}, store=False, setting=setting, videos=25,
-                          seed=5, classes=5, silent_objects=1) for setting in ("s4", "ms3")}
+                          seed=5, classes=5, objects=2) for setting in ("s4", "ms3")}
 
 
 @pytest.fixture(scope="session")

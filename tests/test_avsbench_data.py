@@ -137,7 +137,7 @@ def test_official_layout(avs_roots: dict[str, Path]) -> None:
 def test_masks_are_what_sounds_and_is_seen(avs_roots: dict[str, Path], setting: str, tmp_path: Path) -> None:
     """In a dataset without clutter the mask is where the picture loses something when what sounds is taken out of it."""
     root = tmp_path / "plain"
-    synthesize(root, setting, videos=25, seed=5, classes=5, silent_objects=1, noise=0, size=96, workers=1)
+    synthesize(root, setting, videos=25, seed=5, classes=5, objects=2, noise=0, size=96, workers=1)
     data = module(root, image_size=96)
     data.setup("test")
     scenes = {row["extra"]["video"]["name"]: row for row in map(json.loads, (root / "scenes.jsonl").open())}
@@ -220,7 +220,7 @@ def test_annotated_frames(s4: Path, ms3: Path) -> None:
 def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
     """Resumes, repeats itself exactly, and leaves another synthetic dataset alone."""
     names = [path.relative_to(s4) for path in sorted(s4.rglob("*")) if path.is_file() and path.suffix != ".mp4"]
-    arguments = {"videos": 25, "seed": 5, "classes": 5, "silent_objects": 1, "workers": 1}
+    arguments = {"videos": 25, "seed": 5, "classes": 5, "objects": 2, "workers": 1}
     for path in [*s4.glob("Single-source/s4_data/*/test/*/*/*.png"), *s4.glob("videos/*20.mp4")]:
         path.unlink()
     synthesize(s4, "s4", **arguments)
@@ -235,7 +235,7 @@ def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
             synthesize(s4, **{"setting": "s4", **arguments, **other})
 
 
-@pytest.mark.parametrize("bad", [{"videos": 39}, {"silent_objects": 6, "setting": "ms3"}, {"silent_objects": 8},
+@pytest.mark.parametrize("bad", [{"videos": 39}, {"objects": 7, "setting": "ms3"}, {"objects": 9},
                                  {"setting": "avss"}, {"size": 0}, {"classes": 9}])
 def test_impossible_synthetic_datasets(tmp_path: Path, bad: dict[str, object]) -> None:
     with pytest.raises(ArgumentError):
@@ -506,5 +506,5 @@ def test_a_synthetic_dataset_is_written_after_torch_has_used_its_threads(tmp_pat
     code = ("import torch, sys; from pathlib import Path; from avprompt.synthetic.avsbench import synthesize;"
             "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"
             "torch.nn.functional.interpolate(torch.rand(8, 3, 400, 400), (64, 64), mode='bicubic', antialias=True);"
-            "synthesize(Path(sys.argv[1]), videos=10, classes=2, silent_objects=1, workers=1)")
+            "synthesize(Path(sys.argv[1]), videos=10, classes=2, objects=2, workers=1)")
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120, capture_output=True)

@@ -36,21 +36,21 @@ GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/gu
 USING = README.partition("## Using it\n")[2].partition("\n## ")[0]
 #: synthetic dataset, arguments besides ten videos -> its root, and the folder of its videos in the guide
 DATASETS_OF_THE_GUIDE = [
-    ("ave", {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "data/AVE", "AVE_VIDEOS"),
+    ("ave", {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "data/AVE", "AVE_VIDEOS"),
     ("llp", {"classes": 2}, "data/LLP", "LLP_VIDEOS"),
-    ("avsbench", {"classes": 2, "silent_objects": 1}, "data/AVSBench", None),
-    ("avsbench", {"classes": 3, "silent_objects": 0, "videos": 15, "setting": "ms3"}, "data/AVSBench", None),
+    ("avsbench", {"classes": 2, "objects": 2}, "data/AVSBench", None),
+    ("avsbench", {"classes": 3, "objects": 1, "videos": 15, "setting": "ms3"}, "data/AVSBench", None),
     ("music_avqa", {"classes": 4}, "data/MUSIC-AVQA", "MUSIC_AVQA_VIDEOS"),
-    ("kinetics_sounds", {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "data/Kinetics-Sounds",
+    ("kinetics_sounds", {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "data/Kinetics-Sounds",
      "KINETICS_VIDEOS"),
-    ("vggsound", {"categories": ["star", "ring"], "silent_objects": 0, "offscreen_sounds": 0}, "data/vggsound",
+    ("vggsound", {"categories": ["star", "ring"], "objects": 1, "offscreen_sounds": 0}, "data/vggsound",
      "VGGSOUND_VIDEOS"),
 ]
 #: beginning of a command -> what it gets besides: sizes of tiny encoders, less to do
 MORE = {
     "data prepare --videos AVE_VIDEOS": ["--size", "64", "--sample_rate", "16000"],
     "data prepare": ["--workers", "1"],
-    "data synth ave": ["--videos", "10", "--classes", "2", "--silent_objects", "0", "--workers", "1"],
+    "data synth ave": ["--videos", "10", "--classes", "2", "--objects", "1", "--workers", "1"],
     "data stats": ["--data.num_workers", "0"],
     "efficiency": ["--steps", "1"],
     "quickstart": ["--videos", "10"],
@@ -181,7 +181,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     for package in (methods, tasks):
         place = tree.root / "src" / "avprompt" / package.__name__.rpartition(".")[2]
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(place)])
-    smaller = {"ave": {"classes": 2, "silent_objects": 0, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
+    smaller = {"ave": {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
     monkeypatch.setattr(quickstart, "PLANS", {
         name: replace(plan, options={**plan.options, **smaller.get(name, {})})
         for name, plan in quickstart.PLANS.items()})

@@ -301,9 +301,9 @@ def test_synthetic_dataset(vggsound_root: Path, tmp_path: Path) -> None:
 def test_zero_shot_datasets_from_the_command_line(tmp_path: Path) -> None:
     """The categories of one are not those of the other."""
     main(["data", "synth", "vggsound", "--root", str(tmp_path / "vggsound"), "--videos", "10", "--workers", "1",
-          "--categories", "[star, ring]", "--silent_objects", "1", "--offscreen_sounds", "0"])
+          "--categories", "[star, ring]", "--objects", "2", "--offscreen_sounds", "0"])
     main(["data", "synth", "ave", "--root", str(tmp_path / "ave"), "--videos", "15", "--workers", "1", "--classes", "3",
-          "--silent_objects", "1", "--offscreen_sounds", "1"])
+          "--objects", "2", "--offscreen_sounds", "1"])
     trained = module(tmp_path / "vggsound").class_names
     assert trained == ("star", "ring")
     assert tuple((tmp_path / "ave" / "categories.txt").read_text().split()) == HELD_OUT
@@ -312,7 +312,7 @@ def test_zero_shot_datasets_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"categories": ["disc", "dragon"]}, "categories: got"), ({"categories": ["disc", "disc"]}, "each once"),
-    ({"categories": ["disc"]}, "classes: got 1"), ({"categories": ["disc", "ring"]}, "silent_objects, offscreen"),
+    ({"categories": ["disc"]}, "classes: got 1"), ({"categories": ["disc", "ring"]}, "objects, offscreen"),
     ({"videos": 24}, "25 .one of each"), ({"videos": 1_000_001}, "to 1000000"), ({"seed": -1}, "seed: got -1")])
 def test_impossible_synthetic_datasets(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -14,24 +15,14 @@ from tqdm import tqdm
 from avprompt.datasets.ave import HEADER, SPLITS
 from avprompt.errors import ArgumentError, DatasetError
 from avprompt.media.workers import begin_worker
-from avprompt.synthetic.scenes import (
-    CATEGORIES,
-    FPS,
-    SAMPLE_RATE,
-    SECONDS,
-    SIZE,
-    Scene,
-    Settings,
-    draw_scene,
-    render_audio,
-    render_frames,
-)
+from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, counts, event_scene
+from avprompt.synthetic.scenes import CATEGORIES, FPS, SAMPLE_RATE, SECONDS, SIZE, Scene, Settings, draw_scene
 
 #: options with which x264 writes the same bytes on every run and processor
 X264 = {"crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1"}
 
 
-def write_video(path: Path, scene: Scene, seconds: int = SECONDS) -> None:
+def write_video(path: Path, scene: Scene | BoundScene, seconds: int = SECONDS) -> None:
     """Render the seconds of a scene into an mp4 file: H.264 picture, AAC sound."""
     partial = path.with_suffix(".partial.mp4")
     with av.open(str(partial), "w") as container:
@@ -40,29 +31,64 @@ def write_video(path: Path, scene: Scene, seconds: int = SECONDS) -> None:
         video.pix_fmt = "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         audio.bit_rate = 64000
-        for picture in render_frames(scene, seconds):
+        for picture in scene.frames(seconds):
             container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(video.encode(None))
-        frame = av.AudioFrame.from_ndarray(render_audio(scene, seconds)[None], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(scene.audio(seconds)[None], format="fltp", layout="mono")
         frame.sample_rate = SAMPLE_RATE
         container.mux(audio.encode(frame))
         container.mux(audio.encode(None))
     partial.replace(path)
 
 
-def clip_scene(seed: int, index: int, settings: Settings) -> Scene:
+def refuse_without_binding(**arguments: Any) -> None:
+    """Refuse arguments that say something about bound scenes, where none are made.
+
+    Raises:
+        ArgumentError: names the first one that is given.
+    """
+    for name, value in arguments.items():
+        if value is not None and value is not False:
+            raise ArgumentError(name, value, "nothing with `binding: none`", "Choose a binding.")
+
+
+def settings_of(binding: Binding, objects: int | None, offscreen_sounds: int | None, noise: float, classes: int,
+                alone: bool) -> Settings | BoundSettings:
+    """Settings of either world from the arguments of a dataset.
+
+    Raises:
+        ArgumentError: an unknown binding, a number out of its range, or `alone` without a binding.
+    """
+    objects, offscreen_sounds = counts(binding, objects, offscreen_sounds)
+    if binding != "none":
+        return BoundSettings(binding, objects, offscreen_sounds, noise, classes, alone)
+    refuse_without_binding(alone=alone)
+    if objects < 1:
+        raise ArgumentError("objects", objects, "at least 1", "Choose another number.")
+    return Settings(classes, objects - 1, offscreen_sounds, noise)
+
+
+def names_of(settings: Settings | BoundSettings) -> tuple[str, ...]:
+    """Names of a dataset's categories."""
+    return settings.names if isinstance(settings, BoundSettings) else CATEGORIES[:settings.classes]
+
+
+def clip_scene(seed: int, index: int, settings: Settings | BoundSettings) -> Scene | BoundScene:
     """Scene number `index` of a dataset; it does not depend on what else is generated."""
-    return draw_scene(np.random.default_rng([seed, index]), settings, category=index % settings.classes)
+    rng, category = np.random.default_rng([seed, index]), index % settings.classes
+    if isinstance(settings, BoundSettings):
+        return event_scene(rng, settings, category)
+    return draw_scene(rng, settings, category)
 
 
-def _write(job: tuple[Path, Scene, Callable[[Path, Scene], None]]) -> None:
+def _write(job: tuple[Path, Scene | BoundScene, Callable[[Path, Any], None]]) -> None:
     path, scene, write = job
     if not path.is_file():
         write(path, scene)
 
 
-def write_dataset(root: Path, scenes: dict[str, Scene], workers: int = 2,
-                  write: Callable[[Path, Scene], None] = write_video) -> None:
+def write_dataset(root: Path, scenes: dict[str, Scene] | dict[str, BoundScene], workers: int = 2,
+                  write: Callable[[Path, Any], None] = write_video) -> None:
     """Write `root`/scenes.jsonl and render each scene that has no file yet into `root`/videos/<id>.mp4.
 
     Args:
@@ -99,9 +125,11 @@ def synthesize(
     videos: int = 400,
     seed: int = 0,
     classes: int = 8,
-    silent_objects: int = 2,
-    offscreen_sounds: int = 1,
+    binding: Binding = "none",
+    objects: int | None = None,
+    offscreen_sounds: int | None = None,
     noise: float = 0.3,
+    alone: bool = False,
     workers: int = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in AVE's layout.
@@ -116,9 +144,11 @@ def synthesize(
         videos: number of clips.
         seed: of the dataset.
         classes: categories in use, 2 to 8.
-        silent_objects: objects in view that make no sound.
-        offscreen_sounds: sounds whose object is not in view.
+        binding: `none`, or how sound and sight must be bound: `a2v`, `v2a`, `time`, see `synthetic.bound`.
+        objects: objects in view, one of which belongs to the event; `None` is 3, with `v2a` 1.
+        offscreen_sounds: sounds whose object is not in view; `None` is 1, with `a2v` and `time` 0, with `v2a` 2.
         noise: visual clutter and background noise, 0 to 1.
+        alone: with a binding, show and play what belongs together and nothing else, for an oracle's row.
         workers: processes.
 
     Returns:
@@ -128,7 +158,8 @@ def synthesize(
         ArgumentError: too few videos or categories.
         DatasetError: `root` holds another synthetic dataset.
     """
-    settings = Settings(classes, silent_objects, offscreen_sounds, noise)
+    settings = settings_of(binding, objects, offscreen_sounds, noise, classes, alone)
+    names = names_of(settings)
     if videos < 5 * classes:
         raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split",
                             "Ask for more.")
@@ -139,9 +170,9 @@ def synthesize(
     rows = []
     for clip, scene in zip(ids, scenes):
         (category, start, end), = scene.events()
-        rows.append(f"{CATEGORIES[category]}&{clip}&good&{start}&{end}")
+        rows.append(f"{names[category]}&{clip}&good&{start}&{end}")
     (root / "Annotations.txt").write_text("\n".join([HEADER, *sorted(rows)]) + "\n", encoding="utf-8")
-    (root / "categories.txt").write_text("\n".join(CATEGORIES[:classes]) + "\n", encoding="utf-8")
+    (root / "categories.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     counts = {}
     for split, name in SPLITS.items():
         chosen = [row for index, row in enumerate(rows) if split_of(index, classes) == split]

@@ -10,18 +10,24 @@ import numpy as np
 
 from avprompt.datasets.kinetics_sounds import COLUMNS, Action
 from avprompt.errors import ArgumentError
-from avprompt.synthetic.ave import split_of, write_dataset
-from avprompt.synthetic.scenes import CATEGORIES, SECONDS, Scene, Settings, Sound, Thing, draw_scene
+from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset
+from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
+from avprompt.synthetic.scenes import SECONDS, Scene, Settings, Sound, Thing, draw_scene
 
 
-def action_scene(seed: int, index: int, settings: Settings) -> Scene:
+def action_scene(seed: int, index: int, settings: Settings | BoundSettings) -> Scene | BoundScene:
     """Scene number `index` of a dataset; it does not depend on what else is generated.
 
     The object of the action is in view and sounds all the time. Half of the silent objects are in view and half of the
     off-screen sounds are heard all the time too; the others come and go. Often only both modalities together identify
-    the action.
+    the action. In a bound scene with `time` two objects sound one after the other, and the action is the longer one.
     """
     rng = np.random.default_rng([seed, index])
+    if isinstance(settings, BoundSettings):
+        spans = None
+        if settings.binding == "time":
+            spans = sorted(turns(rng), key=lambda span: span[0] - span[1])  # the longer first
+        return draw_bound(rng, settings, index % settings.classes, spans)
     scene = draw_scene(rng, settings, category=index % settings.classes)
 
     def spans(parts: list[Thing] | list[Sound]) -> list[Thing] | list[Sound]:
@@ -36,9 +42,11 @@ def synthesize(
     videos: int = 400,
     seed: int = 0,
     classes: int = 8,
-    silent_objects: int = 2,
-    offscreen_sounds: int = 1,
+    binding: Binding = "none",
+    objects: int | None = None,
+    offscreen_sounds: int | None = None,
     noise: float = 0.3,
+    alone: bool = False,
     workers: int = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in Kinetics-Sounds' layout.
@@ -53,9 +61,11 @@ def synthesize(
         videos: number of clips, at most 1000000.
         seed: of the dataset, 0 to 999.
         classes: categories in use, 2 to 8.
-        silent_objects: objects in view that make no sound.
-        offscreen_sounds: sounds whose object is not in view.
+        binding: `none`, or how sound and sight must be bound: `a2v`, `v2a`, `time`, see `synthetic.bound`.
+        objects: objects in view, one of which belongs to the event; `None` is 3, with `v2a` 1.
+        offscreen_sounds: sounds whose object is not in view; `None` is 1, with `a2v` and `time` 0, with `v2a` 2.
         noise: visual clutter and background noise, 0 to 1.
+        alone: with a binding, show and play what belongs together and nothing else, for an oracle's row.
         workers: processes.
 
     Returns:
@@ -65,7 +75,8 @@ def synthesize(
         ArgumentError: too few or too many videos, too few categories, or a seed that does not fit into the ids.
         DatasetError: `root` holds another synthetic dataset.
     """
-    settings = Settings(classes, silent_objects, offscreen_sounds, noise)
+    settings = settings_of(binding, objects, offscreen_sounds, noise, classes, alone)
+    names = names_of(settings)
     if not 5 * classes <= videos <= 1_000_000:
         raise ArgumentError("videos", videos, f"{5 * classes} (one of each class in each split) to 1000000",
                             "Choose another number.")
@@ -81,8 +92,8 @@ def synthesize(
         with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow([*COLUMNS, "split"])
-            writer.writerows([CATEGORIES[a.label], a.video, a.start, a.end, split] for a in chosen)
+            writer.writerows([names[a.label], a.video, a.start, a.end, split] for a in chosen)
         counts[split] = len(chosen)
-    (root / "classes.txt").write_text("\n".join(CATEGORIES[:classes]) + "\n", encoding="utf-8")
+    (root / "classes.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     print(f"{root}: {videos} clips of {SECONDS} s, {counts}")
     return counts

@@ -11,7 +11,8 @@ they lie in different bands. The words of the questions have these meanings:
 - the instrument on the left of another is the next one on that side.
 
 Audio questions follow from the sound alone and visual questions from the picture alone; audio-visual questions need
-both. A question is asked only if it has exactly one answer.
+both. A question is asked only if it has exactly one answer. Bound scenes (see `bound`) are asked fewer kinds of
+questions, in which what sounds must be bound to what is seen.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ import numpy as np
 
 from avprompt.datasets.music_avqa import SPLITS, TYPES, Question, Vocabulary, questions_path, read_questions, tokenise
 from avprompt.errors import ArgumentError
-from avprompt.synthetic.ave import write_dataset
+from avprompt.synthetic.ave import refuse_without_binding, write_dataset
+from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
 
 COLUMNS = {"left": SIZE / 6, "middle": SIZE / 2, "right": 5 * SIZE / 6}
@@ -96,6 +98,61 @@ def _ends(values: dict[int, int]) -> dict[str, int]:
             if len(keys := [key for key in values if values[key] == value]) == 1}
 
 
+def ask(group: str, kind: str, question: str, answer: bool | int | str, *values: str) -> Asked:
+    """A question with its answer in words."""
+    if not isinstance(answer, str):
+        answer = ("no", "yes")[answer] if isinstance(answer, bool) else NUMBERS[answer]
+    return group, kind, question, values, answer
+
+
+def bound_scene(rng: np.random.Generator, settings: BoundSettings) -> BoundScene:
+    """Draw a bound scene of up to three objects side by side. One of them sounds, half of the time from beginning to
+    end; with `time` two of them sound, one after the other."""
+    if settings.binding == "time":
+        spans = turns(rng)
+    else:
+        spans = [(0, SECONDS) if rng.random() < 0.5 else draw_interval(rng)]
+    columns = [float(c + rng.uniform(-2, 2)) for c in rng.permutation(list(COLUMNS.values()))]
+    return draw_bound(rng, settings, None, spans, columns=columns)
+
+
+def bound_candidates(scene: BoundScene) -> Iterator[Asked]:
+    """Questions with one answer in a bound scene: of its objects (with `v2a`: its sounds) the shape (the contour) is
+    the name, and only an object whose sound is heard is *sounding*."""
+    names = CONTOURS if scene.settings.binding == "v2a" else CATEGORIES
+    pairs = scene.pairs()
+    sounding = {"first": pairs[0][0], "last": pairs[-1][0]}
+    for ordinal, (thing, sound, *_) in zip(("first", "second"), pairs):
+        yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
+                  names[scene.label(thing, sound)], ordinal)
+    if scene.settings.binding == "v2a":
+        heard = {sound.contour for sound in scene.sounds}
+        for contour in scene.settings.labels:
+            yield ask("Audio", "Counting", "Is there a <Object> sound?", contour in heard, names[contour])
+        return
+    things = sorted(scene.objects, key=lambda thing: thing.position[0])
+    for end, thing in sounding.items():
+        yield ask("Audio-Visual", "Location", "Where is the <FL> sounding instrument?", _place(thing), end)
+        for other in things:
+            yield ask("Audio-Visual", "Location", "Is the <FL> sound coming from the <LR> instrument?", other is thing,
+                      end, _place(other))
+        for side in ("left", "right"):
+            for beside in _beside(things, thing, side):
+                yield ask("Audio-Visual", "Location", "What is the <LR> instrument of the <FL> sounding instrument?",
+                          names[beside.shape], side, end)
+    throughout = [thing for thing, sound, *_ in pairs if (sound.start, sound.end) == (0, scene.seconds)]
+    for thing in things:
+        yield ask("Audio-Visual", "Existential", "Is the <Object> in the video always playing?",
+                  any(thing is one for one in throughout), names[thing.shape])
+        yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", True, names[thing.shape])
+    for absent in sorted(set(scene.settings.labels) - {thing.shape for thing in things}):
+        yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", False, names[absent])
+    if len(things) > 1:
+        for end, place in (("leftest", 0), ("rightest", -1)):
+            yield ask("Visual", "Location", "What kind of instrument is the <LRer> instrument? ",
+                      names[things[place].shape], end)
+
+
 def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iterator[Asked]:
     """Questions with one answer in a scene; `rng` draws the objects that are absent, and the order of two names."""
     things, sounds = sorted(scene.things, key=lambda t: t.position[0]), {s.category: s for s in scene.sounds}
@@ -108,11 +165,6 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
 
     def pair(one: int, two: int) -> tuple[str, ...]:
         return tuple(CATEGORIES[c] for c in rng.permutation([one, two]))
-
-    def ask(group: str, kind: str, question: str, answer: bool | int | str, *values: str) -> Asked:
-        if not isinstance(answer, str):
-            answer = ("no", "yes")[answer] if isinstance(answer, bool) else NUMBERS[answer]
-        return group, kind, question, values, answer
 
     unseen, unheard = ([c for c in range(classes) if c not in known] for known in (seen, heard))
     present, absent, loud, mute = (int(rng.choice(known)) for known in (seen, unseen, heard, unheard))
@@ -202,7 +254,7 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
                   _place(things[one]), _place(things[two]))
 
 
-def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, classes: int = 8,
+def questions(scenes: dict[str, Scene] | dict[str, BoundScene], per_video: int = 4, seed: int = 0, classes: int = 8,
               kinds: Sequence[str] = KINDS) -> dict[str, list[dict]]:
     """Questions about the scenes of a dataset, as records of avqa-<split>.json by split.
 
@@ -217,11 +269,12 @@ def questions(scenes: dict[str, Scene], per_video: int = 4, seed: int = 0, class
     ids = list(scenes)
     found: dict[str, list[dict]] = {}
     known: Vocabulary | None = None
-    for split, turns in zip(SPLITS, ((0, 1, 2), (3,), (4,))):
-        open_questions = {video: [asked for asked in candidates(scenes[video], np.random.default_rng([seed, place, 1]),
-                                                                classes) if asked[1] in kinds]
-                          for place, video in enumerate(ids) if place % 5 in turns}
-        order = np.random.default_rng([seed, turns[0], 2])
+    for split, places in zip(SPLITS, ((0, 1, 2), (3,), (4,))):
+        open_questions = {video: [asked for asked in (
+            bound_candidates(scenes[video]) if isinstance(scenes[video], BoundScene)
+            else candidates(scenes[video], np.random.default_rng([seed, place, 1]), classes)) if asked[1] in kinds]
+                          for place, video in enumerate(ids) if place % 5 in places}
+        order = np.random.default_rng([seed, places[0], 2])
         counts: Counter[Any] = Counter()
         chosen: list[tuple[str, Asked]] = []
         for _ in range(per_video):
@@ -258,7 +311,11 @@ def synthesize(
     questions_per_video: int = 4,
     seed: int = 0,
     classes: int = 8,
+    binding: Binding = "none",
+    objects: int | None = None,
+    offscreen_sounds: int | None = None,
     noise: float = 0.3,
+    alone: bool = False,
     kinds: Sequence[str] = KINDS,
     workers: int = 2,
 ) -> dict[str, int]:
@@ -275,7 +332,11 @@ def synthesize(
         questions_per_video: number of questions about every video, all different.
         seed: of the dataset.
         classes: categories in use, 4 to 8.
+        binding: `none`, or how sound and sight must be bound: `a2v`, `v2a`, `time`, see `synthetic.bound`.
+        objects: with a binding, objects in view, at most 3; `None` is 3, with `v2a` 1.
+        offscreen_sounds: with a binding, sounds whose object is not in view; `None` is 0, with `v2a` 2.
         noise: visual clutter and background noise, 0 to 1.
+        alone: with a binding, show and play what belongs together and nothing else, for an oracle's row.
         kinds: kinds of questions to ask, in every group that has them.
         workers: processes.
 
@@ -293,7 +354,17 @@ def synthesize(
     if not kinds or not set(kinds) <= set(KINDS):
         raise ArgumentError("kinds", list(kinds), f"some of {', '.join(KINDS)}", "Correct the argument.")
     root = Path(root)
-    scenes = {f"{index + 1:08d}": clip_scene(seed, index, classes, noise) for index in range(videos)}
+    names, scenes = CATEGORIES[:classes], {}
+    if binding == "none":
+        refuse_without_binding(objects=objects, offscreen_sounds=offscreen_sounds, alone=alone)
+    else:
+        settings = BoundSettings(binding, objects, offscreen_sounds, noise, classes, alone)
+        names = settings.names
+        if settings.objects > len(COLUMNS):
+            raise ArgumentError("objects", settings.objects, f"at most {len(COLUMNS)}, side by side", "Lower it.")
+    for index in range(videos):
+        scenes[f"{index + 1:08d}"] = (clip_scene(seed, index, classes, noise) if binding == "none" else
+                                      bound_scene(np.random.default_rng([seed, index]), settings))
     records = questions(scenes, questions_per_video, seed, classes, kinds)
     write_dataset(root, scenes, workers)
     (root / "json").mkdir(exist_ok=True)
@@ -301,7 +372,7 @@ def synthesize(
         questions_path(root, "json", split).write_text(json.dumps(asked, indent=1), encoding="utf-8")
     vocabulary = Vocabulary.of(read_questions(questions_path(root, "json", "train")))
     for name, words in (("ques_vocab.txt", vocabulary.words), ("ans_vocab.txt", vocabulary.answers),
-                        ("categories.txt", CATEGORIES[:classes])):
+                        ("categories.txt", names)):
         (root / name).write_text("\n".join(words) + "\n", encoding="utf-8")
     counts = {split: len(asked) for split, asked in records.items()}
     print(f"{root}: {videos} videos of {SECONDS} s, questions {counts}")

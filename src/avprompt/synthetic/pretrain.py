@@ -1,16 +1,26 @@
-"""Pretraining of the tiny encoders: `python -m avprompt.synthetic.pretrain --modality visual`.
+"""Pretraining of the tiny encoders: `python -m avprompt.synthetic.pretrain --all` makes every file that ships,
+`--modality visual` one of them.
 
 Like their large counterparts, they learn what an input contains, not which sounds and objects belong together. Swin-V2
-(`visual`) learns to name every shape and colour in a crowded picture, and HTS-AT (`audio`) every sound in a crowded
-second. CLIP (`clip`) and CLAP (`clap`) learn with a text tower which caption belongs to which picture or second. None
-of them sees the other modality, nor a clip of a synthetic dataset: pictures and seconds are drawn one by one from other
-seeds.
+(`visual`) learns to name every shape, colour, texture and size in a crowded picture, and HTS-AT (`audio`) every sound,
+contour, timbre and pitch in a crowded second, of both synthetic worlds (`scenes` and `bound`). What they name of one
+object is never told apart from what they name of another: nothing teaches them to bind. CLIP (`clip`) and CLAP (`clap`)
+learn with a text tower which caption belongs to which picture or second. None of them sees the other modality, nor a
+clip of a synthetic dataset: pictures and seconds are drawn one by one from other seeds.
+
+Training runs on one thread with deterministic kernels, so that the same recipe gives the same bits on the same kind of
+processor and version of PyTorch. `weights/weights.json` says of every file which recipe made it, what it reached, and
+its SHA-256.
 """
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +39,9 @@ from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.text import CLAP_TEMPLATE, CLIP_TEMPLATE, TextTower, class_texts
 from avprompt.encoders.tiny import WEIGHTS, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, TinyHTSAT, TinySwinV2
-from avprompt.synthetic import scenes
+from avprompt.errors import check_choice
+from avprompt.files import write_whole
+from avprompt.synthetic import bound, scenes
 
 SEED = 10**9  # far from the seeds of synthetic datasets
 COLOURS_SAID, ALL_SAID = 0.3, 0.6  # shares of captions that name colours, and that name everything
@@ -129,6 +141,92 @@ class Seconds(Dataset):
         return (thing,)
 
 
+class Sights(Dataset):
+    """Single pictures of both worlds by turns: half as `Pictures` draws them, half with objects of `bound`.
+
+    Args:
+        count: pictures.
+        seed: of the stream.
+        alone: draw pictures of one object of `bound` each, to measure what is known of a lone object.
+    """
+
+    groups = {"shape": len(scenes.CATEGORIES), "colour": len(scenes.COLOURS), "texture": len(bound.TEXTURES),
+              "size": len(bound.SIZES)}
+    labels = sum(groups.values())
+
+    def __init__(self, count: int, seed: int, alone: bool = False) -> None:
+        self.count, self.seed, self.alone = count, seed, alone
+        self.pictures = Pictures(count, seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (1, 3, 64, 64) in [-1, 1] and labels (19,) in {0, 1}; -1 stands for what `Pictures` does not say."""
+        if index % 2 and not self.alone:
+            picture, labels = self.pictures[index]
+            return picture, torch.cat((labels, torch.full((self.labels - len(labels),), -1.0)))
+        rng = np.random.default_rng([SEED, self.seed, index, 2])
+        noise, labels = float(rng.uniform(0, 0.5)), torch.zeros(self.labels)
+        settings = bound.BoundSettings("v2a", noise=noise)  # whose shapes may occur twice
+        number = 1 if self.alone else int(rng.integers(0, 5))
+        picture = bound.textured_ground(rng, noise)
+        for thing in bound.draw_objects(rng, settings, 0, rng.integers(len(scenes.COLOURS), size=number), 1):
+            bound.paint_textured(picture, thing, thing.position, bound.surface(rng, thing.texture))
+            labels[offsets(self.groups, thing.shape, thing.colour, thing.texture, thing.size)] = 1.0
+        image = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
+        pixels = np.asarray(image, dtype=np.float32) + rng.normal(0, 20 * noise, (64, 64, 3))
+        return torch.from_numpy(pixels.clip(0, 255).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None], labels
+
+
+class Hearings(Dataset):
+    """Single seconds of both worlds by turns: half as `Seconds` draws them, half with 0 to 3 sounds of `bound`.
+
+    Args:
+        count: seconds.
+        seed: of the stream.
+        alone: draw seconds of one sound of `bound` each, to measure what is known of a lone sound.
+    """
+
+    groups = {"sound": len(scenes.CATEGORIES), "contour": len(bound.CONTOURS), "timbre": len(bound.FORMANTS),
+              "pitch": len(bound.PITCHES)}
+    labels = sum(groups.values())
+
+    def __init__(self, count: int, seed: int, alone: bool = False) -> None:
+        self.count, self.seed, self.alone = count, seed, alone
+        self.plain = Seconds(count, seed)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Waveform (1, 16000) in [-1, 1] and labels (24,) in {0, 1}."""
+        if index % 2 and not self.alone:
+            wave, labels = self.plain[index]
+            return wave, torch.cat((labels, torch.zeros(self.labels - len(labels))))
+        rng = np.random.default_rng([SEED, self.seed, index, 2])
+        noise, labels = float(rng.uniform(0, 0.5)), torch.zeros(self.labels)
+        wave = np.zeros(scenes.SAMPLE_RATE)
+        number = 1 if self.alone else int(rng.integers(0, 4))
+        for timbre in rng.choice(len(bound.FORMANTS), number, replace=False):
+            sound = bound.BoundSound(int(rng.integers(len(bound.CONTOURS))), int(timbre),
+                                     int(rng.integers(len(bound.PITCHES))), float(rng.uniform(0.08, 0.3)))
+            wave += sound.level * bound.render_sound(sound, scenes.SAMPLE_RATE, rng)
+            labels[offsets(self.groups, None, sound.contour, sound.timbre, sound.pitch)] = 1.0
+        wave = bound.reverberate(wave, noise, rng) + rng.normal(0, 0.04 * noise, scenes.SAMPLE_RATE)
+        return torch.from_numpy(wave.clip(-1, 1).astype(np.float32))[None], labels
+
+
+def offsets(groups: dict[str, int], *values: int | None) -> list[int]:
+    """Places of values in a row of labels in which the groups follow each other; `None` has none.
+
+    >>> offsets({"shape": 8, "colour": 6}, 2, 5)
+    [2, 13]
+    """
+    starts = np.cumsum([0, *groups.values()])
+    return [int(start + value) for start, value in zip(starts, values) if value is not None]
+
+
 class Captioned(Dataset):
     """Pictures or seconds, each with a caption that names some of the content, shapes alone or with their colours.
 
@@ -190,13 +288,20 @@ class Naming(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Pictures or seconds and their labels, as the stream gives them -> loss."""
-        return F.binary_cross_entropy_with_logits(self.head(self.encoder(inputs).mean(1)), labels)
+        return F.binary_cross_entropy_with_logits(self.head(self.encoder(inputs).mean(1)), labels, (labels >= 0).float())
 
-    def measure(self, examples: Pictures | Seconds) -> dict[str, float]:
-        """Mean average precision over the labels of `examples`."""
+    def measure(self, examples: Sights | Hearings) -> dict[str, float]:
+        """Mean average precision over the labels that occur in `examples`, of all and of each group."""
         parts = [(self.head(self.encoder(x).mean(1)), y) for x, y in DataLoader(examples, 128, num_workers=1)]
         scores, truth = (torch.cat(part) for part in zip(*parts))
-        return {"mean average precision": float(multilabel_average_precision(scores, truth.long(), examples.labels))}
+        precision = multilabel_average_precision(scores, truth.long(), examples.labels, None, ignore_index=-1)
+        occurs = (truth == 1).any(0)
+        found = {"mean average precision": float(precision[occurs].mean())}
+        for (name, size), start in zip(examples.groups.items(), np.cumsum([0, *examples.groups.values()])):
+            group = slice(int(start), int(start) + size)
+            if occurs[group].any():
+                found[name] = float(precision[group][occurs[group]].mean())
+        return found
 
     def weights(self) -> dict[str, Tensor]:
         """Library's name -> tensor; the head is left out."""
@@ -263,7 +368,7 @@ class Recipe:
         text_file: name of the text tower's own file; `None` keeps both towers in `file`.
         learner: builds the module to train, with random weights.
         stream: draws `count` training examples, in the order of training.
-        examples: held out, for measuring.
+        examples: held out, for measuring: name -> examples.
         steps: number of AdamW steps, with a one-cycle schedule.
         batch_size: examples a step.
         lr: highest learning rate.
@@ -274,7 +379,7 @@ class Recipe:
     file: str
     learner: Callable[[], Naming | Matching]
     stream: Callable[[int], Dataset]
-    examples: Pictures | Seconds
+    examples: dict[str, Dataset]
     steps: int
     batch_size: int
     lr: float
@@ -298,42 +403,75 @@ def easy_first(count: int) -> Dataset:
 
 
 RECIPES = {
-    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Pictures.labels),
-                     lambda count: Pictures(count, 0), Pictures(2048, 1), 3000, 64, 2e-3),
-    "audio": Recipe("tiny_htsat.safetensors", lambda: Naming(TinyHTSAT("none", frozen=False), Seconds.labels),
-                    lambda count: Seconds(count, 0), Seconds(2048, 1), 3000, 64, 2e-3),
+    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Sights.labels),
+                     lambda count: Sights(count, 0), {"crowd": Sights(2048, 1), "alone": Sights(2048, 2, True)},
+                     2800, 32, 2e-3),
+    "audio": Recipe("tiny_htsat.safetensors", lambda: Naming(TinyHTSAT("none", frozen=False), Hearings.labels),
+                    lambda count: Hearings(count, 0), {"crowd": Hearings(2048, 1), "alone": Hearings(2048, 2, True)},
+                    1500, 32, 2e-3),
     "clip": Recipe("tiny_clip.safetensors",
                    lambda: Matching(TinyCLIP("none", projection=True, frozen=False), TinyCLIPText("none", frozen=False),
                                     CLIP_TEMPLATE),
-                   easy_first, Pictures(2048, 1), 6000, 32, 1.5e-3, 0.05, (0.9, 0.98), "tiny_clip_text.safetensors"),
+                   easy_first, {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))}, 6000, 32, 1.5e-3, 0.05,
+                   (0.9, 0.98), "tiny_clip_text.safetensors"),
     "clap": Recipe("tiny_clap.safetensors",
                    lambda: Matching(TinyCLAP("none", frozen=False), TinyCLAPText("none", frozen=False), CLAP_TEMPLATE),
-                   lambda count: Captioned(Seconds(count, 0)), Seconds(2048, 1), 3000, 64, 2e-3),
+                   lambda count: Captioned(Seconds(count, 0)), {"crowd": Seconds(2048, 1)}, 3000, 64, 2e-3),
 }
+RECORD = "weights.json"
 
 
-def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None,
-             out: Path = WEIGHTS) -> dict[str, float]:
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """One thread, deterministic kernels, and a seed; threads and kernels are as before afterwards."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None, out: Path = WEIGHTS,
+             seed: int = 0) -> dict[str, dict[str, float]]:
     """Train one tiny network and write its weights in half precision, under the library's names.
+
+    `out`/weights.json gets an entry for each file: command, recipe, seed, scores, SHA-256, and the versions.
 
     Args:
         modality: which network, see `RECIPES`.
         steps: number of training steps; `None` is the recipe's.
         out: folder for the weights.
+        seed: of the weights at the start; the examples are the recipe's.
 
     Returns:
-        Its scores on 2048 unseen examples.
+        Its scores on unseen examples, by the name of the examples.
+
+    Raises:
+        ArgumentError: an unknown network.
     """
-    torch.manual_seed(0)
-    recipe = RECIPES[modality]
-    learner, steps = recipe.learner().train(), steps or recipe.steps
+    check_choice("modality", modality, RECIPES)
+    with reproducible(seed):
+        return _pretrain(modality, RECIPES[modality], steps or RECIPES[modality].steps, Path(out), seed)
+
+
+def _pretrain(modality: str, recipe: Recipe, steps: int, out: Path, seed: int) -> dict[str, dict[str, float]]:
+    learner = recipe.learner().train()
     for name, parameter in learner.encoder.named_parameters():
         parameter.requires_grad_(not is_constant(name))  # constants are not saved, so they must keep their values
     parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, recipe.lr, recipe.betas, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=0.1)
     loader = DataLoader(recipe.stream(steps * recipe.batch_size), recipe.batch_size, num_workers=1)
-    for batch in (bar := tqdm(loader, desc=modality, unit="step")):
+    for batch in (bar := tqdm(loader, desc=modality, unit="step", mininterval=5)):
         loss = learner(*batch)
         optimizer.zero_grad()
         loss.backward()
@@ -343,21 +481,43 @@ def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | 
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     learner.eval()
     with torch.no_grad():
-        reached, weights = learner.measure(recipe.examples), learner.weights()
+        for parameter in parameters:
+            parameter.copy_(parameter.half())  # as the file holds them
+        reached = {name: {score: round(value, 4) for score, value in learner.measure(examples).items()}
+                   for name, examples in recipe.examples.items()}
+        weights = learner.weights()
     out.mkdir(parents=True, exist_ok=True)
+    record = json.loads((out / RECORD).read_text(encoding="utf-8")) if (out / RECORD).is_file() else {}
     for file, part in recipe.split(weights).items():
         save_file({name: (value.half() if value.is_floating_point() else value).contiguous()
                    for name, value in part.items()}, out / file)
-    figures = ", ".join(f"{name} {value:.3f}" for name, value in reached.items())
-    print(f"{modality}: {figures} on unseen examples, {', '.join(str(out / file) for file in recipe.split(weights))}")
+        record[file] = {
+            "command": f"python -m avprompt.synthetic.pretrain --modality {modality}",
+            "recipe": {"steps": steps, "batch_size": recipe.batch_size, "lr": recipe.lr, "betas": list(recipe.betas),
+                       "weight_decay": recipe.weight_decay},
+            "seed": seed, "scores": reached, "sha256": digest(out / file),
+            "versions": {"torch": torch.__version__, "numpy": np.__version__,
+                         "processor": torch.backends.cpu.get_cpu_capability()}}
+    write_whole(out / RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
+    figures = "; ".join(f"{name}: " + ", ".join(f"{score} {value:.3f}" for score, value in scores.items())
+                        for name, scores in reached.items())
+    print(f"{modality}, {figures}. {', '.join(str(out / file) for file in recipe.split(weights))}")
     return reached
 
 
 def main(args: list[str] | None = None) -> None:
-    """`pretrain` on the command line."""
-    from jsonargparse import auto_cli
-
-    auto_cli(pretrain, args=args, as_positional=False)
+    """`pretrain` on the command line, for one network or for all."""
+    parser = argparse.ArgumentParser(prog="python -m avprompt.synthetic.pretrain", description="Make the weights of "
+                                     "the tiny encoders from their recipes.")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--all", action="store_true", help="every network, one after the other")
+    which.add_argument("--modality", choices=RECIPES, help="one network")
+    parser.add_argument("--steps", type=int, help="training steps; by default the recipe's")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights; by default where they ship")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights at the start")
+    chosen = parser.parse_args(args)
+    for modality in RECIPES if chosen.all else [chosen.modality]:
+        pretrain(modality, chosen.steps, chosen.out, chosen.seed)
 
 
 if __name__ == "__main__":

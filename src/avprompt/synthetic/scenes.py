@@ -56,8 +56,8 @@ class Settings:
         if not 2 <= self.classes <= len(CATEGORIES):
             raise ArgumentError("classes", self.classes, f"2 to {len(CATEGORIES)}", "Choose another number.")
         if 1 + self.silent_objects + self.offscreen_sounds > self.classes:
-            raise ArgumentError("silent_objects, offscreen_sounds", f"{self.silent_objects}, {self.offscreen_sounds}",
-                                f"at most {self.classes - 1} together: all categories of a scene differ",
+            raise ArgumentError("objects, offscreen_sounds", f"{1 + self.silent_objects}, {self.offscreen_sounds}",
+                                f"at most {self.classes} together: all categories of a scene differ",
                                 "Lower them or raise classes.")
 
 
@@ -136,6 +136,18 @@ class Scene:
                 if thing.category == sound.category and start < end:
                     found.append((thing.category, start, end))
         return found
+
+    def frames(self, seconds: int = SECONDS) -> list[np.ndarray]:
+        """Pictures uint8 (96, 96, 3), 4 a second."""
+        return render_frames(self, seconds)
+
+    def audio(self, seconds: int = SECONDS) -> np.ndarray:
+        """Sound float32 (seconds * 16000,) in [-1, 1] at 16 kHz."""
+        return render_audio(self, seconds)
+
+    def mask(self, time: float) -> np.ndarray:
+        """Mask bool (96, 96) of the sounding objects, see `render_mask`."""
+        return render_mask(self, time)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a side file."""

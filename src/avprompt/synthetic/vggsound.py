@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from avprompt.datasets.vggsound import CATEGORY_FILE, COLUMNS, LABEL_FILE, SPLITS
 from avprompt.errors import ArgumentError
-from avprompt.synthetic.ave import split_of, write_dataset
+from avprompt.synthetic.ave import settings_of, split_of, write_dataset
+from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, event_scene
 from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
 
 #: categories left out by default: those of the synthetic AVE and LLP datasets with `classes: 3`
 HELD_OUT = CATEGORIES[:3]
 
 
-def corresponding_scene(seed: int, index: int, settings: Settings, categories: list[int]) -> Scene:
+def corresponding_scene(seed: int, index: int, settings: Settings | BoundSettings,
+                        categories: Sequence[int]) -> Scene | BoundScene:
     """Scene number `index` of a dataset; it does not depend on what else is generated.
 
     One category is both seen and heard for at least five seconds; half of the scenes have a break of one to three
     seconds in between. Its object or its sound continues during the break, and may begin earlier and end later. Silent
-    objects and off-screen sounds are of other categories.
+    objects and off-screen sounds are of other categories. A bound scene has one event without a break.
     """
     rng = np.random.default_rng([seed, index])
     category = categories[index % len(categories)]
+    if isinstance(settings, BoundSettings):
+        return event_scene(rng, settings, category)
     others = [int(c) for c in rng.permutation(categories) if c != category]
     silent, rest = others[:settings.silent_objects], others[settings.silent_objects:]
     # as in the synthetic AVE dataset, the visible object tells which band counts
@@ -46,7 +52,7 @@ def corresponding_scene(seed: int, index: int, settings: Settings, categories: l
     return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
 
 
-def active(scene: Scene) -> list[int]:
+def active(scene: Scene | BoundScene) -> list[int]:
     """For every second 1 if a category is both seen and heard, else 0."""
     return [int(any(start <= t < end for _, start, end in scene.events())) for t in range(SECONDS)]
 
@@ -56,9 +62,11 @@ def synthesize(
     videos: int = 400,
     seed: int = 0,
     categories: list[str] | None = None,
-    silent_objects: int = 2,
-    offscreen_sounds: int = 1,
+    binding: Binding = "none",
+    objects: int | None = None,
+    offscreen_sounds: int | None = None,
     noise: float = 0.3,
+    alone: bool = False,
     workers: int = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in VGG-Sound(40K)'s layout.
@@ -71,7 +79,7 @@ def synthesize(
     For zero-shot experiments disc, square and triangle do not occur in it, neither as events nor as distractors. They
     are the only categories of the datasets that these commands write:
 
-      avprompt data synth ave --root ROOT --classes 3 --silent_objects 1 --offscreen_sounds 1
+      avprompt data synth ave --root ROOT --classes 3 --objects 2 --offscreen_sounds 1
       avprompt data synth llp --root ROOT --classes 3
 
     Args:
@@ -79,10 +87,12 @@ def synthesize(
         videos: number of videos.
         seed: of the dataset.
         categories: names of the categories in use, in the order of their indices; `null` stands for all except disc,
-            square and triangle.
-        silent_objects: objects in view that make no sound.
-        offscreen_sounds: sounds whose object is not in view.
+            square and triangle (with `v2a`, for all contours except steady, pulses and flutter).
+        binding: `none`, or how sound and sight must be bound: `a2v`, `v2a`, `time`, see `synthetic.bound`.
+        objects: objects in view, one of which belongs to the event; `None` is 3, with `v2a` 1.
+        offscreen_sounds: sounds whose object is not in view; `None` is 1, with `a2v` and `time` 0, with `v2a` 2.
         noise: visual clutter and background noise, 0 to 1.
+        alone: with a binding, show and play what belongs together and nothing else, for an oracle's row.
         workers: processes.
 
     Returns:
@@ -92,16 +102,20 @@ def synthesize(
         ArgumentError: too few or too many videos, too few categories, an unknown or repeated one, or a negative seed.
         DatasetError: `root` holds another synthetic dataset.
     """
-    names = [name for name in CATEGORIES if name not in HELD_OUT] if categories is None else list(categories)
-    if len(set(names)) < len(names) or not set(names) <= set(CATEGORIES):
-        raise ArgumentError("categories", names, f"some of {', '.join(CATEGORIES)}, each once", "Correct the names.")
-    settings = Settings(len(names), silent_objects, offscreen_sounds, noise)
+    known = CONTOURS if binding == "v2a" else CATEGORIES
+    names = list(known[len(HELD_OUT):]) if categories is None else list(categories)
+    if len(set(names)) < len(names) or not set(names) <= set(known):
+        raise ArgumentError("categories", names, f"some of {', '.join(known)}, each once", "Correct the names.")
+    settings, indices = settings_of(binding, objects, offscreen_sounds, noise, len(names), alone), tuple(
+        known.index(name) for name in names)
+    if isinstance(settings, BoundSettings):
+        settings = replace(settings, labels=indices)
     if seed < 0:
         raise ArgumentError("seed", seed, "at least 0", "Choose another seed.")
     if not 5 * len(names) <= videos <= 1_000_000:
         raise ArgumentError("videos", videos, f"{5 * len(names)} (one of each category in each split) to 1000000",
                             "Choose another number.")
-    root, indices = Path(root), [CATEGORIES.index(name) for name in names]
+    root = Path(root)
     scenes = {f"{index:06d}": corresponding_scene(seed, index, settings, indices) for index in range(videos)}
     write_dataset(root, scenes, workers)
     counts = dict.fromkeys(SPLITS, 0)
