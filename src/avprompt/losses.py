@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from avprompt.precision import wide
 
-
 #: target of an item that a cross-entropy leaves out; nothing here selects by a mask, for which a GPU would have to wait
 _LEFT_OUT = -100
 #: score of what a softmax leaves out: its exponential is zero, and differences of such scores are finite
