@@ -228,7 +228,7 @@ def test_heat_maps_of_router_and_agreement(ave_root: Path, tmp_path: Path) -> No
     """`visualize --features` draws block pairs over clips and writes the numbers."""
     run(["visualize", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
          "--trainer.logger.save_dir", str(tmp_path), "--trainer.limit_predict_batches", "1",
-         "--data.eval_batch_size", "3",
+         "--data.eval_batch_size", "3", "--ckpt_path", "none",
          "--model.backbone.prompts", "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
          "groups: 2, caste: true, gamma: 0.1}}", "--features"])
     place = tmp_path / "quickstart" / "version_0" / "features"

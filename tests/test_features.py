@@ -39,7 +39,8 @@ def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     out = tmp_path_factory.mktemp("visualize")
     cli = lightning_cli()(["predict", *flags(
         ave_root, out, "--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
-        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2")])
+        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2",
+        "--ckpt_path", "none")])
     callback = next(one for one in cli.trainer.callbacks if isinstance(one, feature_pictures.FeaturePictures))
     return out / "quickstart" / "version_0", callback
 
@@ -174,9 +175,10 @@ def test_backbones_without_frozen_features_beside_are_refused(backbone: Callable
 
 def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoPrompts"):
-        run(["visualize", *flags(ave_root, tmp_path, "--features", f"{PROMPTS}=avprompt.methods.NoPrompts")])
+        run(["visualize", *flags(ave_root, tmp_path, "--features", "--ckpt_path", "none",
+                                    f"{PROMPTS}=avprompt.methods.NoPrompts")])
     with pytest.raises(ConfigError, match="MUSICAVQADataModule"):
         run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.root",
-             str(avqa_root), "--trainer.logger.save_dir", str(tmp_path), "--features"])
+             str(avqa_root), "--trainer.logger.save_dir", str(tmp_path), "--ckpt_path", "none", "--features"])
     with pytest.raises(ArgumentError, match="max_clips"):
         feature_pictures.FeaturePictures(max_clips=-1)

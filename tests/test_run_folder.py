@@ -172,9 +172,9 @@ def test_same_version_again(ave_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "quickstart" / "mine"
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "events" not in path.name}
     other = ["--model.init_args.optimizer.init_args.lr", "0.02"]
-    for command in ("fit", "test"):
+    for command, more in (("fit", []), ("test", ["--ckpt_path", "none"])):
         with pytest.raises(ConfigError, match="differs in model.init_args.optimizer.init_args.lr"):
-            run([command, *own, *other])
+            run([command, *own, *other, *more])
     assert {path: path.read_bytes() for path in kept} == kept
     run(["fit", *own, *other, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.02

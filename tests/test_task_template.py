@@ -146,7 +146,7 @@ def test_times_of_a_dataset(experiment: str, fixture: str, spans: list[tuple[int
     flags = on_a_laptop(ROOT / "experiments" / f"{experiment}.yaml", request, tmp_path)
     run(["predict", *flags, "--trainer.fast_dev_run", "false", "--trainer.limit_predict_batches", "1",
          "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
-         "--trainer.logger.save_dir", str(tmp_path)])
+         "--trainer.logger.save_dir", str(tmp_path), "--ckpt_path", "none"])
     path, = tmp_path.rglob("predictions.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

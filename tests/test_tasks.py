@@ -41,7 +41,7 @@ def flags(name: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore:parsing runs without")
 def test_visualize_draws_the_test_split(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     run(["visualize", *flags(name, request, tmp_path), "--trainer.limit_predict_batches", "1",
-         "--data.eval_batch_size", "3"])
+         "--data.eval_batch_size", "3", "--ckpt_path", "none"])
     folder = tmp_path / name / "version_0"
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))

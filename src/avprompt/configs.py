@@ -20,7 +20,6 @@ except that `null` there is the value `null`.
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib
 import inspect
 import os
@@ -32,15 +31,17 @@ from typing import Any
 
 import yaml
 
-from avprompt.errors import CheckpointError, ConfigError
+from avprompt.errors import CheckpointError, ConfigError, did_you_mean
 from avprompt.media.text import read_text
 
 #: (file or flag, nested content)
 Source = tuple[str, dict[str, Any]]
 SUFFIXES = (".yaml", ".yml")
 SPEC = ("class_path", "init_args", "dict_kwargs")
+#: value of `--ckpt_path` for a network as it is at the start
+UNTRAINED = "none"
 #: values of `--ckpt_path` that are no files
-CHECKPOINTS = ("best", "last", "hpc", "registry", "null")
+CHECKPOINTS = ("best", "last", "hpc", "registry", "null", UNTRAINED)
 #: flags of the parser itself, which say nothing of a configuration
 PARSER_FLAGS = ("help", "h", "print_config", "print_completion", "print_shtab")
 
@@ -83,8 +84,7 @@ def find_file(name: str | Path, folder: Path | None = None, subject: str = "--co
             if file.is_file() and file.resolve() not in skip:
                 return file
     names = {str(file.relative_to(place).with_suffix("")) for place in places for file in place.rglob("*.yaml")}
-    alike = difflib.get_close_matches(str(below.with_suffix("") if below.suffix in SUFFIXES else below), names, 3)
-    hint = f"Did you mean {' or '.join(alike)}? " if alike else ""
+    hint = did_you_mean(below.with_suffix("") if below.suffix in SUFFIXES else below, names)
     raise ConfigError(subject, name, "an existing YAML file, or the name of one that ships",
                       f"{hint}`avprompt experiments` lists the experiments.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,17 @@ class AVPromptError(Exception):
         return type(self), (self.subject, self.got, self.expected, self.hint)
 
 
+def did_you_mean(word: object, names: Iterable[str]) -> str:
+    """A question that suggests names that are spelt alike, with a space behind it; empty where there are none.
+
+    Example:
+        >>> did_you_mean("quickstrat", ["quickstart", "ave_dgsct"])
+        'Did you mean quickstart? '
+    """
+    alike = difflib.get_close_matches(str(word), list(names), 3)
+    return f"Did you mean {' or '.join(alike)}? " if alike else ""
+
+
 class ArgumentError(AVPromptError, ValueError):
     """An argument has an impossible value or contradicts another one."""
 
@@ -36,7 +48,8 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """
     choices = tuple(choices)
     if value not in choices:
-        raise ArgumentError(name, value, f"one of {', '.join(choices)}", "Correct it.")
+        raise ArgumentError(name, value, f"one of {', '.join(choices)}",
+                            did_you_mean(value, choices) + "Correct it.")
 
 
 class ConfigError(AVPromptError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -101,6 +102,47 @@ def keep_csv(trainer: Trainer) -> None:
 FREE = ("ckpt_path", "verbose", "weights_only", "return_predictions")
 
 
+def logged_folder(trainer: Trainer) -> Path | None:
+    """The folder of a trainer's run where its first logger decides it, before anything is written; `None` elsewhere."""
+    return _determine(trainer) if trainer.loggers else None
+
+
+def remove_empty_run(trainer: Trainer, made: tuple[Path, ...]) -> None:
+    """Remove the folder of a run that failed before it had anything to keep: no checkpoint, result, table or picture.
+
+    Args:
+        trainer: of the run.
+        made: what was not there before the run, the innermost first: its folder, and those that it lies in.
+    """
+    own = next(iter(made), None) if trainer.loggers else _FOUND.get(trainer)
+    if own is None or not own.is_dir() or trainer.fast_dev_run:
+        return
+    files = [path for path in own.rglob("*") if not path.is_dir()]
+    if all(path.name in ("config.yaml", "hparams.yaml", "metrics.csv") or path.name.startswith("events.out.")
+           for path in files):
+        shutil.rmtree(own)
+        for folder in made[1:]:
+            with contextlib.suppress(OSError):  # another run's
+                folder.rmdir()
+
+
+def check_config(folder: Path, text: str, resuming: bool) -> bool:
+    """Whether a run's folder has no `config.yaml` of these settings yet.
+
+    Raises:
+        ConfigError: see `write_config`.
+    """
+    path, settings = folder / "config.yaml", yaml.safe_load(text)
+    if not path.is_file():
+        return True
+    differ = sorted(_differences(yaml.safe_load(path.read_text(encoding="utf-8")), settings))
+    if differ and not resuming:
+        raise ConfigError(folder, f"the run of another configuration, which differs in {', '.join(differ[:5])}",
+                          "a new folder, or a run that resumes (--ckpt_path)",
+                          "Choose another trainer.logger.version, or leave it out to have the next one.")
+    return bool(differ)
+
+
 def write_config(folder: Path, text: str, resuming: bool) -> None:
     """Write `config.yaml` into a run's folder, which belongs to one configuration.
 
@@ -114,16 +156,10 @@ def write_config(folder: Path, text: str, resuming: bool) -> None:
     Raises:
         ConfigError: a run with other settings has been there, and this one does not resume.
     """
-    path, settings = folder / "config.yaml", yaml.safe_load(text)
-    before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is not None:
-        differ = sorted(_differences(before, settings))
-        if not differ:
-            return
-        if not resuming:
-            raise ConfigError(folder, f"the run of another configuration, which differs in {', '.join(differ[:5])}",
-                              "a new folder, or a run that resumes (--ckpt_path)",
-                              "Choose another trainer.logger.version, or leave it out to have the next one.")
+    path = folder / "config.yaml"
+    if not check_config(folder, text, resuming):
+        return
+    if path.is_file():
         number = next(number for number in itertools.count(1) if not (folder / f"config.{number}.yaml").exists())
         path.rename(folder / f"config.{number}.yaml")
     write_whole(path, text.encode())

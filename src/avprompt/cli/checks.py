@@ -11,12 +11,13 @@ import os
 import pathlib
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from avprompt.configs import CommandLine, Source, Whole, get_nested, is_spec, parameters
-from avprompt.errors import ConfigError
+from avprompt.errors import ConfigError, DatasetError, did_you_mean
 
 #: sizes that the data module tells the task through a link of the parser; a value in a file would have no effect
 SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size", "class_names")
@@ -71,6 +72,35 @@ def check_stale(line: CommandLine) -> None:
                               f"{new} without {', '.join(stale)}, which {where} gives to {change.under['class_path']}",
                               "every argument that the two classes share to be repeated",
                               f"Repeat them with the values that you want, such as {flags}; or name a fragment.")
+
+
+#: callbacks that Lightning refuses to run without a logger
+NEED_A_LOGGER = ("LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor")
+
+
+def check_folders(data: Namespace, predicting: bool) -> None:
+    """Refuse folders of data that are not there, before weights are read and anything is decoded.
+
+    Args:
+        data: arguments of the data module.
+        predicting: whether `predict_root` is read.
+
+    Raises:
+        DatasetError: names the flag and the folder, and folders beside it that are spelt alike.
+    """
+    own = data.get("predict_root") if predicting else None
+    names = ["predict_root"] if own else ["root", "feature_cache", "published_features"]
+    for name in names:
+        folder = data.get(name)
+        if folder is None or Path(folder).expanduser().is_dir():
+            continue
+        folder = Path(folder).expanduser()
+        above = next(place for place in folder.absolute().parents if place.is_dir())
+        beside = [] if above != folder.absolute().parent else [path.name for path in above.iterdir() if path.is_dir()]
+        raise DatasetError(f"--data.{name}", f"{folder}, which is no folder", "an existing folder",
+                           f"{did_you_mean(folder.name, beside)}" + (
+                               "`avprompt data verify --root X` says what belongs into it; `avprompt quickstart` makes "
+                               "its own data." if name == "root" else "Correct the path."))
 
 
 # --- classes are built where an argument declares one, and nowhere else

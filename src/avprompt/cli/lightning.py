@@ -16,11 +16,19 @@ from jsonargparse import Namespace, get_loader, set_loader
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from avprompt import callbacks, checkpoints, compatibility
-from avprompt.callbacks.run_folder import keep_csv, newest_checkpoint, write_config
+from avprompt.callbacks.run_folder import (
+    check_config,
+    keep_csv,
+    logged_folder,
+    newest_checkpoint,
+    remove_empty_run,
+    write_config,
+)
 from avprompt.cli import checks
-from avprompt.configs import CHECKPOINTS, read_arguments
+from avprompt.configs import CHECKPOINTS, UNTRAINED, get_nested, read_arguments
 from avprompt.data_modules import AVDataModule
 from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
@@ -43,7 +51,7 @@ class SaveConfig(SaveConfigCallback):
         folder = callbacks.run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
             write_config(folder, self.parser.dump(self.config, skip_none=False),
-                         resuming=stage == "fit" and self.config.get("ckpt_path") is not None)
+                         resuming=stage == "fit" and self.config.get("ckpt_path") not in (None, UNTRAINED))
 
 
 class AVPromptCLI(LightningCLI):
@@ -63,6 +71,11 @@ class AVPromptCLI(LightningCLI):
     >>> cli.experiment, type(cli.model).__name__, cli.datamodule.batch_size
     ('quickstart', 'AVE', 4)
     """
+
+    #: content of `--ckpt_path`, until the network is there that it must fit
+    checkpoint: dict[str, Any] | None = None
+    #: folders that the run's logger will make
+    missing: tuple[Path, ...] = ()
 
     def __init__(self, args: list[str], run: bool = True) -> None:
         self.line = read_arguments(args)
@@ -106,7 +119,7 @@ class AVPromptCLI(LightningCLI):
         """Read the checkpoint early, so that a broken one is named before any work; take no settings from it."""
         path = self.settings.get("ckpt_path")
         if path and path not in CHECKPOINTS:
-            checkpoints.read_checkpoint(path)
+            self.checkpoint = checkpoints.read_checkpoint(path)
 
     @property
     def settings(self) -> Namespace:
@@ -137,10 +150,40 @@ class AVPromptCLI(LightningCLI):
         for logger in loggers:
             if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
                 logger.init_args.name = self.experiment
+            if isinstance(logger, Namespace) and command != "fit" and not self._version_is_a_flag():
+                logger.init_args.version = None  # that of a training whose config.yaml is used again
+        if not any(loggers):
+            self._leave_out_monitors()
         if trainer.default_root_dir is None:  # where a run without a logger goes
             trainer.default_root_dir = str(Path("runs") / self.experiment)
         for logger in loggers:
             self._check_writable(logger)
+        if command:
+            checks.check_folders(self.settings.data.init_args, predicting=command == "predict")
+            self._check_trained(command)
+
+    def _version_is_a_flag(self) -> bool:
+        return any(origin.startswith("-") and get_nested(content, "trainer.logger.init_args.version") is not None
+                   for origin, content in self.line.sources)
+
+    def _leave_out_monitors(self) -> None:
+        """Without a logger Lightning's monitors of rates and devices raise an error of their own."""
+        given = self.settings.trainer.callbacks or []
+        idle = [one for one in given if one.class_path.rpartition(".")[2] in checks.NEED_A_LOGGER]
+        if idle:
+            rank_zero_info(f"left out, as there is no logger: {', '.join(one.class_path for one in idle)}")
+            self.settings.trainer.callbacks = [one for one in given if one not in idle]
+
+    def _check_trained(self, command: str) -> None:
+        """Refuse to evaluate a network that would have to be trained first, before its encoders' weights are read."""
+        if command == "fit" or self.settings.ckpt_path:
+            return
+        with isolate_rng(), torch.device("meta"):
+            model = self.parser.instantiate(self.config)[command].model
+        if count := checkpoints.count_parameters(model)["trainable"]:
+            raise ConfigError("--ckpt_path", f"nothing, for an experiment that trains {count:,} parameters",
+                              "a checkpoint", "Give its path; `--ckpt_path best` is that of this experiment's newest "
+                              "run, and `--ckpt_path none` evaluates the network as it is before training.")
 
     def _check_writable(self, logger: Any) -> None:
         folder = logger.init_args.get("save_dir") if isinstance(logger, Namespace) else None
@@ -154,6 +197,31 @@ class AVPromptCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         compatibility.check_run(self.model, self.datamodule)
+        if self.checkpoint is not None:  # before clips are looked for, or a user's videos decoded
+            path = self.settings.ckpt_path
+            checkpoints.check_record(self.model, self.checkpoint.get(checkpoints.RECORD), path)
+            checkpoints.check_names(self.model, self.checkpoint["state_dict"], path)
+            self.checkpoint = None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run; a command that fails before it has anything to keep leaves no folder."""
+        folder = logged_folder(self.trainer)
+        if folder is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            check_config(folder, self._config_text(), self._resumes(subcommand))  # before a logger writes there
+        inner = Path(self.trainer.default_root_dir) / "version" if folder is None else folder
+        self.missing = tuple(path for path in (inner, *inner.parents) if not path.exists())
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self.trainer.is_global_zero and (subcommand != "fit" or self.trainer.global_step == 0):
+                remove_empty_run(self.trainer, self.missing)
+            raise
+
+    def _config_text(self) -> str:
+        return self._parser(self.subcommand).dump(self.settings, skip_none=False)
+
+    def _resumes(self, subcommand: str) -> bool:
+        return subcommand == "fit" and self.settings.get("ckpt_path") not in (None, UNTRAINED)
 
     def instantiate_trainer(self, **options: Any) -> Any:
         self._dump_config()
@@ -182,8 +250,10 @@ class AVPromptCLI(LightningCLI):
         if command and self.settings.ckpt_path in ("best", "last"):
             path = newest_checkpoint(trainer, self.settings.ckpt_path)
             rank_zero_info(f"--ckpt_path {self.settings.ckpt_path} is {path}")
-            checkpoints.read_checkpoint(path)
+            self.checkpoint = checkpoints.read_checkpoint(path)
             self.settings.ckpt_path = self.config_init[command].ckpt_path = self.config_dump["ckpt_path"] = str(path)
+        if command and self.settings.ckpt_path == UNTRAINED:
+            self.config_init[command].ckpt_path = None
         if command == "fit":
             keep_csv(trainer)
 

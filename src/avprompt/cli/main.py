@@ -13,7 +13,7 @@ from avprompt import __version__
 from avprompt.cli.optional_packages import leave_out_extras
 from avprompt.cli.remembered import remembered
 from avprompt.configs import check_files, expand_flag, expand_home
-from avprompt.errors import AVPromptError, ConfigError
+from avprompt.errors import AVPromptError, ConfigError, did_you_mean
 from avprompt.files import full_disks
 from avprompt.signals import exit_code
 
@@ -46,6 +46,8 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: functions whose first argument is a list
 SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = (*TRAINER_COMMANDS, "visualize", "params", "data", "experiments", "completion", "convert", "sweep", "compare",
+            "efficiency", "quickstart")
 #: commands that are one function, whose signature and docstring are options and help
 FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
              "efficiency": "avprompt.cli.efficiency", "quickstart": "avprompt.cli.quickstart"}
@@ -91,6 +93,9 @@ def function(args: list[str], command: str) -> None:
 
 def trainer(args: list[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict`."""
+    if len(args) == 1:
+        raise ConfigError(f"avprompt {args[0]}", "no --config", "an experiment", f"Try `avprompt {args[0]} --config "
+                          "quickstart`; `avprompt experiments` lists what ships.")
     check_files(args)
     from avprompt.cli.lightning import AVPromptCLI
 
@@ -153,6 +158,8 @@ def dispatch(args: list[str]) -> None:
     elif command == "visualize":
         features = ["--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in rest)
         rest = [arg for arg in rest if arg != "--features"]
+        if not rest:
+            trainer(args)
         trainer(["predict", *rest, *features, "--data.predict_root", "null"])
     elif command == "params":
         check_files(rest)
@@ -176,7 +183,8 @@ def dispatch(args: list[str]) -> None:
     elif command in FUNCTIONS:
         function(rest, command)
     else:
-        raise ConfigError("COMMAND", command, "a command of `avprompt --help`", "Correct the spelling.")
+        raise ConfigError("COMMAND", command, "a command of `avprompt --help`",
+                          f"{did_you_mean(command, COMMANDS)}Correct the spelling.")
 
 
 def main(args: list[str] | None = None) -> None:

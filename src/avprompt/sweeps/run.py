@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from avprompt.configs import get_nested, sources
+from avprompt.configs import UNTRAINED, get_nested, sources
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class SweepRun:
                   f"{logger}.name", self.folder.name, "--trainer.enable_progress_bar", "false", f"{logger}.version"]
         found = {} if self.zero_shot else {"fit": self.start()}
         return {stage: [stage, *common, stage, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
-                for stage, checkpoint in {**found, "test": best}.items()}
+                for stage, checkpoint in {**found, "test": best or UNTRAINED}.items()}
 
 
 def read_json(path: Path) -> Any:

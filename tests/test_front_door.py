@@ -1,0 +1,154 @@
+"""What a user meets at the command line: what is refused before any work, what is left behind, what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from avprompt import encoders
+from avprompt.cli import run
+from avprompt.configs import EXPERIMENTS
+from avprompt.data_modules import base as data_base
+from avprompt.errors import AVPromptError, CheckpointError, ConfigError, DatasetError
+
+QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
+BRIEF = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", "1",
+         *(word for stage in ("train", "val", "test", "predict") for word in (f"--trainer.limit_{stage}_batches", "1"))]
+
+
+def flags(root: Path, out: Path, *more: str) -> list[str]:
+    return ["--config", QUICKSTART, "--data.root", str(root), "--trainer.logger.save_dir", str(out),
+            "--model.backbone.prompts", "avprompt.methods.NoPrompts", *BRIEF, *more]
+
+
+@pytest.fixture(scope="module")
+def trained(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run folder of one step of the quickstart without prompts."""
+    out = tmp_path_factory.mktemp("trained")
+    run(["fit", *flags(ave_root, out)])
+    return out / "quickstart" / "version_0"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# --- refused before any work
+
+
+@pytest.fixture
+def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither weights nor a user's videos may be read."""
+    def refuse(*args: Any, **options: Any) -> None:
+        raise AssertionError("work has begun")
+
+    monkeypatch.setattr(data_base, "probe", refuse)
+    monkeypatch.setattr(data_base, "find_media", refuse)
+    for kind in (encoders.TinySwinV2, encoders.TinyHTSAT):
+        monkeypatch.setattr(kind, "load_library_weights", refuse)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "visualize"])
+def test_an_untrained_network_is_not_evaluated_unasked(command: str, ave_root: Path, tmp_path: Path,
+                                                       nothing_read: None) -> None:
+    with pytest.raises(ConfigError, match=r"--ckpt_path: got nothing, for an experiment that trains [\d,]+ parameters"
+                                          ".*--ckpt_path best.*--ckpt_path none"):
+        run([command, *flags(ave_root, tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_none_evaluates_the_network_as_it_is(ave_root: Path, tmp_path: Path) -> None:
+    run(["test", *flags(ave_root, tmp_path, "--ckpt_path", "none")])
+    assert (tmp_path / "quickstart" / "version_0" / "result.json").is_file()
+
+
+def test_a_network_without_anything_to_train_needs_no_checkpoint(ave_root: Path, tmp_path: Path) -> None:
+    run(["test", "--config", str(ROOT / "lightning_configs" / "fewshot" / "clip_tiny.yaml"), "--data.root", str(ave_root),
+         "--trainer.logger.save_dir", str(tmp_path), *BRIEF])
+    assert list(tmp_path.rglob("result.json"))
+
+
+@pytest.mark.parametrize(("more", "kind", "message"), [
+    (["--data.root", "{root}-s"], DatasetError, "--data.root: got .*which is no folder.*Did you mean {name}"),
+    (["--data.predict_root", "{root}/video"], DatasetError, "--data.predict_root: .*Did you mean videos"),
+    (["--ckpt_path", "{root}/split.ckpt"], CheckpointError, "split.ckpt: got no such file"),
+    (["--ckpt_path", "{root}/Annotations.txt"], CheckpointError, "Annotations.txt: got .* bytes that do not load")])
+def test_wrong_paths_are_refused_before_any_work(more: list[str], kind: type[AVPromptError], message: str, ave_root: Path,
+                                                 tmp_path: Path, nothing_read: None) -> None:
+    more = [word.format(root=ave_root) for word in more]
+    with pytest.raises(kind, match=message.format(name=ave_root.name)):
+        run(["predict", *flags(ave_root, tmp_path / "runs", "--ckpt_path", "none", *more)])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused_before_videos_are_decoded(
+        trained: Path, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_base, "find_media", lambda *args: pytest.fail("videos are looked at"))
+    with pytest.raises(CheckpointError, match=r"best.ckpt: got missing \['backbone.prompts"):
+        run(["predict", *flags(ave_root, tmp_path, "--model.backbone.prompts", "avprompt.methods.DGSCT",
+                               "--model.backbone.prompts.num_tokens", "4", "--model.backbone.prompts.reduction", "4",
+                               "--data.predict_root", str(ave_root / "videos"), "--ckpt_path",
+                               str(trained / "checkpoints" / "best.ckpt"))])
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "none"])
+def test_a_command_that_fails_leaves_no_folder(logger: str, ave_root: Path, tmp_path: Path,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    none = ["--trainer.logger", "false"] if logger == "none" else []
+    with pytest.raises(AVPromptError, match="Annotations.txt"):
+        run(["fit", *flags(tmp_path / "data", tmp_path / "runs"), *none])
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_refused_second_run_leaves_nothing(trained: Path, ave_root: Path) -> None:
+    before = contents(trained.parent)
+    with pytest.raises(ConfigError, match="the run of another configuration, which differs in data.init_args.batch_size"):
+        run(["fit", *flags(ave_root, trained.parents[1], "--trainer.logger.version", "version_0", "--data.batch_size",
+                           "3")])
+    assert contents(trained.parent) == before
+
+
+def test_predictions_with_a_runs_own_configuration_lie_beside_it(ave_root: Path, tmp_path: Path) -> None:
+    """Also where the configuration names the training's folder, as in sweeps and the quickstart."""
+    run(["fit", *flags(ave_root, tmp_path, "--trainer.logger.version", "fit")])
+    folder = tmp_path / "quickstart" / "fit"
+    before = contents(folder)
+    for _ in range(2):
+        run(["predict", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
+    assert contents(folder) == before
+    assert sorted(path.parent.name for path in tmp_path.rglob("predictions.csv")) == ["version_0", "version_1"]
+
+
+def test_monitors_that_need_a_logger_are_left_out_without_one(ave_root: Path, tmp_path: Path,
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monitor = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
+    run(["fit", *flags(ave_root, tmp_path), "--trainer.logger", "false", *monitor])
+    assert list(tmp_path.rglob("result.json"))
+
+
+# --- what to do next
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["fti"], "Did you mean fit"), (["fit"], "Try `avprompt fit --config quickstart`"),
+    (["visualize"], "Try `avprompt visualize --config quickstart`")])
+def test_a_wrong_command_says_what_to_try(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(words)
+
+
+def test_experiments_are_not_evaluated_by_their_headers_unasked() -> None:
+    """A header that says `avprompt test` alone is that of an experiment without anything to train."""
+    for path in EXPERIMENTS.glob("*.yaml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.startswith("#   avprompt test") and "--ckpt_path" not in line:
+                assert path.stem.startswith(("zeroshot", "fewshot_ave_cl")), path
