@@ -19,7 +19,7 @@ LINEAR, KNEE, STEP = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
 def slaney_mel(hz: float) -> float:
     """Frequency in Hz -> mel on Slaney's scale (Auditory Toolbox, 1998).
 
-    >>> float(slaney_mel(500.0)), round(float(slaney_mel(6400.0)), 6)
+    >>> round(float(slaney_mel(500.0)), 6), round(float(slaney_mel(6400.0)), 6)
     (7.5, 42.0)
     """
     return (hz - 0.0) / LINEAR if hz < KNEE else KNEE / LINEAR + np.log(hz / KNEE) / STEP

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
@@ -34,7 +33,7 @@ class Bank(nn.Module):
         super().__init__()
         self.tokens, self.bank = (nn.Parameter(nn.init.normal_(torch.empty(count, own.dim), std=0.02))
                                   for count in (num_tokens, entries))
-        self.map = Linear(other.dim, own.dim) if own.dim != other.dim else nn.Identity()
+        self.map = nn.Linear(other.dim, own.dim) if own.dim != other.dim else nn.Identity()
 
     def forward(self, other: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B*T, M, D) of the other modality -> prompts (B*T, n + 1, C), weights of the entries (B*T, m)."""

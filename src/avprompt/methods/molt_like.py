@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from avprompt.dense import Linear
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.mettle_like import SIDES, read_tokens, reduced
+from avprompt.precision import wide
 
 
 class Path(nn.Module):
@@ -36,8 +36,8 @@ class Path(nn.Module):
 
     def __init__(self, dim: int, source: int, width: int) -> None:
         super().__init__()
-        self.norm, self.out = nn.LayerNorm(source), Linear(width, dim)
-        self.query, self.key, self.value = (Linear(size, width, bias=False) for size in (dim, source, source))
+        self.norm, self.out = nn.LayerNorm(source), nn.Linear(width, dim)
+        self.query, self.key, self.value = (nn.Linear(size, width, bias=False) for size in (dim, source, source))
 
     def forward(self, latents: Tensor, x: Tensor) -> Tensor:
         """(K, D), (B*T, N, source) -> (B*T, K, D)."""
@@ -62,7 +62,7 @@ class Distiller(nn.Module):
         width = reduced(dim, reduction)
         self.tokens = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.own, self.across = Path(dim, dim, width), Path(dim, other, width)
-        self.router = nn.Sequential(nn.LayerNorm(dim + other), Linear(dim + other, width), nn.GELU(), Linear(width, 2))
+        self.router = nn.Sequential(nn.LayerNorm(dim + other), nn.Linear(dim + other, width), nn.GELU(), nn.Linear(width, 2))
 
     def forward(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B*T, N, D), (B*T, M, D') -> latent tokens (B*T, K, D), and the router's weights (B*T, 2)."""
@@ -78,7 +78,7 @@ def overlap(latents: Tensor) -> Tensor:
     >>> overlap(torch.eye(3).expand(2, 3, 3)), overlap(torch.ones(2, 3, 4))
     (tensor(0.), tensor(1.))
     """
-    count, rows = latents.shape[1], F.normalize(latents.float(), dim=-1)
+    count, rows = latents.shape[1], F.normalize(wide(latents), dim=-1)
     apart = (rows @ rows.transpose(1, 2)).square() * (1 - torch.eye(count, device=rows.device))
     return apart.sum((1, 2)).mean() / max(1, count * (count - 1))
 
@@ -131,8 +131,8 @@ class MoLTLike(PromptMethod):
                 Distiller(own, other, self.num_tokens, self.reduction) for own, other in read))
             width = self.widths[side]
             self.add_module(f"{modality}_project", nn.ModuleDict(
-                {str(dim): Linear(dim, width) for dim in dict.fromkeys(own for own, _ in read)}))
-            self.add_module(f"{modality}_weigh", Linear(width, 1, bias=False))
+                {str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(own for own, _ in read)}))
+            self.add_module(f"{modality}_weigh", nn.Linear(width, 1, bias=False))
         self.table_columns = {"router": ("own modality", "other modality"),
                               "layers": tuple(f"block pair {site}" for site in range(self.first, len(sites)))}
 
