@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
@@ -33,6 +34,7 @@ from avprompt.reports.runs import Run, read_runs, task_of
 from avprompt.reports.settings import ENCODERS, encoder_name
 from avprompt.reports.tables import tables
 from avprompt.reports.variants import gather
+from avprompt.reports.verdicts import paired_tests
 from avprompt.sweeps.curves import ENCODERS as SHORT
 
 DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
@@ -127,7 +129,7 @@ def test_synthetic_data_never_stand_unmarked_beside_published_figures(runs: Path
     ours, published = table.header.index("accuracy, %"), table.header.index("published")
     for row in table.rows:
         assert row[ours].endswith(" [a]") and (row[published] == "" or row[published].endswith(" [b]"))
-    assert table.rows[4][ours] == "51.0 ± 1.4 [a]" and table.rows[4][published] == "82.2 [b]"
+    assert table.rows[4][ours] == "51.0 ± 1.0 [a]" and table.rows[4][published] == "82.2 [b]"
     assert table.marks["a"].startswith("synthetic dataset in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny")
     assert table.marks["b"] == ("AVE, 402 test clips; Swin-V2-L + HTS-AT; "
                                 "published, selected on test, metric as released")
@@ -274,7 +276,8 @@ def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     run(["compare", str(runs / "a everything-seed0"), str(runs / "d none-seed0"), "--out", str(tmp_path / "out"),
          "--csv_file", str(tmp_path / "runs.csv")])
     printed = capsys.readouterr().out
-    assert "| 50.0 [a]" in printed and "| 82.2 [b]" in printed and "± " not in printed.split("Mean")[0]
+    assert "| 50.0 (untested) [a]" in printed and "| 53.0 (best) [a]" in printed and "| 82.2 [b]" in printed
+    assert "± " not in printed.split("Mean")[0] and "one seed in common, and no outcomes.csv: a everything" in printed
     run(["compare", f"[{runs / 'a everything-seed0'}, {runs / 'd none-seed0'}]"])
     assert capsys.readouterr().out == printed == (tmp_path / "out" / "compare.md").read_text() + "\n"
     with (tmp_path / "runs.csv").open() as file:
@@ -298,10 +301,90 @@ def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
                 cells[-1] += data
 
     Cells().feed(page)
-    assert "50.0a" in cells and "82.2b" in cells and "a everything" in cells
+    assert "50.0 (untested)a" in cells and "82.2b" in cells and "a everything" in cells
     tex = (tmp_path / "out" / "compare.tex").read_text()
-    assert r"50.0\textsuperscript{a}" in tex and r"82.2\textsuperscript{b}" in tex and "accuracy, \\%" in tex
+    assert r"50.0 (untested)\textsuperscript{a}" in tex and r"82.2\textsuperscript{b}" in tex and "accuracy, \\%" in tex
     assert tex.count("{") == tex.count("}") and not re.search(r"(?<!\\)[%#_]", tex)
+
+
+@pytest.fixture
+def tested(tmp_path: Path) -> Path:
+    """Three rows on four seeds and 60 clips with their outcomes: two alike, one far behind."""
+    folder = tmp_path / "tested"
+    difficulty = np.random.default_rng(0).standard_normal(60)
+    made = (("first", {}, 1.0), ("second", {"alpha": 0.5}, 0.95), ("plain", None, -1.0))
+    for place, (label, prompts, shift) in enumerate(made):
+        for seed in range(4):
+            rng = np.random.default_rng([place, seed])
+            right = shift + difficulty + 0.7 * rng.standard_normal(60) > 0
+            write(folder, label, config(seed, prompts, TINY), {"test_accuracy": float(right.mean())}, WORLD[:60])
+            lines = [f"{clip},0.0,1.0,True,{int(own)}" for clip, own in zip(WORLD, right)]
+            (folder / f"{label}-seed{seed}" / "test" / "outcomes.csv").write_text(
+                "\n".join(["id,start,end,decoded,accuracy", *lines]) + "\n")
+    return folder
+
+
+def test_rows_that_are_not_told_apart_say_so(tested: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In every format; the tests of all pairs are in a file of their own."""
+    run(["compare", str(tested), "--out", str(tmp_path / "out"), "--power", "true"])
+    printed, out = capsys.readouterr().out, tmp_path / "out"
+    with (out / "compare.csv").open() as file:
+        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    best = max(rows, key=lambda label: float(rows[label]["mean"]))
+    other, = {"first", "second"} - {best}
+    verdicts = {label: row["verdict"] for label, row in rows.items()}
+    assert verdicts == {best: "best", other: "not told apart from the best", "plain": "told apart from the best"}
+    assert float(rows["plain"]["behind_best_low"]) > 0 > float(rows[other]["behind_best_low"])
+    assert rows[best]["p_holm"] == "" and float(rows[other]["standard_error"]) == pytest.approx(
+        float(rows[other]["std"]) / 2, abs=1e-3)
+    assert re.search(rf"^\| {other} .*\(≈ best\) \[a\]", printed, re.M)
+    assert re.search(rf"^\| {best} .*\(best\) \[a\]", printed, re.M)
+    assert not re.search(r"^\| plain .* 4 \| [\d.]+ ± [\d.]+ \(", printed, re.M)
+    assert re.search(rf"^\| {best} +\| {other} .*\| seeds and clips \| not told apart \|$", printed, re.M)
+    assert "counts all 3 pairs of the 3 rows" in printed and "seeds needed, with these clips" in printed
+    tex, page = ((out / f"compare.{kind}").read_text() for kind in ("tex", "html"))
+    assert r"($\approx$ best)\textsuperscript{a}" in tex and "not told apart" in tex and "seeds needed" in tex
+    assert "(≈ best)<sup>a</sup>" in page and "<td>not told apart</td>" in page
+    assert page.count("Mean ± standard error") == printed.count("Mean ± standard error") == 1  # told once
+    with (out / "pairs.csv").open() as file:
+        pairs = [(row["row"], row["against"], row["verdict"]) for row in csv.DictReader(file)]
+    assert pairs == [(best, other, "not told apart"), (best, "plain", "told apart"), (other, "plain", "told apart")]
+    run(["compare", str(tested), "--pairs", "true"])
+    assert re.search(rf"^\| {other} +\| plain .* told apart", capsys.readouterr().out, re.M)
+
+
+def test_partial_evaluations_are_marked_and_not_tested(tested: Path, tmp_path: Path) -> None:
+    """One batch of the split is no result; 1.0 is the whole split."""
+    for limit in (1, 1.0, 0.25):
+        settings = config(0, {"beta": 0.3}, TINY)
+        settings["trainer"]["limit_test_batches"] = limit
+        write(tmp_path / f"more{limit}", "tried", settings, {"test_accuracy": 0.999}, WORLD[:60])
+    variants = lines_of(tested, *tmp_path.glob("more*"))
+    labels = {variant.label: variant.setting.part for variant in variants}
+    assert labels == {"first": "", "second": "", "plain": "", "tried": "",
+                      "tried (limit_test_batches 1)": "limit_test_batches 1",
+                      "tried (limit_test_batches 0.25)": "limit_test_batches 0.25"}
+    found = paired_tests(variants, ["accuracy"])
+    assert len(found) == 1 and {row.label for row in found[0].rows} == {"first", "second", "plain", "tried"}
+    table, = tables(variants, read_published(), found)
+    cell = next(row for row in table.rows if "limit_test_batches 1)" in row[0])[table.header.index("accuracy, %")]
+    assert "(" not in cell
+    assert "a part of the split only (limit_test_batches 1): no result" in table.marks[cell[-2]]
+
+
+def test_rows_of_shipped_experiments_are_named_after_method_and_encoders(tmp_path: Path) -> None:
+    for name, prompts, model in (("quickstart", {}, {}), ("ave_none", None, {"modality": "late"})):
+        folder = tmp_path / name / "version_0"
+        write(tmp_path / "made", name, config(0, prompts, TINY, model=model), {"test_accuracy": 0.5}, WORLD)
+        made = tmp_path / "made" / f"{name}-seed0" / "test"
+        folder.mkdir(parents=True)
+        result = {**json.loads((made / "result.json").read_text()), "experiment": name}
+        result["config"]["ckpt_path"] = None
+        (folder / "result.json").write_text(json.dumps(result))
+        (folder / "manifest.json").write_text((made / "manifest.json").read_text())
+    encoders = "TinySwinV2 (synthetic) + TinyHTSAT (synthetic)"
+    assert {line.label for line in lines_of(tmp_path / "quickstart", tmp_path / "ave_none")} == {
+        f"DG-SCT, {encoders}", f"no prompts, late fusion, {encoders}"}
 
 
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

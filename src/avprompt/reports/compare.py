@@ -1,7 +1,8 @@
 """`avprompt compare`: finished runs in one table for each task, seeds grouped, beside published figures.
 
 Runs whose settings are the same but for the seed are one variant. Every figure carries a mark, a letter that stands for
-data, encoders and protocol: only figures with the same mark were measured under the same conditions.
+data, encoders and protocol: only figures with the same mark were measured under the same conditions. Rows on the same
+data by the same protocol are tested against each other, see `avprompt.reports.significance`.
 """
 
 from __future__ import annotations
@@ -12,37 +13,57 @@ from avprompt.files import write_whole
 from avprompt.reports.published import read_published
 from avprompt.reports.rendering import html_page, latex, markdown, write_csv
 from avprompt.reports.runs import read_results, read_runs
-from avprompt.reports.tables import drop_empty, long_rows, tables
+from avprompt.reports.tables import drop_empty, long_rows, metrics_of, tables
 from avprompt.reports.variants import gather
+from avprompt.reports.verdicts import PAIR_COLUMNS, headline, pair_rows, paired_tests, pairs_table, power_table, untested
 
 
 def compare(folders: list[Path], csv_file: Path | None = None, out: Path | None = None,
-            tensorboard: Path | None = None) -> None:
+            tensorboard: Path | None = None, pairs: bool = False, power: bool = False) -> None:
     """Print finished runs in one table for each task: seeds grouped, beside published figures, parameters, time,
-    memory.
+    memory; then paired tests of the rows.
 
     Runs whose settings are the same but for the seed are one variant. Variants of a published ablation stand in its
-    order. Every figure has a mark that stands for data, encoders and protocol, explained below the table.
+    order. Every figure has a mark that stands for data, encoders and protocol, explained below the table. Rows are
+    tested against the best one over the seeds and clips that they share; one that is not told apart from it says so.
+    Evaluations of a part of a split are marked and not tested.
 
     Args:
         folders: searched for result.json.
         csv_file: also write there each run's metrics, parameters, seed, epochs and seconds.
-        out: also write there compare.csv (all metrics), compare.md, compare.tex and compare.html.
+        out: also write there compare.csv (all metrics), pairs.csv (all tests), compare.md, compare.tex and
+            compare.html.
         tensorboard: also write there, for `tensorboard --logdir`, hyper-parameters, curves and bars of all variants.
+        pairs: show the tests of every two rows, not only of each with the best one.
+        power: also show how many seeds or clips it takes to tell two rows apart, at the spread that was seen.
 
     Raises:
-        DatasetError: there is no result in any folder.
+        DatasetError: there is no result in any folder, or a broken outcomes.csv.
     """
     figures, runs = read_published(), read_runs(folders)
-    variants = gather(runs, figures)
-    built = [drop_empty(table) for table in tables(variants, figures)]
+    variants, tested, built = gather(runs, figures), [], []
+    for task in dict.fromkeys(variant.task for variant in variants):
+        mine = [variant for variant in variants if variant.task == task]
+        shown = metrics_of(mine, figures)
+        found = paired_tests(mine, shown)
+        tested += found
+        built += [drop_empty(table) for table in tables(mine, figures, found)]
+        for tests in found:
+            if tests.metric != headline(mine, shown):
+                continue
+            if not tests.pairs:
+                built[-1].remarks += untested(tests, pairs)
+            else:
+                built.append(drop_empty(pairs_table(tests, pairs)))
+                built += [drop_empty(power_table(tests, pairs))] if power else []
     print(markdown(built))
     if csv_file is not None:
         write_csv(Path(csv_file), read_results(folders))
     if out is not None:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        write_csv(out / "compare.csv", long_rows(variants, figures))
+        write_csv(out / "compare.csv", long_rows(variants, figures, tested))
+        write_csv(out / "pairs.csv", pair_rows(tested), PAIR_COLUMNS)
         for name, write in (("md", markdown), ("tex", latex), ("html", html_page)):
             write_whole(out / f"compare.{name}", write(built).encode())
     if tensorboard is not None:

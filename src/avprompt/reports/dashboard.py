@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from avprompt.configs import flatten, get_nested
 from avprompt.reports.published import Figure
-from avprompt.reports.tables import metrics_of
+from avprompt.reports.tables import metrics_of, standard_error
 from avprompt.reports.variants import Variant
 
 FOLDER = "compare"
@@ -26,15 +26,14 @@ BAR, DIAMOND = "#4c78a8", "#b3261e"
 
 
 def bars_figure(variants: list[Variant], metric: str) -> Picture:
-    """A bar for each variant with spread and seeds; published figures, measured under other conditions, are
+    """A bar for each variant with standard error and seeds; published figures, measured under other conditions, are
     diamonds."""
     figure = Picture(figsize=(7, 0.9 + 0.34 * len(variants)), layout="constrained")
     axis = figure.add_subplot()
     for place, variant in enumerate(variants):
         values = [100 * value for value in variant.values(metric)]
         if values:
-            spread = statistics.stdev(values) if len(values) > 1 else 0
-            axis.barh(place, statistics.mean(values), xerr=spread, color=BAR, height=0.62, capsize=3)
+            axis.barh(place, statistics.mean(values), xerr=standard_error(values), color=BAR, height=0.62, capsize=3)
             axis.plot(values, [place] * len(values), ".", color="black", ms=5)
         for other in variant.published.get(metric, []):
             axis.plot(other.value, place, "D", color=DIAMOND, mfc="white", ms=6,
@@ -43,7 +42,7 @@ def bars_figure(variants: list[Variant], metric: str) -> Picture:
     axis.set_yticks(range(len(variants)), [f"{variant.label} (n={len(variant.runs)})" for variant in variants],
                     parse_math=False)
     axis.invert_yaxis()
-    axis.set_xlabel(f"{metric}, %, mean ± standard deviation, dots are seeds")
+    axis.set_xlabel(f"{metric}, %, mean ± standard error, dots are seeds")
     axis.grid(axis="x", color="#dddddd")
     axis.set_axisbelow(True)
     if axis.get_legend_handles_labels()[0]:
@@ -87,7 +86,7 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
 
     The hyper-parameter table has one line for each variant (seeds are averaged); its columns are the settings in which
     the variants of a task differ, and the conditions of the figures. The custom scalars show the mean validation curves
-    of all variants in one chart, and mean and spread of each numbered variant. Pictures show bars, the text is the
+    of all variants in one chart, and mean and standard error of each numbered variant. Pictures show bars, the text is the
     table.
 
     Args:
@@ -127,7 +126,7 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
                 for number, variant in enumerate(mine, 1):
                     values = [100 * value for value in variant.values(metric)]
                     if values:
-                        mean, spread = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+                        mean, spread = statistics.mean(values), standard_error(values)
                         for tag, value in zip(tags, (mean, mean - spread, mean + spread)):
                             writer.add_scalar(tag, value, number)
         writer.add_custom_scalars(layout)

@@ -5,12 +5,45 @@ from __future__ import annotations
 import csv
 import html
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avprompt.reports.tables import Table
+#: what the figures of a table mean
+CAUTION = ("Figures with different marks were not measured alike. Mean ± standard error over n seeds. (best): the "
+           "highest mean among rows that were measured alike; (≈ best): not told apart from it by the paired test after "
+           "Holm's correction; (untested): no test is possible; neither: told apart from the best.")
 
-CAUTION = "Figures with different marks were not measured alike. Mean ± standard deviation over n seeds."
+
+@dataclass
+class Table:
+    """The table of one task as texts, ready to be written in any format.
+
+    Args:
+        task: as names of our experiments begin.
+        header: of the columns.
+        rows: of texts.
+        marks: letter -> the conditions that it stands for.
+        remarks: sentences below the table.
+        caution: what its figures mean; the same text stands once below all tables.
+
+    Example:
+        >>> Table("ave", ["variant", "n"], [["all", "3"]], {}, []).task
+        'ave'
+    """
+
+    task: str
+    header: list[str]
+    rows: list[list[str]]
+    marks: dict[str, str]
+    remarks: list[str]
+    caution: str = CAUTION
+
+
+def cautions(tables_: list[Table]) -> list[str]:
+    """What the figures of tables mean, each text once."""
+    return list(dict.fromkeys(table.caution for table in tables_))
 
 
 def markdown(tables_: list[Table]) -> str:
@@ -26,12 +59,12 @@ def markdown(tables_: list[Table]) -> str:
         lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
                  for row in [table.header, ["-" * width for width in widths], *table.rows]]
         notes = [f"- [{mark}] {text}" for mark, text in table.marks.items()] + [f"- {text}" for text in table.remarks]
-        parts.append("\n".join([f"## {table.task}", "", *lines, "", CAUTION, "", *notes]))
-    return "\n\n".join(parts) + "\n"
+        parts.append("\n".join([f"## {table.task}", "", *lines, *([""] if notes else []), *notes]))
+    return "\n\n".join([*parts, *cautions(tables_)]) + "\n"
 
 
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
+       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "<": "$<$", ">": "$>$"}
 
 
 def latex(tables_: list[Table]) -> str:
@@ -48,7 +81,7 @@ def latex(tables_: list[Table]) -> str:
         parts.append("\n".join([
             r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\hline",
             rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}",
-            rf"\caption{{{text(table.task)}. {text(CAUTION)}", *notes, "}", r"\end{table}"]))
+            rf"\caption{{{text(table.task)}. {text(table.caution)}", *notes, "}", r"\end{table}"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -86,15 +119,16 @@ def html_page(tables_: list[Table]) -> str:
         notes += [f"<li>{html.escape(note)}</li>" for note in table.remarks]
         parts += [f"<h2>{html.escape(table.task)}</h2>",
                   f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>",
-                  f"<p>{html.escape(CAUTION)}</p>", "<ul>", *notes, "</ul>"]
+                  "<ul>", *notes, "</ul>"]
+    parts += [f"<p>{html.escape(caution)}</p>" for caution in cautions(tables_)]
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>avprompt compare</title>\n'
             f"<style>\n{STYLE}\n</style></head>\n<body>\n<h1>avprompt compare</h1>\n" + "\n".join(parts)
             + f"\n<script>\n{SCRIPT}\n</script></body></html>\n")
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows with equal keys below a header."""
+def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows with equal keys below a header, that of `columns` where there may be no row."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(columns or rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from avprompt.configs import get_nested
 from avprompt.errors import DatasetError
+from avprompt.reports.outcomes import FILE, read_outcomes
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: tasks whose class has another name
 TASKS = {"AVEClassic": "ave", "AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
@@ -45,6 +50,31 @@ class Run:
     def dataset(self) -> str:
         """The dataset's published name, as the manifest has it, or else the class of its data module."""
         return self.manifest.get("dataset") or self.result["config"]["data"]["class_path"].rpartition(".")[2]
+
+    @property
+    def seed(self) -> Any:
+        """That of the run that trained the network."""
+        return (self.trained or self).result["seed"]
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame | None:
+        """The table of its scored units; `None` where it has none.
+
+        Raises:
+            DatasetError: it is broken.
+        """
+        path = self.folder / FILE
+        return read_outcomes(path) if path.is_file() else None
+
+    @property
+    def part(self) -> str:
+        """The setting that made its evaluation a partial one, empty for a whole split."""
+        given = self.result["config"].get("trainer") or {}
+        names = ["limit_test_batches" if self.tested else "limit_val_batches", "fast_dev_run", "overfit_batches"]
+        whole = (None, False, 0)
+        # 1.0 is all batches, 1 is one batch
+        return ", ".join(f"{name} {given[name]}" for name in names
+                         if not (given.get(name) in whole or isinstance(given[name], float) and given[name] == 1))
 
     @property
     def tested(self) -> bool:

@@ -20,6 +20,10 @@ ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT":
             "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
             "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
             "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14", "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
+#: names of methods in published tables, where they are not those of their classes
+METHODS = {"NoPrompts": "no prompts", "DGSCT": "DG-SCT", "DGSCTFewShot": "DG-SCT", "DGSCTPaper": "DG-SCT (paper's)",
+           "AVSTFP": "AV-STFP", "STGCMA": "STG-CMA", "FineTuning": "fine-tuning", "Adapters": "adapters",
+           "AVELHead": "AVEL", "CMBSAlone": "CMBS", "FixedEmbeddings": "fixed texts", "CLIPAdapter": "CLIP-Adapter"}
 TRAIN_MODE = ", in train mode as released"
 #: ids of clips of synthetic datasets that were written before manifests said so
 GENERATED = re.compile(r"(\w+_)?world\d{9}|llp\d{8}")
@@ -33,6 +37,7 @@ class Setting:
         data: dataset and number of clips.
         encoders: both, with their weights.
         protocol: how the checkpoint was selected and the metric computed.
+        part: the setting that made it an evaluation of a part of the split, empty for a whole one.
 
     Example:
         >>> str(Setting("AVE, 402 test clips", "Swin-V2-L + HTS-AT", "selected on val"))
@@ -42,9 +47,11 @@ class Setting:
     data: str
     encoders: str
     protocol: str
+    part: str = ""
 
     def __str__(self) -> str:
-        return "; ".join(part for part in (self.data, self.encoders, self.protocol) if part)
+        partial = f"a part of the split only ({self.part}): no result" if self.part else ""
+        return "; ".join(part for part in (self.data, self.encoders, self.protocol, partial) if part)
 
 
 def encoder_name(encoder: Any) -> str:
@@ -59,6 +66,38 @@ def encoder_name(encoder: Any) -> str:
     name = name or f"{kind} ({weights})"
     return name + (", trained" if arguments.get("frozen") is False else "") + (
         TRAIN_MODE if arguments.get("released_mode") else "")
+
+
+def encoders_of(config: dict[str, Any]) -> str:
+    """Both encoders of a run's configuration, with their weights."""
+    backbone = get_nested(config, "model.init_args.backbone.init_args") or {}
+    if "cache" in backbone:
+        return f"features in {backbone['cache']}"
+    visual, audio = (encoder_name(backbone.get(side, "?")) for side in ("visual", "audio"))
+    return f"{visual} for both" if audio == "shared" else f"{visual} + {visual if audio == 'separate' else audio}"
+
+
+def method_of(config: dict[str, Any]) -> str:
+    """The method of a run's configuration as published tables name it: the prompts, or else the head or the texts.
+
+    Example:
+        >>> method_of({"model": {"init_args": {"backbone": {"init_args": {"prompts": {
+        ...     "class_path": "avprompt.methods.DGSCT"}}}, "modality": "both"}}})
+        'DG-SCT'
+    """
+    task = get_nested(config, "model.init_args") or {}
+
+    def named(path: str) -> str:
+        found = get_nested(task, path)
+        name = str((found.get("class_path") or "") if isinstance(found, dict) else found or "").rpartition(".")[2]
+        return METHODS.get(name, name)
+
+    plain, prompts = METHODS["NoPrompts"], named("backbone.init_args.prompts")
+    other = [METHODS["CLIPAdapter"]] if task.get("adapters") else [
+        name for path in ("head", "visual_texts", "audio_texts") if (name := named(path))]
+    method = prompts if prompts not in ("", plain) else other[0] if other else plain
+    modality = task.get("modality", "both")
+    return method + {"both": "", "late": ", late fusion"}.get(modality, f", {modality} alone")
 
 
 def is_generated(run: Run, ids: list[str]) -> bool:
@@ -80,13 +119,7 @@ def setting_of(run: Run) -> Setting:
     number = f"{counts['used']}" + (f" of {counts['used'] + counts['missing']}" if counts["missing"] else "")
     unit = run.manifest.get("unit", "clips")
     data = f"synthetic dataset in the layout of {run.dataset}" if generated else run.dataset
-    backbone = get_nested(config, "model.init_args.backbone.init_args") or {}
-    visual, audio = (encoder_name(backbone.get(side, "?")) for side in ("visual", "audio"))
-    if "cache" in backbone:
-        encoders = f"features in {backbone['cache']}"
-    else:
-        encoders = f"{visual} for both" if audio == "shared" else (
-            f"{visual} + {visual if audio == 'separate' else audio}")
+    encoders = encoders_of(config)
     released = get_nested(measured, "model.init_args.protocol") == "released"
     selection = get_nested(config, "data.init_args.validation_split") or "val"
     protocol = "not trained on these data" if untrained(run) else f"selected on {selection}"
@@ -99,7 +132,7 @@ def setting_of(run: Run) -> Setting:
     if not run.tested:
         protocol += f", measured on {selection}"
     digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:6]
-    return Setting(f"{data}, {number} {split} {unit}|{digest}", encoders, protocol)
+    return Setting(f"{data}, {number} {split} {unit}|{digest}", encoders, protocol, run.part)
 
 
 def sizes_of(figures: list[Figure]) -> dict[str, int]:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from avprompt.reports.published import Figure
+from avprompt.reports.rendering import Table
 from avprompt.reports.settings import Setting, published_setting, sizes_of
 from avprompt.reports.variants import Variant
-
-
-@dataclass
-class Table:
-    """The table of one task as texts, ready to be written in any format.
-
-    Args:
-        task: as names of our experiments begin.
-        header: of the columns.
-        rows: of texts.
-        marks: letter -> the conditions that it stands for.
-        remarks: sentences below the table.
-
-    Example:
-        >>> drop_empty(Table("ave", ["variant", "n", "published"], [["all", "3", ""]], {}, [])).header
-        ['variant', 'n']
-    """
-
-    task: str
-    header: list[str]
-    rows: list[list[str]]
-    marks: dict[str, str]
-    remarks: list[str]
+from avprompt.reports.verdicts import WORDS, PairedTests, group_of, verdict_of
 
 
 def letter(number: int) -> str:
@@ -46,8 +26,14 @@ def metrics_of(variants: list[Variant], figures: list[Figure]) -> list[str]:
     return [metric for metric in reported if metric in measured] or list(measured)
 
 
-def tables(variants: list[Variant], figures: list[Figure]) -> list[Table]:
-    """Build one table for each task: our figure beside the published one, parameters, seconds and memory."""
+def tables(variants: list[Variant], figures: list[Figure], tested: list[PairedTests] = []) -> list[Table]:  # noqa: B006
+    """Build one table for each task: our figure beside the published one, parameters, seconds and memory.
+
+    Args:
+        variants: compared runs.
+        figures: what is published.
+        tested: what `paired_tests` found, for the verdicts beside the figures.
+    """
     sizes = sizes_of(figures)
     built = []
     for task in dict.fromkeys(variant.task for variant in variants):
@@ -63,8 +49,11 @@ def tables(variants: list[Variant], figures: list[Figure]) -> list[Table]:
             cells = [variant.label, str(len(variant.runs))]
             for metric in metrics:
                 values = [100 * value for value in variant.values(metric)]
-                spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread} {mark(variant.setting)}" if values else "")
+                spread = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
+                said = verdict_of(tested, variant, metric)
+                verdict = f" ({said})" if said else ""
+                cells.append(f"{statistics.mean(values):.1f}{spread}{verdict} {mark(variant.setting)}" if values
+                             else "")
                 cited: dict[str, None] = {}
                 for figure in variant.published.get(metric, []):
                     cited[f"{number(figure)} {mark(published_setting(figure, sizes))}"] = None
@@ -84,6 +73,16 @@ def tables(variants: list[Variant], figures: list[Figure]) -> list[Table]:
         built.append(Table(task, header, rows, {mark: text for text, mark in seen.items()},
                            [remark for variant in mine for remark in variant.remarks] + citations(mine, metrics)))
     return built
+
+
+def standard_error(values: list[float]) -> float:
+    """Of the mean over seeds; 0 for one seed.
+
+    Example:
+        >>> standard_error([1.0, 3.0])
+        1.0
+    """
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def citations(variants: list[Variant], metrics: list[str]) -> list[str]:
@@ -114,24 +113,34 @@ def number(figure: Figure) -> str:
 def drop_empty(table: Table) -> Table:
     """The table without columns that are empty in every row."""
     kept = [i for i in range(len(table.header)) if any(row[i] for row in table.rows)]
-    return Table(table.task, [table.header[i] for i in kept], [[row[i] for i in kept] for row in table.rows],
-                 table.marks, table.remarks)
+    return replace(table, header=[table.header[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
 
 
-def long_rows(variants: list[Variant], figures: list[Figure]) -> list[dict[str, Any]]:
+def long_rows(variants: list[Variant], figures: list[Figure],
+              tested: list[PairedTests] = []) -> list[dict[str, Any]]:  # noqa: B006
     """One row for each variant and each of its metrics, for spreadsheets and plots."""
     sizes = sizes_of(figures)
     rows = []
     for variant in variants:
         for metric in dict.fromkeys(metric for run in variant.runs for metric in run.metrics()):
             values, cited = [100 * value for value in variant.values(metric)], variant.published.get(metric, [])
+            tests = group_of(tested, variant, metric)
+            pair = None if tests is None else tests.pair(variant.label)
+            if pair is not None and pair.first != tests.best:
+                pair = pair.turned()
             rows.append({
                 "task": variant.task, "variant": variant.label, "metric": metric,
                 "mean": round(statistics.mean(values), 4),
+                "standard_error": round(standard_error(values), 4) if len(values) > 1 else "",
                 "std": round(statistics.stdev(values), 4) if len(values) > 1 else "", "n": len(values),
-                "seeds": " ".join(str((run.trained or run).result["seed"]) for run in variant.runs),
+                "seeds": " ".join(str(run.seed) for run in variant.runs),
                 "values": " ".join(f"{value:.4f}" for value in values), "data": variant.setting.data,
                 "encoders": variant.setting.encoders, "protocol": variant.setting.protocol,
+                "verdict": "" if tests is None else WORDS[tests.verdict(variant.label)],
+                "best": "" if tests is None else tests.best,
+                **{f"behind_best{end}": "" if pair is None else round(100 * getattr(pair, name), 4)
+                   for end, name in (("", "difference"), ("_low", "low"), ("_high", "high"))},
+                "p": "" if pair is None else pair.p, "p_holm": "" if pair is None else pair.adjusted,
                 "published": " / ".join(dict.fromkeys(number(figure) for figure in cited)),
                 "published_setting": " / ".join(dict.fromkeys(str(published_setting(f, sizes)) for f in cited)),
                 "published_source": " / ".join(dict.fromkeys(figure.source for figure in cited)),

@@ -7,19 +7,23 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from avprompt.configs import flatten
+from avprompt.configs import EXPERIMENTS, flatten
 from avprompt.reports.published import Figure
 from avprompt.reports.runs import Run, shots_of, task_of
-from avprompt.reports.settings import Setting, published_setting, setting_of
+from avprompt.reports.settings import Setting, encoders_of, method_of, published_setting, setting_of
 
 #: settings in which runs of one variant may differ
 FREE = ("seed_everything", "ckpt_path", "verbose", "weights_only", "trainer.logger", "trainer.accelerator",
         "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir",
         "trainer.log_every_n_steps", "data.init_args.seed", "data.init_args.root", "data.init_args.num_workers",
         "data.init_args.pin_memory", "data.init_args.predict_root")
+
+
+#: names of the experiments that ship
+SHIPPED = frozenset(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 
 
 @dataclass
@@ -55,8 +59,12 @@ class Variant:
 
 
 def label_of(run: Run) -> str:
-    """The name of a run's variant: that of its experiment without the seed, and its shots."""
-    name = re.sub(r"(-shots\d+)?(-seed\d+)?$", "", str((run.trained or run).result["experiment"]))
+    """The name of a run's variant: its method and encoders, or the name that a sweep's variant or a configuration of
+    your own has; and its shots."""
+    given = str((run.trained or run).result["experiment"])
+    name = re.sub(r"(-(shots|clips|steps)\d+)?(-seed\d+)?$", "", given)
+    if given in SHIPPED:
+        name = f"{method_of(run.config)}, {encoders_of(run.config)}"
     shots = shots_of(run)
     return name + (f", {shots} shot{'s' * (shots > 1)}" if shots else "")
 
@@ -75,7 +83,7 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
     for group in groups.values():
         newest: dict[Any, Run] = {}
         for run in sorted(group, key=lambda run: (run.folder / "result.json").stat().st_mtime):
-            newest[(run.trained or run).result["seed"]] = run
+            newest[run.seed] = run
         task, labels = task_of(group[0]), [label_of(run) for run in group]
         variant = Variant(task, labels[0], setting_of(group[0]), [newest[seed] for seed in sorted(newest, key=str)])
         if len(newest) < len(group):
@@ -86,8 +94,13 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
         match(variant, figures)
         variants.append(variant)
     name_data(variants)
-    names = Counter((variant.task, variant.label) for variant in variants)
-    for task, label in [name for name, count in names.items() if count > 1]:
+    for task, label in repeated(variants):
+        for variant in variants:
+            if (variant.task, variant.label) == (task, label):
+                given = (variant.runs[0].trained or variant.runs[0]).result["experiment"]
+                told = ", ".join([given] * (given in SHIPPED) + [variant.setting.part] * bool(variant.setting.part))
+                variant.label = f"{label} ({told})" if told else label
+    for task, label in repeated(variants):
         same = [variant for variant in variants if (variant.task, variant.label) == (task, label)]
         for number, variant in enumerate(same, 1):
             variant.label = f"{label} #{number}"
@@ -97,6 +110,11 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
             for variant in variants}
     return sorted(variants, key=lambda variant: (order.get(variant.task, len(order)), variant.task,
                                                  variant.place is None, variant.place or made[id(variant)]))
+
+
+def repeated(variants: list[Variant]) -> list[tuple[str, str]]:
+    """Task and label of several variants."""
+    return [name for name, count in Counter((variant.task, variant.label) for variant in variants).items() if count > 1]
 
 
 def match(variant: Variant, figures: list[Figure]) -> None:
@@ -124,4 +142,4 @@ def name_data(variants: list[Variant]) -> None:
         name, _, digest = variant.setting.data.partition("|")
         several = sum(other.startswith(f"{name}|") for other in clips) > 1
         shown = f"{name} (ids {digest})" if several else name
-        variant.setting = Setting(shown, variant.setting.encoders, variant.setting.protocol)
+        variant.setting = replace(variant.setting, data=shown)
