@@ -209,11 +209,11 @@ def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     names = {SHORT.get(name, name).removesuffix(" (shared)") for f in published for name in (f.visual, f.audio)}
     for side in ("visual", "audio"):
         given = get_nested(content, f"model.init_args.backbone.init_args.{side}")
-        if isinstance(given, str) and given != "shared":  # published features, by the name of their network
+        if isinstance(given, str) and given not in ("shared", "separate"):  # published features, by the name of their network
             assert given in names
             continue
         name = encoder_name(given).partition(",")[0]
-        assert name in {*ENCODERS.values()} & names or name == "shared" or name.startswith("Tiny"), name
+        assert name in {*ENCODERS.values()} & names or name in ("shared", "separate") or name.startswith("Tiny"), name
 
 
 FEW_SHOT = {"backbone": {**LARGE, "prompts": {"class_path": "avprompt.methods.NoPrompts"}}, "audio_texts": None,

@@ -35,13 +35,12 @@ from avprompt.sweeps.sweep import sweep
 from avprompt.sweeps.table import condense, summarise
 
 SWEEPS = ROOT / "experiments" / "sweeps"
-#: what `python -m avprompt fit|test` is in these tests: four epochs that count, each written down once it is over
+#: what a run's process does in these tests: four epochs that count, each written down once it is over, and a test
 STAND_IN = '''
-import os, sys
-words = sys.orig_argv
-if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
-    import json, pathlib, signal, time
-    given, queue = {}, words[4:]
+import json, os, pathlib, signal, sys, time
+
+def run(words):
+    given, queue = {}, words[1:]
     while queue:
         name, equals, value = queue.pop(0).partition("=")
         given[name] = value if equals else queue.pop(0)
@@ -54,11 +53,11 @@ if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
             file.write(f"{os.getpid()} {given[logger + 'name']} {text}\\n")
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    if given.get("--fail") == words[3]:
+    if given.get("--fail") == words[0]:
         print("avprompt: DatasetError: no such clips\\n", flush=True)
         os._exit(2)
     value = 0.5
-    if words[3] == "fit":
+    if words[0] == "fit":
         done = int(open(given["--ckpt_path"]).read()) if "--ckpt_path" in given else 0
         for epoch in range(done, 4):
             time.sleep(float(os.environ.get("EPOCH", 0.02)))
@@ -70,14 +69,18 @@ if words[1:3] == ["-m", "avprompt"] and words[3] in ("fit", "test"):
         (folder / "checkpoints" / "best.ckpt").write_text("4")
     else:
         note("test")
-        if "--ckpt_path" in given:
+        if given["--ckpt_path"] != "none":
             assert open(given["--ckpt_path"]).read() == "4"
         value += int(given["--seed_everything"]) / 10 + int(given.get("--data.init_args.shots", 0)) / 100
     (folder / "result.json").write_text(json.dumps({
-        "metrics": {"test_accuracy" if words[3] == "test" else "val_accuracy": value},
+        "metrics": {"test_accuracy" if words[0] == "test" else "val_accuracy": value},
         "parameters": {"trainable": 1234}, "wall_s": 10.0, "clips": {},
         "config": {"data": {"class_path": "X"}, "model": {"class_path": "X"}}}))
     sys.stdout.flush()
+
+if sys.orig_argv[1:3] == ["-m", "avprompt.sweeps.stages"]:
+    for words in json.loads(sys.orig_argv[3]):
+        run(words)
     os._exit(0)
 '''
 

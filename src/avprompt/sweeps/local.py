@@ -1,10 +1,11 @@
-"""Executes runs on this machine, each stage in a separate process."""
+"""Executes runs on this machine, each in a separate process."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -30,7 +31,7 @@ GRACE = 60
 
 def execute(run: SweepRun, threads: int | None = None,
              begin: Callable[..., subprocess.Popen] = subprocess.Popen) -> str | None:
-    """Run the missing stages of a run, each in a separate process.
+    """Run the missing stages of a run in a separate process.
 
     A training run that was interrupted resumes from its newest checkpoint, with the same result as without the
     interruption. After a failure the run starts again, and its earlier files are deleted. With changed settings it also
@@ -69,20 +70,20 @@ def execute(run: SweepRun, threads: int | None = None,
                                  "recipe": run.recipe})
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n")
         log.flush()
-        for stage, command in run.commands().items():
-            if run.outcome(stage) is not None:
-                continue
-            process = begin([sys.executable, "-m", "avprompt", *command], stdout=log, stderr=subprocess.STDOUT,
-                            env=environment, start_new_session=True)
+        missing = {stage: command for stage, command in run.commands().items() if run.outcome(stage) is None}
+        if missing:
+            process = begin([sys.executable, "-m", "avprompt.sweeps.stages", json.dumps([*missing.values()])], stdout=log,
+                            stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             try:
                 code = process.wait()
             except BaseException:  # Ctrl-C, or the end of a cluster job's time
                 end([process])
                 raise
-            if code in STOPPED:
+            stage = next((stage for stage in missing if run.outcome(stage) is None), None)
+            if stage and code in STOPPED:
                 killed = ", perhaps out of memory" if code == -signal.SIGKILL else ""
                 return f"{stage} was stopped from outside with code {code}{killed}"
-            if code or run.outcome(stage) is None:
+            if stage:
                 said = run.log.read_text(encoding="utf-8", errors="replace").split("\n")
                 reason = next((line.strip() for line in reversed(said) if line.strip()), "")[-500:]
                 write_json(run.failure, {"stage": stage, "code": code, "reason": reason})
