@@ -1,4 +1,4 @@
-"""The guide and the README's "Using it", executed: every command, every file that they have a reader write, every error
+"""The guide, the tutorial and the README's "Using it", executed: every command, every file that they have a reader write, every error
 message that they quote.
 
 One folder stands for the reader's source tree, with small synthetic datasets in place of those of the guide. Commands
@@ -24,7 +24,7 @@ import pytest
 from conftest import ROOT
 from laptop import tiny
 
-from avprompt import methods, tasks
+from avprompt import heads, methods, metrics, tasks
 from avprompt.cli import efficiency, main, parts_of, quickstart, run
 from avprompt.files import write_json
 from avprompt.reports.efficiency import measure
@@ -32,7 +32,8 @@ from avprompt.sweeps import sweep
 from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
-GUIDE, README = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md"))
+GUIDE, README, TUTORIAL = ((ROOT / name).read_text(encoding="utf-8")
+                           for name in ("docs/guide.md", "README.md", "docs/tutorial.md"))
 USING = README.partition("## Using it\n")[2].partition("\n## ")[0]
 #: synthetic dataset, arguments besides ten videos -> its root, and the folder of its videos in the guide
 DATASETS_OF_THE_GUIDE = [
@@ -71,7 +72,7 @@ def commands(text: str) -> list[str]:
 
 
 #: the same command is run once
-COMMANDS = list(dict.fromkeys(commands(GUIDE) + commands(USING)))
+COMMANDS = list(dict.fromkeys(commands(GUIDE) + commands(USING) + commands(TUTORIAL)))
 
 
 class Tree:
@@ -351,6 +352,11 @@ def test_site(tmp_path: Path) -> None:
 
     build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
     assert (tmp_path / "guide" / "index.html").is_file()
+    for package in (heads, methods, metrics, tasks):
+        page = tmp_path / "reference" / package.__name__.rpartition(".")[2] / "index.html"
+        missing = [name for name in package.__all__ if f'id="{package.__name__}.{name}"' not in page.read_text("utf-8")]
+        assert not missing, f"{page}: {missing}"
+    assert "TinyHTSAT(" in re.sub("<[^>]+>", "", (tmp_path / "reference" / "methods" / "index.html").read_text("utf-8"))
 
 
 def test_links_of_the_readme() -> None:
