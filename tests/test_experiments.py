@@ -52,6 +52,7 @@ ALIKE = {
     "ave_moma_like": "ave_stgcma_b16",
     "avar_moma_like": "avar_stgcma_b16",
     "ave_linear_probe_quickstart": "ave_avstfp_quickstart",
+    "quickstart_bound": "quickstart",
     "ave_lora": "ave_cola",
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
     **{f"{task}_lavish_star": f"{task}_dgsct" for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
