@@ -340,6 +340,9 @@ def test_fusion() -> None:
     w1 = sure[0] / (sure[0] + sure[1])
     assert visual_weight(visual, audio).item() == pytest.approx(w1.item()) and w1 > 0.5
     assert torch.allclose(fuse(visual, audio), w1 * visual + (1 - w1) * audio)
+    assert torch.equal(fuse(visual, audio, "mean"), (visual + audio) / 2)
+    share = torch.tensor(0.7)
+    assert torch.allclose(fuse(visual, audio, "trained", (share / (1 - share)).log()), 0.7 * visual + 0.3 * audio)
     assert torch.isfinite(fuse(visual, -visual)).all() and not torch.isfinite(fuse(visual, -visual, "weighted")).all()
 
 

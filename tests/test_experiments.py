@@ -43,7 +43,7 @@ CLASSICS = {"ave_avel_vgg19": 1_335_246, "ave_avel_noatt_vgg19": 956_317, "ave_d
             "avvp_han_feats": 4_569_675, "avvp_mm_pyramid_feats": 40_827_469,
             "avqa_st_avqa_res18": 7_916_716}
 #: experiments with nothing to train
-ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap")
+ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap", "fewshot_ave_clip_clap")
 #: experiments that differ in method, encoders and their learning rate alone from one that runs below; methods run in the
 #: conformance suite
 ALIKE = {
@@ -55,6 +55,9 @@ ALIKE = {
     "quickstart_bound": "quickstart",
     "ave_lora": "ave_cola",
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
+    **dict.fromkeys((f"fewshot_ave_{method}" for method in (
+        "none", "bitfit", "adapter", "vpt", "lora", "cola", "lavish", "lavish_star", "stgcma", "avmoe", "mettle_like",
+        "molt_like", "copl_like")), "fewshot_ave_dgsct"),
     **{f"{task}_lavish_star": f"{task}_dgsct" for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
 }
 RUN = [path for path in EXPERIMENTS if path.stem not in {*ALIKE, *SAME_BUT_FOR_THE_HEAD}]
@@ -75,6 +78,9 @@ COUNTS = {
     "ave_mbt": (3_072, 171_910_685),
     "avar_mbt": (3_072, 171_912_224),
     "avs_s4_lavish": (17_003_664, 36_992_465),
+    "avs_ms3_lavish": (17_003_664, 36_992_465),
+    "avvp_lavish": (8_447_808, 12_928_561),
+    "fewshot_ave_clip_clap_trained": (0, 1),
     "avqa_lavish": (8_835_264, 8_835_264 + 81_024 + 8_900_396),  # norms of Swin, ST-AVQA
     "ave_lavish_star": (102_144_528, 114_766_311 - 4_740_096),  # what the authors build and nothing uses
 }

@@ -24,7 +24,7 @@ from avprompt.methods.class_embeddings import ClassEmbeddings
 from avprompt.precision import wide
 from avprompt.processes import gathered
 
-Fusion = Literal["paper", "sum", "weighted"]
+Fusion = Literal["paper", "sum", "weighted", "mean", "trained"]
 #: where a feature adapter can stand
 PLACES = ("visual", "visual_texts", "audio", "audio_texts")
 
@@ -44,7 +44,7 @@ def visual_weight(visual: Tensor, audio: Tensor) -> Tensor:
     return certain[0] / (certain[0] + certain[1])
 
 
-def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
+def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper", weight: Tensor | None = None) -> Tensor:
     """Logits (..., K) of both modalities -> logits (..., K).
 
     Args:
@@ -52,7 +52,9 @@ def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
         audio: of sounds and texts.
         rule: `paper`: w1 visual + (1 - w1) audio with `visual_weight`; `sum`: 2 visual + 2 audio (DG-SCT's released
             few-shot code); `weighted`: w1 = visual / (visual + audio) for each class (its pretraining and zero-shot
-            code). Where signs differ it is not between 0 and 1, and where the sum is zero it is infinite.
+            code). Where signs differ it is not between 0 and 1, and where the sum is zero it is infinite; `mean`: half
+            of each, late fusion without training; `trained`: sigmoid(weight) visual + (1 - sigmoid(weight)) audio.
+        weight: scalar, of `trained`; 0 is the mean.
 
     Example:
         >>> fuse(torch.tensor([1.0, 2.0]), torch.tensor([3.0, 0.0]), "sum")
@@ -62,6 +64,8 @@ def fuse(visual: Tensor, audio: Tensor, rule: Fusion = "paper") -> Tensor:
         return 2 * visual + 2 * audio
     if rule == "weighted":
         share = visual / (visual + audio)
+    elif rule in ("mean", "trained"):
+        share = 0.5 if rule == "mean" else weight.sigmoid()
     else:
         share = visual_weight(visual, audio).unsqueeze(-1)
     return share * visual + (1 - share) * audio
@@ -153,7 +157,8 @@ class ContrastiveHead(nn.Module):
         gather: see `Matching`.
 
     Raises:
-        ArgumentError: there are no texts, or an adapter or the matching lacks the modality that it needs.
+        ArgumentError: there are no texts, or an adapter, the matching or a trained fusion lacks the modality that it
+            needs.
 
     Example:
         >>> from avprompt.methods import NoPrompts, RandomEmbeddings
@@ -176,7 +181,10 @@ class ContrastiveHead(nn.Module):
                                 "Give visual_texts or audio_texts, and adapters only where there is a branch.")
         if matching and len(texts) < 2:
             raise ArgumentError("objective", "released", "image and audio texts", "Use objective: class.")
+        if fusion == "trained" and len(texts) < 2:
+            raise ArgumentError("fusion", "trained", "image and audio texts", "Leave out `fusion`.")
         self.fusion = fusion
+        self.weight = nn.Parameter(torch.zeros(())) if fusion == "trained" else None
 
         def branch(side: str) -> ModalityTextHead:
             added = [CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
@@ -198,7 +206,7 @@ class ContrastiveHead(nn.Module):
         scores = {side: branch(given[side]) for side, branch in self.branches.items()}
         if len(scores) == 1:
             return {"logits": next(iter(scores.values()))}
-        out = {"logits": fuse(scores["visual"], scores["audio"], self.fusion),
+        out = {"logits": fuse(scores["visual"], scores["audio"], self.fusion, self.weight),
                "visual_weight": visual_weight(scores["visual"], scores["audio"])}
         out |= {f"{side}_logits": logits for side, logits in scores.items()}
         if self.matching is not None:
