@@ -1,20 +1,28 @@
-"""What a training step keeps between forward and backward, without running it: the network lies on the meta device.
+"""What a training step keeps between forward and backward, and its operations, without running it: on the meta device.
 
     python benchmarks/kept_for_backward.py ave_dgsct ave_mettle_like
 
+    python benchmarks/kept_for_backward.py ave_dgsct \\
+        --set "--model.backbone.checkpointing=adapters"
+
 For each experiment: GB of tensors that the forward pass of one clip keeps for the backward pass (parameters and buffers
-left aside), trained parameters, and the ratio to the first experiment's GB. Fused attention keeps no weights on CPUs and
-GPUs; on the meta device it does, and these are left out.
+left aside), operations of the forward and of the backward pass that compute something (views left aside), trained
+parameters, and the ratio to the first experiment's GB. Fused attention keeps no weights on CPUs and GPUs; on the meta
+device it does, and these are left out. What is computed again counts in the backward pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from avprompt.checkpoints import count_parameters
 from avprompt.cli import parts_of
@@ -29,10 +37,26 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, out.new_empty(out.shape[:-1]))
         return out
 
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.zeros_like(own) for own in ctx.saved_tensors[:3])
 
-def kept(name: str) -> tuple[float, int]:
-    """GB that the forward pass of an experiment keeps for one clip, and its trained parameters."""
-    model, data = parts_of(["--config", name], meta=True)
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that compute something; views, which launch nothing, are left aside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not function.is_view and function.overloadpacket.__name__ not in ("detach", "_unsafe_view", "empty")
+        return function(*args, **(kwargs or {}))
+
+
+def kept(name: str, overrides: list[str]) -> tuple[float, int, int, int]:
+    """GB kept for one clip, operations forward and backward, and trained parameters of an experiment."""
+    model, data = parts_of(["--config", name, *overrides], meta=True)
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.UntypedStorage] = {}
 
@@ -45,21 +69,28 @@ def kept(name: str) -> tuple[float, int]:
     plain, F.scaled_dot_product_attention = F.scaled_dot_product_attention, (
         lambda q, k, v, *arguments, **options: _Fused.apply(q, k, v))
     try:
-        with torch.device("meta"), saved_tensors_hooks(note, lambda tensor: tensor):
-            model.train()(data.example_batch(1))
+        with torch.device("meta"), Operations() as forward, saved_tensors_hooks(note, lambda tensor: tensor):
+            outputs = model.train()(data.example_batch(1))
+        with torch.device("meta"), Operations() as backward:
+            sum(value.sum() for value in outputs.values() if torch.is_tensor(value) and value.requires_grad).backward()
     finally:
         F.scaled_dot_product_attention = plain
-    return sum(storage.nbytes() for storage in found.values()) / 1e9, count_parameters(model)["trainable"]
+    size = sum(storage.nbytes() for storage in found.values()) / 1e9
+    return size, forward.count, backward.count, count_parameters(model)["trainable"]
 
 
 def main() -> None:
     """Print a line for each experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="+", help="names of experiments; the ratio is to the first")
-    rows = {name: kept(name) for name in parser.parse_args().experiments}
+    parser.add_argument("--set", default="", help="overrides, as for avprompt fit")
+    words = iter(sys.argv[1:])  # argparse takes a value that begins with dashes for a flag of its own
+    given = parser.parse_args([f"{word}={next(words, '')}" if word == "--set" else word for word in words])
+    rows = {name: kept(name, shlex.split(given.set)) for name in given.experiments}
     first = next(iter(rows.values()))[0]
-    for name, (size, trained) in rows.items():
-        print(f"{name:24} {size:8.2f} GB  ratio {size / first:6.3f}  {trained:13,} trained")
+    for name, (size, forward, backward, trained) in rows.items():
+        print(f"{name:24} {size:8.3f} GB  ratio {size / first:6.3f}  {forward:6,} operations forward "
+              f"{backward:6,} backward  {trained:13,} trained")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ from conftest import ROOT
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import DataLoader, Dataset
 
 from avprompt.cli import parts_of
+from avprompt.errors import NonFiniteLossError
+from avprompt.tasks.guard import fuse
 
 #: an experiment of every task, and of AVE with each objective that reads a mask
 TASKS = ("quickstart", "ave_linear_probe_quickstart", "avvp_quickstart", "avs_s4_quickstart", "avs_ms3_quickstart",
@@ -52,42 +54,113 @@ class Waits(TorchDispatchMode):
 class Examples(Dataset):
     """A made batch, whole, as often as it is asked for."""
 
-    def __init__(self, batch: dict[str, Any]) -> None:
-        self.batch = batch
+    def __init__(self, batch: dict[str, Any], count: int) -> None:
+        self.batch, self.count = batch, count
 
     def __len__(self) -> int:
-        return 3
+        return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return dict(self.batch)
 
 
 class Watch(Callback):
-    """Counts in every training step, from the batch on the device to the update."""
+    """Counts from the first batch on the device to the end of the last step, Lightning's loop and bar included."""
 
     def __init__(self) -> None:
         self.waits = Waits()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self.waits.__enter__()
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 0:
+            self.waits.__enter__()
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.waits.__exit__(None, None, None)
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == len(trainer.train_dataloader) - 1:
+            self.waits.__exit__(None, None, None)
 
 
+def fit(task: Any, batch: dict[str, Any], *callbacks: Callback, steps: int = 3) -> Trainer:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
+                      max_epochs=1, limit_val_batches=0, callbacks=list(callbacks), log_every_n_steps=50)
+    trainer.fit(task, DataLoader(Examples(batch, steps), batch_size=None))
+    return trainer
+
+
+@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("name", TASKS)
-def test_a_training_step_waits_for_nothing(name: str, parts: dict[str, Any]) -> None:
+def test_a_training_step_waits_for_nothing(name: str, lag: int, parts: dict[str, Any],
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """No value is read back and nothing is selected by a mask; a video with two questions is still encoded once."""
     task, data = task_of(parts, name)
+    if lag and name != "quickstart":
+        pytest.skip("the guard is the same in every task")
     batch = data.example_batch(2)
     if name == "avqa_quickstart":
         batch = {key: value[[0, 0]] if torch.is_tensor(value) else [value[0]] * 2 for key, value in batch.items()}
-    watch = Watch()
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=True,
-                      enable_model_summary=False, max_epochs=1, limit_val_batches=0, callbacks=[watch],
-                      log_every_n_steps=50)
-    trainer.fit(task, DataLoader(Examples(batch), batch_size=None))
+    task.guard.lag, watch = lag, Watch()
+    if name == "avqa_quickstart":  # videos are compared on the host, before the batch goes to the device
+        compare = task.on_before_batch_transfer
+
+        def unseen(batch: dict[str, Any], index: int) -> dict[str, Any]:
+            with _disable_current_modes():
+                return compare(batch, index)
+
+        monkeypatch.setattr(task, "on_before_batch_transfer", unseen)
+    trainer = fit(task, batch, watch)
     assert trainer.global_step == 3 and not watch.waits.found, watch.waits.found
+    assert trainer.progress_bar_metrics["loss"] > 0
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_an_update_is_held_back_until_the_guard_has_looked(where: str, optimizer: Any, parts: dict[str, Any]) -> None:
+    """With the lag of a GPU the error comes a step later, names the step and the clip, and no parameter has moved."""
+    task, data = task_of(parts, "ave_linear_probe_quickstart")
+    task.optimizer, task.guard.lag, before = (lambda groups: optimizer(groups, lr=1e-3)), 1, {}
+    batch, losses, seen = {**data.example_batch(2), "id": ["good", "bad"]}, task.losses, []
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.append(batch_idx)
+            if batch_idx == 2:
+                before.update({name: p.detach().clone() for name, p in pl_module.named_parameters()})
+                batch["spoilt"] = torch.tensor([0.0, 1.0])
+
+    def spoilt(outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
+        terms = losses(outputs, batch)
+        if "spoilt" in batch and where == "loss":
+            terms["segment"] = terms["segment"] / (1 - batch["spoilt"]).min()
+        elif "spoilt" in batch:  # the square root of zero: finite, with a slope that is not
+            terms["segment"] = terms["segment"] + (outputs["logits"][batch["spoilt"] == 1] * 0).abs().sqrt().sum()
+        return terms
+
+    task.losses = spoilt
+    try:
+        with pytest.raises(NonFiniteLossError) as error:
+            fit(task, batch, Spoil(), steps=5)
+    finally:
+        del task.losses
+        task.optimizer, task.guard.lag = torch.optim.Adam, None
+    assert seen == [0, 1, 2, 3] and str(error.value).startswith(f"{where}: got")
+    assert "at step 2" in str(error.value) and "clip bad" in str(error.value), str(error.value)
+    for name, parameter in task.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_optimizers_are_fused_where_nothing_else_is_asked_for() -> None:
+    """And a fused step is the plain one, up to rounding."""
+    layers = [torch.nn.Linear(7, 5) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    plain, fused = (torch.optim.Adam(layer.parameters(), lr=0.01) for layer in layers)
+    assert fuse(fused) and fused.param_groups[0]["fused"]
+    for _ in range(3):
+        for layer, optimizer in zip(layers, (plain, fused)):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 7)).square().sum().backward()
+            optimizer.step()
+    assert all(torch.allclose(p, q, rtol=1e-6) for p, q in zip(layers[0].parameters(), layers[1].parameters()))
+    asked = torch.optim.Adam(layers[0].parameters(), foreach=True)
+    assert not fuse(asked) and not asked.param_groups[0]["fused"] and not fuse(torch.optim.LBFGS(layers[0].parameters()))
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.checkpoints import epoch_is_whole, read_checkpoint, write_checkpoint
-from avprompt.errors import CheckpointError, ConfigError, WriteError
+from avprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from avprompt.files import write_whole
 from avprompt.processes import Stopped, together
 
@@ -309,6 +309,8 @@ class InterruptCheckpoint(Callback):
         if trainer.state.fn != "fit" or resume is None or resume.boundary is None or folder is None:
             return
         stopped, step = isinstance(exception, Stopped), resume.boundary.step
+        if isinstance(exception, NonFiniteLossError) and pl_module.guard.ahead(pl_module.device):
+            step = None  # a step later, when batch norms may have counted what is not finite
         what = signal.Signals(exception.number).name if stopped else type(exception).__name__
         path = folder / "checkpoints" / "interrupted.ckpt"
         if not (stopped and exception.agreed) and not together.claim():

@@ -24,7 +24,7 @@ from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.caste import CASTE
-from avprompt.methods.dgsct import Bottleneck, PromptMap
+from avprompt.methods.dgsct import Bottleneck, PromptMap, read_latent
 from avprompt.precision import wide
 
 #: what a unimodal expert reads before its bottleneck
@@ -69,15 +69,13 @@ class Expert(Bottleneck):
         """x (B*T, N, C), and how latent tokens (K, C) attend over the prompt map, (B*T, K, C) -> (B*T, N, C)."""
         if self.kind in ("cross", "latents"):
             seen = read(self.tokens) if self.kind == "cross" else self._read(x)
-            latent = self.tokens + seen
-            attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
-            x = torch.baddbmm(x, attention.to(x.dtype), (self.token_gate * latent).to(x.dtype))
+            x = read_latent(x, self.tokens + seen, self.token_gate)
         elif self.kind == "tokens":
             attention = torch.softmax(x @ x.transpose(1, 2), dim=-1)
             x = torch.baddbmm(x, attention.transpose(1, 2).to(x.dtype), (self.token_gate * x).to(x.dtype))
         elif self.kind == "frames_released":
             x = self.attention(x, x, x, need_weights=False)[0]
-        return self.bottleneck(self.norm_before(x))
+        return self.bottleneck(x)
 
     def _read(self, x: Tensor) -> Tensor:
         """Latent tokens attend over the modality's own tokens (B*T, N, C): (B*T, K, C)."""

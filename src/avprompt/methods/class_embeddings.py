@@ -153,7 +153,7 @@ class ContextEmbeddings(ClassEmbeddings):
         """Set K sentences, and for each the positions of the n tokens that learned vectors replace."""
         if on_meta() or not texts:
             self.ids = torch.zeros(len(texts), self.tower.context_length, dtype=torch.long)
-            self.end, self.span = self.ids.argmax(-1), (0, 0)
+            self.end, self.span = self.ids.argmax(-1), (self.tower.context_length - 1,) * 2
         else:
             ids = self.tower.tokenize(texts)
             self.end = ids.argmax(-1)  # the end token has the highest id

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.methods.lean import MapTokens, MeanRelu, ReadLatent, Score, Squeeze, lower, usable
 from avprompt.precision import recurrent, wide
 
 #: where an adapter's scalar gate, zero at the start, stands
@@ -39,8 +40,9 @@ class PromptMap(nn.Module):
     """The other modality's tokens in the shape of the adapted ones: p = (W_c u + b_c) F^T + b_F (paper, section 3.2).
 
     `W_c` is the paper's two-dimensional convolution, in the code a 1 x 1 convolution with tokens as channels; F is the
-    linear projection. The map p (N, C) itself is large and used only through its mean, `R p^T` and `A p`, which are
-    re-associated where that needs less than half the multiplications (elsewhere it is slower in practice).
+    linear projection. The map p (N, C) itself is large and used only through its mean, `R p^T` and `A p`. So F moves to
+    the latent side of both, and W_c too where that needs less than half the multiplications (elsewhere it is slower in
+    practice).
 
     Args:
         own: block whose tokens are adapted.
@@ -55,7 +57,7 @@ class PromptMap(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         nn.init.uniform_(self.bias, -(m ** -0.5), m ** -0.5)
         self.project = nn.Linear(d, c)
-        direct, associated = n * m * d + n * d * c + 2 * tokens * n * c, 2 * tokens * m * (n + d)
+        direct, associated = n * m * d + 2 * tokens * n * d, 2 * tokens * m * (n + d)
         self.associate = 2 * associated < direct
 
     def forward(self, other: Tensor) -> Tensor:
@@ -68,14 +70,18 @@ class PromptMap(nn.Module):
         return self.project(self.weight.mean(0) @ other + self.bias.mean())
 
     def read(self, latent: Tensor, other: Tensor) -> Tensor:
-        """Latent tokens R (K, C) attend over the map: softmax_N(R p^T) p, (B*T, K, C)."""
-        if not self.associate:
-            p = self(other)
-            return torch.softmax(latent @ p.transpose(1, 2), dim=-1) @ p
+        """Latent tokens R (K, C) attend over the map: softmax_N(R p^T) p, (B*T, K, C).
+
+        R b_F adds the same to all scores of a latent token, which the softmax does not see.
+        """
         projected = latent @ self.project.weight
-        scores = (projected @ other.transpose(1, 2)) @ self.weight.T
-        scores = scores + projected.sum(1, keepdim=True) * self.bias + (latent @ self.project.bias)[:, None]
-        attention = torch.softmax(scores, dim=-1)
+        if not self.associate:
+            mapped = MapTokens.apply(other, self.weight, self.bias) if usable() else F.linear(
+                other.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
+            attention = torch.softmax(projected.to(mapped.dtype) @ mapped.transpose(1, 2), dim=-1)
+            return self.project(attention.to(mapped.dtype) @ mapped)
+        scores = (projected.to(other.dtype) @ other.transpose(1, 2)) @ self.weight.T
+        attention = torch.softmax(scores + projected.sum(1, keepdim=True) * self.bias, dim=-1)
         seen = (attention.to(other.dtype) @ self.weight) @ other + (attention @ self.bias).unsqueeze(-1)
         return self.project(seen)
 
@@ -151,23 +157,16 @@ class GroupedLinear(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., inputs) -> (..., outputs). One dense product is cheaper here than the copies that groups need."""
+        """(..., inputs) -> (..., outputs)."""
         return F.linear(x, torch.block_diag(*self.weight))
 
 
-class _Modulate(torch.autograd.Function):
-    """x (B, N, C) * (channel (B, 1, C) + spatial (B, N, 1)), keeping x alone instead of x and the full-size factor."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, channel: Tensor, spatial: Tensor) -> Tensor:
-        ctx.save_for_backward(x, channel, spatial)
-        return x * (channel + spatial)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, channel, spatial = ctx.saved_tensors
-        product = grad * x
-        return grad * (channel + spatial), product.sum(1, keepdim=True), product.sum(2, keepdim=True)
+def read_latent(x: Tensor, latent: Tensor, gate: Tensor) -> Tensor:
+    """Tokens x (B*T, N, C) read latent ones (B*T, K, C): x + gate softmax(x R^T) R."""
+    if usable():
+        return ReadLatent.apply(lower(x), latent, gate)
+    attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
+    return torch.baddbmm(x, attention.to(x.dtype), (gate * latent).to(x.dtype))
 
 
 class Bottleneck(nn.Module):
@@ -204,12 +203,21 @@ class Bottleneck(nn.Module):
         self.norm_after = nn.LayerNorm(dim)
         self.gate = None if gate is None else nn.Parameter(torch.zeros(1))
 
-    def bottleneck(self, x: Tensor) -> Tensor:
-        """(B*T, N, C), after `norm_before` -> gated, normed (B*T, N, C)."""
+    def bottleneck(self, x: Tensor, channel: Tensor | None = None, spatial: Tensor | None = None) -> Tensor:
+        """x (B*T, N, C) by channel (B*T or 1, 1, C) + spatial (B*T or 1, N or 1, 1) -> gated, normed (B*T, N, C)."""
+        before, norm, norms = self.norm_before, self.norm_after, (self.bn_down, self.bn_up)
+        if usable(*norms) and x.numel():
+            plain, batch = isinstance(before, nn.Identity), isinstance(norms[0], nn.BatchNorm1d)
+            own = [(None, None) if isinstance(part, nn.Identity) else (part.weight, part.bias)
+                   for part in (before, *norms)]
+            return Squeeze.apply(x, channel, spatial, *own[0], self.down.weight, *own[1], self.up.weight, *own[2],
+                                 norm.weight, norm.bias, self.gate, {
+                                     "eps": 0.0 if plain else before.eps, "after_eps": norm.eps, "relu": self.relu,
+                                     "inside": self.gate_inside, "norms": norms, "training": batch and norms[0].training})
+        x = before(x if channel is None else x * (channel + spatial))
         shape = x.shape
         x = self.bn_down(self.down(x.flatten(0, 1)))
         x = self.bn_up(self.up(F.relu(x) if self.relu else x)).view(shape)
-        norm = self.norm_after
         if self.gate is None:
             return norm(x)
         if self.gate_inside:
@@ -279,30 +287,31 @@ class ReleasedAdapter(Bottleneck):
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and spatial scores (B*T, N) or `None`."""
+        lean = usable()
         if self.tokens is not None:
-            latent = self.tokens + self.map.read(self.tokens, other)
-            attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
-            x = torch.baddbmm(x, attention.to(x.dtype), (self.token_gate * latent).to(x.dtype))
-        mean = self.map.mean(other) if self.modulates else None
-        channel, spatial, scores = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1), None
-        attended = x
+            x = read_latent(x, self.tokens + self.map.read(self.tokens, other), self.token_gate)
+        if not self.modulates:
+            return self.bottleneck(x), None
+        mean, scale, scores = self.map.mean(other), None, None
+        channel, spatial = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)
         if self.channel:
             # the map's mean is one vector a segment, so the mean over tokens moves inside the product
-            joint = F.relu(self.channel_guide(mean)) * F.relu(self.channel_own(x)).mean(1)
+            own = self.channel_own
+            seen = MeanRelu.apply(x, own.weight, own.bias) if lean else F.relu(own(x)).mean(1)
+            joint = F.relu(self.channel_guide(mean)) * seen
             weights = torch.sigmoid(self.excite(F.relu(self.squeeze(joint)))).unsqueeze(1)
-            attended = x * (weights + 1)
-            channel = self.alpha * weights + 1 - self.alpha
+            scale, channel = weights + 1, self.alpha * weights + 1 - self.alpha
         if self.spatial:
+            own = self.spatial_own
             reader = (F.relu(self.spatial_guide(mean)) * self.score.weight).unsqueeze(-1)
-            scores = F.relu(self.spatial_own(attended)) @ reader + self.score.bias
+            scores = Score.apply(x, scale, own.weight, own.bias, reader) if lean else (
+                F.relu(own(x if scale is None else x * scale)) @ reader)
+            scores = scores + self.score.bias
             spatial = self.beta * torch.sigmoid(scores)
             scores = scores.squeeze(-1)
         if self.temporal:
             channel = channel + self.gamma * torch.sigmoid(self.temporal_score(mean)).unsqueeze(1)
-        if self.modulates:
-            x = _Modulate.apply(x, channel, spatial) if self.channel and self.spatial else x * (channel + spatial)
-        x = self.bottleneck(self.norm_before(x))
-        return x, scores
+        return self.bottleneck(x, channel, spatial), scores
 
 
 class PaperAdapter(nn.Module):
@@ -391,6 +400,8 @@ class DualGuidance(PromptMethod):
     """
 
     has_adapters = True
+    #: whether adapters read tokens in the dtype of products under mixed precision
+    lowers = True
 
     def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
                  v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1) -> None:
@@ -415,6 +426,8 @@ class DualGuidance(PromptMethod):
     def adapt(self, step: Literal["p1", "p2"], site: int, visual: Tensor, audio: Tensor, state: PromptState) -> tuple:
         """What p1 or p2 adds to both modalities (B*T, N, C); 0 where a direction is off."""
         added: list = []
+        if self.lowers:  # once for both adapters
+            visual, audio = lower(visual), lower(audio)
         for name, own, other in (("visual", visual, audio), ("audio", audio, visual)):
             adapters = getattr(self, f"{name}_{step}")
             change, scores = state.part(adapters[site], own, other) if adapters else (0, None)
@@ -610,6 +623,8 @@ class DGSCTPaper(DualGuidance):
                  gate: Literal["none", "zero_scalar"] = "none") -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.gate = gate
+
+    lowers = False  # its factor has no norm behind it
 
     @property
     def identity_at_start(self) -> bool:

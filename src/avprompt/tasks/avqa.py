@@ -108,20 +108,34 @@ class AVQA(AVPromptTask):
         if stage == "fit" and self.grounding is not None:
             checkpoints.load_part(self, self.head.grounding, self.grounding, "head.grounding.")
 
+    def _same(self, batch: dict[str, Any]) -> list[int]:
+        """For each of B questions a number of its video."""
+        keys = [key for key in self.backbone.batch_keys if key in batch]
+        return distinct(batch["id"], *(batch[key] for key in keys if torch.is_tensor(batch[key])))[1]
+
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Compare videos while they are on the host: on a GPU every comparison would wait for it."""
+        return {**batch, "same_video": self._same(batch)} if "id" in batch else batch
+
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
         """The features of every question's video, each video encoded once.
 
         Encoders in train mode, as released, are random, so that every question's video is then encoded by itself.
         """
-        keys = [key for key in self.backbone.batch_keys if key in batch]
         if self.backbone.stochastic or "id" not in batch:
             return super().extract(batch, maps)
-        needed, places = distinct(batch["id"], *(batch[key] for key in keys if torch.is_tensor(batch[key])))
-        if len(needed) == len(places):
+        videos = batch["same_video"] if "same_video" in batch else self._same(batch)
+        kinds = list(dict.fromkeys(videos))
+        if len(kinds) == len(videos):
             return super().extract(batch, maps)
-        chosen = {key: batch[key][needed] if torch.is_tensor(batch[key]) else [batch[key][place] for place in needed]
-                  for key in keys}
-        return super().extract({**batch, **chosen}, maps).select(places)
+        needed, places = [videos.index(kind) for kind in kinds], [kinds.index(video) for video in videos]
+        tensors = {key: batch[key] for key in self.backbone.batch_keys if torch.is_tensor(batch.get(key))}
+        device = next(iter(tensors.values())).device
+        index, back = (torch.tensor(own, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+                       for own in (needed, places))
+        chosen = {key: batch[key][index] if key in tensors else [batch[key][place] for place in needed]
+                  for key in self.backbone.batch_keys if key in batch}
+        return super().extract({**batch, **chosen}, maps).select(back)
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
         """Features, `question` (B, L) and, in training, `negative_frames` (B, T, 3, H, W) -> outputs.

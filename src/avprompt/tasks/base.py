@@ -21,6 +21,7 @@ from avprompt.errors import ArgumentError, NonFiniteLossError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource, ForeignSource
 from avprompt.processes import AllClips, check_strategy, gathered, gathered_objects, world
 from avprompt.schedules import WarmupCosine
+from avprompt.tasks.guard import Guard, Step, fuse, read
 
 #: a column of the table of predictions: a value for each clip, or for each segment of each clip
 Column = Tensor | Sequence[Any]
@@ -159,6 +160,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.optimizer, self.lr_scheduler, self.prompt_lr = optimizer, lr_scheduler, prompt_lr
         self.metrics = nn.ModuleDict()
         self.epoch_means, self.evaluation_means = EpochMeans(), EpochMeans()
+        self.guard = Guard()
 
     # --- what a subclass implements
 
@@ -383,20 +385,57 @@ class AVPromptTask(LightningModule, abc.ABC):
         """One training batch -> loss.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite; no parameter has been changed by this batch.
+            NonFiniteLossError: the loss is NaN or infinite; no parameter has been changed by this batch. On a GPU the
+                error comes a step later, see `avprompt.tasks.guard`.
         """
         loss, terms = self.total_loss(self(batch), batch)
-        if not torch.isfinite(loss):
-            values = {name: float(term.detach()) for name, term in terms.items()}
-            raise NonFiniteLossError(
-                "loss", f"{values} at step {self.global_step}, on {self._culprits(batch)}", "finite loss terms",
-                "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.")
-        self._batch = batch
+        self.guard.begin(Step(self.global_step, batch, loss.detach(),
+                              {name: term.detach() for name, term in terms.items()}))
+        self._newest = self.guard.steps[-1]
+        if not self.guard.ahead(loss.device):
+            self._look(0)
         terms = {**{f"train_{name}": term for name, term in terms.items()}, "train_loss_epoch": loss}
         self.epoch_means.add(terms, len(batch["id"]))
-        self.log("train_loss_step", loss.detach(), batch_size=len(batch["id"]), on_step=True, prog_bar=True,
+        self.log("train_loss_step", loss.detach(), batch_size=len(batch["id"]), on_step=True,
                  sync_dist=not self.gather)
         return loss
+
+    def _look(self, ahead: int) -> None:
+        """Look at all steps but the `ahead` newest, and show the last one's loss in the progress bar.
+
+        Raises:
+            NonFiniteLossError: a loss or gradient was NaN or infinite; no parameter has been changed since.
+        """
+        step, loss = self.guard.look(ahead)
+        if step is None:
+            if loss is not None and self._trainer is not None:
+                self.trainer.progress_bar_metrics["loss"] = loss
+            return
+        if not math.isfinite(loss):
+            values = {name: read(term) for name, term in step.terms.items()}
+            raise NonFiniteLossError(
+                "loss", f"{values} at step {step.number}, on {self._culprits(step.batch)}", "finite loss terms",
+                "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.")
+        self._refuse_gradients(step.bad_gradients(), step)
+
+    def _refuse_gradients(self, wrong: list[str], step: Step) -> None:
+        raise NonFiniteLossError(
+            "gradient", f"NaN or infinity in {len(wrong)} parameters ({', '.join(wrong[:3])}) at step "
+            f"{step.number}, with a finite loss, on {self._culprits(step.batch, gradients=True)}",
+            "finite gradients", "Nothing was updated. Lower the learning rate, or look at these clips.")
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look at the step before while the device works at this one."""
+        self._look(self.guard.ahead(self.device))
+
+    def on_train_start(self) -> None:
+        """Forget the steps of an earlier run."""
+        self.guard.steps.clear()
+        self.guard.held = None
+
+    def on_validation_start(self) -> None:
+        """Evaluate nothing, and with it save nothing, after a step that has not been looked at."""
+        self._look(0)
 
     def on_train_epoch_start(self) -> None:
         """Reset the means."""
@@ -407,6 +446,7 @@ class AVPromptTask(LightningModule, abc.ABC):
 
         Loggers receive them here, before checkpoints are written, because a run that resumes does not log them again.
         """
+        self._look(0)
         if not checkpoints.epoch_is_whole(self.trainer):
             return
         means = self.epoch_means.compute()
@@ -428,23 +468,20 @@ class AVPromptTask(LightningModule, abc.ABC):
         """
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]
                       if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        if getattr(self.trainer.precision_plugin, "scaler", None) is None and not torch.isfinite(norm):
-            self._check_gradients()
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        ahead, by_norm = self.guard.ahead(self.device), gradient_clip_val and gradient_clip_algorithm in (None, "norm")
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]) if by_norm or not ahead else None
+        if ahead:
+            self.guard.gradients(optimizer, self.named_parameters())
+        elif getattr(self.trainer.precision_plugin, "scaler", None) is None and not read(torch.isfinite(norm)):
+            # a norm may overflow though every gradient is finite
+            wrong = [name for name, parameter in self.named_parameters()
+                     if parameter.grad is not None and not read(torch.isfinite(parameter.grad).all())]
+            if wrong:
+                self._refuse_gradients(wrong, self._newest)
+        if by_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-
-    def _check_gradients(self) -> None:
-        """Name the parameters and the clips; a norm may overflow though every gradient is finite."""
-        wrong = [name for name, parameter in self.named_parameters()
-                 if parameter.grad is not None and not torch.isfinite(parameter.grad).all()]
-        if wrong:
-            raise NonFiniteLossError(
-                "gradient", f"NaN or infinity in {len(wrong)} parameters ({', '.join(wrong[:3])}) at step "
-                f"{self.global_step}, with a finite loss, on {self._culprits(self._batch, gradients=True)}",
-                "finite gradients", "Nothing was updated. Lower the learning rate, or look at these clips.")
 
     def _culprits(self, batch: dict[str, Any], gradients: bool = False) -> str:
         """Which clips of a batch make the loss or its gradient NaN or infinite, each evaluated alone."""
@@ -537,13 +574,15 @@ class AVPromptTask(LightningModule, abc.ABC):
         return self(batch, maps=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over the parameters that require a gradient, and the schedule where there is one."""
+        """The optimizer over the parameters that require a gradient, fused where PyTorch can, and the schedule."""
         inside = {id(parameter) for parameter in self.backbone.parameters()}
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in inside]}]
         if prompts := [p for p in trained if id(p) in inside]:
             groups.append({"params": prompts, **({} if self.prompt_lr is None else {"lr": self.prompt_lr})})
         optimizer = self.optimizer(groups)
+        scaled = self._trainer is not None and getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.guard.able = fuse(optimizer) and not scaled  # a scaler sets what holds updates back itself
         if self.lr_scheduler is None:
             return optimizer
         scheduler, interval = self.lr_scheduler(optimizer), "epoch"
@@ -572,7 +611,12 @@ class AVPromptTask(LightningModule, abc.ABC):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the fingerprint of the frozen encoders."""
+        """Add the fingerprint of the frozen encoders; nothing is saved that a step has spoilt.
+
+        Raises:
+            NonFiniteLossError: see `training_step`.
+        """
+        self._look(0)
         checkpoint[checkpoints.RECORD] = checkpoints.record(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,0 +1,98 @@
+"""The autograd functions of adapters: derivatives, and what they keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+
+from avprompt.encoders import BlockSpec
+from avprompt.methods import lean
+from avprompt.methods.dgsct import Bottleneck, ReleasedAdapter
+
+OWN, OTHER = BlockSpec(8, (2, 3), 0), BlockSpec(6, (2, 2), 0)
+SETTINGS = {"channel": True, "spatial": True, "alpha": 0.3, "beta": 0.05, "gamma": None, "num_tokens": 2, "reduction": 2,
+            "groups": 2}
+VARIANTS = {"ave": {}, "avqa": {"groups": 4, "reduction": 1, "gate": None, "batch_norm": False},
+            "ms3": {"gate": "inside_norm", "batch_norm": False, "norm_before": False}, "no tokens": {"num_tokens": 0},
+            "lavish": {"channel": False, "spatial": False}, "few-shot": {"gamma": 0.1},
+            "no channel": {"channel": False}, "no spatial": {"spatial": False}, "one group": {"groups": 1}}
+
+
+def draw(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(("function", "inputs"), [
+    (lean.ReadLatent, lambda: (draw(2, 5, 4), draw(2, 3, 4), draw(1))),
+    (lean.MeanRelu, lambda: (draw(2, 5, 4), draw(3, 4), draw(3))),
+    (lean.Score, lambda: (draw(2, 5, 4), draw(2, 1, 4), draw(3, 4), draw(3), draw(2, 3, 1))),
+    (lean.Score, lambda: (draw(2, 5, 4), None, draw(3, 4), draw(3), draw(2, 3, 1))),
+    (lean.MapTokens, lambda: (draw(2, 5, 4), draw(3, 5), draw(3))),
+])
+def test_derivatives(function: type[torch.autograd.Function], inputs: object) -> None:
+    assert gradcheck(function.apply, inputs())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gate", [None, "after_norm", "inside_norm"])
+@pytest.mark.parametrize(("batch_norm", "norm_before", "relu"), [(True, True, True), (True, False, False),
+                                                                  (False, True, True)])
+def test_derivatives_of_the_bottleneck(training: bool, gate: str | None, batch_norm: bool, norm_before: bool,
+                                       relu: bool) -> None:
+    module = Bottleneck()
+    module.add_bottleneck(8, 2, 2, gate, batch_norm, norm_before, relu)
+    module.double().train(training)
+    for name, parameter in module.named_parameters():
+        nn.init.normal_(parameter, 0.5, 0.3)
+
+    def run(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return module.bottleneck(x, channel, spatial)
+
+    inputs = draw(2, 5, 8), draw(2, 1, 8), draw(2, 5, 1), *module.parameters()
+    assert gradcheck(run, inputs)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_plain_computation_is_the_same(name: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs, gradients and running statistics, in float64."""
+    found = []
+    for usable in (True, False):
+        monkeypatch.setattr("avprompt.methods.dgsct.usable", lambda *norms, usable=usable: usable)
+        torch.manual_seed(0)
+        adapter = ReleasedAdapter(OWN, OTHER, **{**SETTINGS, **VARIANTS[name]}).double().train(training)
+        for key, parameter in adapter.named_parameters():
+            if key.endswith("gate"):
+                nn.init.constant_(parameter, 0.5)
+        x, other = draw(2, 6, 8), draw(2, 4, 6)
+        added, scores = adapter(x, other)
+        generator = torch.Generator().manual_seed(1)
+        seen = (added * torch.randn(added.shape, generator=generator)).sum() + (0 if scores is None else scores.sum())
+        gradients = torch.autograd.grad(seen, [x, other, *adapter.parameters()], allow_unused=True, materialize_grads=True)
+        found.append((added, *gradients, *adapter.buffers()))
+    for one, two in zip(*found):
+        assert torch.allclose(one.double(), two.double(), rtol=1e-9, atol=1e-10)
+
+
+def test_an_adapter_keeps_a_third() -> None:
+    """Of what autograd keeps of the plain computation, inputs and parameters left aside."""
+    sizes = []
+    for usable in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("avprompt.methods.dgsct.usable", lambda *norms, usable=usable: usable)
+            own, other = BlockSpec(192, (24, 24), 0), BlockSpec(96, (16, 16), 0)
+            adapter = ReleasedAdapter(own, other, **{**SETTINGS, "num_tokens": 32, "reduction": 8})
+            x, u = torch.randn(2, 576, 192, requires_grad=True), torch.randn(2, 256, 96, requires_grad=True)
+            known, kept = {t.untyped_storage().data_ptr() for t in (x, u, *adapter.parameters(), *adapter.buffers())}, {}
+
+            def note(tensor: torch.Tensor, known: set = known, kept: dict = kept) -> torch.Tensor:
+                if tensor.untyped_storage().data_ptr() not in known:
+                    kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                adapter(x, u)
+            sizes.append(sum(storage.nbytes() for storage in kept.values()))
+    assert sizes[0] < 0.36 * sizes[1], sizes
