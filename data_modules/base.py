@@ -252,6 +252,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             and `audio_features` instead of frames and audio, for a task over `PrecomputedFeatures`.
         published_features: folder of the features that the dataset's authors published, for a task over
             `PublishedFeatures`; no media are read.
+        train_clips: train on this many clips of the training split, drawn at random by `seed`; a smaller number draws
+            some of those of a larger one. `None` is all of them. Validation and test stay whole.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
@@ -259,7 +261,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         ArgumentError: a number is out of its range, features meet augmentation or your own videos, or the dataset has
             no published features, or they meet `corrupt: substitute`; from `setup`, also `augment` for a dataset with
             masks.
-        DatasetError: from `setup`, when folders or clips are missing, or features are of other clips.
+        DatasetError: from `setup`, when folders or clips are missing, there are fewer training clips than
+            `train_clips`, or features are of other clips.
 
     Example:
         >>> from avprompt.data_modules import AVEDataModule
@@ -298,11 +301,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
         mix_audio: float = 0.0,
         feature_cache: Path | None = None,
         published_features: Path | None = None,
+        train_clips: int | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("num_workers", num_workers, 0), ("seed", seed, 0)):
+                                   ("num_workers", num_workers, 0), ("seed", seed, 0),
+                                   ("train_clips", 1 if train_clips is None else train_clips, 1)):
             if value < least:
                 raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
         if augment not in ("none", "randaugment"):
@@ -336,6 +341,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
                                  stride=stride, max_pixels=max_pixels, max_hours=max_hours)
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
+        self.train_clips = train_clips
         self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.augment, self.mix_audio = augment, mix_audio
         self.datasets: dict[str, Dataset] = {}
@@ -420,12 +426,23 @@ class AVDataModule(LightningDataModule, abc.ABC):
         for split in needed:
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
+                items = self._drawn(items) if split == "train" and self.train_clips is not None else items
                 if self.feature_cache is not None:
                     features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
                 self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
                                                    self.corrupt == "substitute", augment=augment,
                                                    mix_audio=self.mix_audio, times=self.sampling.times(),
                                                    features=features)
+
+    def _drawn(self, items: list[Any]) -> list[Any]:
+        """The items of `train_clips` clips, in their order."""
+        ids = list(dict.fromkeys(item.id for item in items))
+        if self.train_clips > len(ids):
+            raise DatasetError(f"{self.root}, train_clips", f"{len(ids)} training clips", f"at least {self.train_clips}",
+                               "Ask for fewer, or leave it out to train on all.")
+        chosen = {ids[place] for place in np.random.default_rng(self.seed).permutation(len(ids))[:self.train_clips]}
+        self.rows["train"] -= sum(item.id not in chosen for item in items)  # a clip that was not drawn is not missing
+        return [item for item in items if item.id in chosen]
 
     def _open_reader(self) -> ClipReader:
         """The reader of the layout's media, or of the published features."""

@@ -85,6 +85,24 @@ class DatasetContract:
         """The first clips of a split."""
         return [item.id for item in self.module(root).read_annotations()[split][:count]]
 
+    def test_fewer_training_clips(self, root: Path) -> None:
+        """Drawn by the seed, the fewer among the more, all items of a clip; other splits stay whole."""
+        def drawn(count: int | None, seed: int = 0) -> tuple[list[str], AVDataModule]:
+            data = self.module(root, train_clips=count, seed=seed)
+            data.setup("fit")
+            return data.datasets["train"].ids, data
+
+        every, few, more = (drawn(count)[0] for count in (None, 2, 4))
+        assert len(set(few)) == 2 and len(set(more)) == 4 and set(few) < set(more) < set(every)
+        assert more == [clip for clip in every if clip in more] and more != drawn(4, seed=1)[0]
+        data = drawn(2)[1]
+        assert len(data.datasets["val"]) == self.counts["val"]
+        assert data.clips()["train"] == {"used": len(few), "missing": 0, "corrupt": 0}
+        with pytest.raises(DatasetError, match="at least 10000"):
+            drawn(10_000)
+        with pytest.raises(ArgumentError, match="train_clips"):
+            drawn(0)
+
     def test_batches(self, root: Path) -> None:
         data = self.module(root)
         data.setup("fit")

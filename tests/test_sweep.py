@@ -26,7 +26,7 @@ from avprompt.configs import read_yaml
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.reports.published import read_published
 from avprompt.reports.runs import Run
-from avprompt.sweeps.curves import published_points, shots_figure, varied_figure
+from avprompt.sweeps.curves import curve_figure, published_points, varied_figure
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, last
@@ -380,7 +380,7 @@ def test_list_of_failures_goes_when_another_has_finished_the_rest(ledger: Path, 
     ("{ONE}\nvariants: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
     ("{ONE}\nvariants: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
     ("{ONE}\nvariants: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other"),
-    ("{ONE}\nvariants: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "axis, vary, or neither"),
+    ("{ONE}\nvariants: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "one of axis, budget and vary"),
     ("{ONE}\nvariants: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
     ("{TASKS}\nvariants: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
     ("{TASKS}\nvariants: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
@@ -501,14 +501,14 @@ def test_plot_over_shots(tmp_path: Path) -> None:
         if one.variant != "MaPLe":
             finish(one, 0.5 + (0.01 * one.axis[1] if one.axis else 0) + 0.02 * one.seed)
     known = {"CLIP": {None: 57.6}, "CoOp": {1: 59.6, 4: 60.0, None: 59.2}}  # its zero-shot is of another training
-    figure = shots_figure(condense(runs, metric), "shots", metric, known)
+    figure = curve_figure(condense(runs, metric), "shots", metric, known)
     panel, = figure.axes
     assert panel.get_xscale() == "log" and [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "2", "16"]
-    curve, = [box for box in panel.containers if box.get_label() == "CoOp"]
-    assert curve[0].get_xydata().tolist() == [[1, pytest.approx(52)], [2, pytest.approx(53)], [16, pytest.approx(67)]]
-    low, high = curve[2][0].get_segments()[0][:, 1]
+    curve, = [line for line in panel.lines if line.get_label() == "CoOp"]
+    assert curve.get_xydata().tolist() == [[1, pytest.approx(52)], [2, pytest.approx(53)], [16, pytest.approx(67)]]
+    band, = [part for part in panel.collections if part.get_alpha() == 0.15]  # nothing of MaPLe is finished
+    low, high = (function(y for x, y in band.get_paths()[0].vertices if x == 1) for function in (min, max))
     assert high - low == pytest.approx(2 * 2 ** 0.5, abs=1e-3)  # two standard deviations of two seeds 2 points apart
-    assert len(panel.containers) == 1  # nothing of MaPLe is finished
     horizontal, = [line for line in panel.lines if line.get_label() == "CLIP, zero-shot"]
     assert horizontal.get_ydata() == pytest.approx([51, 51])
     hollow = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D" and len(line.get_xdata())]
@@ -517,9 +517,38 @@ def test_plot_over_shots(tmp_path: Path) -> None:
         "CLIP, zero-shot", "CoOp", "published (other selection)"]
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    named = shots_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
+    named = curve_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
                           for line in condense(runs, metric)], "shots", metric, {})
     assert [tick.get_text() for tick in named.axes[0].get_xticklabels()] == ["few", "some", "many"]
+    assert len(named.axes[0].containers) == 1  # bars
+
+
+def test_budgets(tmp_path: Path) -> None:
+    """A learning curve over clips or steps: what a run is given, what it is called, and the plot."""
+    file = write_sweep(tmp_path, "  plain: []\n  wide: [--model.x=1]", axis="budget: {clips: [40, 10, 20]}")
+    runs, metric = read_sweep(file, [0, 1], tmp_path)
+    assert [one.folder.name for one in runs[:3]] == ["plain-clips40-seed0", "plain-clips10-seed0", "plain-clips20-seed0"]
+    assert runs[3].overrides == ["--model.x=1", "--data.train_clips=40"] and runs[3].axis == ("clips", 40)
+    for one in runs:
+        finish(one, 0.3 + 0.01 * one.axis[1] + 0.02 * one.seed)
+    figure = curve_figure(condense(runs, metric), "clips", metric, {})
+    panel, = figure.axes
+    assert panel.get_xlabel() == "training clips"
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["10", "20", "40"]
+    drawn = [line for line in panel.lines if len(line.get_xdata())]
+    assert [line.get_xdata().tolist() for line in drawn] == [[10, 20, 40]] * 2 and len(panel.collections) == 2
+    assert len({line.get_marker() for line in drawn}) == 2
+    assert summarise(runs, metric, tmp_path).startswith("| variant | clips 40 | clips 10 | clips 20 |")
+    file = write_sweep(tmp_path, "  plain: []", axis="budget: {steps: [100, 250]}")
+    assert [one.overrides for one in read_sweep(file, [0], tmp_path)[0]] == [
+        [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
+         "--trainer.val_check_interval=50"] for steps in (100, 250)]
+    for wrong in ("{clips: []}", "{clips: [1, 1]}", "{epochs: [1]}", "{steps: [0.5]}", "{clips: [1], steps: [2]}", "[1]"):
+        with pytest.raises(ConfigError, match="budget"):
+            read_sweep(write_sweep(tmp_path, "  plain: []", axis=f"budget: {wrong}"), [0], tmp_path)
+    with pytest.raises(ConfigError, match="one of axis, budget and vary"):
+        read_sweep(write_sweep(tmp_path, "  plain: []", axis="budget: {clips: [1]}\nvary: {prompts.alpha: [1]}"), [0],
+                   tmp_path)
 
 
 def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found: dict[str, float] | None = None,

@@ -15,7 +15,15 @@ from avprompt.reports.rendering import html_page, latex, markdown, write_csv
 from avprompt.reports.runs import read_results, read_runs
 from avprompt.reports.tables import drop_empty, long_rows, metrics_of, tables
 from avprompt.reports.variants import gather
-from avprompt.reports.verdicts import PAIR_COLUMNS, headline, pair_rows, paired_tests, pairs_table, power_table, untested
+from avprompt.reports.verdicts import (
+    PAIR_COLUMNS,
+    headline,
+    pair_rows,
+    paired_tests,
+    pairs_table,
+    power_table,
+    untested,
+)
 
 
 def compare(folders: list[Path], csv_file: Path | None = None, out: Path | None = None,

@@ -65,7 +65,8 @@ def label_of(run: Run) -> str:
     name = re.sub(r"(-(shots|clips|steps)\d+)?(-seed\d+)?$", "", given)
     if given in SHIPPED:
         name = f"{method_of(run.config)}, {encoders_of(run.config)}"
-    shots = shots_of(run)
+    shots, budget = shots_of(run), re.search(r"-(clips|steps)(\d+)-seed\d+$", given)
+    name += f", {budget[2]} {budget[1]}" if budget else ""
     return name + (f", {shots} shot{'s' * (shots > 1)}" if shots else "")
 
 

@@ -1,4 +1,5 @@
-"""Plots of sweeps: accuracy over shots or over arguments that are varied alone, beside published points."""
+"""Plots of sweeps: a metric over shots, clips or steps, or over arguments that are varied alone, beside published
+points."""
 
 from __future__ import annotations
 
@@ -22,6 +23,10 @@ from avprompt.sweeps.run import SweepRun
 #: what the published plots call "CLIP ViT" is, in the authors' released scripts
 ENCODERS = {"CLIP ViT": "CLIP ViT-B/32"}
 CURVE = colormaps["tab10"](0)
+#: of the variants, in turn: told apart without colours too
+MARKERS = "os^vPX*d"
+#: what stands below the plot, where the argument's name says too little
+AXES = {"shots": "shots: training clips of each category", "clips": "training clips", "steps": "training steps"}
 #: quotient of largest and smallest value from which on an argument has a logarithmic scale
 WIDE = 100
 
@@ -72,14 +77,14 @@ def horizontal(panel: Axes, line: dict[str, Any], label: str, color: Any) -> Art
     return panel.axhline(mean, color=color, ls="--", label=label)
 
 
-def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
+def curve_figure(lines: list[dict[str, Any]], axis: str, metric: str,
                  published: dict[str, dict[int | None, float]]) -> Picture:
-    """A curve for each variant with its spread over seeds; variants without the argument are horizontal lines;
-    published points are hollow.
+    """A curve for each variant with a band for its spread over seeds; variants without the argument are horizontal
+    lines; published points are hollow. Between values that are no numbers there is no curve: their spreads are bars.
 
     Args:
         lines: of `avprompt.sweeps.table.condense`.
-        axis: name of the argument.
+        axis: name of the argument, or what the budget counts.
         metric: of the figures.
         published: variant -> `published_points`.
     """
@@ -88,10 +93,11 @@ def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
     variants = {name: {line[axis]: line for line in lines if line["variant"] == name and line["n"]}
             for name in dict.fromkeys(line["variant"] for line in lines)}
     curves = [name for name, mine in variants.items() if set(mine) - {""}]
+    values = sorted(values) if scaled else values
 
     def place(value: Any, name: str) -> float:
-        beside = 0.05 * (curves.index(name) - (len(curves) - 1) / 2)  # keeps spreads from hiding each other
-        return value * 2 ** beside if scaled else values.index(value) + beside
+        beside = 0.05 * (curves.index(name) - (len(curves) - 1) / 2)  # keeps bars from hiding each other
+        return value if scaled else values.index(value) + beside
 
     figure = Picture(figsize=(7.5, 4.6), layout="constrained")
     panel, handles = figure.add_subplot(), []
@@ -104,9 +110,15 @@ def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
                 panel.plot([0.01], [known[None]], **hollow, transform=panel.get_yaxis_transform())
         if name in curves:
             drawn = [value for value in values if value in mine]
-            handles.append(panel.errorbar(
-                [place(value, name) for value in drawn], [mine[value]["mean"] for value in drawn],
-                yerr=[mine[value]["std"] or 0.0 for value in drawn], **look, marker="o", ms=5, capsize=3, label=name))
+            places, means, spreads = ([place(value, name) for value in drawn], [mine[value]["mean"] for value in drawn],
+                                      [mine[value]["std"] or 0.0 for value in drawn])
+            mark = {**look, "marker": MARKERS[number % len(MARKERS)], "ms": 5, "label": name}
+            if scaled:
+                handles += panel.plot(places, means, **mark)
+                panel.fill_between(places, [mean - spread for mean, spread in zip(means, spreads)],
+                                   [mean + spread for mean, spread in zip(means, spreads)], **look, alpha=0.15, lw=0)
+            else:
+                handles.append(panel.errorbar(places, means, yerr=spreads, **mark, capsize=3))
             cited = [value for value in drawn if value in known]
             panel.plot([place(value, name) for value in cited], [known[value] for value in cited], **hollow)
     if any(published.values()):
@@ -115,7 +127,7 @@ def shots_figure(lines: list[dict[str, Any]], axis: str, metric: str,
         panel.set_xscale("log", base=2)
         panel.minorticks_off()
     panel.set_xticks(values if scaled else range(len(values)), [str(value) for value in values])
-    panel.set_xlabel(axis)
+    panel.set_xlabel(AXES.get(axis, axis))
     panel.set_ylabel(f"{metric}, %, mean ± standard deviation")
     panel.grid(color="#dddddd")
     panel.set_axisbelow(True)
@@ -179,7 +191,7 @@ def varied_figure(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str
 
 
 def write_plot(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str, out: Path) -> Path:
-    """Draw a sweep with `axis` or `vary` into a file of its folder, named after the arguments.
+    """Draw a sweep with `axis`, `budget` or `vary` into a file of its folder, named after the arguments.
 
     Args:
         runs: of the sweep.
@@ -201,7 +213,7 @@ def write_plot(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str, o
     for run in runs:
         if axis == "shots" and run.variant not in published and run.outcome("test") is not None:
             published[run.variant] = published_points(test_of(run), run.variant, figures)
-    shots_figure(lines, axis, metric, published).savefig(path, dpi=130)
+    curve_figure(lines, axis, metric, published).savefig(path, dpi=130)
     return path
 
 

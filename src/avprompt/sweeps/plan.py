@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from avprompt.sweeps.run import SweepRun
 KEYS, TASK_KEYS = {"experiment", "metric"}, {"experiment", "quickstart", "metric"}
 VARIANT_KEYS = {"flags", "tasks", "experiment", "quickstart", "zero_shot", "at"}
 PREFIX = "--model.backbone.prompts"
+#: what a budget may count -> the flags that give a run this much of it, `{}`, and validate it as often, every `{every}`
+BUDGETS = {"clips": ["--data.train_clips={}"],
+           "steps": ["--trainer.max_steps={}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
+                     "--trainer.val_check_interval={every}"]}
 HINT = "Sweeps that ship are in experiments/sweeps/ of the source tree, and in the installed package."
 
 
@@ -26,6 +31,9 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
     - `tasks` (name -> `experiment`, `metric`, and `quickstart`, the experiment on the synthetic dataset) instead of the
       first two.
     - `axis`, one flag and the list of its values: every variant runs with each of them.
+    - `budget` (`clips` or `steps`, and the list of numbers) instead of `axis`, for learning curves: every variant trains
+      on each number of clips, the smaller ones among the larger ones, with the epochs of the experiment; or for each
+      number of steps, which starts anew each time, and validates after every common divisor of the numbers.
     - `vary` (flag -> list of values) instead of `axis`: each value is one more variant, named as in `alpha=0.1`, that
       changes this flag alone.
     - A variant may be a mapping: `flags`; `tasks`, where not all of them have it; its own `experiment` and
@@ -51,10 +59,11 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
         ConfigError: the file is missing, has other keys, or does not have this task.
     """
     content = load_yaml(path)
-    keys = set(content) - {"variants", "axis", "vary"} if isinstance(content, dict) else set()
-    if (keys not in (KEYS, {"tasks"}) or not isinstance(content.get("variants"), dict)
-            or {"axis", "vary"} <= set(content)):
-        raise ConfigError(path, content, "the keys experiment and metric, or tasks; variants; axis, vary, or neither",
+    ways = {"axis", "vary", "budget"}
+    keys = set(content) - {"variants", *ways} if isinstance(content, dict) else set()
+    if keys not in (KEYS, {"tasks"}) or not isinstance(content.get("variants"), dict) or len(ways & set(content)) > 1:
+        raise ConfigError(path, content,
+                          "the keys experiment and metric, or tasks; variants; one of axis, budget and vary, or none",
                           HINT)
     tasks = content.get("tasks", {})
     if "tasks" not in content:
@@ -72,6 +81,8 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
                               "The published table has no other.")
         chosen = tasks[task]
     flag, values = read_axis(path, content.get("axis"))
+    counted, numbers = read_budget(path, content.get("budget"))
+    values, axis = values or numbers, counted or flag.rpartition(".")[2]
     varied = read_vary(path, content.get("vary", {}), content["variants"])
     variants = {**content["variants"], **{name: [f"{flag}={value}"] for name, (flag, value) in varied.items()}}
     which, made = "quickstart" if quickstart else "experiment", []
@@ -89,9 +100,10 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
         config, own = read_experiment(where, entry.get(which, chosen[which]), path.parent)
         flags = own + read_flags(where, entry.get("flags", []), path.parent)
         for value in [None] if zero_shot or not values else values:
-            more = [] if value is None else [f"{flag}={value}"]
+            more = [] if value is None else [f"{flag}={value}"] if flag else [
+                own.format(value, every=math.gcd(*numbers)) for own in BUDGETS[counted]]
             more += [] if quickstart else read_flags(where, at.get(value, []), path.parent)
-            point = None if value is None else (flag.rpartition(".")[2], value)
+            point = None if value is None else (axis, value)
             last = sources(["--config", str(config), *flags])[-1][1] if name in varied else {}
             alone = (next(iter(flatten(last))), varied[name][1]) if name in varied else None
             made.append((str(name), point, config, flags + more, zero_shot, alone))
@@ -137,6 +149,22 @@ def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:
             set(map(str, values))) < len(values):
         raise ConfigError(f"{path}: axis", entry, "one flag and the list of its values", HINT)
     return flag, values
+
+
+def read_budget(path: Path, entry: Any) -> tuple[str, list[int]]:
+    """What a learning curve counts and the numbers of it, none where there is no budget.
+
+    Raises:
+        ConfigError: the entry is not `clips` or `steps` with a list of different positive numbers.
+    """
+    if entry is None:
+        return "", []
+    kind, numbers = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
+    if kind not in BUDGETS or not isinstance(numbers, list) or not numbers or len(set(numbers)) < len(numbers) or any(
+            type(number) is not int or number < 1 for number in numbers):
+        raise ConfigError(f"{path}: budget", entry, f"one of {', '.join(BUDGETS)} with a list of positive numbers",
+                          "Such as `budget: {clips: [30, 60, 120, 240]}`.")
+    return kind, numbers
 
 
 def read_vary(path: Path, entry: Any, variants: dict[str, Any]) -> dict[str, tuple[str, Any]]:
