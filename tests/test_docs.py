@@ -269,8 +269,8 @@ def test_what_the_commands_leave(tree: Tree) -> None:
             names = line.split("  ")[1:] if root.startswith("data") else line.split()[:1]
             for name in names:
                 assert "<" in name or "{" in name or Path(root, name).exists(), (root, name)
-    assert {path.name for path in Path("tables").iterdir()} == {"compare.csv", "compare.md", "compare.tex",
-                                                                "compare.html", "efficiency.csv"}
+    assert {path.name for path in Path("tables").iterdir()} == {
+        "compare.csv", "pairs.csv", "compare.md", "compare.tex", "compare.html", "efficiency.csv"}
     for pattern, count in (("quickstart/version_*/pictures", 1), ("ave_dgsct/version_*/predictions.csv", 2)):
         assert len(list(Path("runs").glob(pattern))) == count, pattern
     assert read_json(Path("runs/dgsct_modules_ave_quickstart/all-seed0/test/result.json"))
