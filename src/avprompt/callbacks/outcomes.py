@@ -118,9 +118,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Rows of `AVPromptTask.outcome_rows` as CSV, without metrics in which no unit counts.
 
     Example:
-        >>> print(table([{"id": "a", "decoded": True, "accuracy": 1.0, "AQ": math.nan, "miou": 0.25}]), end="")
-        id,decoded,accuracy,miou
-        a,True,1,0.25
+        >>> table([{"id": "a", "decoded": True, "accuracy": 1.0, "AQ": math.nan, "miou": 0.25}]).splitlines()
+        ['id,decoded,accuracy,miou', 'a,True,1,0.25']
     """
     columns, content = list(rows[0]), io.StringIO(newline="")
     known = columns.index("decoded") + 1
