@@ -176,7 +176,9 @@ class VideoWindows(Dataset):
         self.sampling = sampling
         media = find_media([Path(folder)])
         self.problems: dict[str, str] = dict(media.unusable)
+        self.files = media.clips
         self.windows: list[tuple[str, Path, Path | None, float]] = []
+        self.lengths: dict[str, float] = {}
         for clip, (video, wave) in media.clips.items():
             try:
                 if video is None:
@@ -187,6 +189,7 @@ class VideoWindows(Dataset):
                 continue
             # a remainder shorter than half a segment has nothing to predict
             count = max(1, math.ceil((length - 0.5 * sampling.seconds) / sampling.period))
+            self.lengths[clip] = length
             self.windows += [(clip, video, wave, k * sampling.period) for k in range(count)]
         for problem in self.problems.values():
             warnings.warn(f"left out: {problem}", stacklevel=2)
@@ -203,18 +206,22 @@ class VideoWindows(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Sample:
-        """One window: `id`, `frames`, `audio`, `valid` as in `ClipDataset`, and `path` and `start` in seconds."""
-        _, video, wave, start = self.windows[index]
+        """One window: `id`, `frames`, `audio`, `valid` as in `ClipDataset`, `path`, `start` and `length` of the video in
+        seconds, and `problem`, why nothing was decoded, or an empty text."""
+        name, video, wave, start = self.windows[index]
+        problem = ""
         try:
             clip = decode_clip(video, self.sampling, start, wave)
         except ClipDecodeError as error:
             warnings.warn(f"not decoded from second {start:g} on: {error}", stacklevel=2)
+            problem = str(error)
             count, size = self.sampling.segments, self.sampling.size
             clip = Clip(np.zeros((count, size, size, 3), np.uint8),
                         np.zeros((count, self.sampling.samples), np.float32), np.zeros(count, bool), 0.0)
         return {"id": self.ids[index], "frames": torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),
                 "audio": torch.from_numpy(clip.audio), "valid": torch.from_numpy(clip.valid), "path": str(video),
-                "start": start, "times": torch.from_numpy(self.sampling.times(start))}
+                "start": start, "times": torch.from_numpy(self.sampling.times(start)), "length": self.lengths[name],
+                "problem": problem}
 
 
 class AVDataModule(LightningDataModule, abc.ABC):
@@ -524,6 +531,20 @@ class AVDataModule(LightningDataModule, abc.ABC):
         """Which of its clips this process predicts."""
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return share(len(self.to_predict), self.eval_batch_size, rank, world)
+
+    def unusable(self) -> list[dict[str, str]]:
+        """The user's own videos that cannot be predicted: `id`, `path` and `reason` of each."""
+        data = self.datasets.get("predict")
+        if not isinstance(data, VideoWindows):
+            return []
+        paths = {clip: next(filter(None, pair)) for clip, pair in data.files.items()}
+        return [{"id": clip, "path": str(paths.get(clip, "")), "reason": why} for clip, why in data.problems.items()]
+
+    def sounds(self) -> dict[str, Path]:
+        """Of the user's own videos whose sound is a file of its own: path of the video -> path of the sound."""
+        data = self.datasets.get("predict")
+        return {str(video): wave for _, video, wave, _ in data.windows if wave is not None} if isinstance(
+            data, VideoWindows) else {}
 
     def find_corrupt(self) -> None:
         """Note which training clips the other processes could not decode; a collective."""

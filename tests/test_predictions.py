@@ -94,7 +94,7 @@ def test_own_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [(row["start"], row["end"]) for row in rows[4:8]] == [(f"{11 + t}.0", f"{12 + t}.0") for t in range(4)]
     assert rows[1] == {"id": "-dash", "start": "11.0", "end": "12.0", "predicted": NAMES[1], "event_probability": "0.8808",
                        "clip_category": NAMES[1], "clip_category_probability": "0.9526", "decoded": "True",
-                       "annotated": "", "path": "/videos/-dash.mp4"}
+                       "annotated": "", "path": "/videos/-dash.mp4", "reason": ""}
     assert rows[3]["predicted"] == "background" and rows[3]["decoded"] == "False"
     said = capsys.readouterr().out
     assert f"12 predictions in {tmp_path / 'predictions.csv'}; 3 of 3 clips drawn" in said and "max_pictures" not in said

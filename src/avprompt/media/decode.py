@@ -136,7 +136,7 @@ def resize(picture: np.ndarray, size: int, antialias: bool) -> np.ndarray:
     return small
 
 
-class _Reader:
+class Reader:
     """One stream of one file, read once; times are seconds since the file's earliest stream began.
 
     Args:
@@ -187,7 +187,7 @@ class _Reader:
             raise ClipDecodeError(self.path, f"a picture of {codec.width} x {codec.height} pixels",
                                   f"at most {self.max_pixels:,} pixels", "Scale it down, or raise max_pixels.")
 
-    def __enter__(self) -> _Reader:
+    def __enter__(self) -> Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -280,7 +280,7 @@ def duration(path: Path, missing: float = 0.0) -> float:
     Raises:
         ClipDecodeError: the file is no media, or has no video.
     """
-    with _Reader(path, "video") as reader:
+    with Reader(path, "video") as reader:
         claimed = reader.container.duration and reader.container.duration / av.time_base
         if claimed is None:
             return reader.last()
@@ -304,7 +304,7 @@ def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
         ClipDecodeError: a stream is missing, does not decode, or goes beyond the limits.
     """
     for path, kind in ((video, "video"), (wave or video, "audio")):
-        with _Reader(path, kind, sampling.max_pixels) as reader:
+        with Reader(path, kind, sampling.max_pixels) as reader:
             reader.frames()
     if (length := duration(video, sampling.period)) > 3600 * sampling.max_hours:
         raise ClipDecodeError(video, f"{length / 3600:.1f} hours", f"at most {sampling.max_hours:g} hours",
@@ -312,7 +312,7 @@ def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
     return length
 
 
-def _picture(frame: av.VideoFrame) -> np.ndarray:
+def upright(frame: av.VideoFrame) -> np.ndarray:
     """Upright picture, uint8 (H, W, 3): phones store rotation, and some mirroring, beside the picture.
 
     A turn by other angles than quarters keeps the size and leaves black corners, as FFmpeg's own players have it.
@@ -352,7 +352,7 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
     """
     chosen: list[np.ndarray] = []
     before, then, taken, begin, end, count = None, 0.0, None, 0.0, 0.0, 0
-    with _Reader(path, "video", max_pixels) as reader:
+    with Reader(path, "video", max_pixels) as reader:
         step = 1 / float(reader.stream.average_rate or 25)
         for frame in reader.frames(float(times[0])):
             now = reader.time(frame)
@@ -362,7 +362,7 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
             while len(chosen) < len(times) and now >= times[len(chosen)]:
                 wanted = times[len(chosen)]
                 nearest = before if before is not None and wanted - then <= now - wanted else frame
-                chosen.append(chosen[-1] if nearest is taken else shrink(_picture(nearest)))
+                chosen.append(chosen[-1] if nearest is taken else shrink(upright(nearest)))
                 taken = nearest
             before, then, end = frame, now, now + length
             if len(chosen) == len(times):
@@ -370,7 +370,7 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
         if count == 1 and reader.stream.frames in (0, 1) and begin <= reader.begins() + TOLERANCE:
             end = np.inf  # a still picture; the length in its container means nothing
         reader.check_end(end, float(times[-1]))
-        last = chosen[-1] if before is taken else shrink(_picture(before))
+        last = chosen[-1] if before is taken else shrink(upright(before))
         return chosen + [last] * (len(times) - len(chosen)), (begin, end)
 
 
@@ -406,7 +406,7 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
                 wave[first:last], known[first:last] = mono[first - position:last - position], True
             position += len(mono)
 
-    with _Reader(path, "audio") as reader:
+    with Reader(path, "audio") as reader:
         for frame in reader.frames(start):
             now = reader.time(frame)
             if now is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import textwrap
 from collections.abc import Sequence
 
@@ -19,18 +18,37 @@ from avprompt.errors import ShapeError
 
 LUMINANCE = (0.299, 0.587, 0.114)
 BACKGROUND, WAVE, PADDING = "#e4e4e4", "#3b6ea5", "#b0b0b0"
-GOLDEN_RATIO = 0.618033988749895
+#: Okabe and Ito's colours without black; tones towards white (positive) and black (negative)
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+TONES = (0.0, 0.45, -0.3, -0.55, 0.7, 0.25, -0.42, 0.58, -0.15)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 CHARACTERS = 18  # of the smaller print that fit into one second
 
 
 def category_colour(index: int) -> tuple[float, float, float]:
     """RGB colour of a category: the same in every picture, and distinct for dozens of categories.
 
+    The first seven are those of Okabe and Ito (Color Universal Design, 2008), which people with any colour vision tell
+    apart; further ones are lighter and darker tones of them. Where colour alone tells categories apart,
+    `category_marker` goes with it.
+
     Example:
         >>> category_colour(3) == category_colour(3) != category_colour(4)
         True
     """
-    return colorsys.hls_to_rgb(index * GOLDEN_RATIO % 1.0, (0.75, 0.55, 0.65)[index % 3], (0.85, 0.5)[index % 2])
+    tone = TONES[index // len(PALETTE) % len(TONES)]
+    towards = 1.0 if tone > 0 else 0.0
+    return tuple(value + abs(tone) * (towards - value) for value in to_rgb(PALETTE[index % len(PALETTE)]))
+
+
+def category_marker(index: int) -> str:
+    """Marker of a category in scatter plots; with `category_colour` it is its own for 63 categories.
+
+    Example:
+        >>> category_marker(0), category_marker(7)
+        ('o', 's')
+    """
+    return MARKERS[index // len(PALETTE) % len(MARKERS)]
 
 
 def runs(categories: Sequence[int]) -> list[tuple[int, int, int]]:

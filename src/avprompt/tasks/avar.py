@@ -62,6 +62,10 @@ class AVAR(AVPromptTask):
         """`prediction` (B,) long."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`action` (B, C)."""
+        return {"action": outputs["logits"].float().softmax(-1)}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted action, its probability, and the annotated action if it is known."""

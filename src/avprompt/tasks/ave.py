@@ -92,6 +92,11 @@ class AVE(AVPromptTask):
         """`prediction` (B, T) long; the number of categories stands for background."""
         return {"prediction": predicted_categories(outputs["is_event"], outputs["event"])}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`any event` (B, T), and `event` (B, T, C): that times the probability of the clip's category."""
+        relevance = outputs["is_event"].float().sigmoid()
+        return {"any event": relevance, "event": relevance[..., None] * outputs["event"].float().softmax(-1)[:, None]}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted category of a segment, its probability, and the annotated category if it is known."""
@@ -170,6 +175,10 @@ class AVELinear(AVPromptTask):
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T) long; the number of categories stands for background."""
         return {"prediction": outputs["logits"].argmax(-1)}
+
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`event` (B, T, C + 1), background last."""
+        return {"event": outputs["logits"].float().softmax(-1)}
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:

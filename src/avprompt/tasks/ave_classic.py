@@ -105,6 +105,13 @@ class AVEClassic(AVPromptTask):
         best = outputs["event"].argmax(-1, keepdim=True).expand_as(outputs["is_event"])
         return {"prediction": torch.where(outputs["is_event"] > 0, best, self.num_classes)}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`event` (B, T, C + 1), background last; heads with gates have `any event` (B, T) and `event` (B, T, C)."""
+        if "segments" in outputs:
+            return {"event": outputs["segments"].float().softmax(-1)}
+        relevance = outputs["is_event"].float().sigmoid()
+        return {"any event": relevance, "event": relevance[..., None] * outputs["event"].float().softmax(-1)[:, None]}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted category of a segment, its probability (or that of any event), and the annotated category if it is

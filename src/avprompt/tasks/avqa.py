@@ -174,6 +174,10 @@ class AVQA(AVPromptTask):
         """`prediction` (B,) long, index of the answer."""
         return {"prediction": outputs["answer"].argmax(-1)}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`answer` (B, A)."""
+        return {"answer": outputs["answer"].float().softmax(-1)}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Question, predicted answer, its probability, and the annotated answer if it is known."""
@@ -268,6 +272,13 @@ class AVQAGrounding(AVPromptTask):
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """No decisions; only the map is drawn."""
         return {}
+
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`sound and frame match` (B, T), where the maps tell the number of clips."""
+        if "map_grounding" not in outputs:
+            return {}
+        count = len(outputs["map_grounding"])
+        return {"sound and frame match": outputs["match_positive"].float().softmax(-1)[:, 1].unflatten(0, (count, -1))}
 
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:

@@ -84,6 +84,10 @@ class AVS(AVPromptTask):
         """`prediction` (B, T, H, W) bool: probability above one half."""
         return {"prediction": outputs["masks"] > 0}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`share of the frame that sounds` (B, T): the mean probability of its pixels."""
+        return {"share of the frame that sounds": outputs["masks"].float().sigmoid().mean((2, 3))}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Share of the frame under the predicted mask, and its overlap with the annotation if there is one."""

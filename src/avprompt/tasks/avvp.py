@@ -90,6 +90,10 @@ class AVVP(AVPromptTask):
         present = (outputs["video_prob"] >= 0.5).unsqueeze(1)
         return {f"prediction_{name}": (outputs[f"{name}_prob"] >= 0.5) & present for name in ("audio", "visual")}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`heard` and `seen`, (B, T, C)."""
+        return {"heard": outputs["audio_prob"].float(), "seen": outputs["visual_prob"].float()}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted audible and visible events of a segment, and the annotated ones if they are known."""

@@ -50,6 +50,37 @@ def cell(column: Column, clip: int, segment: int | None) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
+#: reasons of the table of predictions
+AFTER_END, LACKING = "after the end of the video", "picture or sound is missing"
+
+
+def missing(batch: Mapping[str, Any], clip: int, times: Tensor, valid: Tensor) -> tuple[str, bool]:
+    """Why media of a clip's segments are missing, as text, and whether there is something to predict from.
+
+    Args:
+        batch: see `AVPromptTask.prediction_rows`.
+        clip: its place in the batch.
+        times: (N, 2) begin and end of the segments in seconds.
+        valid: whether they were decoded, any shape.
+
+    Example:
+        >>> batch = {"length": [3.2], "problem": [""]}
+        >>> missing(batch, 0, torch.tensor([[4.0, 5.0]]), torch.tensor(False))
+        ('after the end of the video', False)
+    """
+    if bool(valid.all()):
+        return "", True
+    if "length" not in batch:  # an annotated clip, whose padding counts in the metrics too
+        return LACKING, True
+    if batch["problem"][clip]:
+        return batch["problem"][clip], False
+    # a segment of which less than half lies before the end has nothing to predict
+    after = times.mean(1) >= float(batch["length"][clip])
+    if bool(after.all()):
+        return AFTER_END, False
+    return (AFTER_END if int(after.sum()) == int((~valid).sum()) else LACKING), True
+
+
 class EpochMeans:
     """Means over the steps of an epoch of the logged values, weighted by the number of clips.
 
@@ -182,6 +213,15 @@ class AVPromptTask(LightningModule, abc.ABC):
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Outputs -> columns of the table of predictions, a value for each clip or for each segment of each clip."""
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs -> the probabilities behind the decisions, which pictures draw as curves.
+
+        By name, in [0, 1], each (B, T, C) of every category in every segment, with C + 1 where background is the last;
+        (B, C) where there is one answer for the clip; or (B, T) where it is of no category, such as the probability of
+        any event. A task without any has no curves.
+        """
+        return {}
+
     @abc.abstractmethod
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         """Count an evaluated batch in `self.metrics`."""
@@ -245,20 +285,25 @@ class AVPromptTask(LightningModule, abc.ABC):
         return {**self.head_outputs(features, batch, maps), **found, **auxiliary}
 
     def postprocess(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs -> what the data module draws of each clip: the decisions, and the maps as they are."""
+        """Outputs -> what the data module draws of each clip: the decisions, the probabilities behind them,
+        `probability_<name>`, and the maps as they are."""
         maps = {name: value for name, value in outputs.items() if name.startswith("map_")}
-        return {**self.decisions(outputs), **maps}
+        curves = {f"probability_{name}": value for name, value in self.probabilities(outputs).items()}
+        return {**self.decisions(outputs), **curves, **maps}
 
     def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                         class_names: Sequence[str]) -> list[dict[str, Any]]:
         """Outputs -> rows of the table that `avprompt predict` writes, one a segment or one a clip.
 
         Every row has `id`, `start` and `end` in seconds of the video, the task's `columns`, `decoded` (whether the
-        media of the segment, or of all segments, could be read), and `path` of the video where that is known.
+        media of the segment, or of all segments, could be read), `path` of the video where that is known, and `reason`:
+        why media are missing. A user's own video has no prediction after its end, nor where nothing of it decoded: the
+        task's columns are empty there.
 
         Args:
             outputs: of `forward`.
-            batch: with `times` (B, T, 2), begin and end of each segment in seconds, and `valid` (B, T).
+            batch: with `times` (B, T, 2), begin and end of each segment in seconds, and `valid` (B, T); a user's own
+                videos also with `length`, seconds of each, and `problem`, why nothing was decoded, or an empty text.
             class_names: of the categories.
 
         Raises:
@@ -269,10 +314,15 @@ class AVPromptTask(LightningModule, abc.ABC):
             raise ShapeError("times", None if times is None else tuple(times.shape),
                              f"{(*valid.shape, 2)}, begin and end of each segment in seconds",
                              "Give every sample of the data module `times` (T, 2), see `Sampling.times`.")
-        rows = self._rows(self.columns(outputs, batch, class_names), batch, self.row_per_segment)
-        count = len(rows) // len(batch["id"])
-        return [{**row, "path": batch["path"][place // count] if "path" in batch else ""}
-                for place, row in enumerate(rows)]
+        columns = self.columns(outputs, batch, class_names)
+        rows = self._rows(columns, batch, self.row_per_segment)
+        count, found = len(rows) // len(batch["id"]), []
+        for place, row in enumerate(rows):
+            clip, part = place // count, slice(None) if count == 1 else slice(place % count, place % count + 1)
+            reason, predicted = missing(batch, clip, times[clip, part], valid[clip, part])
+            found.append({**row, **({} if predicted else dict.fromkeys(columns, "")),
+                          "path": batch["path"][clip] if "path" in batch else "", "reason": reason})
+        return found
 
     def outcome_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                      class_names: Sequence[str]) -> list[dict[str, Any]]:
@@ -316,6 +366,12 @@ class AVPromptTask(LightningModule, abc.ABC):
                              **{name: cell(column, clip, segment) for name, column in columns.items()},
                              "decoded": bool(valid[clip, part].all())})
         return rows
+
+    @staticmethod
+    def reasons(batch: Mapping[str, Any], clip: int) -> list[str]:
+        """Why media of each segment of a clip are missing; an empty text where they are not."""
+        times, valid = batch["times"][clip], batch["valid"][clip]
+        return [missing(batch, clip, times[place:place + 1], valid[place])[0] for place in range(len(times))]
 
     def compute_metrics(self) -> dict[str, Tensor]:
         """Name -> value in [0, 1] over everything counted since the last call; resets the count.

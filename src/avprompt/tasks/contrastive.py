@@ -193,6 +193,11 @@ class Contrastive(AVPromptTask):
         """`prediction` (B, T) or (B,) long; the number of classes stands for background."""
         return {"prediction": outputs["logits"].argmax(-1)}
 
+    def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`class` (B, T, K) or (B, K), and where there are two modalities that of each alone."""
+        names = {"logits": "class", "visual_logits": "class, sight alone", "audio_logits": "class, sound alone"}
+        return {shown: outputs[name].float().softmax(-1) for name, shown in names.items() if name in outputs}
+
     def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
                 class_names: Sequence[str]) -> dict[str, Column]:
         """Predicted class and its probability, also of each modality alone, and the annotated class."""
