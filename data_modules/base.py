@@ -206,7 +206,7 @@ class VideoWindows(Dataset):
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Sample:
-        """One window: `id`, `frames`, `audio`, `valid` as in `ClipDataset`, `path`, `start` and `length` of the video in
+        """One window: `id`, `frames`, `audio`, `valid` as in `ClipDataset`, `path`, `start` and the video's `length` in
         seconds, and `problem`, why nothing was decoded, or an empty text."""
         name, video, wave, start = self.windows[index]
         problem = ""

@@ -159,7 +159,8 @@ def test_clip_figure_draws_the_gates_it_is_given() -> None:
                                            torch.rand(3, 16, 10), None, torch.rand(3, 16, 4))
     stairs = [patch for axis in figure.axes for patch in axis.patches if hasattr(patch, "get_data")]
     assert stairs[0].get_data().values.tolist() == pytest.approx(gate.tolist())
-    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == ["spectrogram", "listens here", "gates"]
+    assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == [
+        "spectrogram\nmel band", "listens here\nmel band", "gates"]
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["b"]
 
 

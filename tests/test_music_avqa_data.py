@@ -527,11 +527,12 @@ def test_card_draws_grounding_and_seconds() -> None:
     valid[9] = False
     figure = question_figure(frames, audio, "What?", grounding=heat, valid=valid, start=60, stride=6)
     drawn = [len(axis.images) for axis in figure.axes]
-    assert drawn == [2] * 9 + [1] + [0]  # no map over a second without media
-    shown = figure.axes[4].images[1].get_array()
+    assert drawn == [1] * 10 + [2] * 9 + [1] + [0]  # clean frames; no map over a second without media
+    shown = figure.axes[14].images[1].get_array()
     assert shown.shape == (16, 16) and shown[0, 15] == shown.max() == 1 and shown[15, 0] == 0
-    assert figure.axes[3].images[1].get_array().max() == 0  # one scale for the whole clip
-    assert [label.get_text() for label in figure.axes[10].get_xticklabels()] == [f"{60 + 6 * t} s" for t in range(10)]
+    assert figure.axes[13].images[1].get_alpha().max() == 0 and figure.axes[14].images[1].get_alpha()[0, 15] > 0.5
+    assert figure.axes[13].images[1].get_array().max() == 0  # one scale for the whole clip
+    assert [label.get_text() for label in figure.axes[20].get_xticklabels()] == [f"{60 + 6 * t} s" for t in range(10)]
     for wrong in (heat[:9], heat[0]):
         with pytest.raises(ShapeError, match="maps"):
             question_figure(frames, audio, "What?", grounding=wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import shutil
@@ -74,9 +75,40 @@ def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, mon
         for config in (yaml.safe_load((folder / "config.yaml").read_text()),
                        json.loads((folder / "result.json").read_text())["config"]):
             assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate
+    if name in ("wandb", "mlflow"):
+        assert_logged(name, tmp_path / "out")
     run(["predict", *flags(ave_root, *logger, "--ckpt_path", "best")])
     folder, = set(runs(tmp_path)) - set(found)
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "predictions.csv", "pictures", "result.json"}
+
+
+def assert_logged(name: str, out: Path) -> None:
+    """Curves, hyper-parameters and pictures have reached a service's own files, with no network."""
+    if name == "mlflow":
+        kept = {path.parent.name: {own.name for own in path.parent.iterdir()} for path in out.rglob("*.png")}
+        assert any(place.startswith("validation") for place in kept), list(out.rglob("*"))
+        params, metrics = ({own.name for place in out.rglob(kind) for own in place.iterdir()} for kind in (
+            "params", "metrics"))
+        assert "experiment" in params and any("val_accuracy" in one for one in metrics)
+        return
+    pictures = list(out.rglob("media/images/validation/*.png"))
+    assert pictures and list(out.rglob("*.wandb"))
+    record = b"".join(path.read_bytes() for path in out.rglob("*.wandb"))
+    assert b"val_accuracy" in record and b"parameters/trainable" in record
+
+
+@pytest.mark.parametrize("name", ["csv", "wandb", "mlflow", "comet", "tensorboard"])
+def test_fragments_of_loggers(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.suppress(SystemExit):
+        run(["fit", "--config", "quickstart", "--trainer.logger", f"logger/{name}", "--print_config"])
+    logger = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+    assert logger["class_path"].lower().endswith(f"{name}logger")
+
+
+def test_logger_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("avprompt.cli.lightning.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install mlflow-skinny"):
+        run(["fit", "--config", "quickstart", "--trainer.logger", "logger/mlflow"])
 
 
 class Foreign(Logger):

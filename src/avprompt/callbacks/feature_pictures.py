@@ -10,8 +10,8 @@
 - `features/<family>.png` for each family of the method's tables, such as the weights of AVMoE's routers: block pairs
   over clips.
 
-The same pictures go to TensorBoard; `features/events.csv`, `features/silhouette.json` and `features/<family>.csv` hold
-the numbers.
+The same pictures go to the loggers that take pictures; `features/events.csv`, `features/silhouette.json` and
+`features/<family>.csv` hold the numbers.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avprompt.callbacks.logged_pictures import drawing, log_picture
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.htsat import HTSAT
@@ -40,6 +40,7 @@ from avprompt.heads.temporal import TemporalGate
 from avprompt.methods import NoPrompts
 from avprompt.methods.dgsct import PaperTemporalGate
 from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure
+from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
 
 MODALITIES = ("visual", "audio")
@@ -128,9 +129,10 @@ class FeaturePictures(Callback):
     Args:
         max_clips: largest number of clips drawn, the first ones; t-SNE and categories use all.
         seed: of t-SNE.
+        formats: of the pictures: `png`, `pdf`, `svg`.
 
     Raises:
-        ArgumentError: a negative number of clips.
+        ArgumentError: a negative number of clips, or an unknown format.
         ConfigError: during the run, where the network has no prompts or a method that trains the encoders themselves,
             the data have no categories, or `fast_dev_run` writes nothing.
 
@@ -139,10 +141,10 @@ class FeaturePictures(Callback):
         2
     """
 
-    def __init__(self, max_clips: int = 8, seed: int = 0) -> None:
+    def __init__(self, max_clips: int = 8, seed: int = 0, formats: Sequence[str] = ("png",)) -> None:
         if max_clips < 0:
             raise ArgumentError("max_clips", max_clips, "0 or more", "0 draws none.")
-        self.max_clips, self.seed = max_clips, seed
+        self.max_clips, self.seed, self.formats = max_clips, seed, check_formats(formats)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Determine the run's folder, in every process."""
@@ -271,13 +273,10 @@ class FeaturePictures(Callback):
                              for name in found for clip_id, _, row in self.tables[name])
 
     def _save(self, trainer: Trainer, name: str, figure: Figure) -> None:
-        path = self.folder / f"{name}.png"
-        figure.savefig(path, dpi=110)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                with Image.open(path) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                logger.experiment.add_image(f"features/{name}", pixels, 0, dataformats="HWC")
+        save_figure(figure, self.folder / name, self.formats)
+        for logger in drawing(trainer.loggers):
+            if not isinstance(logger, CSVLogger):  # whose folder has the file already
+                log_picture(logger, f"features/{name}", figure, 0)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what needs all clips, write the numbers, and print where they are; of several processes the first."""

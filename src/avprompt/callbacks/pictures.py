@@ -1,4 +1,4 @@
-"""Pictures of predictions in TensorBoard after every validation."""
+"""Pictures of predictions in TensorBoard and other loggers after every validation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 
+from avprompt.callbacks.logged_pictures import drawing, log_picture
 from avprompt.errors import ArgumentError
 
 
@@ -37,8 +37,8 @@ def clip_of(batch: dict[str, Any], index: int) -> dict[str, Any]:
 class ValidationPictures(Callback):
     """Draws the first clips of the validation split with labels, predictions and maps after each validation.
 
-    The clips are the same every time, so that the slider of TensorBoard shows how predictions change. Without a
-    TensorBoard logger nothing is drawn.
+    The clips are the same every time, so that the slider of TensorBoard shows how predictions change. W&B, MLflow and
+    Comet get the same pictures, and beside the table of a CSV logger they are files. Without a logger nothing is drawn.
 
     Args:
         count: number of clips, at most those of the first batch.
@@ -59,7 +59,7 @@ class ValidationPictures(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
                                 batch_idx: int, dataloader_idx: int = 0) -> None:
         """Run the first clips of the first batch once more, with maps, and draw them."""
-        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards = drawing(trainer.loggers)
         if batch_idx or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero or not boards:
             return
         batch = few(batch, self.count)
@@ -68,4 +68,4 @@ class ValidationPictures(Callback):
         for index, clip_id in enumerate(batch["id"]):
             figure = trainer.datamodule.plot({**clip_of(batch, index), **clip_of(decided, index)})
             for board in boards:
-                board.experiment.add_figure(f"validation/{index}_{clip_id}", figure, trainer.global_step)
+                log_picture(board, f"validation/{index}_{clip_id.replace('/', '_')}", figure, trainer.global_step)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class PredictionWriter(Callback):
-    """Writes `predictions.csv`, `predictions.html` and `pictures/<id>.png` into the run's folder during `avprompt predict`.
+    """Writes `predictions.csv`, `predictions.html` and `pictures/<id>.png` into the run's folder in `avprompt predict`.
 
     The task turns outputs into rows (`prediction_rows`), decisions (`postprocess`) and, where these are pictures
     themselves, files (`prediction_files`); the data module draws (`plot`). Rows are written after each batch, so that
@@ -42,6 +42,7 @@ class PredictionWriter(Callback):
         videos: `link`: the page plays the user's videos where they lie, by a relative path, and copies those alone that
             not every browser plays. `copy`: it has copies of all, so that the folder can be moved.
         max_minutes: of the user's videos that the page shows, the first ones; the CSV file has all.
+        origin: what the page says of the network; `None` names the checkpoint.
 
     Raises:
         ArgumentError: a negative number of pictures or minutes, or an unknown format.
@@ -52,13 +53,14 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, max_pictures: int = 50, formats: Sequence[str] = ("png",),
-                 videos: Literal["link", "copy"] = "link", max_minutes: float = 60.0) -> None:
+                 videos: Literal["link", "copy"] = "link", max_minutes: float = 60.0,
+                 origin: str | None = None) -> None:
         for name, value in (("max_pictures", max_pictures), ("max_minutes", max_minutes)):
             if value < 0:
                 raise ArgumentError(name, value, "0 or more", "0 draws none.")
         check_choice("videos", videos, ("link", "copy"))
         self.max_pictures, self.formats, self.videos = max_pictures, check_formats(formats), videos
-        self.max_minutes = max_minutes
+        self.max_minutes, self.origin = max_minutes, origin
         self.found: dict[str, bool] = {}
         self.folder: Path | None = None
         self.csv_path: Path | None = None
@@ -116,8 +118,10 @@ class PredictionWriter(Callback):
             sample, decided = clip_of(batch, index), clip_of(decisions, index)
             drawn = self.clips.total() <= self.max_pictures
             if drawn:
-                save_figure(data.plot({**sample, **decided}), self.folder / "pictures" / self._stem(clip_id), self.formats)
-            self._collect(sample, decided, rows[index * each:(index + 1) * each], pl_module.reasons(batch, index), drawn)
+                figure = data.plot({**sample, **decided})
+                save_figure(figure, self.folder / "pictures" / self._stem(clip_id), self.formats)
+            own = rows[index * each:(index + 1) * each]
+            self._collect(sample, decided, own, pl_module.reasons(batch, index), drawn)
 
     def _collect(self, sample: dict[str, Any], decided: dict[str, Any], rows: list[dict[str, Any]], reasons: list[str],
                  drawn: bool) -> None:
@@ -143,7 +147,7 @@ class PredictionWriter(Callback):
         return name + (f".{self.clips[clip_id]}" if self.clips[clip_id] > 1 else "")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the tables of all processes, add the videos that cannot be used, write the page, and say where all is."""
+        """Join the tables of all processes, add the videos that cannot be used, write the page, say where all is."""
         if self.folder is None:
             if trainer.is_global_zero:
                 print("fast_dev_run: no predictions are written")
@@ -166,7 +170,8 @@ class PredictionWriter(Callback):
         predicted = {path for part in parts for path, known in part[4].items() if known}
         summary = (f"{len(predicted)} of {len(videos) + len(unusable)} videos predicted" if videos else
                    f"{total} examples predicted")
-        origin = f"by {trainer.ckpt_path}" if trainer.ckpt_path else "by a network without a checkpoint: its head is untrained"
+        origin = self.origin or (f"by {trainer.ckpt_path}" if trainer.ckpt_path else
+                                 "by a network without a checkpoint: it is untrained")
         page = write_page(self.folder, windows, unusable, data.class_names, summary, origin,
                           data.sounds() if hasattr(data, "sounds") else {}, self.videos, sum(part[3] for part in parts))
         drawn = min(total, self.max_pictures)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
 from avprompt.tasks import AVPromptTask
 
+#: classes of loggers that need a package which avprompt itself does not
+LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow-skinny", "CometLogger": "comet-ml"}
 # both are intended: arguments come from `main`, frozen encoders stay in eval mode
 warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
 warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
@@ -148,9 +151,9 @@ class AVPromptCLI(LightningCLI):
         check_strategy(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         for logger in loggers:
-            if isinstance(logger, Namespace) and logger.init_args.get("name") == "lightning_logs":
-                logger.init_args.name = self.experiment
-            if isinstance(logger, Namespace) and command != "fit" and not self._version_is_a_flag():
+            self._name_experiment(logger)
+            if isinstance(logger, Namespace) and "version" in logger.init_args and command != "fit" and (
+                    not self._version_is_a_flag()):
                 logger.init_args.version = None  # that of a training whose config.yaml is used again
         if not any(loggers):
             self._leave_out_monitors()
@@ -184,6 +187,25 @@ class AVPromptCLI(LightningCLI):
             raise ConfigError("--ckpt_path", f"nothing, for an experiment that trains {count:,} parameters",
                               "a checkpoint", "Give its path; `--ckpt_path best` is that of this experiment's newest "
                               "run, and `--ckpt_path none` evaluates the network as it is before training.")
+
+    def _name_experiment(self, logger: Any) -> None:
+        """What a logger calls an experiment, where nobody has chosen: `name`, MLflow's `experiment_name`, W&B's
+        `project`."""
+        if not isinstance(logger, Namespace):
+            return
+        kind = logger.class_path.rpartition(".")[2]
+        package = LOGGERS.get(kind)
+        if package is not None and find_spec(package.replace("-", "_").removesuffix("_skinny")) is None:
+            raise ConfigError("trainer.logger", f"{kind}, and the package {package} is not installed",
+                              "a logger whose package is installed",
+                              f"Run `pip install {package}`, or take another logger.")
+        for key in ("name", "experiment_name", "project"):
+            if logger.init_args.get(key) == "lightning_logs":
+                logger.init_args[key] = self.experiment
+        if kind == "MLFlowLogger" and not logger.init_args.get("tracking_uri"):
+            # MLflow 3 refuses folders, which it no longer extends, unless it is told so; a database needs a server's
+            # packages
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
     def _check_writable(self, logger: Any) -> None:
         folder = logger.init_args.get("save_dir") if isinstance(logger, Namespace) else None

@@ -19,6 +19,21 @@ if TYPE_CHECKING:
 Sample = Mapping[str, Any]
 
 
+def curves_of(sample: Sample) -> dict[str, Tensor]:
+    """The probabilities of each segment that a sample holds, by name; those of a whole clip are left out.
+
+    Example:
+        >>> import torch
+        >>> curves_of({"frames": torch.zeros(2, 3, 4, 4), "probability_event": torch.rand(2, 5),
+        ...            "probability_answer": torch.rand(7)}).keys()
+        dict_keys(['event'])
+    """
+    count = len(sample["frames"])
+    return {name.removeprefix("probability_"): value for name, value in sample.items()
+            if name.startswith("probability_") and value.shape[:1] == (count,)
+            and (value.ndim > 1 or abs(float(value.sum()) - 1) > 1e-4)}  # else it is of the clip's categories
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """A dataset's description: data modules, `avprompt data verify` and the reports read it.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from avprompt.datasets.base import Sample
+from avprompt.datasets.base import Sample, curves_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,4 +59,5 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
     truth = sample["event"].argmax(-1) if "event" in sample else None
     prediction = sample["prediction"].expand(len(sample["frames"])) if "prediction" in sample else None
     return clip_figure(sample["frames"], sample["audio"], class_names, prediction, truth, sample["id"],
-                       float(sample.get("start", 0.0)), sample.get("valid"), sample.get("map_visual"))
+                       float(sample.get("start", 0.0)), sample.get("valid"), sample.get("map_visual"),
+                       curves_of(sample))

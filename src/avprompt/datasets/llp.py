@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from avprompt.datasets import ave
-from avprompt.datasets.base import DatasetInfo, Sample
+from avprompt.datasets.base import DatasetInfo, Sample, curves_of
 from avprompt.errors import AnnotationError
 from avprompt.media.feature_files import NpyFeatureFiles, NpyFolder
 from avprompt.media.readers import FolderReader, Published
@@ -268,7 +268,7 @@ def plot_parsing(sample: Sample, class_names: Sequence[str], spacing: float = 1.
     if truth is None and "labels" in sample:
         title += ": " + ", ".join(_occurring(sample, class_names))
     return parsing_figure(sample["frames"], sample["audio"], class_names, truth, prediction, title,
-                          float(sample.get("start", 0.0)), sample.get("valid"))
+                          float(sample.get("start", 0.0)), sample.get("valid"), curves_of(sample))
 
 
 def plot_classification(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:

@@ -126,7 +126,8 @@ def transcode(video: Path, target: Path, wave: Path | None = None, max_pixels: i
         try:
             _write(target, size, pictures(), sound(), RATE)
         except (av.FFmpegError, ValueError) as error:
-            raise ClipDecodeError(video, error, "streams that decode", "Convert it to MP4 with H.264 yourself.") from error
+            raise ClipDecodeError(video, error, "streams that decode",
+                                  "Convert it to MP4 with H.264 yourself.") from error
 
 
 def slides(frames: np.ndarray, audio: np.ndarray, rate: int, spacing: float, target: Path) -> None:

@@ -78,7 +78,8 @@ def window_of(sample: Mapping[str, Any], decided: Mapping[str, Any], rows: Seque
     """What the page shows of an example.
 
     Args:
-        sample: without a batch dimension, on the CPU: `id`, `times`, `valid`, and where known `audio`, `path`, `length`.
+        sample: without a batch dimension, on the CPU: `id`, `times`, `valid`, and where known `audio`, `path` and
+            `length`.
         decided: see `AVPromptTask.postprocess`, likewise.
         rows: of the table of predictions, one, or one for each segment.
         reasons: why each segment was not decoded.
@@ -127,7 +128,8 @@ def _curves(value: Tensor, count: int) -> np.ndarray:
     value = value.float()
     if value.ndim == 2:  # (T, C)
         return value.numpy()
-    return value[:, None].numpy() if len(value) == count and float(value.sum()) != 1 else value.expand(count, -1).numpy()
+    one_each = len(value) == count and abs(float(value.sum()) - 1) > 1e-4  # else it is of the clip's categories
+    return value[:, None].numpy() if one_each else value.expand(count, -1).numpy()
 
 
 def _small(masks: Tensor) -> np.ndarray:
@@ -153,7 +155,8 @@ def _address(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
-def playable(path: Path, wave: Path | None, folder: Path, stem: str, videos: Literal["link", "copy"]) -> tuple[str, str]:
+def playable(path: Path, wave: Path | None, folder: Path, stem: str,
+             videos: Literal["link", "copy"]) -> tuple[str, str]:
     """The address of a user's video for the page, and a remark about it.
 
     Args:

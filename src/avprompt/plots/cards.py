@@ -9,7 +9,7 @@ from torch import Tensor
 
 from avprompt.plots.timeline import draw_frames, draw_sound
 
-RIGHT, WRONG, NEUTRAL, FAINT = "#1a7f37", "#c62828", "#222222", "#666666"
+RIGHT, WRONG, NEUTRAL, FAINT = "#0072B2", "#D55E00", "#222222", "#666666"
 
 
 def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | None = None,
@@ -22,9 +22,9 @@ def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | 
         audio: (T, S) in [-1, 1].
         question: the question in words.
         answer: the annotated answer.
-        prediction: the predicted answer, green if it is the annotated one and red if it is not.
-        grounding: (T, rows, columns) attention maps of the audio, drawn over grey frames; bright is high, on one scale
-            for the whole clip.
+        prediction: the predicted answer, blue if it is the annotated one and vermilion if it is not.
+        grounding: (T, rows, columns) attention maps of the audio, drawn over the frames in a row below them, on one
+            scale for the whole clip.
         title: small text below.
         start: second of the file at which the clip starts.
         valid: (T,) bool; segments that are padding have pale frames and hatched sound.
@@ -52,18 +52,21 @@ def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | 
          "bold"),
     ) if value is not None]
     lines = textwrap.wrap(question, max(40, 10 * count))
-    heights = [1.15, 0.75, *([0.3] if told else [])]
+    pictures = 1 if grounding is None else 2
+    heights = [1.15] * pictures + [0.75] + [0.3] * bool(told)
     figure = Figure(figsize=(max(1.25 * count + 1, 5), 0.35 + sum(heights) + 0.3 * len(lines)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
     figure.suptitle("\n".join(lines), fontsize=14, parse_math=False)
-    draw_frames(figure, grid, frames, decoded, grounding)
-    sound = figure.add_subplot(grid[1, :])
+    draw_frames(figure, grid, frames, decoded)
+    if grounding is not None:
+        draw_frames(figure, grid, frames, decoded, grounding, row=1)
+    sound = figure.add_subplot(grid[pictures, :])
     draw_sound(sound, audio, decoded, start)
     if stride != 1:  # there are gaps between segments: the tick below a segment says where it starts
         sound.set_xticks(range(count), [f"{start + stride * segment:g} s" for segment in range(count)])
     if told:
-        row = figure.add_subplot(grid[2, :])
+        row = figure.add_subplot(grid[pictures + 1, :])
         row.set_axis_off()
         for place, (text, shade, weight) in enumerate(told):
             row.text((place + 0.5) / len(told), 0.5, text, ha="center", va="center", fontsize=12, color=shade,

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.plots.timeline import bare, category_colour, draw_frames, heat, runs
+from avprompt.plots.timeline import bare, category_colour, category_marker, draw_frames, heat, runs, scale
 
-GATE_COLOURS = ("#3b6ea5", "#c65d21", "#2f8f5b", "#8a4fa3", "#7a6a2f", "#666666")
+GATE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#666666")
+GATE_DASHES = ("-", "--", "-.", ":")
+#: points below which t-SNE tells little
+FEW = 100
 
 
 def silhouette(features: np.ndarray, labels: Sequence[int]) -> float | None:
@@ -29,17 +34,30 @@ def silhouette(features: np.ndarray, labels: Sequence[int]) -> float | None:
     return float(silhouette_score(features, labels, metric="cosine"))
 
 
+def perplexity_of(count: int) -> float:
+    """Perplexity of t-SNE for a number of points: 30, or a third of the points where these are few.
+
+    Example:
+        >>> perplexity_of(400), perplexity_of(10)
+        (30.0, 3.0)
+    """
+    return min(30.0, max(1.0, (count - 1) / 3))
+
+
 def embed(features: np.ndarray, seed: int) -> np.ndarray:
     """t-SNE by cosine distance, (N, C) -> (N, 2)."""
     from sklearn.manifold import TSNE
 
-    perplexity = min(30.0, max(1.0, (len(features) - 1) / 3))
-    return TSNE(metric="cosine", init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+    return TSNE(metric="cosine", init="pca", perplexity=perplexity_of(len(features)), random_state=seed).fit_transform(
+        features)
 
 
 def tsne_figure(panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]],
                 class_names: Sequence[str]) -> Figure:
-    """Points in panels, two in each row; every category has its own colour.
+    """Points in panels, two in each row; every category has its own colour and marker.
+
+    Each title says how many points there are and with which perplexity they were placed; below stands what t-SNE does
+    not show, and a caution where a panel has fewer than `FEW` points.
 
     Args:
         panels: title -> points (N, 2), categories (N,), silhouette score of the features themselves.
@@ -54,13 +72,21 @@ def tsne_figure(panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]
         for label in present:
             chosen = points[np.asarray(labels) == label]
             if len(chosen):
-                handles[label] = axis.scatter(chosen[:, 0], chosen[:, 1], s=22, color=category_colour(label),
-                                              edgecolor="white", linewidth=0.4)
-        axis.set_title(f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}", fontsize=11)
+                handles[label] = axis.scatter(chosen[:, 0], chosen[:, 1], s=26, color=category_colour(label),
+                                              marker=category_marker(label), edgecolor="#333333", linewidth=0.3)
+        axis.set_title(f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}\n"
+                       f"n = {len(points)}, perplexity {perplexity_of(len(points)):.3g}", fontsize=10)
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.legend([handles[label] for label in present], [class_names[label] for label in present],
-                  loc="outside lower center", ncols=min(6, len(present)), frameon=False, fontsize=9)
+    few = min((len(points) for points, _, _ in panels.values()), default=0) < FEW
+    figure.supxlabel("t-SNE has no units: sizes of groups and distances between them mean nothing." + (
+        f" Fewer than {FEW} points:\nthe picture depends on the seed more than on the features; judge by the "
+        "silhouette "
+        "of the features themselves." if few else ""), fontsize=8.5, color="#B24A00" if few else "#555555")
+    legend = figure.legend([handles[label] for label in present], [class_names[label] for label in present],
+                           loc="outside lower center", ncols=min(6, len(present)), frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -68,10 +94,13 @@ def _sound(axis: Any, pixels: Tensor, seconds: float, attention: Tensor | None =
     """Draw a spectrogram (bands, frames), low bands below, and a map (bands, columns) in [0, 1] over it."""
     bands = len(pixels)
     place = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, 0, bands)}
-    axis.imshow(pixels.numpy(), cmap="gray" if attention is not None else "magma", **place)
+    drawn, name = axis.imshow(pixels.numpy(), cmap="gray" if attention is not None else "magma", **place), "over median"
     if attention is not None:
-        axis.imshow(attention.numpy(), cmap="inferno", vmin=0, vmax=1, alpha=0.6, interpolation="bilinear", **place)
-    axis.set_yticks([])
+        drawn, name = axis.imshow(attention.numpy(), cmap="viridis", vmin=0, vmax=1, alpha=0.8 * attention.numpy(),
+                                  interpolation="nearest", **place), "map"
+        drawn = ScalarMappable(Normalize(0, 1), "viridis")
+    scale(axis, drawn, name)
+    axis.set_yticks([0, bands], ["0", str(bands)], fontsize=7)
 
 
 def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: Sequence[str],
@@ -96,12 +125,16 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
     count = len(frames)
     marks = range(count + 1) if times is None else [*times[:, 0].tolist(), float(times[-1, 1])]
     sounds = 0 if sound is None else 1 if frequencies is None else 2
-    heights = [1.15, *[0.8] * sounds, *[0.9] * bool(gates), *[0.36] * len(truth or ())]
+    pictures = 1 if spatial is None else 2
+    heights = [*[1.15] * pictures, *[0.8] * sounds, *[0.9] * bool(gates), *[0.36] * len(truth or ())]
     figure = Figure(figsize=(1.25 * count + 1.5, 0.7 + 1.35 * sum(heights)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
-    draw_frames(figure, grid, frames, [True] * count if valid is None else valid.tolist(), spatial)
-    row = 1
+    decoded = [True] * count if valid is None else valid.tolist()
+    draw_frames(figure, grid, frames, decoded)
+    if spatial is not None:
+        draw_frames(figure, grid, frames, decoded, spatial, row=1)
+    row = pictures
     if sound is not None:
         whole = sound.permute(1, 0, 2).flatten(1)
         whole = whole - whole.median(1, keepdim=True).values  # the steady level of a band hides its events
@@ -112,12 +145,13 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
                     heat(attention, tuple(attention.shape[1:]))).permute(1, 0, 2).flatten(1)
                 _sound(axis, whole, count, over)
                 axis.set_xticks(range(count + 1), [""] * (count + 1))
-                axis.set_ylabel(name, fontsize=9)
+                axis.set_ylabel(f"{name}\nmel band", fontsize=8)
                 row += 1
     if gates:
         axis = figure.add_subplot(grid[row, :])
-        for (name, gate), colour in zip(gates.items(), GATE_COLOURS * len(gates)):
-            axis.stairs(gate.numpy(), range(count + 1), color=colour, lw=2, label=name, baseline=None)
+        for place, (name, gate) in enumerate(gates.items()):
+            axis.stairs(gate.numpy(), range(count + 1), color=GATE_COLOURS[place % len(GATE_COLOURS)], lw=2, label=name,
+                        ls=GATE_DASHES[place % len(GATE_DASHES)], baseline=None)
         axis.set_xlim(0, count)
         axis.set_ylim(-0.03, 1.03)
         axis.set_ylabel("gates", fontsize=9)

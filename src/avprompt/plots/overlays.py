@@ -12,16 +12,15 @@ from avprompt.errors import ShapeError
 from avprompt.metrics.avs import jaccard
 from avprompt.plots.timeline import draw_frames, draw_sound, unit
 
-TRUTH, PREDICTION = "#2fbf71", "#ff8c1a"
+TRUTH, PREDICTION = "#56B4E9", "#E69F00"
 
 
 def _marked(picture: Tensor, mask: Tensor, colour: str) -> Tensor:
-    """(3, H, W) in [0, 1] -> the picture in dark grey, its masked pixels in a colour and outlined."""
+    """(3, H, W) in [0, 1] -> the picture, its masked pixels under a colour and outlined."""
     mask = F.interpolate(mask[None, None].float(), picture.shape[1:], mode="nearest-exact")[0]
-    grey = picture.mean(0, keepdim=True).expand_as(picture)
     paint = torch.tensor(to_rgb(colour)).view(3, 1, 1)
     inner = 1 - F.max_pool2d(1 - F.pad(mask, (1, 1, 1, 1)), 3, stride=1)
-    body = torch.where(mask.bool(), 0.45 * grey + 0.55 * paint, 0.6 * grey)
+    body = torch.where(mask.bool(), 0.55 * picture + 0.45 * paint, picture)
     return torch.where((mask - inner).bool(), paint, body)
 
 
@@ -33,8 +32,8 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
     Args:
         frames: (T, 3, H, W), uint8 or in [0, 1].
         audio: (T, S) in [-1, 1].
-        masks: (T, M, M) in {0, 1}, the annotated pixels, drawn in green.
-        prediction: (T, M, M) bool, the predicted pixels, drawn in orange, with their intersection over union (IoU) with
+        masks: (T, M, M) in {0, 1}, the annotated pixels, in sky blue.
+        prediction: (T, M, M) bool, the predicted pixels, in orange, with their intersection over union (IoU) with
             the annotated ones where a frame is annotated.
         annotated: (T,) bool, frames that have an annotated mask; `None` is all.
         title: title of the picture.
@@ -77,7 +76,7 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
                 axis.text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=9, transform=axis.transAxes)
                 continue
             picture = _marked(frames[second], values[second], colour).permute(1, 2, 0).numpy()
-            axis.imshow(picture, alpha=1.0 if decoded[second] else 0.25, aspect="auto")
+            axis.imshow(picture, alpha=1.0 if decoded[second] else 0.25, aspect="equal")
             if name == "predicted" and known[second]:
                 overlap = float(jaccard(prediction[second:second + 1], masks[second:second + 1]))
                 axis.set_xlabel(f"IoU {overlap:.2f}" + ("" if masks[second].any() else ", nothing sounds"), fontsize=9)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from avprompt.plots.timeline import bare, category_colour, draw_frames, draw_sound, runs
+from avprompt.plots.timeline import bare, category_colour, draw_frames, draw_probabilities, draw_sound, runs
 
 STYLES = {"annotated": {"lw": 0}, "predicted": {"lw": 0, "hatch": "/////"}}
 GREY = "#8c8c8c"
@@ -40,7 +40,8 @@ def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[
 
 def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
                    truth: tuple[Tensor, Tensor] | None = None, prediction: tuple[Tensor, Tensor] | None = None,
-                   title: str = "", start: float = 0.0, valid: Tensor | None = None) -> Figure:
+                   title: str = "", start: float = 0.0, valid: Tensor | None = None,
+                   probabilities: Mapping[str, Tensor] | None = None) -> Figure:
     """Draw a clip with the events that are heard and those that are seen, without the categories that never occur.
 
     Args:
@@ -52,6 +53,7 @@ def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
         title: title of the picture.
         start: second of the file at which the clip starts.
         valid: (T,) bool; segments that are padding have pale frames and hatched sound.
+        probabilities: name -> (T, C) of categories, drawn below.
 
     Returns:
         A figure without a window; save it or give it to a logger.
@@ -70,8 +72,9 @@ def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
         rows = {kind: pair[index] for kind, pair in pairs.items()}
         categories = sum(row.any(0) for row in rows.values()).nonzero().flatten().tolist()
         parts.append((name, rows, categories))
-    heights = [1.15, 0.7, *(0.12 + INCH * max(len(categories), 1) for _, _, categories in parts)]
-    figure = Figure(figsize=(1.25 * count + 1.5, 0.9 + sum(heights)), layout="constrained")
+    curves = dict(probabilities or {})
+    heights = [1.15, 0.7, *(0.12 + INCH * max(len(categories), 1) for _, _, categories in parts), *[0.8] * len(curves)]
+    figure = Figure(figsize=(1.25 * count + 1.5 + 1.2 * bool(curves), 0.9 + sum(heights)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.add_gridspec(len(heights), count, height_ratios=heights)
     draw_frames(figure, grid, frames, decoded)
@@ -80,6 +83,7 @@ def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
         _bars(figure.add_subplot(grid[row, :]), name, rows, class_names, categories)
     if pairs:
         figure.align_ylabels(figure.axes[-2:])
+        draw_probabilities(figure, grid, 2 + len(parts), curves, class_names, decoded)
         figure.legend(handles=[Patch(facecolor=GREY, edgecolor="white", label=kind, **STYLES[kind]) for kind in pairs],
                       loc="outside lower right", ncols=len(pairs), fontsize=8, frameon=False)
     if title:

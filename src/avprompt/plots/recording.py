@@ -14,15 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from avprompt.plots.timeline import BACKGROUND, WAVE, category_colour, runs
+from avprompt.plots.timeline import BACKGROUND, WAVE, category_colour, draw_curves, runs
 
 #: columns of a segment's spectrogram, points of its waveform, and bands between 0 Hz and half the sample rate
 COLUMNS, POINTS, BANDS = 24, 60, 64
 #: inches: margins, a second, the narrowest and the widest time axis
 LEFT, RIGHT, SECOND, NARROW, WIDE = 1.35, 2.1, 0.16, 7.0, 60.0
-#: curves of one kind that are drawn; the others stay below them
-CURVES = 5
-DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 3)))
 PADDING = "#8a8a8a"
 
 
@@ -150,9 +147,10 @@ def _spectrogram(axis: Axes, recording: Recording) -> object:
         place = (recording.times[first, 0], recording.times[last - 1, 1], 0, top)
         whole = recording.bands[first:last].transpose(1, 0, 2).reshape(recording.bands.shape[1], -1)
         step = max(1, recording.bands.shape[2] * len(recording.times) // 2000)
-        whole = whole[:, : max(1, whole.shape[1] // step) * step].reshape(len(whole), -1, min(step, whole.shape[1])).max(2)
-        picture = axis.imshow(whole, origin="lower", aspect="auto", extent=place, cmap="magma", vmin=high - 70, vmax=high,
-                              interpolation="nearest")
+        whole = whole[:, : max(1, whole.shape[1] // step) * step]
+        whole = whole.reshape(len(whole), -1, min(step, whole.shape[1])).max(2)
+        picture = axis.imshow(whole, origin="lower", aspect="auto", extent=place, cmap="magma", vmin=high - 70,
+                              vmax=high, interpolation="nearest")
     ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000, 16000) if hertz <= recording.rate / 2]
     axis.set_yticks(mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks], fontsize=7)
     axis.set_ylim(0, top)
@@ -189,25 +187,7 @@ def _events(axis: Axes, name: str, labels: Sequence[str], recording: Recording) 
 
 def _curves(axis: Axes, name: str, values: np.ndarray, recording: Recording) -> None:
     edges = np.append(recording.times[:, 0], recording.times[-1, 1])
-    shown = np.where(recording.predicted[:, None], values, np.nan)
-    count = len(recording.names)
-    single = values.shape[1] == 1
-    peaks = np.nan_to_num(shown).max(0)
-    chosen = [0] if single else [index for index in np.argsort(-peaks)[:CURVES].tolist() if peaks[index] > 0]
-    for place, index in enumerate(chosen):
-        known = not single and index < count
-        label = recording.names[index] if known else name if single else "background"
-        axis.stairs(shown[:, index], edges, baseline=None, lw=1.8, ls=DASHES[place],
-                    color=category_colour(index) if known else "#222222" if single else "#8a8a8a",
-                    label=textwrap.shorten(label, 24, placeholder=" …"))
-    axis.axhline(0.5, color="#bbbbbb", lw=0.8, zorder=0)
-    axis.set_ylim(-0.03, 1.03)
-    axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7)
-    axis.set_ylabel("\n".join(["probability", *([] if single else textwrap.wrap(name, 14))]), fontsize=8)
-    legend = axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.08), fontsize=7.5, frameon=False, handlelength=2.2,
-                         borderaxespad=0.2)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    draw_curves(axis, edges, np.where(recording.predicted[:, None], values, np.nan), recording.names, name)
 
 
 def recording_figure(recording: Recording, title: str = "") -> Figure:
@@ -266,7 +246,8 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
     ticks = np.arange(np.ceil(recording.begin / step) * step, recording.end + 1e-6, step)
     for place, axis in enumerate(axes):
         axis.set_xlim(recording.begin, recording.end)
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks] if place == len(axes) - 1 else [""] * len(ticks), fontsize=8)
+        named = [f"{tick:g}" for tick in ticks] if place == len(axes) - 1 else [""] * len(ticks)
+        axis.set_xticks(ticks, named, fontsize=8)
         axis.tick_params(length=2)
         if rows[place][1] != "bands":
             axis.grid(axis="x", color="#dddddd", lw=0.5)
