@@ -18,12 +18,16 @@ from test_predictions import Oracle
 from torch import Tensor
 
 from avprompt.callbacks import PredictionWriter
+from avprompt.cli.main import pictures
 from avprompt.data_modules import AVEDataModule
-from avprompt.errors import ArgumentError, ClipDecodeError
+from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError
 from avprompt.media.decode import Sampling, decode_clip, duration
 from avprompt.media.playable import plays, transcode
 from avprompt.pages.rendering import render
+from avprompt.plots.features import tsne_figure
 from avprompt.plots.recording import Recording, pieces, place_of, recording_figure
+from avprompt.plots.saving import save_figure
+from avprompt.plots.timeline import category_colour, category_marker, clip_figure
 from avprompt.tasks.base import AFTER_END, LACKING
 
 SEGMENTS = 4
@@ -189,3 +193,47 @@ def test_wrong_arguments() -> None:
             PredictionWriter(**wrong)
     with pytest.raises(Exception, match="text"):  # a template does not pass over what it lacks
         render("message.html", title="a")
+
+
+def test_figures_for_papers(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 1))
+    figure.text(0.1, 0.5, "Grün 日")
+    files = save_figure(figure, tmp_path / "one.two", ("png", "pdf", "svg"))
+    assert [path.name for path in files] == ["one.two.png", "one.two.pdf", "one.two.svg"]
+    pdf, svg = files[1].read_bytes(), files[2].read_text(encoding="utf-8")
+    assert b"/FontFile2" in pdf and b"/Type3" not in pdf and b"CreationDate" not in pdf
+    assert "<text" not in svg  # outlines, whatever fonts a reader has
+    again = save_figure(figure, tmp_path / "again", ("pdf", "svg"))
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in files[1:]]
+
+
+def test_probabilities_stand_beside_decisions() -> None:
+    curves = {"any event": torch.rand(4), "event": torch.rand(4, 3)}
+    figure = clip_figure(torch.rand(4, 3, 8, 8), torch.rand(4, 50), ["a", "b"], torch.tensor([0, 1, 2, 0]),
+                         valid=torch.tensor([True, True, True, False]), probabilities=curves, maps=torch.rand(4, 2, 2))
+    drawn = [[patch.get_data().values for patch in axis.patches if hasattr(patch, "get_data")] for axis in figure.axes]
+    single, several = [found for found in drawn if found]
+    assert len(single) == 1 and len(several) == 3 and np.isnan(single[0]).tolist() == [False] * 3 + [True]
+    assert single[0][:3] == pytest.approx(curves["any event"][:3].numpy())
+    names = [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
+    assert names[0] == "any event" and set(names[1:]) == {"a", "b", "background"}
+
+
+def test_few_points_are_cautioned_against() -> None:
+    points = {count: (np.random.default_rng(0).random((count, 2)), [k % 9 for k in range(count)], 0.1)
+              for count in (12, 200)}
+    few, many = (tsne_figure({"sound": panel}, list("abcdefghi")) for panel in points.values())
+    assert "Fewer than" in few.get_supxlabel() and "Fewer than" not in many.get_supxlabel()
+    assert "n = 12, perplexity 3.67" in few.axes[0].get_title()
+    looks = {(category_colour(index), category_marker(index)) for index in range(63)}
+    assert len(looks) == 63
+
+
+def test_format_on_the_command_line() -> None:
+    assert pictures(["--features", "--format=pdf"])[1:] == [
+        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.formats=[pdf]",
+        "--trainer.callbacks+=avprompt.callbacks.PredictionWriter", "--trainer.callbacks.formats=[pdf]"]
+    with pytest.raises(ConfigError, match="--format"):
+        pictures(["--format"])

@@ -32,9 +32,11 @@ usage: avprompt COMMAND [options]
   convert                           turn the authors' released checkpoints into ours
   sweep                             run the variants of a table with several seeds, here or on a cluster; resumable
   compare                           print finished runs beside the published figures
+  report                            write a page about a run: curves, intervals, categories, clips, settings
   efficiency                        measure parameters, GFLOPs, seconds and memory of a training step
   visualize                         predict the test split with pictures of truth, prediction and maps; with --features
-                                    also t-SNE with and without prompts, frequency maps and temporal gates
+                                    also t-SNE with and without prompts, frequency maps and temporal gates; with
+                                    --format pdf,svg for papers, as `predict` too
   quickstart                        generate, prepare, train, test and compare on this machine, in minutes
   completion bash|zsh|tcsh          print a script that completes commands and flags in this shell
 
@@ -47,10 +49,11 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 COMMANDS = (*TRAINER_COMMANDS, "visualize", "params", "data", "experiments", "completion", "convert", "sweep", "compare",
-            "efficiency", "quickstart")
+            "report", "efficiency", "quickstart")
 #: commands that are one function, whose signature and docstring are options and help
 FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
-             "efficiency": "avprompt.cli.efficiency", "quickstart": "avprompt.cli.quickstart"}
+             "report": "avprompt.reports.report", "efficiency": "avprompt.cli.efficiency",
+             "quickstart": "avprompt.cli.quickstart"}
 
 
 def convert(args: list[str]) -> None:
@@ -100,6 +103,32 @@ def trainer(args: list[str]) -> None:
     from avprompt.cli.lightning import AVPromptCLI
 
     AVPromptCLI(args)
+
+
+def pictures(args: list[str]) -> list[str]:
+    """The words of `predict` with `--features` and `--format`, which say what is drawn, as arguments of callbacks.
+
+    Raises:
+        ConfigError: `--format` without formats.
+
+    >>> pictures(["--config", "x", "--format", "pdf,svg"])[3:]
+    ['--trainer.callbacks+=avprompt.callbacks.PredictionWriter', '--trainer.callbacks.formats=[pdf, svg]']
+    """
+    drawn = ["avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in args)
+    args = [part for arg in args if arg != "--features"
+            for part in (arg.split("=", 1) if arg.startswith("--format=") else [arg])]
+    formats = ""
+    if "--format" in args:
+        place = args.index("--format")
+        if place + 1 == len(args) or args[place + 1].startswith("-"):
+            raise ConfigError("--format", "nothing", "png, pdf, svg, or several: pdf,svg",
+                              "Say which, or leave it out.")
+        formats = args[place + 1].strip("[]")
+        args = [*args[:place], *args[place + 2:]]
+        drawn.append("avprompt.callbacks.PredictionWriter")
+    written = ", ".join(part.strip() for part in formats.split(","))
+    return ["predict", *args, *(flag for name in drawn for flag in (
+        f"--trainer.callbacks+={name}", *([f"--trainer.callbacks.formats=[{written}]"] if formats else [])))]
 
 
 def cause(error: BaseException) -> AVPromptError | None:
@@ -153,14 +182,14 @@ def dispatch(args: list[str]) -> None:
         print(HELP)
     elif command == "--version":
         print(__version__)
+    elif command == "predict":
+        trainer(pictures(rest))
     elif command in TRAINER_COMMANDS:
         trainer(args)
     elif command == "visualize":
-        features = ["--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in rest)
-        rest = [arg for arg in rest if arg != "--features"]
         if not rest:
             trainer(args)
-        trainer(["predict", *rest, *features, "--data.predict_root", "null"])
+        trainer([*pictures(rest), "--data.predict_root", "null"])
     elif command == "params":
         check_files(rest)
         from avprompt.cli.params import params
