@@ -66,7 +66,9 @@ def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
 
     content = events(fitted).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     given = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert given["model.init_args.backbone.init_args.prompts.init_args.alpha"].number_value == 0.25
+    assert given["model.backbone.prompts.alpha"].number_value == 0.25
+    assert given["model"].string_value == "AVE" and given["model.backbone.prompts"].string_value == "DGSCT"
+    assert not [name for name in given if "init_args" in name or name.startswith(("trainer.logger", "ckpt_path"))]
     assert given["parameters/trainable"].number_value > 1e6
     last = events(fitted).Scalars("val_accuracy")[-1].value
     assert last == pytest.approx(json.loads((fitted / "result.json").read_text())["metrics"]["best_val_accuracy"])

@@ -41,6 +41,31 @@ def git_revision() -> str | None:
     return run.stdout.strip()
 
 
+#: settings that say where and how a run goes, not what is trained
+NOISE = ("ckpt_path", "verbose", "weights_only", "return_predictions", "trainer.logger", "trainer.callbacks",
+         "trainer.default_root_dir", "trainer.enable_", "trainer.log_every_n_steps", "trainer.use_distributed_sampler",
+         "data.init_args.root", "data.init_args.predict_root", "data.init_args.num_workers",
+         "data.init_args.pin_memory", "data.init_args.max_")
+
+
+def short_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings for a table of hyper-parameters: without noise and what is not set, classes by their own names.
+
+    Example:
+        >>> short_settings({"ckpt_path": None, "model": {"class_path": "avprompt.tasks.AVE",
+        ...                 "init_args": {"modality": "both", "prompt_lr": None}}})
+        {'model': 'AVE', 'model.modality': 'both'}
+    """
+    found = {}
+    for name, value in flatten(config).items():
+        if value is None or value in ([], {}) or name.startswith(NOISE):
+            continue
+        if name.rpartition(".")[2] == "class_path":
+            value = str(value).rpartition(".")[2]
+        found[name.removesuffix(".class_path").replace(".init_args", "")] = value
+    return found
+
+
 class RunReport(Callback):
     """Prints parameter counts, writes manifest.json and result.json, and gives TensorBoard hparams and result.
 
@@ -92,11 +117,12 @@ class RunReport(Callback):
             return
         counts = {f"parameters/{name}": count for name, count in count_parameters(pl_module).items()}
         given = {"experiment": self.experiment, **flatten(self.config), **counts}
+        shown = {"experiment": self.experiment, **short_settings(self.config), **counts}
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(given)
                 # without the list of columns: TensorBoard takes it from one run for all runs
-                for summary in hparams(given, metrics)[1:]:
+                for summary in hparams(shown, metrics)[1:]:
                     logger.experiment.file_writer.add_summary(summary)
                 logger.log_metrics(metrics, pl_module.global_step)
             else:

@@ -63,7 +63,9 @@ def arguments_of(variant: Variant) -> dict[str, Any]:
     prompts = get_nested(model, "backbone.init_args.prompts") or {}
     short = {"prompts": (prompts.get("class_path") or "NoPrompts").rpartition(".")[2],
              **{f"prompts.{name}": value for name, value in flatten(prompts.get("init_args") or {}).items()},
-             **flatten({name: value for name, value in model.items() if name != "backbone"}, "model.")}
+             **{name.removesuffix(".class_path").replace(".init_args", ""): str(value).rpartition(".")[2]
+                if name.endswith(".class_path") else value for name, value in
+                flatten({name: value for name, value in model.items() if name != "backbone"}, "model.").items()}}
     return {**short, "shots": get_nested(variant.runs[0].config, "data.init_args.shots") or "all",
             "max_epochs": get_nested(variant.runs[0].config, "trainer.max_epochs") or 0}
 
