@@ -40,9 +40,9 @@ class MUSICAVQADataModule(AVDataModule):
     Each question is an item. Many questions share a video, and evaluation takes them video by video. Batches have
     `question` (B, L) int64, padded with 0; `question_text`, `question_type` (such as `["Audio", "Counting"]`) and
     `question_id`, lists of B strings; `answer` (B,) int64; and with `negatives`, in training, `negative_frames` uint8
-    (B, T, 3, H, W), or with `published_features` `negative_features` (B, T, 196, 512). A user's own videos have
-    `question` and `question_text` only. `avprompt.datasets.music_avqa` describes the published files; `AVDataModule`
-    describes the other arguments.
+    (B, T, 3, H, W), or with `published_features` or `feature_cache` `negative_features` (B, T, N, C). A user's own
+    videos have `question` and `question_text` only. `avprompt.datasets.music_avqa` describes the published files;
+    `AVDataModule` describes the other arguments.
 
     Attributes:
         class_names: the possible answers.
@@ -180,9 +180,8 @@ class MUSICAVQADataModule(AVDataModule):
                         rng: np.random.Generator) -> Sample:
         others = [video for video in videos if video != item.id]
         chosen = rng.integers(len(others), size=self.sampling.segments)
-        if self.published_features is not None:
-            files = data.features.folders["visual_features"]
-            features = [files.read(others[place], int(rng.integers(self.segments))) for place in chosen]
+        if data.features is not None:
+            features = [data.features.read_visual(others[place], rng, self.sampling.segments) for place in chosen]
             return {**self.annotate(item, rng), "negative_features": torch.stack(features)}
         frames = torch.stack([self._negative(data, others, int(place), rng) for place in chosen])
         return {**self.annotate(item, rng), "negative_frames": frames}

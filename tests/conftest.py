@@ -45,6 +45,13 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def narrow_vggish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VGGish with few channels: 128 come out, and its 72 million parameters are not built."""
+    monkeypatch.setattr("avprompt.encoders.vggish.CHANNELS", ((2,), (2,), (2, 2), (2, 2)))
+    monkeypatch.setattr("avprompt.encoders.vggish.WIDTHS", (8, 8, 128))
+
+
 @pytest.fixture(scope="session")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Makes a synthetic dataset, prepared for the tiny encoders; the processes of a test run share it."""
@@ -110,6 +117,22 @@ def llp_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ids = {video.id for videos in llp.read_splits(llp_root, llp.read_categories(llp_root)).values() for video in videos}
     return npy_features(tmp_path_factory.mktemp("llp_features"), ids, {
         "vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)})
+
+
+@pytest.fixture(scope="session")
+def llp_taught(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of segments that others gave the training videos of `llp_root`: as if each event lasted."""
+    import numpy as np
+
+    from avprompt.datasets import llp
+
+    folder, names = tmp_path_factory.mktemp("taught"), llp.read_categories(llp_root)
+    for kind in llp.EVENTS:
+        (folder / kind).mkdir()
+        for video in llp.read_splits(llp_root, names)["train"]:
+            label = video.weak_label(len(names)).numpy().astype(np.int64)
+            np.save(folder / kind / f"{video.id}.npy", np.tile(label, (10, 1)))
+    return folder
 
 
 @pytest.fixture(scope="session")

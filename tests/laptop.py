@@ -35,12 +35,18 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         lines += contrastive_lines(arguments)
         data = [*data, "shots: 2"] if "shots" in content["data"]["init_args"] else data
     published = arguments["backbone"]["class_path"].endswith("PublishedFeatures")
+    mapped = arguments["backbone"]["class_path"].endswith("MapBackbone")
     lines += [] if published else ["    backbone:", "      init_args:"]
     encoder = {} if published else arguments["backbone"]["init_args"]["visual"]
     axes = encoder.get("init_args", {}).get("audio_axes")  # what the tiny class has too must be repeated
     more = f"audio_axes: {axes}, " if axes else ""
     if published:
         lines = [] if lines == ["model:", "  init_args:"] else lines
+    elif mapped:
+        small = {"PVT": "model: pvt_v2_b0", "ResNet": "model: resnet18"}.get(encoder["class_path"].rpartition(".")[2])
+        lines += ["        visual:", f"          class_path: {encoder['class_path']}",
+                  f"          init_args: {{pretrained: none, img_size: 64{', ' + small if small else ''}}}",
+                  "        audio: {class_path: avprompt.encoders.VGGish, init_args: {pretrained: none}}"]
     elif contrastive:
         lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
                   for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
@@ -56,10 +62,11 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
                   "frozen: true, released_mode: false}}"
                   for side, kind, own in (("visual", "TinySwinV2", more), ("audio", "TinyHTSAT", ""))]
     lines += ["data:", "  init_args:", *(f"    {line}" for line in (
-        "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0", "batch_size: 4", *data))]
+        "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0",
+        f"batch_size: {1 if mapped else 4}", *data))]
     overlay.write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--config", str(overlay)]
-    if published:
+    if published or mapped:
         return flags
     prompts = "--model.init_args.backbone.init_args.prompts.init_args"
     name = arguments["backbone"]["init_args"]["prompts"]["class_path"].rpartition(".")[2]

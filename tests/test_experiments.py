@@ -31,17 +31,16 @@ SYNTHETIC_DATASETS = {
 }
 #: data module -> fixture of published features of its dataset
 FEATURES = {"AVEDataModule": "ave_features", "LLPDataModule": "llp_features", "MUSICAVQADataModule": "avqa_features"}
-#: they differ from another experiment in the head alone, which tests/test_classic_heads.py trains
-SAME_BUT_FOR_THE_HEAD = ("ave_avel_noatt_vgg19", "ave_dmrn_vgg19", "ave_avsdn_vgg19", "ave_dam_vgg19", "ave_cman_vgg19",
-                         "ave_cmran_vgg19", "ave_mm_pyramid_vgg19", "ave_cmran_vgg19_weak", "ave_psp_vgg19_weak",
-                         "ave_cmbs_vgg19_weak", "ave_late_fusion_vgg19", "avvp_mm_pyramid_feats")
 #: trained parameters of the classics: those of the published networks that have an effect
 CLASSICS = {"ave_avel_vgg19": 1_335_246, "ave_avel_noatt_vgg19": 956_317, "ave_dmrn_vgg19": 1_571_150,
             "ave_avsdn_vgg19": 2_162_510, "ave_cmran_vgg19": 9_509_150, "ave_cmran_vgg19_weak": 9_509_407,
             "ave_psp_vgg19": 1_548_657, "ave_psp_vgg19_weak": 1_253_902, "ave_cmbs_vgg19": 9_200_473,
             "ave_cmbs_vgg19_weak": 9_395_518, "ave_rfjc_vgg19": 22_776_510, "avvp_mgn_feats": 4_366_065,
-            "avvp_han_feats": 4_569_675, "avvp_mm_pyramid_feats": 40_827_469,
-            "avqa_st_avqa_res18": 7_916_716}
+            "avvp_han_feats": 4_569_675, "avvp_valor_feats": 5_094_475, "avvp_mm_pyramid_feats": 40_827_469,
+            "avqa_st_avqa_res18": 7_916_716, "avqa_st_avqa_networks": 7_916_716, "avvp_han_networks": 4_044_875,
+            "ave_late_fusion_networks": 1_335_246,
+            **dict.fromkeys(("avs_s4_pvt", "avs_ms3_pvt"), 100_140_417),
+            **dict.fromkeys(("avs_s4_resnet50", "avs_ms3_resnet50"), 68_157_697)}
 #: experiments with nothing to train
 ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap", "fewshot_ave_clip_clap")
 #: experiments that differ in method, encoders and their learning rate alone from one that runs below; methods run in the
@@ -58,9 +57,12 @@ ALIKE = {
     **dict.fromkeys((f"fewshot_ave_{method}" for method in (
         "none", "bitfit", "adapter", "vpt", "lora", "cola", "lavish", "lavish_star", "stgcma", "avmoe", "mettle_like",
         "molt_like", "copl_like")), "fewshot_ave_dgsct"),
+    "avs_s4_resnet50": "avs_s4_pvt",
+    "avs_ms3_resnet50": "avs_ms3_pvt",
+    "ave_late_fusion_networks": "ave_late_fusion",
     **{f"{task}_lavish_star": f"{task}_dgsct" for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
 }
-RUN = [path for path in EXPERIMENTS if path.stem not in {*ALIKE, *SAME_BUT_FOR_THE_HEAD}]
+RUN = [path for path in EXPERIMENTS if path.stem not in ALIKE]
 #: parameters of the method and all that are trained, by the authors' classes or by hand
 COUNTS = {
     "ave_linear_probe": (0, 801_821),
@@ -105,6 +107,8 @@ def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> lis
     if "published_features" in content["data"]["init_args"]:
         folder_of_features = request.getfixturevalue(FEATURES[data])
         extra = [line for line in extra if line != "features: null"] + [f"published_features: {folder_of_features}"]
+    if "taught" in content["data"]["init_args"]:
+        extra = [*extra, f"taught: {request.getfixturevalue('llp_taught')}"]
     if data == "AVSBenchDataModule":
         root = root[content["data"]["init_args"]["setting"]]
     return ["--config", str(path), *tiny(path, folder / "tiny.yaml", [f"root: {root}", *extra]), "--trainer",
@@ -116,7 +120,8 @@ def test_what_is_not_run_is_like_what_is() -> None:
         content = read_yaml(ROOT / "experiments" / f"{name}.yaml")
         content["model"]["init_args"] = {key: value for key, value in content["model"]["init_args"].items()
                                          if key not in ("backbone", "prompt_lr")}
-        content["data"]["init_args"].pop("image_size", None)  # the encoder's
+        for key in ("image_size", "sample_rate"):  # the encoders'
+            content["data"]["init_args"].pop(key, None)
         return content
 
     for name, other in ALIKE.items():
@@ -125,6 +130,7 @@ def test_what_is_not_run_is_like_what_is() -> None:
 
 @pytest.mark.parametrize("path", RUN, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
+@pytest.mark.usefixtures("narrow_vggish")
 def test_experiment_trains_validates_and_tests(path: Path, request: pytest.FixtureRequest, tmp_path: Path,
                                                monkeypatch: pytest.MonkeyPatch) -> None:
     """And gives every trained parameter a gradient at the first step: DDP waits for each of them."""

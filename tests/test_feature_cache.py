@@ -180,3 +180,30 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "features"])
     assert "an experiment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "fixture", "data"), [
+    ("avvp_han_networks", "llp_root",
+     ["--data.categories", "[disc, square, triangle, plus, ring, star, bar, hourglass]"]),
+    ("avqa_st_avqa_networks", "avqa_root", ["--data.stride", "null"])])
+@pytest.mark.filterwarnings("ignore:parsing runs without")
+@pytest.mark.usefixtures("narrow_vggish")
+def test_heads_of_parsing_and_questions_train_on_features_of_such_networks(
+        name: str, fixture: str, data: list[str], request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """ResNet and VGGish fill a cache; negatives of question answering come from the cache too."""
+    flags = ["--config", str(ROOT / "experiments" / f"{name}.yaml"),
+             "--data.root", str(request.getfixturevalue(fixture)), "--data.image_size", "64", "--data.num_workers", "0", "--data.batch_size", "2", *data]
+    visual = {"model": "resnet18", "pretrained": "none", "img_size": "64"}
+    networks = [text for key, value in visual.items() for text in (f"--model.backbone.visual.{key}", value)]
+    run(["data", "features", *flags, *networks, "--model.backbone.audio.pretrained", "none", "--pool", "grid", "--out",
+         str(tmp_path / "cache")])
+    on_cache = [*flags, "--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache",
+                str(tmp_path / "cache"), "--data.feature_cache", str(tmp_path / "cache")]
+    run(["fit", *on_cache, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml")])
+    if "avqa" in name:
+        _, module = parts_of(on_cache)
+        module.setup("fit")
+        sample = module.datasets["train"][0]
+        kept = {tuple(map(float, row)) for clip_id in set(module.datasets["train"].ids) - {sample["id"]}
+                for row in module.datasets["train"].features.read(clip_id)["visual_features"][:, 0, :4]}
+        assert all(tuple(map(float, row)) in kept for row in sample["negative_features"][:, 0, :4])

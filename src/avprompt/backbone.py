@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
+from avprompt.encoders.convolutional import MapEncoder
 from avprompt.encoders.tags import encoder_of_tag
+from avprompt.encoders.vggish import VGGish
 from avprompt.errors import ArgumentError, ShapeError, check_choice
 from avprompt.feature_cache import MODALITIES, FeatureCache
 from avprompt.features import AVFeatures, FeatureSource, Modality
@@ -112,6 +114,31 @@ class _Walk:
         return tokens
 
 
+def fit_frames(encoder: FrozenEncoder, frames: Tensor) -> Tensor:
+    """See `FeatureSource.fit_frames`."""
+    size = encoder.input.height, encoder.input.width
+    if frames.shape[-2:] == size:
+        return frames
+    normalised = encoder.normalise(frames)
+    return F.interpolate(normalised.flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
+
+
+def check_batch(batch: Mapping[str, Any], more: tuple[str, ...] = ()) -> None:
+    """Whether a batch holds frames, audio and what else is needed, of as many clips and segments.
+
+    Raises:
+        ArgumentError: an entry is missing.
+        ShapeError: frames and audio disagree in clips or segments.
+    """
+    if missing := [name for name in ("frames", "audio", *more) if name not in batch]:
+        raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
+                            "Check the data module, and the `extra_inputs` of the prompt method.")
+    frames, audio = batch["frames"], batch["audio"]
+    if frames.shape[:2] != audio.shape[:2]:
+        raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
+                         "the same first two dimensions (clips B, segments T)", "Check the data module.")
+
+
 def unpaired(count: int, partnered: list[int]) -> list[int]:
     """Indices below `count` that are not among `partnered`."""
     return sorted(set(range(count)) - set(partnered))
@@ -166,6 +193,10 @@ class AVPromptBackbone(FeatureSource):
             if not isinstance(value, kind):
                 raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
                                     f"Give an object of a class of avprompt.{kind.__module__.split('.')[1]}.")
+        for name, value in (("visual", visual), ("audio", audio)):
+            if not len(value.stages):
+                raise ArgumentError(name, type(value).__name__, "an encoder of blocks, which prompts work on",
+                                    "Use avprompt.backbone.MapBackbone for networks without.")
         self.visual, self.audio, self.prompts = visual, audio, prompts
         if checkpointing == "adapters" and not prompts.has_adapters:
             raise ArgumentError("checkpointing", f"adapters, with {type(prompts).__name__}",
@@ -218,7 +249,7 @@ class AVPromptBackbone(FeatureSource):
     @property
     def visual_spec(self) -> BlockSpec:
         """Grid and prefix of the visual tokens."""
-        return self.visual.stages[-1].blocks[-1].spec
+        return self.visual.last_spec
 
     @property
     def pyramid_specs(self) -> list[BlockSpec]:
@@ -230,11 +261,7 @@ class AVPromptBackbone(FeatureSource):
 
         Frames of its size stay as they are; others are normalised, then resized bicubically without low-pass.
         """
-        size = self.visual.input.height, self.visual.input.width
-        if frames.shape[-2:] == size:
-            return frames
-        normalised = self.visual.normalise(frames)
-        return F.interpolate(normalised.flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
+        return fit_frames(self.visual, frames)
 
     def plain_visual_tokens(self, frames: Tensor) -> Tensor:
         """Frames (B, T, 3, H, W) -> tokens (B, T, N_v, C_v) of the plain visual encoder, without a graph."""
@@ -274,13 +301,8 @@ class AVPromptBackbone(FeatureSource):
             ShapeError: frames and audio disagree in clips or segments, or do not fit the encoders.
         """
         method = self.prompts if prompted else self._plain()
-        if missing := [name for name in ("frames", "audio", *method.extra_inputs) if name not in batch]:
-            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
-                                "Check the data module, and the `extra_inputs` of the prompt method.")
+        check_batch(batch, method.extra_inputs)
         frames, audio = batch["frames"], batch["audio"]
-        if frames.shape[:2] != audio.shape[:2]:
-            raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
-                             "the same first two dimensions (clips B, segments T)", "Check the data module.")
         trained = prompted and any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
         state = PromptState(frames.shape[1], maps, {name: batch[name] for name in method.extra_inputs},
                             trained or method.gradient == "encoder",
@@ -338,6 +360,81 @@ class AVPromptBackbone(FeatureSource):
     def _embed(encoder: FrozenEncoder, x: Tensor) -> Tensor:
         with torch.no_grad() if encoder.frozen and not encoder.trained else nullcontext():
             return encoder.embed(x)
+
+
+class MapBackbone(FeatureSource):
+    """Two networks side by side that have no blocks to prompt: those behind the published features, and AVSBench's.
+
+    Args:
+        visual: maps of frames; with `frozen: false` it is trained, as in AVSBench's own network.
+        audio: one vector a segment.
+
+    Raises:
+        ArgumentError: an encoder of another kind.
+
+    Example:
+        >>> from avprompt.encoders import PVT, VGGish
+        >>> with torch.device("meta"):
+        ...     backbone = MapBackbone(PVT(frozen=False), VGGish())
+        >>> backbone.audio_dim, [spec.grid for spec in backbone.pyramid_specs]
+        (128, [(56, 56), (28, 28), (14, 14), (7, 7)])
+    """
+
+    batch_keys = ("frames", "audio")
+
+    def __init__(self, visual: MapEncoder, audio: VGGish) -> None:
+        super().__init__()
+        for name, value, kind in (("visual", visual, MapEncoder), ("audio", audio, VGGish)):
+            if not isinstance(value, kind):
+                raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
+                                    "Encoders with blocks belong into AVPromptBackbone.")
+        self.visual, self.audio = visual, audio
+        self.visual_dim, self.audio_dim = visual.dim, audio.dim
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether an encoder is in train mode."""
+        return self.visual.training or self.audio.training
+
+    @property
+    def visual_spec(self) -> BlockSpec:
+        """Size of the last map."""
+        return self.visual.specs[-1]
+
+    @property
+    def pyramid_specs(self) -> list[BlockSpec]:
+        """Size of each map."""
+        return self.visual.specs
+
+    def fit_frames(self, frames: Tensor) -> Tensor:
+        """See `AVPromptBackbone.fit_frames`."""
+        return fit_frames(self.visual, frames)
+
+    def plain_visual_tokens(self, frames: Tensor) -> Tensor:
+        """Frames (B, T, 3, H, W) -> tokens (B, T, N, C) of the last map, without a graph."""
+        with torch.no_grad():
+            return self.visual(frames).unflatten(0, frames.shape[:2])
+
+    def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
+        """Both networks.
+
+        Args:
+            batch: `frames` and `audio` as for `AVPromptBackbone`.
+            prompted: `False` builds no graph.
+            maps: without meaning here.
+
+        Raises:
+            ArgumentError: the batch lacks an entry.
+            ShapeError: frames and audio disagree in clips or segments, or do not fit the encoders.
+        """
+        check_batch(batch)
+        count = batch["frames"].shape[:2]
+        with nullcontext() if prompted and not self.visual.frozen else torch.no_grad():
+            self.visual.check_frames(batch["frames"])
+            pyramid = [tokens.unflatten(0, count) for tokens in self.visual.maps(batch["frames"])]
+        with nullcontext() if prompted and not self.audio.frozen else torch.no_grad():
+            heard = self.audio.embed(batch["audio"]).unflatten(0, count)
+        return AVFeatures(pyramid[-1].mean(2), heard.mean(2), pyramid[-1], heard, pyramid)
 
 
 class StoredFeatures(FeatureSource, abc.ABC):

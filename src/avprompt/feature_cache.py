@@ -171,14 +171,32 @@ class FeatureCache:
         Raises:
             DatasetError: the cache does not hold the clip.
         """
+        place = self._place(clip_id)
+        return {"valid": torch.from_numpy(np.array(self._map("valid")[place])),
+                **{f"{modality}_features": self._values(modality, place) for modality in MODALITIES}}
+
+    def read_visual(self, clip_id: str, rng: np.random.Generator, segments: int) -> Tensor:
+        """Visual features of a random decoded one of a clip's T segments, float32: (C,), or (N, C) without tokens
+        before the grid.
+
+        Raises:
+            DatasetError: the cache does not hold the clip.
+        """
+        place = self._place(clip_id)
+        decoded = np.flatnonzero(self._map("valid")[place])
+        values = self._values("visual", place, int(rng.choice(decoded if len(decoded) else segments))).float()
+        return values if values.ndim == 1 else values[self.record.spec("visual").prefix:]
+
+    def _place(self, clip_id: str) -> int:
         place = self.places.get(clip_id)
         if place is None or not self._map("done")[place]:
             raise DatasetError(self.folder, f"no features of {clip_id}", "features of every clip", AGAIN)
-        found = {"valid": torch.from_numpy(np.array(self._map("valid")[place]))}
-        for modality in MODALITIES:
-            values = torch.from_numpy(np.array(self._map(modality)[place]))
-            found[f"{modality}_features"] = values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
-        return found
+        return place
+
+    def _values(self, modality: str, place: int, segment: int | slice = slice(None)) -> Tensor:
+        """Features of a clip, or of one of its segments."""
+        values = torch.from_numpy(np.array(self._map(modality)[place][segment]))
+        return values.view(torch.bfloat16) if values.dtype == torch.uint16 else values
 
     def check(self, sampling: Sampling, clips: Mapping[str, str]) -> None:
         """Whether this cache holds these clips, cut so.

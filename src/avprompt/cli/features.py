@@ -13,7 +13,7 @@ from avprompt.errors import ArgumentError, ConfigError, DatasetError
 if TYPE_CHECKING:
     import torch
 
-    from avprompt.backbone import AVPromptBackbone
+    from avprompt.backbone import AVPromptBackbone, MapBackbone
     from avprompt.data_modules import AVDataModule
     from avprompt.feature_cache import CacheRecord, Pool, Precision
 
@@ -28,12 +28,13 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
         ConfigError: a method that changes what happens inside the encoders, encoders that train or run in train mode,
             or data that are augmented.
     """
-    from avprompt.backbone import AVPromptBackbone
+    from avprompt.backbone import AVPromptBackbone, MapBackbone
 
-    if not isinstance(backbone, AVPromptBackbone):
-        raise ConfigError("--model.backbone", type(backbone).__name__, "AVPromptBackbone, which computes features",
-                          "Choose an experiment with encoders.")
-    if backbone.prompts.gradient == "encoder":
+    if not isinstance(backbone, (AVPromptBackbone, MapBackbone)):
+        raise ConfigError("--model.backbone", type(backbone).__name__,
+                          "AVPromptBackbone or MapBackbone, which compute features", "Choose an experiment with "
+                          "encoders.")
+    if backbone.prompts is not None and backbone.prompts.gradient == "encoder":
         raise ConfigError("--model.backbone.prompts", type(backbone.prompts).__name__,
                           "a method that leaves what happens inside the encoders as it is",
                           "Add `--model.backbone.prompts avprompt.methods.NoPrompts`.")
@@ -49,7 +50,7 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
             raise ConfigError(f"--data.{name}", getattr(data, name), off, "Features are computed once for each clip.")
 
 
-def probe(backbone: AVPromptBackbone) -> dict[str, list[float]]:
+def probe(backbone: AVPromptBackbone | MapBackbone) -> dict[str, list[float]]:
     """Statistics of both encoders' tokens for random inputs; other weights or arguments give other statistics."""
     import torch
 
@@ -66,7 +67,7 @@ def probe(backbone: AVPromptBackbone) -> dict[str, list[float]]:
     return answers
 
 
-def record_of(backbone: AVPromptBackbone, data: AVDataModule, clips: dict[str, str], pool: Pool,
+def record_of(backbone: AVPromptBackbone | MapBackbone, data: AVDataModule, clips: dict[str, str], pool: Pool,
               precision: Precision) -> CacheRecord:
     """What a cache of these features says about itself."""
     import json
@@ -78,14 +79,14 @@ def record_of(backbone: AVPromptBackbone, data: AVDataModule, clips: dict[str, s
                        "input": asdict(encoder.input), "probe": answers[name]}
                 for name in MODALITIES for encoder in (getattr(backbone, name),)}
     # heads and windows belong to the block, not to the features
-    specs = {name: asdict(getattr(backbone, name).stages[-1].blocks[-1].spec) for name in MODALITIES}
+    specs = {name: asdict(getattr(backbone, name).last_spec) for name in MODALITIES}
     specs = {name: {key: value for key, value in spec.items() if key not in ("heads", "window")}
              for name, spec in specs.items()}
     record = CacheRecord(encoders, specs, data.sampling.settings, pool, precision, clips)
     return CacheRecord(**json.loads(json.dumps(asdict(record))))  # as it will be read: lists instead of tuples
 
 
-def compute(backbone: AVPromptBackbone, data: AVDataModule, out: Path, splits: list[str], pool: Pool,
+def compute(backbone: AVPromptBackbone | MapBackbone, data: AVDataModule, out: Path, splits: list[str], pool: Pool,
             precision: Precision, overwrite: bool, device: torch.device) -> int:
     """Fill a cache, or go on with one that was begun; see `features`.
 

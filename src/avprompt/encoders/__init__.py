@@ -12,6 +12,7 @@ from avprompt.encoders.base import (
 )
 from avprompt.encoders.clap import CLAPAudio
 from avprompt.encoders.clip import CLIP
+from avprompt.encoders.convolutional import PVT, VGG, MapEncoder, ResNet
 from avprompt.encoders.dasheng import Dasheng
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.htsat import HTSAT
@@ -21,8 +22,10 @@ from avprompt.encoders.tags import encoder_of_tag
 from avprompt.encoders.text import CLAPText, CLIPText, TextTower, class_embeddings, class_texts
 from avprompt.encoders.timm_vit import TimmViT
 from avprompt.encoders.tiny import TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, TinyHTSAT, TinySwinV2
+from avprompt.encoders.vggish import VGGish
 
 __all__ = ["CLIP", "HTSAT", "ASTransformer", "AudioInput", "BlockSpec", "CLAPAudio", "CLAPText", "CLIPText", "Dasheng",
-           "Edits", "Fbank", "FrozenBlock", "FrozenEncoder", "PlainViTBlock", "Stage", "SwinSpectrogram", "SwinV1",
-           "SwinV2", "TextTower", "TimmViT", "TinyCLAP", "TinyCLAPText", "TinyCLIP", "TinyCLIPText", "TinyHTSAT",
-           "TinySwinV2", "ViTSpectrogram", "VisualInput", "class_embeddings", "class_texts", "encoder_of_tag"]
+           "Edits", "Fbank", "FrozenBlock", "FrozenEncoder", "MapEncoder", "PVT", "PlainViTBlock", "ResNet", "Stage",
+           "SwinSpectrogram", "SwinV1", "SwinV2", "TextTower", "TimmViT", "TinyCLAP", "TinyCLAPText", "TinyCLIP",
+           "TinyCLIPText", "TinyHTSAT", "TinySwinV2", "VGG", "VGGish", "ViTSpectrogram", "VisualInput",
+           "class_embeddings", "class_texts", "encoder_of_tag"]

@@ -365,6 +365,17 @@ class FrozenEncoder(nn.Module, abc.ABC):
         frames = frames.to(torch.promote_types(dtype, torch.float32)).div_(255)
         return frames.sub_(self.frame_mean).div_(self.frame_std).to(dtype)
 
+    def check_frames(self, frames: Tensor) -> None:
+        """Whether frames are (B, T, 3, H, W) of the encoder's size.
+
+        Raises:
+            ShapeError: they are not.
+        """
+        size = (3, self.input.height, self.input.width)
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != size:
+            raise ShapeError("frames", tuple(frames.shape), f"(B, T, {', '.join(map(str, size))})",
+                             "Set --data.image_size to the visual encoder's size.")
+
     def embed(self, x: Tensor) -> Tensor:
         """Tokens of the first block.
 
@@ -379,10 +390,7 @@ class FrozenEncoder(nn.Module, abc.ABC):
             ShapeError: another number of dimensions, another size or dtype.
         """
         if isinstance(self.input, VisualInput):
-            size = (3, self.input.height, self.input.width)
-            if x.ndim != 5 or tuple(x.shape[2:]) != size:
-                raise ShapeError("frames", tuple(x.shape), f"(B, T, {', '.join(map(str, size))})",
-                                 "Set --data.image_size to the visual encoder's size.")
+            self.check_frames(x)
             return self.stem(self.normalise(x))
         rate, seconds, samples = self.input.sample_rate, self.input.seconds, self.input.samples
         if x.ndim != 3 or not x.is_floating_point():
@@ -408,9 +416,14 @@ class FrozenEncoder(nn.Module, abc.ABC):
         return name
 
     @property
+    def last_spec(self) -> BlockSpec:
+        """Size of the tokens that come out."""
+        return self.stages[-1].blocks[-1].spec
+
+    @property
     def dim(self) -> int:
-        """Channels of the last block's tokens."""
-        return self.stages[-1].blocks[-1].spec.dim
+        """Channels of the tokens that come out."""
+        return self.last_spec.dim
 
     def blocks(self) -> Iterator[FrozenBlock]:
         """Every block, first to last."""

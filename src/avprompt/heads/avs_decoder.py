@@ -63,12 +63,14 @@ class Level(nn.Module):
         width: its channels C.
         gates: strength of the temporal gates: audio guides video, video guides audio; 0 leaves one out.
         narrow: channels before dilated convolutions that follow the resizing; 0 has none.
+        project: project the stage to these channels; otherwise the convolutions read it as it is.
     """
 
-    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float], narrow: int = 0) -> None:
+    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float], narrow: int = 0,
+                 project: bool = True) -> None:
         super().__init__()
         self.grid, self.prefix, self.size, (self.a2v, self.v2a) = spec.grid, spec.prefix, size, gates
-        self.project, self.tpavi = nn.Linear(spec.dim, narrow or width), TPAVI(width)
+        self.project, self.tpavi = nn.Linear(spec.dim, narrow or width) if project else nn.Identity(), TPAVI(width)
         self.dilated = nn.ModuleList(nn.Conv2d(narrow, width, 3, padding=wide, dilation=wide)
                                      for wide in (DILATIONS if narrow else ()))
         for convolution in self.dilated:
@@ -81,7 +83,8 @@ class Level(nn.Module):
     def resize(self, tokens: Tensor) -> Tensor:
         """(B, T, N, C) -> (B, T, size, size, C)."""
         maps = self.project(tokens[:, :, self.prefix:]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
-        maps = F.interpolate(wide(maps), (self.size, self.size), mode="bicubic").to(maps.dtype)
+        if self.grid != (self.size, self.size):
+            maps = F.interpolate(wide(maps), (self.size, self.size), mode="bicubic").to(maps.dtype)
         maps = sum(convolution(maps) for convolution in self.dilated) if self.dilated else maps
         return maps.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 
@@ -154,10 +157,12 @@ class AVSDecoder(nn.Module):
         rectified: see `ResidualUnit`; it also rectifies the maps that the loss of MS3 compares, as released.
         dilated: project the stages to AVSBench's 64, 128, 320 and 512 channels (for a width of 256) and sum four
             dilated convolutions, as LAVISH and STG-CMA do; otherwise project to the width at once (DG-SCT).
+        project: `False` is AVSBench's own decoder: the dilated convolutions read the stages as they are, and TPAVI the
+            sound, which must have 128 channels.
 
     Raises:
-        ArgumentError: the mask size is no multiple of what the stages need, the width no multiple of 8, or more than
-            four stages with `dilated`.
+        ArgumentError: the mask size is no multiple of what the stages need, the width no multiple of 8, more than four
+            stages with `dilated`, or `project: false` without `dilated` or with other sound.
 
     Example:
         >>> stages = [BlockSpec(8, (8, 8), 0), BlockSpec(16, (4, 4), 1)]
@@ -168,12 +173,16 @@ class AVSDecoder(nn.Module):
 
     def __init__(self, audio_dim: int, stages: list[BlockSpec], mask_size: int = 224,
                  gates: tuple[float, float] = (0.05, 0.05), matching: bool = False, width: int = 256,
-                 rectified: bool = True, dilated: bool = False) -> None:
+                 rectified: bool = True, dilated: bool = False, project: bool = True) -> None:
         super().__init__()
+        if not project and (not dilated or audio_dim != SOUND):
+            raise ArgumentError("project", f"false, with {audio_dim} channels of sound and dilated: {dilated}",
+                                f"{SOUND} channels and dilated: true", "Set it to true.")
         if dilated and len(stages) > len(AVSBENCH):
             raise ArgumentError("dilated", f"true, with {len(stages)} stages", f"at most {len(AVSBENCH)}",
                                 "Set it to false.")
         narrow = [channels * width // 256 for channels in AVSBENCH] if dilated else [0] * len(stages)
+        narrow = narrow if project else [spec.dim for spec in stages]
         step = 4 * 2 ** (len(stages) - 1)
         if mask_size % step:
             raise ArgumentError("mask_size", mask_size, f"a multiple of {step}, for {len(stages)} stages",
@@ -181,8 +190,8 @@ class AVSDecoder(nn.Module):
         if width % 8:
             raise ArgumentError("width", width, "a multiple of 8", "Choose another width.")
         self.gates, self.matching, self.rectified = gates, matching, rectified
-        self.audio_project = nn.Linear(audio_dim, SOUND)
-        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates, channels)
+        self.audio_project = nn.Linear(audio_dim, SOUND) if project else nn.Identity()
+        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates, channels, project)
                                     for k, (spec, channels) in enumerate(zip(stages, narrow)))
         self.fusions = nn.ModuleList(Fusion(width, k + 1 < len(stages), rectified) for k in range(len(stages)))
         self.output = nn.Sequential(

@@ -74,12 +74,15 @@ class NpyFolder:
         shape: of the array in each file.
         step: rows of a segment.
         reduce: rows of whole segments -> the features of these segments, such as each segment's first row.
+        kinds: of numbers that the array may hold, as NumPy's `dtype.kind`: `f` is floating point, `i` and `u` are
+            integers.
     """
 
     folder: Path
     shape: tuple[int, ...]
     step: int = 1
     reduce: Callable[[np.ndarray], np.ndarray] = np.asarray
+    kinds: str = "f"
 
     def ids(self) -> set[str]:
         """Clips that have a file.
@@ -96,14 +99,15 @@ class NpyFolder:
         """Features of a clip, or of one of its segments, float32.
 
         Raises:
-            ClipDecodeError: no file, no array of floating-point numbers, another shape, NaN or infinity.
+            ClipDecodeError: no file, no array of such numbers, another shape, NaN or infinity.
         """
-        path, expected = self.folder / f"{clip_id}.npy", f"finite floating-point numbers {self.shape}"
+        numbers = "floating-point numbers" if self.kinds == "f" else "numbers"
+        path, expected = self.folder / f"{clip_id}.npy", f"finite {numbers} {self.shape}"
         try:
             values = read_array(path, mapped=True)
         except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, expected, AGAIN) from error
-        if values.shape != self.shape or values.dtype.kind != "f":
+        if values.shape != self.shape or values.dtype.kind not in self.kinds:
             raise ClipDecodeError(path, f"{values.dtype} {values.shape}", expected, AGAIN)
         if segment is not None:
             values = values[self.step * segment:self.step * (segment + 1)]
@@ -131,6 +135,14 @@ class NpyFeatureFiles(FeatureFiles):
 
     def ids(self) -> set[str]:
         return set.intersection(*self.found.values())
+
+    def read_visual(self, clip_id: str, rng: np.random.Generator, segments: int) -> Tensor:
+        """Visual features of a random one of a clip's T segments, such as (N, C).
+
+        Raises:
+            ClipDecodeError: the file is damaged.
+        """
+        return self.folders["visual_features"].read(clip_id, int(rng.integers(segments)))
 
     def read_item(self, item: Any) -> dict[str, Tensor]:
         found = {name: files.read(item.id) for name, files in self.folders.items()}

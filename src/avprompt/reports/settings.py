@@ -19,7 +19,9 @@ ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT":
             "SwinV1 swin_large_patch4_window7_224 (ms_in22k)": "Swin-L",
             "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
             "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
-            "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14", "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
+            "PVT pvt_v2_b5 (in1k)": "PVT-v2", "ResNet resnet50 (IMAGENET1K_V1)": "ResNet-50",
+            "VGGish (vggish-10086976)": "VGGish", "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14",
+            "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
 #: names of methods in published tables, where they are not those of their classes
 METHODS = {"NoPrompts": "no prompts", "DGSCT": "DG-SCT", "DGSCTFewShot": "DG-SCT", "DGSCTPaper": "DG-SCT (paper's)",
            "AVSTFP": "AV-STFP", "STGCMA": "STG-CMA", "FineTuning": "fine-tuning", "Adapters": "adapters",

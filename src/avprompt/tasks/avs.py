@@ -32,6 +32,7 @@ class AVS(AVPromptTask):
         decoder_width: channels of the decoder's maps.
         rectified: keep the side effects of the released decoder's in-place ReLUs, see `AVSDecoder`.
         dilated: AVSBench's dilated convolutions, see `AVSDecoder`.
+        project: `False` is AVSBench's own decoder, see `AVSDecoder`.
         protocol: how the F-score is counted, see `AVSFScore`.
         options: see `AVPromptTask`.
 
@@ -52,13 +53,14 @@ class AVS(AVPromptTask):
     resizes_frames = True
 
     def __init__(self, backbone: FeatureSource, mask_size: int = 224, matching: float = 0.0, decoder_width: int = 256,
-                 rectified: bool = True, dilated: bool = False, protocol: Literal["dataset", "released"] = "dataset",
-                 **options: Any) -> None:
+                 rectified: bool = True, dilated: bool = False, project: bool = True,
+                 protocol: Literal["dataset", "released"] = "dataset", **options: Any) -> None:
         super().__init__(backbone, **options)
         self.matching = matching
         with seeded("head"):
             self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size,
-                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified, dilated)
+                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified, dilated,
+                                   project)
         self.metrics.update({"miou": AVSJaccard(), "fscore": AVSFScore(protocol)})
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
