@@ -13,7 +13,7 @@ import torch
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.data_modules.few_shot import FewShotDataModule
 from avprompt.datasets import llp
-from avprompt.errors import ArgumentError, ConfigError, DatasetError
+from avprompt.errors import AnnotationError, ArgumentError, ConfigError, DatasetError
 from avprompt.media.feature_files import NpyFolder
 from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
@@ -64,10 +64,14 @@ class LLPDataModule(AVDataModule):
         features: folder of r2plus1d_18 features, a file `<id>.npy` of T x 512 floating-point numbers for each video, as
             published in LLP_dataset/feats/r2plus1d_18; `None` parses without them. A video without its file counts as
             missing; a damaged file ends the run.
+        taught: folder of labels of segments that other networks gave the training videos, as VALOR publishes them: in
+            `audio` and `visual` a file `<id>.npy` of T x C numbers, 0 or 1, each. Training batches then have
+            `taught_audio` and `taught_visual` (B, T, C) float32, for `supervision: taught` of `AVVP`.
         options: see `AVDataModule`.
 
     Raises:
         AnnotationError: `categories` contradicts categories.txt.
+        DatasetError: from `setup`, a folder is missing, or a training video has no file in `taught`.
         ConfigError: `features` is combined with `predict_root` or `published_features`.
 
     Example:
@@ -79,7 +83,7 @@ class LLPDataModule(AVDataModule):
     info = llp.INFO
 
     def __init__(self, root: Path, categories: list[str] | None = None, features: Path | None = None,
-                 **options: Any) -> None:
+                 taught: Path | None = None, **options: Any) -> None:
         super().__init__(root, **options)
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = llp.read_categories(self.root, categories)
@@ -88,6 +92,9 @@ class LLPDataModule(AVDataModule):
             raise ConfigError("features, published_features", f"{features}, {self.published_features}",
                               "one of them: the published features include r2plus1d_18", "Set `features: null`.")
         self.features = None if features is None else Path(features).expanduser()
+        shape = self.sampling.segments, self.num_classes
+        self.taught = {} if taught is None else {
+            kind: NpyFolder(Path(taught).expanduser() / kind, shape, kinds="fiub") for kind in llp.EVENTS}
         self.video_dim = 0 if features is None and self.published_features is None else FEATURES
         if self.features is not None and self.predict_root is not None:
             raise ConfigError("features, predict_root", f"{features}, {self.predict_root}",
@@ -96,7 +103,7 @@ class LLPDataModule(AVDataModule):
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {**super().sizes, "video_dim": self.video_dim}
+        return {**super().sizes, "video_dim": self.video_dim, "taught": bool(self.taught)}
 
     def setup(self, stage: str) -> None:
         if self.video_dim == 0 and not self.datasets:
@@ -105,6 +112,10 @@ class LLPDataModule(AVDataModule):
             raise DatasetError("features", self.features, "a folder of <id>.npy files, r2plus1d_18 features",
                                "Correct the path, or set `features: null`.")
         super().setup(stage)
+        for kind, files in self.taught.items() if "train" in self.datasets else ():
+            if lacking := sorted(set(self.datasets["train"].ids) - files.ids()):
+                raise DatasetError(files.folder, f"no labels of {len(lacking)} training videos, such as {lacking[0]}",
+                                   "a file <id>.npy for each", "Correct `taught`, or leave it out.")
 
     def _available(self, split: str, items: list[llp.Video], reader: ClipReader) -> list[llp.Video]:
         return super()._available(split, items, WithFeatures(reader, self.features) if self.features else reader)
@@ -120,6 +131,12 @@ class LLPDataModule(AVDataModule):
         if item.audio is not None and item.visual is not None:
             sample["audio_target"], sample["visual_target"] = (
                 llp.target(events, self.sampling.segments, self.num_classes) for events in (item.audio, item.visual))
+        if item.audio is None:  # a training video, of which the events of segments are not annotated
+            for kind, files in self.taught.items():
+                sample[f"taught_{kind}"] = labels = files.read(item.id)
+                if not ((labels == 0) | (labels == 1)).all():
+                    raise AnnotationError(files.folder / f"{item.id}.npy", "numbers besides 0 and 1", "0 or 1",
+                                          "Give labels and not probabilities.")
         if self.features is not None:
             sample["video_features"] = NpyFolder(self.features, (self.segments, FEATURES)).read(item.id)
         return sample
@@ -160,7 +177,7 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
     def __init__(self, root: Path, categories: list[str] | None = None,
                  label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: int = 0,
                  single_label: bool = True, **options: Any) -> None:
-        super().__init__(root, categories=categories, features=None, **options)
+        super().__init__(root, categories=categories, features=None, taught=None, **options)
         if label_policy not in ("lowest", "seeded", "any"):
             raise ArgumentError("label_policy", label_policy, "lowest, seeded or any", "Correct the argument.")
         if label_seed < 0:

@@ -152,6 +152,11 @@ PARSING: dict[str, tuple[Callable[..., nn.Module], int, dict[str, list[float]]]]
         "video_prob": [0.617397, 0.614755, 0.784249, 0.577107, 0.460567, 0.795363, 0.511794, 0.642199],
         "audio_video_prob": [0.590081, 0.675935, 0.767429, 0.43111, 0.479343, 0.837005, 0.310362, 0.456924],
         "visual_prob": [0.555003, 0.776889, 0.326734, 0.808553, 0.084536, 0.816362, 0.469028, 0.432811]}),
+    "VALOR": (partial(HAN, heads=8, hidden=1024, in_turn=True), 5_094_475, {
+        "video_prob": [0.513258, 0.415928, 0.722489, 0.400569, 0.31048, 0.641872, 0.547049, 0.67357],
+        "audio_video_prob": [0.513858, 0.413683, 0.695252, 0.494605, 0.390047, 0.664978, 0.356831, 0.587702],
+        "audio_prob": [0.623007, 0.779467, 0.434449, 0.239194, 0.478487, 0.769448, 0.592243, 0.867652],
+        "visual_prob": [0.493772, 0.735586, 0.170087, 0.693979, 0.074753, 0.8558, 0.245877, 0.326176]}),
     "MM-Pyramid": (partial(MMPyramidParsing, exchanged=True), 40_827_469, {
         "video_prob": [0.425427, 0.230257, 0.0971, 0.983503, 0.022248, 0.15735, 0.083689, 0.0249],
         "audio_video_prob": [0.833581, 0.001809, 0.001159, 0.99553, 0.002877, 0.955409, 0.082383, 0.011055],
@@ -469,3 +474,25 @@ def test_released_loss_is_that_of_probabilities() -> None:
     expected = nn.MultiLabelSoftMarginLoss()(outputs["segments"].softmax(-1), batch["event"])
     assert torch.isclose(task.losses(outputs, batch)["segment"], expected)
     assert torch.isclose(losses.softmax_margin(outputs["segments"], batch["event"]), expected)
+
+
+def test_taught_segments_take_the_place_of_two_terms_on_the_video() -> None:
+    """VALOR: the video's labels on what both say, and labels of segments on what each says of a segment."""
+    task = AVVP(Given(), CLASSES, 4, 0, HAN, supervision="taught").train()
+    probs = {name: torch.rand(2, 4, CLASSES) for name in ("audio_prob", "visual_prob")}
+    outputs = {**probs, **{f"{name}video_prob": torch.rand(2, CLASSES) for name in ("", "audio_", "visual_")}}
+    labels = {f"taught_{kind}": torch.randint(2, (2, 4, CLASSES)).float() for kind in ("audio", "visual")}
+    batch = {"labels": torch.eye(CLASSES)[:2], **labels}
+    found = task.losses(outputs, batch)
+    assert found.keys() == {"video", "audio_segments", "visual_segments"}
+    for kind in ("audio", "visual"):
+        expected = torch.nn.functional.binary_cross_entropy(probs[f"{kind}_prob"], labels[f"taught_{kind}"])
+        assert torch.isclose(found[f"{kind}_segments"], expected)
+    with pytest.raises(ArgumentError, match="^supervision:"):
+        task.losses(outputs, {"labels": batch["labels"]})
+    assert task.eval().losses(outputs, {"labels": batch["labels"]}).keys() == {"video"}  # evaluation has none
+    for build, name in ((lambda: AVVP(Given(), CLASSES, 4, 0, HAN, supervision="segments"), "supervision"),
+                        (lambda: HAN(4, 8, 3, heads=3), "heads, hidden"),
+                        (lambda: HAN(4, 8, 3, hidden=0), "heads, hidden")):
+        with pytest.raises(ArgumentError, match=f"^{name}:"):
+            build()

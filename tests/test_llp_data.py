@@ -290,6 +290,31 @@ def test_video_features(copy: Path) -> None:
         module(copy, features=copy / "nowhere").setup("fit")
 
 
+def test_labels_of_segments_from_other_networks(llp_root: Path, llp_taught: Path, tmp_path: Path) -> None:
+    """VALOR's: for training videos alone; what lacks, and what is no label, is named."""
+    data = module(llp_root, taught=llp_taught)
+    data.setup("fit")
+    sample, batch = data.datasets["train"][0], data.example_batch(2)
+    for kind in ("audio", "visual"):
+        assert torch.equal(sample[f"taught_{kind}"], sample["labels"].expand(10, -1))
+        assert batch[f"taught_{kind}"].shape == (2, 10, 8) and f"taught_{kind}" not in data.datasets["val"][0]
+    shutil.copytree(llp_taught, tmp_path / "taught")
+    first = tmp_path / "taught" / "audio" / f"{sample['id']}.npy"
+    np.save(first, np.full((10, 8), 0.5))
+    wrong = module(llp_root, taught=tmp_path / "taught")
+    wrong.setup("fit")
+    with pytest.raises(AnnotationError, match=rf"{sample['id']}\.npy.*0 or 1"):
+        wrong.datasets["train"][0]
+    np.save(first, np.zeros((9, 8), np.int64))
+    with pytest.raises(ClipDecodeError, match=r"int64 \(9, 8\).*numbers \(10, 8\)"):
+        wrong.datasets["train"][0]
+    first.unlink()
+    with pytest.raises(DatasetError, match=f"no labels of 1 training videos, such as {sample['id']}"):
+        module(llp_root, taught=tmp_path / "taught").setup("fit")
+    with pytest.raises(DatasetError, match="no folder"):
+        module(llp_root, taught=tmp_path / "nowhere").setup("fit")
+
+
 def test_missing_and_damaged_video_features(copy: Path) -> None:
     ids = sorted(video.id for videos in llp.read_splits(copy).values() for video in videos)
     folder = features(copy, ids)

@@ -239,13 +239,18 @@ def _weak_labels(clips: int, num_classes: int) -> Tensor:
     return torch.eye(num_classes)[torch.arange(clips) % num_classes]
 
 
-def parsing_example(clips: int, segments: int, num_classes: int, video_dim: int = 0) -> dict[str, Tensor]:
-    """`labels` (clips, C) float32 and, where `video_dim` is not 0, `video_features` (clips, T, video_dim) float32."""
+def parsing_example(clips: int, segments: int, num_classes: int, video_dim: int = 0,
+                    taught: bool = False) -> dict[str, Tensor]:
+    """`labels` (clips, C) float32 and, where `video_dim` is not 0, `video_features` (clips, T, video_dim) float32; with
+    `taught` also `taught_audio`, `taught_visual` (clips, T, C) float32."""
     features = {"video_features": torch.randn(clips, segments, video_dim)} if video_dim else {}
-    return {**features, "labels": _weak_labels(clips, num_classes)}
+    labels = _weak_labels(clips, num_classes)
+    taught_labels = {f"taught_{kind}": labels.unsqueeze(1).repeat(1, segments, 1) for kind in EVENTS if taught}
+    return {**features, **taught_labels, "labels": labels}
 
 
-def classification_example(clips: int, segments: int, num_classes: int, video_dim: int = 0) -> dict[str, Tensor]:
+def classification_example(clips: int, segments: int, num_classes: int, video_dim: int = 0,
+                           taught: bool = False) -> dict[str, Tensor]:
     """`label` (clips,) int64 and `labels` (clips, C) float32."""
     return {"label": torch.arange(clips) % num_classes, "labels": _weak_labels(clips, num_classes)}
 

@@ -8,7 +8,7 @@ import abc
 import torch
 from torch import Tensor, nn
 
-from avprompt.errors import ShapeError
+from avprompt.errors import ArgumentError, ShapeError
 from avprompt.precision import wide
 
 WIDTH, DROPOUT = 512, 0.1  # of the released network
@@ -74,12 +74,17 @@ class AttentivePooling(nn.Module):
 
 
 class HybridAttention(nn.Module):
-    """A modality attends to the other one and to itself; the same weights serve both."""
+    """A modality attends to the other one and to itself; the same weights serve both.
 
-    def __init__(self) -> None:
+    Args:
+        heads: of each attention.
+        hidden: channels between the two linear layers.
+    """
+
+    def __init__(self, heads: int = 1, hidden: int = WIDTH) -> None:
         super().__init__()
-        self.across, self.own = (nn.MultiheadAttention(WIDTH, 1, DROPOUT, batch_first=True) for _ in range(2))
-        self.linear1, self.linear2 = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.across, self.own = (nn.MultiheadAttention(WIDTH, heads, DROPOUT, batch_first=True) for _ in range(2))
+        self.linear1, self.linear2 = nn.Linear(WIDTH, hidden), nn.Linear(hidden, WIDTH)
         self.norm1, self.norm2, self.dropout = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH), nn.Dropout(DROPOUT)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
@@ -112,7 +117,7 @@ class ParsingHead(nn.Module, abc.ABC):
 
 class HAN(ParsingHead):
     """HAN's network as released, without the parts that never influence an output: 4,569,675 parameters with VGGish,
-    ResNet-152 and R(2+1)D-18.
+    ResNet-152 and R(2+1)D-18. VALOR's has eight heads, 1024 hidden channels, and takes modalities in turn: 5,094,475.
 
     Args:
         audio_dim: channels of the audio features.
@@ -120,6 +125,12 @@ class HAN(ParsingHead):
         num_classes: event categories.
         segments: not needed; any number of segments will do.
         video_dim: channels of the r2plus1d features; 0 is a network without them.
+        heads: of each attention.
+        hidden: channels of the feed-forward layer.
+        in_turn: vision attends to what the layer has made of the sound, and not to the sound before it.
+
+    Raises:
+        ArgumentError: heads that do not divide 512, or no hidden channel.
 
     Example:
         >>> HAN(4, 8, 3, video_dim=0)(torch.rand(2, 10, 4), torch.rand(2, 10, 8))["video_prob"].shape
@@ -127,13 +138,17 @@ class HAN(ParsingHead):
     """
 
     def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10,
-                 video_dim: int = 512) -> None:
+                 video_dim: int = 512, heads: int = 1, hidden: int = WIDTH, in_turn: bool = False) -> None:
         super().__init__()
-        self.inputs, self.attention = ParsingInputs(audio_dim, visual_dim, video_dim), HybridAttention()
-        self.pool = AttentivePooling(num_classes)
+        if heads < 1 or WIDTH % heads or hidden < 1:
+            raise ArgumentError("heads, hidden", f"{heads}, {hidden}", f"a divisor of {WIDTH}, and at least 1",
+                                "Correct them.")
+        self.inputs, self.attention = ParsingInputs(audio_dim, visual_dim, video_dim), HybridAttention(heads, hidden)
+        self.pool, self.in_turn = AttentivePooling(num_classes), in_turn
 
     def forward(self, audio: Tensor, visual: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, C_v), r2plus1d features (B, T, C_s) where the network has them -> outputs of
         `AttentivePooling`."""
         sound, sight = self.inputs(audio, visual, video)
-        return self.pool(self.attention(sound, sight), self.attention(sight, sound))
+        heard = self.attention(sound, sight)
+        return self.pool(heard, self.attention(sight, heard if self.in_turn else sound))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
 from avprompt import losses
 from avprompt.backbone import seeded
-from avprompt.errors import ArgumentError
+from avprompt.errors import ArgumentError, check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.han import ParsingHead
 from avprompt.heads.mgn import MGNHead
@@ -32,10 +32,14 @@ class AVVP(AVPromptTask):
             backbone has them, belong to MGN alone.
         gate_audio: apply MGN's temporal gate of vision on audio, which the released code computes and overwrites.
         smoothing: label smoothing s of visual events: s y + (1 - s) / 2.
+        supervision: `video`, the video's labels on the probabilities by sound, by sight and by both; `taught`, VALOR's:
+            the video's labels on the probability by both, and labels of segments that other networks gave (`taught` of
+            the data module) on the probabilities of segments.
         options: see `AVPromptTask`.
 
     Raises:
-        ArgumentError: `gate_audio` with another head than MGN.
+        ArgumentError: `gate_audio` with another head than MGN, an unknown `supervision`, or in training with `taught` a
+            batch without such labels.
 
     Example:
         >>> import torch
@@ -55,12 +59,13 @@ class AVVP(AVPromptTask):
 
     def __init__(self, backbone: FeatureSource, num_classes: int = 25, segments: int = 10, video_dim: int = 512,
                  head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: float = 0.9,
-                 **options: Any) -> None:
+                 supervision: Literal["video", "taught"] = "video", **options: Any) -> None:
         super().__init__(backbone, **options)
         if gate_audio and head is not None:
             raise ArgumentError("gate_audio", True, "false, with another head than MGN",
                                 "Leave out `gate_audio`, or `head`.")
-        self.smoothing = smoothing
+        check_choice("supervision", supervision, ("video", "taught"))
+        self.smoothing, self.supervision = smoothing, supervision
         with seeded("head"):
             sizes = self.backbone.audio_dim, self.backbone.visual_dim, num_classes, segments, video_dim
             self.head = MGNHead(*sizes, self.backbone.temporal_gates, gate_audio) if head is None else head(*sizes)
@@ -73,11 +78,19 @@ class AVVP(AVPromptTask):
         return self.head(features.audio, features.visual, video)
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The terms of the released training scripts, each with weight 1: three on the video's labels, and with MGN two
-        on its class tokens."""
+        """The terms of the released training scripts, each with weight 1: three on the video's labels, or with `taught`
+        one on these and two on labels of segments; and with MGN two on its class tokens."""
         labels = batch["labels"]
         tokens = {f"{name}_tokens": losses.token_category(outputs[f"{name}_token_logits"])
                   for name in ("audio", "visual") if f"{name}_token_logits" in outputs}
+        if self.supervision == "taught":
+            kinds = [kind for kind in ("audio", "visual") if f"taught_{kind}" in batch]
+            if self.training and len(kinds) < 2:
+                raise ArgumentError("supervision", "taught, and training batches without labels of segments",
+                                    "such labels", "Give the data module their folder: --data.taught.")
+            segments = {f"{kind}_segments": losses.cross_entropy_of_probability(
+                outputs[f"{kind}_prob"], batch[f"taught_{kind}"]) for kind in kinds}
+            return {**tokens, "video": losses.multi_label(outputs["video_prob"], labels), **segments}
         return {
             **tokens,
             "video": losses.multi_label(outputs["video_prob"], labels),
