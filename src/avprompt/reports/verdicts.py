@@ -158,6 +158,25 @@ def untested(tests: PairedTests, every: bool) -> list[str]:
     return [f"untested, {why}: {'; '.join(pairs)}" for why, pairs in whys.items()]
 
 
+def needed_text(pair: Comparison, what: str, alpha: float) -> str:
+    """How many seeds or clips tell a pair apart, and how many there are; or why that cannot be said.
+
+    Args:
+        pair: two rows.
+        what: `seeds` or `clips`.
+        alpha: level of the test.
+    """
+    if what == "seeds" and pair.seeds < 2:
+        return "unknown from one seed"
+    if what == "clips" and not pair.clips:
+        return "unknown without outcomes"
+    if not pair.difference:
+        return "no difference was seen"
+    number, has = pair.needed(what, alpha=alpha), getattr(pair, what)
+    most = MOST_SEEDS if what == "seeds" else MOST_CLIPS
+    return f"{number:,} (has {has:,})" if number else f"none up to {most:,} (has {has:,})"
+
+
 def power_table(tests: PairedTests, every: bool) -> Table:
     """What it takes to tell the rows apart, as a table.
 
@@ -167,13 +186,10 @@ def power_table(tests: PairedTests, every: bool) -> Table:
     """
     alpha, rows = ALPHA / max(len(tests.pairs), 1), []
     for pair in tests.ordered(every):
-        seeds, clips = pair.needed("seeds", alpha=alpha), pair.needed("clips", alpha=alpha)
         rows.append([pair.first, pair.second, points(pair.difference).lstrip("+"),
                      f"{100 * pair.standard_error():.1f}", f"{pair.power(pair.seeds, pair.clips, alpha=alpha):.0%}",
-                     f"{100 * pair.detectable(alpha):.1f}", f"{seeds:,} (has {pair.seeds})" if seeds else
-                     "unknown from one seed" if pair.seeds < 2 else f"more than {MOST_SEEDS:,}",
-                     f"{clips:,} (has {pair.clips:,})" if clips else "unknown without outcomes" if not pair.clips else
-                     f"more than {MOST_CLIPS:,}"])
+                     f"{100 * pair.detectable(alpha):.1f}", needed_text(pair, "seeds", alpha),
+                     needed_text(pair, "clips", alpha)])
     return Table(f"{tests.task}: power of the tests of {tests.metric}",
                  ["row", "against", "difference", "standard error", "power now", "detectable difference",
                   "seeds needed, with these clips", "clips needed, with these seeds"], rows, {},
