@@ -200,7 +200,8 @@ class AVPromptCLI(LightningCLI):
                               "a logger whose package is installed",
                               f"Run `pip install {package}`, or take another logger.")
         for key in ("name", "experiment_name", "project"):
-            if logger.init_args.get(key) == "lightning_logs":
+            if key in logger.init_args and logger.init_args[key] in (
+                    "lightning_logs", *([None] if key == "project" else [])):
                 logger.init_args[key] = self.experiment
         if kind == "MLFlowLogger" and not logger.init_args.get("tracking_uri"):
             # MLflow 3 refuses folders, which it no longer extends, unless it is told so; a database needs a server's
