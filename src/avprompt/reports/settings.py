@@ -25,7 +25,9 @@ ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT":
 #: names of methods in published tables, where they are not those of their classes
 METHODS = {"NoPrompts": "no prompts", "DGSCT": "DG-SCT", "DGSCTFewShot": "DG-SCT", "DGSCTPaper": "DG-SCT (paper's)",
            "AVSTFP": "AV-STFP", "STGCMA": "STG-CMA", "FineTuning": "fine-tuning", "Adapters": "adapters",
-           "AVELHead": "AVEL", "CMBSAlone": "CMBS", "FixedEmbeddings": "fixed texts", "CLIPAdapter": "CLIP-Adapter"}
+           "MettleLike": "Mettle-like", "MoLTLike": "MoLT-like", "CoPLLike": "CoPL-like", "MoMALike": "MoMA-like",
+           "AVELHead": "AVEL", "CMBSAlone": "CMBS", "MMPyramid": "MM-Pyramid", "MMPyramidParsing": "MM-Pyramid",
+           "FixedEmbeddings": "fixed texts", "CLIPAdapter": "CLIP-Adapter"}
 TRAIN_MODE = ", in train mode as released"
 #: ids of clips of synthetic datasets that were written before manifests said so
 GENERATED = re.compile(r"(\w+_)?world\d{9}|llp\d{8}")
