@@ -27,6 +27,10 @@ from avprompt.methods.base import Checkpointing, PromptMethod, PromptState, mean
 from avprompt.methods.none import NoPrompts
 
 
+#: what is compiled, see `AVPromptBackbone`
+Compile = Literal["none", "regions", "model"]
+
+
 def spread(count: int, partners: int) -> list[int]:
     """Indices of `partners` of `count` blocks, evenly spaced up to the last: 6 of 18 are 2, 5, 8, 11, 14, 17."""
     return [(k + 1) * count // partners - 1 for k in range(partners)]
@@ -157,6 +161,9 @@ class AVPromptBackbone(FeatureSource):
             insists on the former, `even` on the latter.
         checkpointing: what the backward pass computes again instead of reading it from memory: `none`; `adapters`, the
             method's parts beside the frozen blocks; `all`, each block pair with them.
+        compile: what `torch.compile` makes kernels of: `none`; `regions`, the halves of the frozen blocks and the
+            method's parts, each by itself; `model`, the whole walk behind the front ends. It needs a C++ compiler, and
+            the first steps take minutes.
 
     Raises:
         ArgumentError: an argument is of another kind; `pairing: stages` with different numbers of stages; an
@@ -176,9 +183,10 @@ class AVPromptBackbone(FeatureSource):
 
     def __init__(self, visual: FrozenEncoder | str, audio: FrozenEncoder | Literal["shared", "separate"] | str,
                  prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
-                 checkpointing: Checkpointing = "none") -> None:
+                 checkpointing: Checkpointing = "none", compile: Compile = "none") -> None:
         super().__init__()
         check_choice("checkpointing", checkpointing, get_args(Checkpointing))
+        check_choice("compile", compile, get_args(Compile))
         visual = encoder_of_tag(visual) if isinstance(visual, str) else visual
         if audio in ("shared", "separate"):
             if not hasattr(visual, "listener"):
@@ -213,6 +221,29 @@ class AVPromptBackbone(FeatureSource):
             self.prompts.attach(*self._specs())
         for encoder in (self.visual, self.audio):
             encoder.unfreeze(self.prompts.trains)
+        self._compile(compile)
+
+    def _compile(self, what: Compile) -> None:
+        if what != "none":
+            import torch._dynamo
+
+            # a region is one function for all shapes of its kind, of which the walk has a dozen
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        if what == "model":
+            self._walk = torch.compile(self._walk, dynamic=False)
+        elif what == "regions":
+            for block in dict.fromkeys((*self.visual.blocks(), *self.audio.blocks())):
+                block.compile_parts()
+            for part in self.prompts.parts():
+                part.compile(dynamic=False)
+
+    def store(self, kind: torch.dtype) -> None:
+        """Hold the frozen linear layers of both encoders in a dtype, see `FrozenEncoder.store`."""
+        frozen = [encoder for encoder in (self.visual, self.audio) if encoder.frozen]
+        for encoder in frozen:  # which may share their blocks
+            encoder.known = encoder.fingerprint()
+        for encoder in frozen:
+            encoder.store(kind)
 
     def _specs(self) -> tuple[list, dict[str, list]]:
         """Specs of the block pairs, and of each modality's blocks without a partner."""
@@ -308,17 +339,19 @@ class AVPromptBackbone(FeatureSource):
                             trained or method.gradient == "encoder",
                             self.checkpointing == "adapters" and torch.is_grad_enabled())
         with nullcontext() if trained or method.gradient != "none" else torch.no_grad():
-            return self._walk(frames, audio, method, state)
+            for encoder in (self.visual, self.audio):
+                for block in encoder.blocks():
+                    block.prepare()
+            return self._walk(self._embed(self.visual, frames), self._embed(self.audio, audio), method, state)
 
     def _plain(self) -> NoPrompts:
         plain = NoPrompts()
         plain.attach(*self._specs())
         return plain
 
-    def _walk(self, frames: Tensor, waveform: Tensor, method: PromptMethod, state: PromptState) -> AVFeatures:
+    def _walk(self, visual: Tensor, audio: Tensor, method: PromptMethod, state: PromptState) -> AVFeatures:
         v_walk, a_walk = (_Walk(name, encoder, [pair[side] for pair in self.sites], method, state.encoder_graph)
                           for side, (name, encoder) in enumerate((("visual", self.visual), ("audio", self.audio))))
-        visual, audio = (self._embed(e, x) for e, x in ((self.visual, frames), (self.audio, waveform)))
         visual, audio = method.begin(visual, audio, state)
         v_next = a_next = 0
         for site, (i, j) in enumerate(self.sites):

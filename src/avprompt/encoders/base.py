@@ -220,6 +220,19 @@ class FrozenBlock(nn.Module, abc.ABC):
         raise ArgumentError("encoder", type(self).__name__, "blocks that can attend over time",
                             "Use a plain vision transformer without rotary positions, Swin or HTS-AT.")
 
+    def prepare(self) -> None:
+        """Compute once what is constant because the block is frozen."""
+
+    def forget(self) -> None:
+        """Drop what `prepare` has computed: weights may have changed. Loading, moving and casting the block, and
+        switching its encoder between training and evaluation, do so by themselves; a weight that is changed by hand
+        needs this call."""
+
+    def compile_parts(self) -> None:
+        """Compile both halves of the attention and the MLP, the pieces that methods call."""
+        for name in ("_mix_values", "project_out", "_mlp"):
+            setattr(self, name, torch.compile(getattr(self, name), dynamic=False))
+
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> (B*T, N, C), both branches added in turn."""
         x = x + self.attention(x)
@@ -329,6 +342,22 @@ class FrozenEncoder(nn.Module, abc.ABC):
         self.released_mode = released_mode
         #: names of the parameters that a method trains, see `unfreeze`
         self.unfrozen: frozenset[str] = frozenset()
+        #: fingerprint of the weights before `store` rounded them
+        self.known: str | None = None
+
+    def store(self, kind: torch.dtype) -> None:
+        """Hold the frozen linear layers of blocks and merges in the dtype in which autocast multiplies.
+
+        Autocast otherwise casts them in every pass; what it computes stays the same, bit for bit. Norms, position
+        biases, stem and front end keep their dtype. From then on the encoder runs under autocast only. The fingerprint
+        stays that of the weights as they were.
+        """
+        self.known = self.fingerprint()
+        for name, module in self.stages.named_modules():
+            if isinstance(module, nn.Linear) and "cpb_mlp" not in name:
+                for parameter in module.parameters():
+                    if not parameter.requires_grad:
+                        parameter.data = parameter.data.to(kind)
 
     @property
     def input(self) -> VisualInput | AudioInput:
@@ -475,6 +504,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
 
     def train(self, mode: bool = True) -> FrozenEncoder:
         """Enter train mode only where `frozen` and `released_mode` allow it."""
+        for block in self.blocks() if hasattr(self, "stages") else ():
+            block.forget()
         return super().train(mode and (not self.frozen or self.released_mode))
 
     def mutable_buffers(self) -> list[str]:
@@ -490,6 +521,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and a strided sample of every frozen tensor: tells two sets of weights apart."""
+        if self.known is not None:
+            return self.known
         digest, mutable = hashlib.sha256(type(self).__name__.encode()), set(self.mutable_buffers())
         for name, tensor in sorted(self.state_dict().items()):
             if name in mutable or not self.frozen or name.startswith(self.trained):
@@ -609,7 +642,8 @@ class WindowBlock(FrozenBlock):
                             window=self.window[0] * self.window[1])
         self.drop_path = DropPath(drop_path)
         self.register_buffer("mask", library.attn_mask, persistent=False)
-        self._bias: tuple[tuple, Tensor] | None = None
+        self.register_buffer("bias", None, persistent=False)
+        self.register_load_state_dict_post_hook(lambda block, _: block.forget())
 
     @abc.abstractmethod
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -621,7 +655,19 @@ class WindowBlock(FrozenBlock):
 
     @abc.abstractmethod
     def bias_sources(self) -> list[nn.Parameter]:
-        """Parameters that `position_bias` depends on: the cached bias is dropped when one of them changes."""
+        """Parameters that `position_bias` depends on: where one of them is trained, nothing is kept."""
+
+    def forget(self) -> None:
+        self.bias = None
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> WindowBlock:
+        self.forget()
+        return super()._apply(fn, recurse)
+
+    def prepare(self) -> None:
+        if self.bias is None and not any(p.requires_grad for p in self.bias_sources()):
+            with torch.no_grad():
+                self.bias = self._whole_bias()
 
     def to_windows(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> the tokens of each shifted window, (B*T, windows, n, C)."""
@@ -647,18 +693,15 @@ class WindowBlock(FrozenBlock):
         return self.attn.proj(mixed.transpose(1, 2).flatten(2))
 
     def attention_bias(self) -> Tensor:
-        """Position bias plus shift mask, (1, W * heads, n, n); cached while the parameters behind it stand still."""
-        sources = self.bias_sources()
-        key = tuple((p._version, p.data_ptr(), p.device, p.dtype) for p in sources)
-        if self._bias is not None and self._bias[0] == key and not any(p.requires_grad for p in sources):
-            return self._bias[1]
+        """Position bias plus shift mask, (1, W * heads, n, n); a buffer where the parameters behind it are frozen."""
+        self.prepare()
+        return self._whole_bias() if self.bias is None else self.bias
+
+    def _whole_bias(self) -> Tensor:
         bias = self.position_bias().unsqueeze(0)
         count = self.spec.grid[0] // self.window[0] * (self.spec.grid[1] // self.window[1])
         bias = bias.expand(count, -1, -1, -1) if self.mask is None else bias + self.mask.unsqueeze(1)
-        bias = bias.flatten(0, 1).unsqueeze(0)
-        if not any(p.requires_grad for p in sources):
-            self._bias = (key, bias.detach())
-        return bias
+        return bias.flatten(0, 1).unsqueeze(0)
 
     def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
         x = self.to_windows(self.norm1(x) if self.norm_first else x)

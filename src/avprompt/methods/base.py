@@ -177,6 +177,14 @@ class PromptMethod(nn.Module, abc.ABC):
         """
         self.last = sites[-1]
 
+    def parts(self) -> list[nn.Module]:
+        """The method's parts that `compile: regions` compiles: by default its children, and the entries of lists."""
+        found = []
+        for child in self.children():
+            inner = list(child) if isinstance(child, nn.ModuleList) else [child]
+            found += [part for part in inner if type(part).forward is not nn.Module.forward]
+        return found
+
     def begin(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """Tokens (B*T, N, C) of both modalities before the first block -> the same, changed or not."""
         return visual, audio

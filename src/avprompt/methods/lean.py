@@ -48,7 +48,7 @@ class ReadLatent(torch.autograd.Function):
         grad, low = grad.to(x.dtype), latent.to(x.dtype)
         read = attention.mT @ grad
         logits = torch._softmax_backward_data(grad @ (gate * latent).to(x.dtype).mT, attention, -1, x.dtype)
-        to_latent = (logits.mT @ x).to(latent.dtype) + gate * read.to(latent.dtype)
+        to_latent = torch.addcmul((logits.mT @ x).to(latent.dtype), gate, read.to(latent.dtype))
         return torch.baddbmm(grad, logits, low), to_latent, (read * latent).sum().reshape(1).to(gate.dtype)
 
 

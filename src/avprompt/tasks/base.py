@@ -268,6 +268,8 @@ class AVPromptTask(LightningModule, abc.ABC):
         """
         if self._trainer is not None:
             check_strategy(type(self.trainer.strategy).__name__)
+            if self.trainer.precision == "bf16-mixed" and hasattr(self.backbone, "store"):
+                self.backbone.store(torch.bfloat16)
         if stage == "fit" and self.head_from is not None:
             checkpoints.load_part(self, self.head, self.head_from, "head.")
 
