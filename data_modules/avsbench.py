@@ -10,6 +10,7 @@ import numpy as np
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.datasets import avsbench
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count
 
 
 class AVSBenchDataModule(AVDataModule):
@@ -38,9 +39,9 @@ class AVSBenchDataModule(AVDataModule):
         (2, 5, 56, 56)
     """
 
-    def __init__(self, root: Path, setting: Literal["s4", "ms3"], mask_size: int | None = None,
-                 layout: Literal["store", "folders"] = "folders", segments: int = avsbench.SECONDS,
-                 image_size: int = 224, **options: Any) -> None:
+    def __init__(self, root: Path, setting: Literal["s4", "ms3"], mask_size: Count | None = None,
+                 layout: Literal["store", "folders"] = "folders", segments: Count = avsbench.SECONDS,
+                 image_size: Count = 224, **options: Any) -> None:
         if setting not in avsbench.INFO:
             raise ArgumentError("setting", setting, " or ".join(avsbench.INFO), "Correct the argument.")
         self.setting, self.info = setting, avsbench.INFO[setting]

@@ -26,6 +26,7 @@ from avprompt.media.readers import ClipReader, Segments, open_reader
 from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader, share
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.processes import gathered_objects
+from avprompt.ranges import Count, Natural, Positive, Share
 
 Sample = dict[str, Any]
 
@@ -288,24 +289,24 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self,
         root: Path,
         layout: Literal["store", "folders"] = "store",
-        batch_size: int = 8,
-        eval_batch_size: int | None = None,
-        num_workers: int = 0,
-        seed: int = 0,
-        image_size: int = 192,
+        batch_size: Count = 8,
+        eval_batch_size: Count | None = None,
+        num_workers: Natural = 0,
+        seed: Natural = 0,
+        image_size: Count = 192,
         antialias: bool = True,
-        stride: float | None = None,
-        sample_rate: int = 32000,
-        segments: int = 10,
+        stride: Positive | None = None,
+        sample_rate: Count = 32000,
+        segments: Count = 10,
         missing: Literal["error", "skip"] = "error",
         corrupt: Literal["error", "substitute"] = "error",
         validation_split: Literal["val", "test"] = "val",
         predict_root: Path | None = None,
         pin_memory: bool = False,
-        max_pixels: int = MAX_PIXELS,
-        max_hours: float = 24.0,
+        max_pixels: Count = MAX_PIXELS,
+        max_hours: Positive = 24.0,
         augment: Literal["none", "randaugment"] = "none",
-        mix_audio: float = 0.0,
+        mix_audio: Share = 0.0,
         feature_cache: Path | None = None,
         published_features: Path | None = None,
         train_clips: int | None = None,

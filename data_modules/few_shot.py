@@ -14,6 +14,7 @@ from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.datasets.events import Annotated
 from avprompt.datasets.few_shot_sampling import Rule, Shots
 from avprompt.media.readers import ClipReader
+from avprompt.ranges import Count, Natural
 
 
 class FewShotDataModule(AVDataModule):
@@ -35,8 +36,8 @@ class FewShotDataModule(AVDataModule):
         ArgumentError: a number is out of its range.
     """
 
-    def __init__(self, root: Path, shots: int | None = None, shot_sampling: Rule = "first",
-                 shot_seed: int | None = None, **options: Any) -> None:
+    def __init__(self, root: Path, shots: Count | None = None, shot_sampling: Rule = "first",
+                 shot_seed: Natural | None = None, **options: Any) -> None:
         super().__init__(root, **options)
         self.shots = None if shots is None else Shots(shots, shot_sampling,
                                                       self.seed if shot_seed is None else shot_seed)

@@ -17,6 +17,7 @@ from avprompt.errors import AnnotationError, ArgumentError, ConfigError, Dataset
 from avprompt.media.feature_files import NpyFolder
 from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
+from avprompt.ranges import Natural
 
 FEATURES = 512  # channels of r2plus1d_18
 
@@ -175,7 +176,7 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
     info = llp.CLASSIFICATION
 
     def __init__(self, root: Path, categories: list[str] | None = None,
-                 label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: int = 0,
+                 label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: Natural = 0,
                  single_label: bool = True, **options: Any) -> None:
         super().__init__(root, categories=categories, features=None, taught=None, **options)
         if label_policy not in ("lowest", "seeded", "any"):

@@ -15,6 +15,7 @@ from avprompt.data_modules.base import AVDataModule, ClipDataset, Sample, VideoW
 from avprompt.datasets import music_avqa
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling
+from avprompt.ranges import Count, Positive
 
 
 class AskedWindows(VideoWindows):
@@ -83,12 +84,12 @@ class MUSICAVQADataModule(AVDataModule):
         root: Path,
         release: Literal["json", "json_update"] = "json",
         vocabulary: Literal["train", "files"] = "train",
-        question_length: int = music_avqa.LENGTH,
+        question_length: Count = music_avqa.LENGTH,
         negatives: Literal["none", "other_video"] = "none",
         negatives_in_evaluation: bool = False,
         group_by_video: bool = False,
         question: str | None = None,
-        stride: float | None = 6.0,
+        stride: Positive | None = 6.0,
         **options: Any,
     ) -> None:
         super().__init__(root, stride=stride, **options)

@@ -190,13 +190,6 @@ def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
         run(["fit", "--config", QUICKSTART, flag])
 
 
-@pytest.mark.parametrize("flag", ["--trainer.max_epoch=1", "--data.batchsize=2", f"{PROMPTS}.alfa=1"])
-def test_misspelt_flags(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(["fit", "--config", QUICKSTART, flag])
-    assert stop.value.code == 2 and flag.split("=")[0].split(".")[-1] in capsys.readouterr().err
-
-
 def test_later_wins() -> None:
     """P7: flags after --config override it; before it they are overridden."""
     class ConfigOnly(lightning_cli()):
@@ -319,7 +312,7 @@ def test_no_torchaudio_reading() -> None:
 def test_interpolation_is_not_offered(tmp_path: Path) -> None:
     """P13: with omegaconf `${...}` keeps the value that a file was read with, whatever overrides it later."""
     (tmp_path / "more.yaml").write_text("data: {init_args: {batch_size: '${seed_everything}'}}")
-    with pytest.raises(SystemExit):
+    with pytest.raises(ConfigError, match="--data.batch_size: got '.*seed_everything.*; expected int"):
         run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "more.yaml")])
 
 

@@ -84,7 +84,6 @@ def test_efficiency_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "--data.sample_rate: got 8000 Hz; expected 16000 Hz" in capsys.readouterr().out
 
 
-def test_normalisation_is_no_option_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_normalisation_is_no_option_of_the_data() -> None:
+    with pytest.raises(ConfigError, match="--data.mean: got no such argument"):
         run(["fit", "--config", QUICKSTART, "--data.mean", "[0.5, 0.5, 0.5]"])
-    assert "Option 'mean' is not accepted" in capsys.readouterr().err

@@ -295,8 +295,8 @@ TROUBLES: dict[str, list[list[str]]] = {
     "a store with (theirs, asked)": [[*SMALL, "--data.antialias", "false"]],
     "expected those of data/quickstart/categories.txt": [[*QUICKSTART]],
     "top-level ['trainr']": [["fit", "--config", "misspelt.yaml"]],
-    "unrecognized arguments: --trainer.max_epoch": [[*SMALL, "--trainer.max_epoch", "1"]],
-    "Option 'alphaa' is not accepted": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
+    "--trainer.max_epoch: got no such flag": [[*SMALL, "--trainer.max_epoch", "1"]],
+    "alphaa: got no such argument": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
     "every argument that the two classes share to be repeated": [
         [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],

@@ -375,9 +375,12 @@ def load_class(class_path: str) -> type:
     Raises:
         ConfigError: there is none.
     """
-    found = getattr(_module(class_path), class_path.rpartition(".")[2], None)
+    module = _module(class_path)
+    name = class_path.rpartition(".")[2]
+    found = getattr(module, name, None)
     if not inspect.isclass(found):
-        raise ConfigError("class_path", class_path, "a class that can be imported", "Correct the spelling.")
+        raise ConfigError("class_path", class_path, "a class that can be imported",
+                          f"{did_you_mean(name, getattr(module, '__all__', vars(module)))}Correct the spelling.")
     return found
 
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Dropout, NonNegative
 
 
 class WarmupCosine(LRScheduler):
@@ -44,7 +45,7 @@ class WarmupCosine(LRScheduler):
         [0.0, 0.5, 1.0, 0.5]
     """
 
-    def __init__(self, optimizer: Optimizer, warmup: float = 0.1, final: float = 2e-6) -> None:
+    def __init__(self, optimizer: Optimizer, warmup: Dropout = 0.1, final: NonNegative = 2e-6) -> None:
         if not 0 <= warmup < 1 or final < 0:
             raise ArgumentError("warmup, final", f"{warmup}, {final}", "a share below 1 and a rate of at least 0",
                                 "Correct the schedule's arguments.")

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from avprompt.callbacks.logged_pictures import drawing, log_picture
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count
 
 
 def few(batch: dict[str, Any], count: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class ValidationPictures(Callback):
         4
     """
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: Count = 2) -> None:
         if count < 1:
             raise ArgumentError("count", count, "at least 1", "Leave the callback out to draw none.")
         self.count = count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import enum
 import functools
@@ -18,6 +19,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from avprompt.configs import CommandLine, Source, Whole, get_nested, is_spec, parameters
 from avprompt.errors import ConfigError, DatasetError, did_you_mean
+from avprompt.ranges import check_ranges
 
 #: sizes that the data module tells the task through a link of the parser; a value in a file would have no effect
 SIZES = ("num_classes", "segments", "video_dim", "mask_size", "vocabulary_size", "class_names")
@@ -177,6 +179,9 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
         for number, inner in enumerate(value):
             _check_value(inner, f"{path}.{number}", declared)
     elif not isinstance(entries.get("class_path"), str):
+        for kind in (declared, *typing.get_args(declared)):
+            if dataclasses.is_dataclass(kind):
+                check_ranges(kind, entries, f"--{path}.".replace(".init_args", ""))
         for key, inner in entries.items():
             _check_value(inner, f"{path}.{key}", declared)
     else:
@@ -187,6 +192,7 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
                               "before you have read it.")
         module, _, name = named.rpartition(".")
         kind = getattr(importlib.import_module(module), name)  # the parser has imported it
+        check_ranges(kind, dict(_entries(given)), f"--{path}.".replace(".init_args", ""))
         nested = [(key, inner) for key, inner in _entries(given)
                   if isinstance(inner, (list, tuple, set)) or _entries(inner)]
         hints = declared_arguments(kind) if nested else {}

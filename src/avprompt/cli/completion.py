@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avprompt.cli.parsing import PlainParser
 from avprompt.configs import EXPERIMENTS
 from avprompt.errors import ConfigError
 
@@ -31,7 +31,7 @@ def completion(args: list[str], functions: dict[str, str], positional: tuple[str
     Raises:
         ConfigError: shtab is not installed.
     """
-    parser = argparse.ArgumentParser(prog="avprompt completion", allow_abbrev=False, description=(
+    parser = PlainParser(prog="avprompt completion", allow_abbrev=False, description=(
         "Print a script that completes commands, flags and names of experiments. For bash: avprompt completion bash > "
         "~/.local/share/bash-completion/completions/avprompt"))
     parser.add_argument("shell", choices=SHELLS)

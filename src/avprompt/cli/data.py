@@ -32,12 +32,15 @@ def data(args: list[str]) -> None:
         return
     from jsonargparse import auto_cli
 
+    from avprompt.cli.parsing import Parser
     from avprompt.datasets.verify import verify
     from avprompt.media.prepare import prepare
+    from avprompt.ranges import checked
     from avprompt.synthetic import SYNTHETIC_DATASETS
 
-    complete = auto_cli({"prepare": prepare, "verify": verify, "synth": SYNTHETIC_DATASETS}, args=args,
-                        prog="avprompt data", as_positional=False,
+    made = {name: checked(function) for name, function in SYNTHETIC_DATASETS.items()}
+    complete = auto_cli({"prepare": checked(prepare), "verify": verify, "synth": made}, args=args,
+                        prog="avprompt data", parser_class=Parser, allow_abbrev=False, as_positional=False,
                         epilog="See also `avprompt data stats --help` and `avprompt data features --help`.")
     if args[:1] == ["verify"] and complete is False:
         sys.exit(1)

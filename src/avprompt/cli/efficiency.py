@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ConfigError
+from avprompt.ranges import Count
 from avprompt.reports.efficiency import compare_steps, measure
 
 
@@ -32,7 +33,7 @@ def measured(config: str | Path, overrides: list[str], device: str = "cpu", batc
 
 
 def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
-               precision: Literal["fp32", "bf16"] = "fp32", batch: int = 1, steps: int = 2,
+               precision: Literal["fp32", "bf16"] = "fp32", batch: Count = 1, steps: Count = 2,
                out: Path | None = None) -> None:
     """Measure parameters, GFLOPs, seconds and peak memory of a training step of each experiment, and print a table.
 

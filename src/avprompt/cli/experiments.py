@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avprompt.cli.parsing import PlainParser
 from avprompt.configs import EXPERIMENTS, find_file, get_nested, is_spec, load_class, parameters, read_yaml, spec_of
 from avprompt.errors import ConfigError
 
@@ -25,7 +25,7 @@ def experiments(args: list[str]) -> None:
     Raises:
         ConfigError: no experiment has this name, or there is a file of this name already.
     """
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="avprompt experiments", allow_abbrev=False,
         description="List the experiments that ship: task, method, encoders, and the published figure in percent. With "
         "a name, print or copy that experiment. `avprompt fit --config NAME` runs it from any folder; a file NAME.yaml "

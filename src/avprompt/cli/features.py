@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from avprompt.cli.parsing import PlainParser
 from avprompt.errors import ArgumentError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def compute(backbone: AVPromptBackbone | MapBackbone, data: AVDataModule, out: P
 
 def features(args: list[str]) -> None:
     """`avprompt data features --config X [options] [overrides]`."""
-    parser = argparse.ArgumentParser(prog="avprompt data features", allow_abbrev=False, description=(
+    parser = PlainParser(prog="avprompt data features", allow_abbrev=False, description=(
         "Compute the frozen backbone's features of every clip once, as memory maps. After an interruption, the same "
         "command continues. Train a head on them with `--model.backbone avprompt.backbone.PrecomputedFeatures "
         "--model.backbone.cache OUT --data.feature_cache OUT`. Everything else is as for fit: --config X and "

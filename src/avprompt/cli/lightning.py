@@ -29,10 +29,12 @@ from avprompt.callbacks.run_folder import (
     write_config,
 )
 from avprompt.cli import checks
+from avprompt.cli.parsing import OneError
 from avprompt.configs import CHECKPOINTS, UNTRAINED, get_nested, read_arguments
 from avprompt.data_modules import AVDataModule
 from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
+from avprompt.ranges import check_ranges
 from avprompt.tasks import AVPromptTask
 
 #: classes of loggers that need a package which avprompt itself does not
@@ -45,6 +47,10 @@ warnings.filterwarnings("ignore", message="It is recommended to use .self.log") 
 set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
 checks.restrict_parser()
 PARSING = {"allow_abbrev": False, "parser_mode": "flags"}
+
+
+class OneErrorParser(OneError, LightningArgumentParser):
+    """Says what is wrong with a flag in one line."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -92,6 +98,7 @@ class AVPromptCLI(LightningCLI):
             subclass_mode_data=True,
             args=self.line.arguments,
             trainer_class=Trainer,
+            parser_class=OneErrorParser,
             run=run,
             parser_kwargs={"prog": "avprompt", **PARSING,
                            **({command: PARSING for command in self.subcommands()} if run else {})},
@@ -138,6 +145,7 @@ class AVPromptCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         checks.check_classes(self.settings, {"trainer": checks.declared_arguments(Trainer), "model": AVPromptTask,
                                              "data": AVDataModule})
+        check_ranges(Trainer, dict(vars(self.settings.trainer)), "--trainer.")
         trainer, command = self.settings.trainer, self.config.get("subcommand")
         if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and command:
             raise ConfigError(

@@ -58,9 +58,9 @@ FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.comp
 
 def convert(args: list[str]) -> None:
     """`avprompt convert --task ave IN.pt OUT.ckpt`."""
-    from jsonargparse import ArgumentParser
+    from avprompt.cli.parsing import Parser
 
-    parser = ArgumentParser(prog="avprompt convert", description="Turn the authors' released checkpoints into ours.")
+    parser = Parser(prog="avprompt convert", description="Turn the authors' released checkpoints into ours.")
     parser.add_argument("source", type=Path, help="the authors' .pt file")
     parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders are written beside it")
     parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, "
@@ -80,6 +80,9 @@ def function(args: list[str], command: str) -> None:
 
     from jsonargparse import auto_cli
 
+    from avprompt.cli.parsing import Parser
+    from avprompt.ranges import checked
+
     if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
         count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
         args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
@@ -90,8 +93,9 @@ def function(args: list[str], command: str) -> None:
         if "--config" in args[:-1]:
             place = args.index("--config")
             args = [args[place + 1], *args[:place], *args[place + 2:]]
-    called = getattr(importlib.import_module(FUNCTIONS[command]), command)
-    auto_cli(called, args=args, prog=f"avprompt {command}", as_positional=command != "quickstart", **options)
+    called = checked(getattr(importlib.import_module(FUNCTIONS[command]), command))
+    auto_cli(called, args=args, parser_class=Parser, allow_abbrev=False, prog=f"avprompt {command}",
+             as_positional=command != "quickstart", **options)
 
 
 def trainer(args: list[str]) -> None:
@@ -131,14 +135,6 @@ def pictures(args: list[str]) -> list[str]:
         f"--trainer.callbacks+={name}", *([f"--trainer.callbacks.formats=[{written}]"] if formats else [])))]
 
 
-def cause(error: BaseException) -> AVPromptError | None:
-    """The typed error behind one that the parser raised while it built an object."""
-    seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, AVPromptError):
-        seen = seen.__cause__ or seen.__context__
-    return seen
-
-
 def run(args: list[str]) -> None:
     """Run a command line.
 
@@ -155,6 +151,8 @@ def run(args: list[str]) -> None:
         with full_disks():
             dispatch(args)
     except (ValueError, TypeError) as error:  # jsonargparse wraps what a class's constructor raises
+        from avprompt.cli.parsing import cause
+
         if (typed := cause(error)) is None or typed is error:
             raise
         raise typed from None

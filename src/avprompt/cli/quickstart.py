@@ -11,6 +11,7 @@ from typing import Any, Literal
 from avprompt.configs import EXPERIMENTS, find_file, get_nested, read_yaml
 from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
+from avprompt.ranges import Count, Natural
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.run import SweepRun
 from avprompt.sweeps.table import summarise
@@ -56,8 +57,8 @@ PLANS = {
 
 
 def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
-               out: Path | None = None, videos: int | None = None, epochs: int | None = None, seed: int = 0,
-               threads: int = 2) -> None:
+               out: Path | None = None, videos: Count | None = None, epochs: Count | None = None, seed: Natural = 0,
+               threads: Count = 2) -> None:
     """Generate a dataset, prepare it, train with and without prompts, test, and print the results.
 
     Works in any folder: data/ and runs/ appear there. What is already there is used again, finished runs included.

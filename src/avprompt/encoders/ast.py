@@ -11,6 +11,7 @@ from avprompt.encoders.base import BlockSpec, FeedForward, Stage, read_weights
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock, resize_positions
 from avprompt.errors import ArgumentError, WeightsError
+from avprompt.ranges import Count
 
 #: AST's front end for AudioSet; one second fills 98 frames, for ten seconds it is `frames=1024, seconds=10`
 AST_FBANK = Fbank(mel_bins=128, frames=98, mean=-4.2677393, std=4.5689974, fill="before")
@@ -57,8 +58,8 @@ class ASTransformer(PlainViT):
         (r"\.norm2\.", ".layernorm_after."), (r"\.attn\.proj\.", ".attention.o_proj."), (r"\.attn\.", ".attention."),
         (r"\.feed_forward\.", ".mlp."))
 
-    def __init__(self, pretrained: str = "none", stride: int = 10, fbank: Fbank = AST_FBANK,
-                 segments: int | None = None, train_norm: bool = False, frozen: bool = True) -> None:
+    def __init__(self, pretrained: str = "none", stride: Count = 10, fbank: Fbank = AST_FBANK,
+                 segments: Count | None = None, train_norm: bool = False, frozen: bool = True) -> None:
         super().__init__(frozen)
         self.fbank, self.input = fbank, fbank.input
         net = self._build(stride)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from avprompt.encoders.base import read_weights
 from avprompt.encoders.htsat import HTSAT, FrontEnd
 from avprompt.errors import ArgumentError, WeightsError
+from avprompt.ranges import Count, Positive
 
 #: what turns waveforms into what the weights were trained on (`released`: into what DG-SCT's few-shot code gives them)
 FRONT_ENDS = {
@@ -86,8 +87,8 @@ class CLAPAudio(HTSAT):
     apart = ("audio_projection.",)
 
     def __init__(self, model: Literal["tiny", "base"] = "tiny", pretrained: str = "none",
-                 front_end: Literal["released", "fused", "unfused"] = "fused", repeat: int = 10, frozen: bool = True,
-                 released_mode: bool = False, seconds: float = 1.0) -> None:
+                 front_end: Literal["released", "fused", "unfused"] = "fused", repeat: Count = 10, frozen: bool = True,
+                 released_mode: bool = False, seconds: Positive = 1.0) -> None:
         for name, value, table in (("model", model, SIZES), ("front_end", front_end, FRONT_ENDS)):
             if value not in table:
                 raise ArgumentError(name, value, f"one of {', '.join(table)}", "Correct the audio encoder's arguments.")

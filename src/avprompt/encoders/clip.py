@@ -18,6 +18,7 @@ from avprompt.encoders.base import BlockSpec, FeedForward, Stage, VisualInput, i
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram, linear_of
 from avprompt.errors import ArgumentError, WeightsError
+from avprompt.ranges import Count, Number, Positive
 
 #: what OpenAI's files hold beside tensors of the network
 OPENAI_SIZES = ("input_resolution", "context_length", "vocab_size")
@@ -217,10 +218,11 @@ class CLIP(ImageViT):
         (r"\.feed_forward\.fc1\.", ".mlp.c_fc."), (r"\.feed_forward\.fc2\.", ".mlp.c_proj."))
 
     def __init__(self, model: str = "ViT-B-16", pretrained: str = "none", quick_gelu: bool = True,
-                 segments: int | None = None, train_norm: bool = False, projection: bool = False,
+                 segments: Count | None = None, train_norm: bool = False, projection: bool = False,
                  fbank: Fbank = Fbank(), audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 audio_class_token: bool = False, frozen: bool = True, mean: tuple[float, float, float] | None = None,
-                 std: tuple[float, float, float] | None = None) -> None:
+                 audio_class_token: bool = False, frozen: bool = True,
+                 mean: tuple[Number, Number, Number] | None = None,
+                 std: tuple[Positive, Positive, Positive] | None = None) -> None:
         super().__init__(frozen)
         self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token}
         net = self._build(model)

@@ -20,6 +20,7 @@ from avprompt.encoders.base import (
 from avprompt.encoders.plain_vit import PlainAttention, PlainViT, PlainViTBlock
 from avprompt.errors import ArgumentError, WeightsError
 from avprompt.precision import wide
+from avprompt.ranges import Count, Positive
 
 KEY = "audio.init_args.pretrained"
 SIZES = {"dasheng_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
@@ -63,8 +64,8 @@ class Dasheng(PlainViT):
         (r"\.scale([12])$", r".ls\1.gamma"), (r"\.feed_forward\.", ".mlp."))
 
     def __init__(self, model: Literal["dasheng_base", "dasheng_06B", "dasheng_12B"] = "dasheng_base",
-                 pretrained: str = "none", seconds: float = 1.0, segments: int | None = None, train_norm: bool = False,
-                 frozen: bool = True) -> None:
+                 pretrained: str = "none", seconds: Positive = 1.0, segments: Count | None = None,
+                 train_norm: bool = False, frozen: bool = True) -> None:
         super().__init__(frozen)
         if model not in SIZES:
             raise ArgumentError("model", model, f"one of {', '.join(SIZES)}", "Correct the audio encoder's arguments.")

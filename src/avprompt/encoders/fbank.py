@@ -12,6 +12,7 @@ from torchaudio.compliance import kaldi
 from avprompt.encoders.base import AudioInput, without_autocast
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.precision import wide
+from avprompt.ranges import Count, Number, Positive
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,14 @@ class Fbank:
     torch.Size([10, 1, 128, 102])
     """
 
-    mel_bins: int = 128
-    frames: int = 102
-    shift_ms: float = 10.0
-    window_ms: float = 25.0
-    sample_rate: int = 16000
-    mean: float = -4.1426
-    std: float = 3.2001
-    seconds: float = 1.0
+    mel_bins: Count = 128
+    frames: Count = 102
+    shift_ms: Positive = 10.0
+    window_ms: Positive = 25.0
+    sample_rate: Count = 16000
+    mean: Number = -4.1426
+    std: Positive = 3.2001
+    seconds: Positive = 1.0
     fill: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from avprompt.encoders.base import (
 from avprompt.encoders.mel import without_librosa
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.precision import wide
+from avprompt.ranges import Count, Positive
 
 
 def htsat_module() -> ModuleType:
@@ -114,8 +115,9 @@ class HTSAT(FrozenEncoder):
     #: arguments of laion-clap's class; empty is the AudioSet model's
     sizes: dict[str, object] = {}
 
-    def __init__(self, pretrained: str = "none", repeat: int | None = None, final_norm: bool = False,
-                 frozen: bool = True, released_mode: bool = False, mixup: bool = False, seconds: float = 1.0) -> None:
+    def __init__(self, pretrained: str = "none", repeat: Count | None = None, final_norm: bool = False,
+                 frozen: bool = True, released_mode: bool = False, mixup: bool = False,
+                 seconds: Positive = 1.0) -> None:
         super().__init__(frozen, released_mode)
         if mixup and not released_mode:
             raise ArgumentError("mixup", mixup, "released_mode: true beside it", "Set both, or neither.")

@@ -27,6 +27,7 @@ from avprompt.encoders.base import (
 from avprompt.encoders.fbank import Fbank, one_channel
 from avprompt.encoders.timm_library import build_timm, timm_input, timm_weights
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Number, Positive
 
 
 class SwinV2Block(WindowBlock):
@@ -84,8 +85,8 @@ class Swin(FrozenEncoder):
     drop_path = 0.1
 
     def __init__(self, model: str, pretrained: str, frozen: bool, released_mode: bool,
-                 mean: tuple[float, float, float] | None, std: tuple[float, float, float] | None, fbank: Fbank,
-                 audio_axes: Literal["mel_time", "time_mel"]) -> None:
+                 mean: tuple[Number, Number, Number] | None, std: tuple[Positive, Positive, Positive] | None,
+                 fbank: Fbank, audio_axes: Literal["mel_time", "time_mel"]) -> None:
         super().__init__(frozen, released_mode)
         self.listening = {"fbank": fbank, "axes": audio_axes}
         self.model, _, tag = model.partition(".")
@@ -172,8 +173,8 @@ class SwinV2(Swin):
     block, library, module, norm_first = SwinV2Block, swin_transformer_v2.SwinTransformerV2, swin_transformer_v2, False
 
     def __init__(self, model: str = "swinv2_large_window12_192", pretrained: str = "none", frozen: bool = True,
-                 released_mode: bool = False, mean: tuple[float, float, float] | None = None,
-                 std: tuple[float, float, float] | None = None, fbank: Fbank = SPECTROGRAM_192,
+                 released_mode: bool = False, mean: tuple[Number, Number, Number] | None = None,
+                 std: tuple[Positive, Positive, Positive] | None = None, fbank: Fbank = SPECTROGRAM_192,
                  audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
         super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
 
@@ -206,8 +207,8 @@ class SwinV1(Swin):
     block, library, module, norm_first = SwinBlock, swin_transformer.SwinTransformer, swin_transformer, True
 
     def __init__(self, model: str = "swin_large_patch4_window7_224", pretrained: str = "none", frozen: bool = True,
-                 released_mode: bool = False, mean: tuple[float, float, float] | None = None,
-                 std: tuple[float, float, float] | None = None, fbank: Fbank = SPECTROGRAM_224,
+                 released_mode: bool = False, mean: tuple[Number, Number, Number] | None = None,
+                 std: tuple[Positive, Positive, Positive] | None = None, fbank: Fbank = SPECTROGRAM_224,
                  audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
                  audio_stem: Literal["sum", "mean"] = "mean") -> None:
         super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)

@@ -16,6 +16,7 @@ from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram
 from avprompt.encoders.timm_library import build_timm, timm_input, timm_weights
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Number, Positive
 
 KINDS = {vision_transformer.VisionTransformer: vision_transformer, eva.Eva: eva}
 ATTENTIONS = (TimmAttention, AttentionRope, eva.EvaAttention)
@@ -123,11 +124,12 @@ class TimmViT(ImageViT):
     unused_weights = ("head.", "attn_pool.")
 
     def __init__(self, model: str = "vit_base_patch16_224", pretrained: str = "none",
-                 img_size: int | tuple[int, int] | None = None, segments: int | None = None, train_norm: bool = False,
-                 fbank: Fbank = Fbank(), audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 audio_class_token: bool = False, audio_stem: Literal["sum", "mean"] = "sum",
-                 audio_positions: Literal["grid", "sequence"] = "grid", frozen: bool = True,
-                 mean: tuple[float, float, float] | None = None, std: tuple[float, float, float] | None = None) -> None:
+                 img_size: Count | tuple[Count, Count] | None = None, segments: Count | None = None,
+                 train_norm: bool = False, fbank: Fbank = Fbank(),
+                 audio_axes: Literal["mel_time", "time_mel"] = "mel_time", audio_class_token: bool = False,
+                 audio_stem: Literal["sum", "mean"] = "sum", audio_positions: Literal["grid", "sequence"] = "grid",
+                 frozen: bool = True, mean: tuple[Number, Number, Number] | None = None,
+                 std: tuple[Positive, Positive, Positive] | None = None) -> None:
         super().__init__(frozen)
         self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token, "stem": audio_stem,
                           "resize": audio_positions}

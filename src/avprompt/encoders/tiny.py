@@ -20,6 +20,7 @@ from avprompt.encoders.htsat import HTSAT, FrontEnd
 from avprompt.encoders.swin import SwinV2
 from avprompt.encoders.text import CLAPText, CLIPText
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count
 
 #: colour means and deviations of every tiny encoder: frames in [-1, 1]
 HALF = (0.5, 0.5, 0.5)
@@ -103,7 +104,7 @@ class TinyCLIP(CLIP):
     torch.Size([2, 64])
     """
 
-    def __init__(self, pretrained: str = "synthetic", segments: int | None = None, train_norm: bool = False,
+    def __init__(self, pretrained: str = "synthetic", segments: Count | None = None, train_norm: bool = False,
                  projection: bool = False, fbank: Fbank = TINY_FBANK,
                  audio_axes: Literal["mel_time", "time_mel"] = "mel_time", audio_class_token: bool = False,
                  frozen: bool = True) -> None:

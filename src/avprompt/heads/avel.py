@@ -11,6 +11,7 @@ from avprompt.errors import check_choice
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 from avprompt.precision import recurrent
+from avprompt.ranges import Count
 
 HIDDEN = 128  # of each direction of the LSTMs
 
@@ -36,8 +37,9 @@ class AVEL(EventHead):
         torch.Size([2, 10, 4])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False, attention: bool = True,
-                 fusion: Literal["concat", "residual"] = "concat", variant: Variant = "paper") -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
+                 attention: bool = True, fusion: Literal["concat", "residual"] = "concat",
+                 variant: Variant = "paper") -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         check_choice("fusion", fusion, ("concat", "residual"))
         self.attention = AudioGuidedAttention(audio_dim, visual_dim, variant) if attention else None

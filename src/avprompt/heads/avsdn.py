@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from avprompt.heads.event_head import EventHead, ResidualFusion, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 from avprompt.precision import recurrent
+from avprompt.ranges import Count
 
 HIDDEN = 128  # of each direction of the LSTMs
 
@@ -29,7 +30,7 @@ class AVSDN(EventHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False,
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
                  variant: Variant = "paper") -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.attention = AudioGuidedAttention(audio_dim, visual_dim, variant)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Share
 
 
 class CLIPAdapter(nn.Module):
@@ -26,7 +27,7 @@ class CLIPAdapter(nn.Module):
         torch.Size([2, 10, 16])
     """
 
-    def __init__(self, dim: int, ratio: float = 0.2, reduction: int = 4) -> None:
+    def __init__(self, dim: int, ratio: Share = 0.2, reduction: Count = 4) -> None:
         super().__init__()
         if not 0 <= ratio <= 1:
             raise ArgumentError("adapter_ratio", ratio, "0 to 1", "Choose another value.")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avprompt.heads.event_head import EventHead
+from avprompt.ranges import Count
 
 WIDTH, HEADS = 256, 4
 
@@ -90,7 +91,7 @@ class CMAN(EventHead):
         torch.Size([2, 10, 4])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.positions = PositionAttention(audio_dim, visual_dim)
         self.audio, self.visual = TimeAttention(audio_dim), TimeAttention(visual_dim)

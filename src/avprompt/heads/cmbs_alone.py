@@ -9,6 +9,7 @@ from avprompt.heads.event_head import EventHead
 from avprompt.heads.spatial import HIDDEN, SelfAndAudioAttention
 from avprompt.heads.temporal import Interaction, TemporalEncoder, TemporalGate
 from avprompt.precision import wide
+from avprompt.ranges import Count
 
 GATE, WEAK_GATE, WEAK_SCORE = 0.1, 0.2, 0.5  # alpha, alpha and gamma of the released configurations
 
@@ -32,7 +33,7 @@ class CMBSAlone(EventHead):
         {'is_event': (2, 10), 'event': (2, 3), 'gate': (2, 10), 'video_scores': (2, 3)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False,
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
                  double_sigmoid: bool = False) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.double_sigmoid = double_sigmoid

@@ -8,6 +8,7 @@ from avprompt.heads.cmbs import WIDTH, CrossModalDecoder
 from avprompt.heads.event_head import EventHead
 from avprompt.heads.spatial import HIDDEN, SpatialChannelAttention
 from avprompt.heads.temporal import Interaction, TemporalEncoder
+from avprompt.ranges import Count
 
 FEED_FORWARD = 2048  # of the released network
 
@@ -29,7 +30,7 @@ class CMRAN(EventHead):
         {'is_event': (2, 10), 'event': (2, 3)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.project = nn.Sequential(nn.Linear(visual_dim, HIDDEN), nn.ReLU(), nn.Dropout(0.2))
         self.attention = SpatialChannelAttention(audio_dim)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from avprompt.heads.event_head import EventHead
 from avprompt.heads.spatial import AudioGuidedAttention
 from avprompt.precision import wide
+from avprompt.ranges import Count
 
 WIDTH, HEADS, DROPOUT = 256, 4, 0.1
 
@@ -32,7 +33,7 @@ class DAM(EventHead):
 
     weakly_supervised = False
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.attention = AudioGuidedAttention(audio_dim, visual_dim)
         self.audio, self.visual = nn.Linear(audio_dim, WIDTH), nn.Linear(visual_dim, WIDTH)

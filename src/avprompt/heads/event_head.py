@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.errors import ArgumentError, ShapeError
+from avprompt.ranges import Count
 
 
 class EventHead(nn.Module, abc.ABC):
@@ -42,7 +43,7 @@ class EventHead(nn.Module, abc.ABC):
     #: whether there is a form for weak labels
     weakly_supervised = True
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__()
         if weak and not self.weakly_supervised:
             raise ArgumentError("supervision", f"weak, with {type(self).__name__}",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from avprompt.heads.event_head import EventHead
 from avprompt.heads.han import AttentivePooling, ParsingHead, ParsingInputs
+from avprompt.ranges import Count
 
 WIDTH, HEADS, LEVELS, DROPOUT = 512, 8, 4, 0.2  # of the released network
 
@@ -116,7 +117,7 @@ class MMPyramid(EventHead):
         torch.Size([2, 10, 4])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.audio, self.visual = nn.Linear(audio_dim, WIDTH), nn.Linear(visual_dim, WIDTH)
         self.pyramid, self.out = Pyramid(), nn.Linear(2 * WIDTH, num_classes + 1)
@@ -144,8 +145,8 @@ class MMPyramidParsing(ParsingHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10,
-                 video_dim: int = 512, exchanged: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, segments: Count = 10,
+                 video_dim: Count = 512, exchanged: bool = False) -> None:
         super().__init__()
         self.exchanged = exchanged
         self.inputs, self.pyramid = ParsingInputs(audio_dim, visual_dim, video_dim), Pyramid()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from avprompt.heads.event_head import EventHead, bilstm, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 from avprompt.precision import recurrent
+from avprompt.ranges import Count, NonNegative
 
 WIDTH, DROPOUT = 256, 0.1  # of the released network
 
@@ -85,8 +86,8 @@ class PSP(EventHead):
         {'segments': (2, 10, 4), 'similarity': (2, 10)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False,
-                 threshold: float | None = None, variant: Variant = "paper") -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
+                 threshold: NonNegative | None = None, variant: Variant = "paper") -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         narrow = audio_dim if weak else WIDTH // 2
         self.audio_in = nn.Identity() if weak else nn.Sequential(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from avprompt.heads.event_head import EventHead, bilstm, expect_segments, xavier
 from avprompt.heads.spatial import AudioGuidedAttention, Variant
 from avprompt.precision import recurrent
+from avprompt.ranges import Count
 
 WIDTH, DROPOUT = 512, 0.3  # of the released network
 
@@ -78,8 +79,8 @@ class RFJC(EventHead):
 
     weakly_supervised = False
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, weak: bool = False, segments: int = 10,
-                 steps: int = 4, variant: Variant = "paper") -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
+                 segments: Count = 10, steps: Count = 4, variant: Variant = "paper") -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.segments = segments
         self.audio = RecurrentBlock(audio_dim, 0.1)

@@ -20,6 +20,7 @@ from avprompt.media.store import ClipStore, Entry, recover_manifest, write_manif
 from avprompt.media.text import is_name, plain
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.media.workers import begin_worker
+from avprompt.ranges import Count, Positive
 
 VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
          ".wmv", ".ogv"}
@@ -205,16 +206,16 @@ def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], d
 def prepare(
     videos: list[Path] | Path,
     out: Path,
-    segments: int = 10,
-    size: int = 192,
-    sample_rate: int = 32000,
+    segments: Count = 10,
+    size: Count = 192,
+    sample_rate: Count = 32000,
     antialias: bool = True,
-    stride: float | None = None,
-    workers: int = 2,
+    stride: Positive | None = None,
+    workers: Count = 2,
     overwrite: bool = False,
     prefer: Literal["earlier", "later"] | None = None,
     deep: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: Count = MAX_PIXELS,
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 

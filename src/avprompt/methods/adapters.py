@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.per_block import PerBlock
+from avprompt.ranges import Count
 
 STEPS = ("attention", "mlp")
 
@@ -56,8 +57,8 @@ class Adapters(PerBlock):
 
     identity_at_start = True
 
-    def __init__(self, reduction: int = 8, steps: tuple[Literal["attention", "mlp"], ...] = STEPS, visual: bool = True,
-                 audio: bool = True) -> None:
+    def __init__(self, reduction: Count = 8, steps: tuple[Literal["attention", "mlp"], ...] = STEPS,
+                 visual: bool = True, audio: bool = True) -> None:
         super().__init__(visual, audio)
         if not steps or not set(steps) <= set(STEPS):
             raise ArgumentError("steps", list(steps), f"some of {', '.join(STEPS)}", "Correct it.")

@@ -26,6 +26,7 @@ from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.caste import CASTE
 from avprompt.methods.dgsct import Bottleneck, PromptMap, read_latent
 from avprompt.precision import wide
+from avprompt.ranges import Count, Natural, NonNegative
 
 #: what a unimodal expert reads before its bottleneck
 UnimodalAttention = Literal["none", "tokens", "latents", "frames_released"]
@@ -174,20 +175,20 @@ class AVMoE(PromptMethod):
 
     def __init__(
         self,
-        cross_experts: int = 1,
-        unimodal_experts: int = 1,
-        num_tokens: int = 32,
-        reduction: int = 8,
-        groups: int = 2,
+        cross_experts: Natural = 1,
+        unimodal_experts: Natural = 1,
+        num_tokens: Count = 32,
+        reduction: Count = 8,
+        groups: Count = 2,
         batch_norm: bool = True,
         audio_gate: bool = True,
         unimodal_attention: UnimodalAttention = "none",
         unimodal_relu: bool = False,
-        stages: list[int] | None = None,
+        stages: list[Natural] | None = None,
         balance: bool = False,
-        router_noise: float = 0.0,
+        router_noise: NonNegative = 0.0,
         caste: bool = False,
-        gamma: float = 0.1,
+        gamma: NonNegative = 0.1,
     ) -> None:
         super().__init__()
         if min(cross_experts, unimodal_experts) < 0 or cross_experts + unimodal_experts < 2:

@@ -23,6 +23,7 @@ from avprompt.encoders import PlainViTBlock
 from avprompt.encoders.base import BlockSpec
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import Gradient, PromptMethod, PromptState
+from avprompt.ranges import Count, Natural
 
 STEPS = ("temporal", "spatial", "fusion", "mlp")
 
@@ -79,9 +80,9 @@ class AVSTFP(PromptMethod):
         fusion: bool = True,
         visual: bool = True,
         audio: bool = True,
-        num_temporal: int = 2,
-        num_spatial: int = 10,
-        num_fusion: int = 2,
+        num_temporal: Count = 2,
+        num_spatial: Count = 10,
+        num_fusion: Count = 2,
         gate: Literal["zero_scalar", "none"] = "zero_scalar",
         temporal_space: Literal["projected", "input"] = "projected",
         temporal_positions: Literal["all", "class"] = "all",
@@ -90,7 +91,7 @@ class AVSTFP(PromptMethod):
         fusion_layout: Literal["separate", "merged"] = "separate",
         prompt_norm: bool = True,
         order: tuple[str, str, str, str] = STEPS,
-        layers: list[int] | None = None,
+        layers: list[Natural] | None = None,
         init: Literal["normal", "zero_values", "xavier"] = "normal",
         pooling: Literal["class", "mean"] = "class",
     ) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from avprompt.encoders.text import CLIP_TEMPLATE, CLIPText, TextTower, class_embeddings, class_texts
 from avprompt.methods.base import PromptMethod
+from avprompt.ranges import Count
 
 
 class ClassEmbeddings(nn.Module, abc.ABC):
@@ -117,7 +118,7 @@ class RandomEmbeddings(ClassEmbeddings):
         torch.Size([2, 64])
     """
 
-    def __init__(self, dim: int = 512) -> None:
+    def __init__(self, dim: Count = 512) -> None:
         super().__init__()
         self.dim, self.logit_scale = dim, torch.tensor(1 / 0.07).log()
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from avprompt.encoders.text import CLIPText
 from avprompt.methods.base import PromptMethod
 from avprompt.methods.coop import CoOp
+from avprompt.ranges import Count
 
 
 class CoCoOp(CoOp):
@@ -37,7 +38,7 @@ class CoCoOp(CoOp):
         torch.Size([3, 1, 2, 64])
     """
 
-    def __init__(self, tower: CLIPText, context: int | str = "a photo of a",
+    def __init__(self, tower: CLIPText, context: Count | str = "a photo of a",
                  position: Literal["end", "middle", "front"] = "end",
                  condition: Literal["video", "segment"] = "video") -> None:
         super().__init__(tower, context, position=position)

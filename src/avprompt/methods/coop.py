@@ -12,6 +12,7 @@ from avprompt.encoders.text import CLIPText
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod
 from avprompt.methods.class_embeddings import ContextEmbeddings, on_meta
+from avprompt.ranges import Count
 
 #: a token of every vocabulary, used as a placeholder for a learned vector
 PLACEHOLDER = "a"
@@ -39,7 +40,7 @@ class CoOp(ContextEmbeddings):
         (torch.Size([2, 64]), [torch.Size([4, 64])])
     """
 
-    def __init__(self, tower: CLIPText, context: int | str = 16, class_specific: bool = False,
+    def __init__(self, tower: CLIPText, context: Count | str = 16, class_specific: bool = False,
                  position: Literal["end", "middle", "front"] = "end") -> None:
         super().__init__(tower)
         self.start, self.class_specific, self.position = context, class_specific, position

@@ -29,6 +29,7 @@ from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.lean import MapTokens, MeanRelu, ReadLatent, Score, Squeeze, lower, usable
 from avprompt.precision import recurrent, wide
+from avprompt.ranges import Count, NonNegative
 
 #: where an adapter's scalar gate, zero at the start, stands
 Gate = Literal["after_norm", "inside_norm"]
@@ -404,7 +405,8 @@ class DualGuidance(PromptMethod):
     lowers = True
 
     def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1) -> None:
+                 v2a: bool = True, alpha: NonNegative = 0.3, beta: NonNegative = 0.05,
+                 gamma: NonNegative = 0.1) -> None:
         super().__init__()
         if not (a2v or v2a):
             raise ArgumentError("a2v, v2a", "both false", "at least one direction", "Use avprompt.methods.NoPrompts.")
@@ -488,12 +490,12 @@ class DGSCT(DualGuidance):
         temporal: bool = True,
         a2v: bool = True,
         v2a: bool = True,
-        alpha: float = 0.3,
-        beta: float = 0.05,
-        gamma: float = 0.1,
-        num_tokens: int = 32,
-        reduction: int = 8,
-        groups: int = 2,
+        alpha: NonNegative = 0.3,
+        beta: NonNegative = 0.05,
+        gamma: NonNegative = 0.1,
+        num_tokens: Count = 32,
+        reduction: Count = 8,
+        groups: Count = 2,
         gate: Gate = "after_norm",
         audio_gate: bool = True,
         batch_norm: bool = True,
@@ -574,8 +576,8 @@ class DGSCTFewShot(DualGuidance):
     identity_at_start = True
 
     def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: float = 0.2, beta: float = 0.05, gamma: float = 0.01, num_tokens: int = 2,
-                 reduction: int = 8, groups: int = 2) -> None:
+                 v2a: bool = True, alpha: NonNegative = 0.2, beta: NonNegative = 0.05, gamma: NonNegative = 0.01,
+                 num_tokens: Count = 2, reduction: Count = 8, groups: Count = 2) -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
 
@@ -619,7 +621,7 @@ class DGSCTPaper(DualGuidance):
     """
 
     def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: float = 0.3, beta: float = 0.05, gamma: float = 0.1,
+                 v2a: bool = True, alpha: NonNegative = 0.3, beta: NonNegative = 0.05, gamma: NonNegative = 0.1,
                  gate: Literal["none", "zero_scalar"] = "none") -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.gate = gate

@@ -10,6 +10,7 @@ from torch import Tensor
 from avprompt.encoders.base import FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.ranges import Count
 
 #: choice -> pattern of the names that it trains
 CHOICES = {"all": r".", "biases": r"(^|[._])bias$", "norms": r"(^|\.)norm\w*\."}
@@ -41,7 +42,7 @@ class FineTuning(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, parameters: Literal["all", "biases", "norms"] = "all", last: int | None = None) -> None:
+    def __init__(self, parameters: Literal["all", "biases", "norms"] = "all", last: Count | None = None) -> None:
         super().__init__()
         check_choice("parameters", parameters, CHOICES)
         if last is not None and last < 1:

@@ -22,6 +22,7 @@ from avprompt.encoders.base import FrozenBlock
 from avprompt.methods.base import PromptState
 from avprompt.methods.dgsct import DGSCT, Gate, Map
 from avprompt.methods.fine_tuning import CHOICES
+from avprompt.ranges import Count
 
 
 class LAVISH(DGSCT):
@@ -60,9 +61,9 @@ class LAVISH(DGSCT):
         self,
         a2v: bool = True,
         v2a: bool = True,
-        num_tokens: int = 2,
-        reduction: int = 8,
-        groups: int = 2,
+        num_tokens: Count = 2,
+        reduction: Count = 8,
+        groups: Count = 2,
         gate: Gate = "after_norm",
         audio_gate: bool = True,
         batch_norm: bool = True,

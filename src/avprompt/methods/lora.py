@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import LAYERS, BlockSpec, Edits, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState, mean_or_class_token
+from avprompt.ranges import Count, Number, Positive
 
 ATTENTION, MLP = LAYERS[:3], LAYERS[4:]
 
@@ -113,8 +114,8 @@ class LoRA(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, rank: int = 16, alpha: float = 8, cross: bool = False, reduction: int = 16, scale: float = 0.1,
-                 layers: tuple[str, ...] = LAYERS) -> None:
+    def __init__(self, rank: Count = 16, alpha: Positive = 8, cross: bool = False, reduction: Count = 16,
+                 scale: Number = 0.1, layers: tuple[str, ...] = LAYERS) -> None:
         super().__init__()
         if rank < 1:
             raise ArgumentError("rank", rank, "at least 1", "Use avprompt.methods.NoPrompts for none.")

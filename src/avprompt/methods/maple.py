@@ -12,6 +12,7 @@ from avprompt.encoders.text import CLIPText
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.class_embeddings import ContextEmbeddings, on_meta
+from avprompt.ranges import Count
 
 
 class MaPLe(PromptMethod):
@@ -42,7 +43,7 @@ class MaPLe(PromptMethod):
         12736
     """
 
-    def __init__(self, num_tokens: int = 2, depth: int = 9, text_width: int = 512) -> None:
+    def __init__(self, num_tokens: Count = 2, depth: Count = 9, text_width: Count = 512) -> None:
         super().__init__()
         for name, value in (("num_tokens", num_tokens), ("depth", depth), ("text_width", text_width)):
             if value < 1:

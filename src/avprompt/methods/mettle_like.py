@@ -23,6 +23,7 @@ from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.features import AVFeatures
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.ranges import Count
 
 SIDES = ("visual", "audio")
 LAYERS = ("all", "last")
@@ -147,7 +148,7 @@ class MettleLike(PromptMethod):
     has_adapters = True
     identity_at_start = True
 
-    def __init__(self, num_tokens: int = 4, reduction: int = 8, layers: Literal["all", "last"] = "all",
+    def __init__(self, num_tokens: Count = 4, reduction: Count = 8, layers: Literal["all", "last"] = "all",
                  inject: bool = False) -> None:
         super().__init__()
         if num_tokens < 1:

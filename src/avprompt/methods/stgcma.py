@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.ranges import Count, Dropout, Positive
 
 
 class Adapter(nn.Module):
@@ -99,8 +100,8 @@ class STGCMA(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, ratio: float | list[float] = 0.03125, temporal: bool = True, spatial: bool = True,
-                 mlp: bool = True, exchange: bool = True, segments: int = 10, drop_path: float = 0.2) -> None:
+    def __init__(self, ratio: Positive | list[Positive] = 0.03125, temporal: bool = True, spatial: bool = True,
+                 mlp: bool = True, exchange: bool = True, segments: Count = 10, drop_path: Dropout = 0.2) -> None:
         super().__init__()
         if not (temporal or spatial or mlp):
             raise ArgumentError("temporal, spatial, mlp", "all false", "one of them",

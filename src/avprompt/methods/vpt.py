@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.per_block import PerBlock
+from avprompt.ranges import Count
 
 
 class Prompts(nn.Module):
@@ -46,7 +47,7 @@ class VPT(PerBlock):
         4800
     """
 
-    def __init__(self, num_tokens: int = 10, visual: bool = True, audio: bool = True) -> None:
+    def __init__(self, num_tokens: Count = 10, visual: bool = True, audio: bool = True) -> None:
         super().__init__(visual, audio)
         if num_tokens < 1:
             raise ArgumentError("num_tokens", num_tokens, "at least 1", "Use avprompt.methods.NoPrompts for none.")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.ranges import Count, Natural
 from avprompt.signals import stoppable
 from avprompt.sweeps.local import RUNNING, Processes, check_folders
 from avprompt.sweeps.plan import read_sweep
@@ -60,7 +61,7 @@ def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRu
     return problems
 
 
-def sweep(file: Path, out: Path | None = None, seeds: list[int] = [0, 1, 2], workers: int = 2,  # noqa: B006
+def sweep(file: Path, out: Path | None = None, seeds: list[Natural] = [0, 1, 2], workers: Count = 2,  # noqa: B006
           task: str | None = None, quickstart: bool = False, slurm: bool | dict[str, Any] = False) -> None:
     """Run every variant of a sweep with every value of its axis and every seed: fit, then test the selected checkpoint.
 

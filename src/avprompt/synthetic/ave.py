@@ -15,6 +15,7 @@ from tqdm import tqdm
 from avprompt.datasets.ave import HEADER, SPLITS
 from avprompt.errors import ArgumentError, DatasetError
 from avprompt.media.workers import begin_worker
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, counts, event_scene
 from avprompt.synthetic.scenes import CATEGORIES, FPS, SAMPLE_RATE, SECONDS, SIZE, Scene, Settings, draw_scene
 
@@ -122,15 +123,15 @@ def split_of(index: int, classes: int) -> str:
 
 def synthesize(
     root: Path,
-    videos: int = 400,
-    seed: int = 0,
-    classes: int = 8,
+    videos: Count = 400,
+    seed: Natural = 0,
+    classes: Count = 8,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in AVE's layout.
 

@@ -21,6 +21,7 @@ from PIL import Image
 from avprompt.datasets.avsbench import LAYOUTS, SECONDS, SPLITS, Setting, Video, files
 from avprompt.errors import ArgumentError
 from avprompt.media.decode import resize
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset, write_video
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import FPS, SAMPLE_RATE, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -81,16 +82,16 @@ def _write_clip(path: Path, scene: Scene | BoundScene, root: Path) -> None:
 def synthesize(
     root: Path,
     setting: Literal["s4", "ms3"] = "s4",
-    videos: int = 400,
-    seed: int = 0,
-    classes: int = 8,
+    videos: Count = 400,
+    seed: Natural = 0,
+    classes: Count = 8,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
-    size: int = 64,
-    workers: int = 2,
+    size: Count = 64,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in AVSBench's layout.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from avprompt.datasets.kinetics_sounds import COLUMNS, Action
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import SECONDS, Scene, Settings, Sound, Thing, draw_scene
@@ -39,15 +40,15 @@ def action_scene(seed: int, index: int, settings: Settings | BoundSettings) -> S
 
 def synthesize(
     root: Path,
-    videos: int = 400,
-    seed: int = 0,
-    classes: int = 8,
+    videos: Count = 400,
+    seed: Natural = 0,
+    classes: Count = 8,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in Kinetics-Sounds' layout.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from avprompt.datasets.llp import EVENT_HEADER, EVENTS, SPLITS, VIDEO_HEADER
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.ave import names_of, refuse_without_binding, split_of, write_dataset
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import BANDS, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -56,15 +57,15 @@ def _table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) 
 
 def synthesize(
     root: Path,
-    videos: int = 400,
-    seed: int = 0,
-    classes: int = 8,
+    videos: Count = 400,
+    seed: Natural = 0,
+    classes: Count = 8,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in LLP's layout.
 

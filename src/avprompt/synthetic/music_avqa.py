@@ -27,6 +27,7 @@ import numpy as np
 
 from avprompt.datasets.music_avqa import SPLITS, TYPES, Question, Vocabulary, questions_path, read_questions, tokenise
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.ave import refuse_without_binding, write_dataset
 from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
@@ -307,17 +308,17 @@ def questions(scenes: dict[str, Scene] | dict[str, BoundScene], per_video: int =
 
 def synthesize(
     root: Path,
-    videos: int = 400,
-    questions_per_video: int = 4,
-    seed: int = 0,
-    classes: int = 8,
+    videos: Count = 400,
+    questions_per_video: Count = 4,
+    seed: Natural = 0,
+    classes: Count = 8,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
     kinds: Sequence[str] = KINDS,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in MUSIC-AVQA's layout.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from avprompt.datasets.vggsound import CATEGORY_FILE, COLUMNS, LABEL_FILE, SPLITS
 from avprompt.errors import ArgumentError
+from avprompt.ranges import Count, Natural, NonNegative
 from avprompt.synthetic.ave import settings_of, split_of, write_dataset
 from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, event_scene
 from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -59,15 +60,15 @@ def active(scene: Scene | BoundScene) -> list[int]:
 
 def synthesize(
     root: Path,
-    videos: int = 400,
-    seed: int = 0,
+    videos: Count = 400,
+    seed: Natural = 0,
     categories: list[str] | None = None,
     binding: Binding = "none",
-    objects: int | None = None,
-    offscreen_sounds: int | None = None,
-    noise: float = 0.3,
+    objects: Count | None = None,
+    offscreen_sounds: Natural | None = None,
+    noise: NonNegative = 0.3,
     alone: bool = False,
-    workers: int = 2,
+    workers: Count = 2,
 ) -> dict[str, int]:
     """Write a synthetic dataset in VGG-Sound(40K)'s layout.
 

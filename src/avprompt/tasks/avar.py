@@ -13,6 +13,7 @@ from avprompt.backbone import seeded
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.linear import LinearHead
 from avprompt.precision import wide
+from avprompt.ranges import Count
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -40,7 +41,7 @@ class AVAR(AVPromptTask):
     mode = "max"
     row_per_segment = False
 
-    def __init__(self, backbone: FeatureSource, num_classes: int = 32,
+    def __init__(self, backbone: FeatureSource, num_classes: Count = 32,
                  modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):

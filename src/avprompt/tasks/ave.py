@@ -17,6 +17,7 @@ from avprompt.heads.cmbs import CMBSHead, LateFusionHead, SingleHead, audio_stre
 from avprompt.heads.linear import LinearHead
 from avprompt.metrics.ave import AVEAccuracy, predicted_categories
 from avprompt.precision import wide
+from avprompt.ranges import Count, Dropout
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -51,7 +52,7 @@ class AVE(AVPromptTask):
     def __init__(
         self,
         backbone: FeatureSource,
-        num_classes: int = 28,
+        num_classes: Count = 28,
         modality: Literal["both", "audio", "visual", "late"] = "both",
         gate_loss: Literal["probability", "released", "none"] = "probability",
         protocol: Literal["exact", "released"] = "exact",
@@ -148,9 +149,9 @@ class AVELinear(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, num_classes: int = 28,
+    def __init__(self, backbone: FeatureSource, num_classes: Count = 28,
                  modality: Literal["both", "audio", "visual"] = "both",
-                 loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy", dropout: float = 0.5,
+                 loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy", dropout: Dropout = 0.5,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
         check_choice("loss", loss, ("cross_entropy", "softmax_bce"))

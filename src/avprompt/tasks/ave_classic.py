@@ -16,6 +16,7 @@ from avprompt.errors import check_choice
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads import AVEL, EventHead
 from avprompt.precision import wide
+from avprompt.ranges import Count, NonNegative
 from avprompt.tasks.ave import annotated_categories
 from avprompt.tasks.base import AVPromptTask, Column, named
 
@@ -53,10 +54,10 @@ class AVEClassic(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, head: EventHeadCallable = AVEL, num_classes: int = 28,
+    def __init__(self, backbone: FeatureSource, head: EventHeadCallable = AVEL, num_classes: Count = 28,
                  supervision: Literal["full", "weak"] = "full",
-                 loss: Literal["cross_entropy", "released"] = "cross_entropy", relevance_weight: float = 1.0,
-                 similarity_weight: float = 100.0, **options: Any) -> None:
+                 loss: Literal["cross_entropy", "released"] = "cross_entropy", relevance_weight: NonNegative = 1.0,
+                 similarity_weight: NonNegative = 100.0, **options: Any) -> None:
         super().__init__(backbone, **options)
         check_choice("supervision", supervision, ("full", "weak"))
         check_choice("loss", loss, ("cross_entropy", "released"))

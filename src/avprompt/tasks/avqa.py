@@ -17,6 +17,7 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.st_avqa import Grounding, QuestionHead, STAVQAHead
 from avprompt.metrics.avqa import METRICS, AVQAAccuracy, metric_names
 from avprompt.precision import wide
+from avprompt.ranges import Count, NonNegative
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -78,8 +79,8 @@ class AVQA(AVPromptTask):
     metric_unit = 100.0
     row_per_segment = False
 
-    def __init__(self, backbone: FeatureSource, num_classes: int = 42, vocabulary_size: int = 93,
-                 match_weight: float = 0.5, prompted_negatives: bool = False, width: int | None = None,
+    def __init__(self, backbone: FeatureSource, num_classes: Count = 42, vocabulary_size: Count = 93,
+                 match_weight: NonNegative = 0.5, prompted_negatives: bool = False, width: Count | None = None,
                  inputs: Literal["all", "question"] = "all", project_audio: bool = True, grounding: Path | None = None,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
@@ -230,7 +231,7 @@ class AVQAGrounding(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, width: int | None = None, project_audio: bool = True,
+    def __init__(self, backbone: FeatureSource, width: Count | None = None, project_audio: bool = True,
                  **options: Any) -> None:
         super().__init__(backbone, **options)
         self.spec = self.backbone.visual_spec

@@ -20,6 +20,7 @@ from avprompt import checkpoints
 from avprompt.errors import ArgumentError, NonFiniteLossError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource, ForeignSource
 from avprompt.processes import AllClips, check_strategy, gathered, gathered_objects, world
+from avprompt.ranges import Number, Positive
 from avprompt.schedules import WarmupCosine
 from avprompt.tasks.guard import Guard, Step, fuse, read
 
@@ -177,8 +178,8 @@ class AVPromptTask(LightningModule, abc.ABC):
     counts: dict[str, int] = {}
 
     def __init__(self, backbone: FeatureSource, optimizer: OptimizerCallable = torch.optim.Adam,
-                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: float | None = None,
-                 method_losses: dict[str, float] | None = None, gather: bool = True,
+                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: Positive | None = None,
+                 method_losses: dict[str, Number] | None = None, gather: bool = True,
                  head_from: Path | None = None) -> None:
         super().__init__()
         self.gather, self.head_from = gather, head_from

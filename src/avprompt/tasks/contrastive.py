@@ -16,6 +16,7 @@ from avprompt.errors import ArgumentError, ConfigError
 from avprompt.features import AVFeatures, FeatureSource, Modality
 from avprompt.heads.contrastive import ContrastiveHead, Fusion
 from avprompt.methods.class_embeddings import ClassEmbeddings
+from avprompt.ranges import Positive, Share
 from avprompt.tasks.base import AVPromptTask, Column, named
 
 
@@ -82,12 +83,12 @@ class Contrastive(AVPromptTask):
         background: bool = False,
         level: Literal["segment", "video"] = "segment",
         adapters: list[str] = [],  # noqa: B006
-        adapter_ratio: float = 0.2,
+        adapter_ratio: Share = 0.2,
         fusion: Fusion = "paper",
         objective: Literal["paper", "released", "class"] = "paper",
         weighting: Literal["epochs", "proportional", "misplaced"] = "proportional",
-        visual_scale: float | None = None,
-        audio_scale: float | None = None,
+        visual_scale: Positive | None = None,
+        audio_scale: Positive | None = None,
         learned_scales: bool = False,
         exp_audio_scale: bool = True,
         pretrained: Path | None = None,
