@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.ranges import Count
 
 
 class Bank(nn.Module):
@@ -67,7 +68,7 @@ class CoPLLike(PromptMethod):
         1920
     """
 
-    def __init__(self, num_tokens: int = 2, entries: int = 2) -> None:
+    def __init__(self, num_tokens: Count = 2, entries: Count = 2) -> None:
         super().__init__()
         for name, value in (("num_tokens", num_tokens), ("entries", entries)):
             if value < 1:

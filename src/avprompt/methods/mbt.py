@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
+from avprompt.ranges import Count
 
 SPANS = ("clip", "segment")
 
@@ -48,7 +49,7 @@ class MBT(PromptMethod):
         True
     """
 
-    def __init__(self, num_tokens: int = 4, layers: int = 4, span: Literal["clip", "segment"] = "clip") -> None:
+    def __init__(self, num_tokens: Count = 4, layers: Count = 4, span: Literal["clip", "segment"] = "clip") -> None:
         super().__init__()
         if num_tokens < 1:
             raise ArgumentError("num_tokens", num_tokens, "at least 1", "Choose another value.")

@@ -23,6 +23,7 @@ from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.mettle_like import SIDES, read_tokens, reduced
 from avprompt.precision import wide
+from avprompt.ranges import Count
 
 
 class Path(nn.Module):
@@ -112,7 +113,7 @@ class MoLTLike(PromptMethod):
     gradient = "method"
     identity_at_start = True
 
-    def __init__(self, num_tokens: int = 4, reduction: int = 8, layers: int | None = None) -> None:
+    def __init__(self, num_tokens: Count = 4, reduction: Count = 8, layers: Count | None = None) -> None:
         super().__init__()
         for name, value in (("num_tokens", num_tokens), ("layers", 1 if layers is None else layers)):
             if value < 1:

@@ -21,6 +21,7 @@ from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError
 from avprompt.methods.base import PromptMethod, PromptState
 from avprompt.methods.stgcma import Adapter
+from avprompt.ranges import Count
 
 #: bottlenecks of a block pair; the visual ones stand behind a frozen branch and beside it
 VISUAL, AUDIO = ("time", "space", "mlp"), ("space", "mlp")
@@ -46,7 +47,7 @@ class MoMALike(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, reduction: int = 8) -> None:
+    def __init__(self, reduction: Count = 8) -> None:
         super().__init__()
         self.reduction = reduction
 
