@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ from conftest import ROOT
 
 from avprompt import encoders
 from avprompt.cli import run
+from avprompt.cli.doctor import findings
 from avprompt.configs import EXPERIMENTS
 from avprompt.data_modules import base as data_base
-from avprompt.errors import AVPromptError, CheckpointError, ConfigError, DatasetError
+from avprompt.errors import AVPromptError, CheckpointError, ConfigError, DatasetError, WeightsError
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
 BRIEF = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", "1",
@@ -133,6 +136,78 @@ def test_monitors_that_need_a_logger_are_left_out_without_one(ave_root: Path, tm
     monitor = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
     run(["fit", *flags(ave_root, tmp_path), "--trainer.logger", "false", *monitor])
     assert list(tmp_path.rglob("result.json"))
+
+
+# --- what there is
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every public method, every dataset of the registry, every experiment; each class with what it is."""
+    import avprompt
+    from avprompt.datasets.registry import DATASETS
+
+    run(["list", "--json"])
+    found = {kind: {item["name"]: item["about"] for item in items}
+             for kind, items in json.loads(capsys.readouterr().out).items()}
+    methods = avprompt._PUBLIC["avprompt.methods"]
+    assert set(methods) - {"PromptMethod", "PromptState", "CoOp", "CoCoOp"} <= found["methods"].keys()
+    assert {"SwinV2", "HTSAT", "CLIPText"} <= found["encoders"].keys() and "FrozenEncoder" not in found["encoders"]
+    assert found["datasets"].keys() == DATASETS.keys()
+    assert found["experiments"].keys() == {path.stem for path in EXPERIMENTS.glob("*.yaml")}
+    assert "82.2" in found["experiments"]["ave_dgsct"]
+    assert all(about.endswith((".", ".)", "csv", "json", ")", "txt")) for kind in ("methods", "tasks") for about in
+               found[kind].values())
+    run(["list", "tasks"])
+    said = capsys.readouterr().out
+    assert said.startswith("tasks (") and "AVE " in said and "DGSCT" not in said
+
+
+def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Found where an experiment looks for it; a wrong digest is refused; what a hub serves is fetched from it."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        run(["weights", "ave_dgsct", "fewshot_ave_dgsct", "--json"])
+    assert stop.value.code == 1
+    found = {weight["name"]: weight for weight in json.loads(capsys.readouterr().out)}
+    swin, clap = found["timm:swinv2_large_window12_192.ms_in22k"], found["checkpoints/630k-audioset-fusion-best.pt"]
+    assert swin["hub"] == "timm/swinv2_large_window12_192.ms_in22k" and swin["licence"] == "mit"
+    assert swin["experiments"] == ["ave_dgsct"] and clap["path"] is None and "checkpoints/roberta-base" in found
+    calls = []
+
+    def fetch(repo: str, file: str, local_dir: Path | None = None) -> None:
+        calls.append((repo, file))
+        if local_dir is not None:
+            local_dir.mkdir(parents=True, exist_ok=True)
+            (local_dir / file).write_bytes(b"weights")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fetch)
+    with pytest.raises(SystemExit):  # HTS-AT's file is on no hub
+        run(["weights", "ave_dgsct", "fewshot_ave_dgsct", "--fetch", "--hash"])
+    said = capsys.readouterr().out
+    assert ("lukewys/laion_clap", "630k-audioset-fusion-best.pt") in calls and ("FacebookAI/roberta-base",
+                                                                               "vocab.json") in calls
+    assert hashlib.sha256(b"weights").hexdigest() in said and "checkpoints/HTSAT_AudioSet_Saved_1.ckpt: missing\n" in said
+    run(["weights", "quickstart"])
+    assert capsys.readouterr().out == "0 files, 0 missing\n"
+
+
+def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests have no network: huggingface_hub says so, and the message says what to do."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsError, match="expected model.safetensors of https://huggingface.co/timm/.*HF_HUB_OFFLINE"):
+        run(["weights", "ave_dgsct", "--fetch"])
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] and found["pyav"] and found["disk_free_bytes"] > 0 and found["decoders"]["h264"]
+    assert {kind for kind, _, _ in found["findings"]} <= {"ok", "note"}
+    lacking = {**found, "decoders": {"h264": False}, "writable": False, "bf16": False, "gpus": ["GTX 1080"]}
+    said = {what: (kind, meaning) for kind, what, meaning in findings(lacking)}
+    assert said["decoders"][0] == said["disk"][0] == "missing" and "16-mixed" in said["bfloat16"][1]
+    run(["doctor"])
+    assert "ok       decoders" in capsys.readouterr().out
 
 
 # --- what to do next

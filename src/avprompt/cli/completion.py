@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avprompt.cli.listing import KINDS
 from avprompt.cli.parsing import PlainParser
 from avprompt.configs import EXPERIMENTS
 from avprompt.errors import ConfigError
@@ -78,6 +79,14 @@ def script(shell: str, functions: dict[str, str], positional: tuple[str, ...]) -
     shown.add_argument("--show", action="store_true")
     shown.add_argument("--copy", type=Path)
     commands.add_subcommand("experiments", shown)
+    for name in ("list", "weights", "doctor"):
+        asked = function_parser()
+        if name != "doctor":
+            asked.add_argument("kind" if name == "list" else "experiment", nargs="?",
+                               choices=KINDS if name == "list" else names)
+        for flag in ("--json", *(("--fetch", "--hash") if name == "weights" else ())):
+            asked.add_argument(flag, action="store_true")
+        commands.add_subcommand(name, asked)
     converted = function_parser()
     converted.add_argument("source", type=Path)
     converted.add_argument("--task", choices=["ave", "avvp", "avs_s4", "avs_ms3", "avqa", "fewshot", "pretrain"])

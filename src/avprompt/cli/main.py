@@ -22,7 +22,10 @@ HELP = f"""avprompt {__version__}: parameter-efficient prompting of frozen image
 usage: avprompt COMMAND [options]
 
   fit | validate | test | predict   run an experiment: avprompt fit --config ave_dgsct
+  list                              list methods, encoders, tasks, datasets and experiments
   experiments                       list the experiments that ship; print one, or copy it to change it
+  weights                           list the files of weights that experiments need, found or missing; fetch them
+  doctor                            say what this machine has, what is missing, and what that means
   params                            count the parameters that an experiment trains, freezes and saves
   data prepare                      turn folders of videos into the store that training reads
   data verify                       list which files a dataset needs and which exist
@@ -48,8 +51,8 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: functions whose first argument is a list
 SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "visualize", "params", "data", "experiments", "completion", "convert", "sweep", "compare",
-            "report", "efficiency", "quickstart")
+COMMANDS = (*TRAINER_COMMANDS, "visualize", "params", "data", "list", "experiments", "weights", "doctor", "completion",
+            "convert", "sweep", "compare", "report", "efficiency", "quickstart")
 #: commands that are one function, whose signature and docstring are options and help
 FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
              "report": "avprompt.reports.report", "efficiency": "avprompt.cli.efficiency",
@@ -197,6 +200,18 @@ def dispatch(args: list[str]) -> None:
         from avprompt.cli.data import data
 
         data(rest)
+    elif command == "list":
+        from avprompt.cli.listing import listing
+
+        listing(rest)
+    elif command == "weights":
+        from avprompt.cli.weights import weights
+
+        weights(rest)
+    elif command == "doctor":
+        from avprompt.cli.doctor import doctor
+
+        doctor(rest)
     elif command == "experiments":
         from avprompt.cli.experiments import experiments
 
