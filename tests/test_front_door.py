@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from conftest import ROOT
 from avprompt import encoders
 from avprompt.cli import run
 from avprompt.cli.doctor import findings
+from avprompt.cli.quickstart import shown
 from avprompt.configs import EXPERIMENTS
 from avprompt.data_modules import base as data_base
 from avprompt.errors import AVPromptError, CheckpointError, ConfigError, DatasetError, WeightsError
@@ -208,6 +215,54 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert said["decoders"][0] == said["disk"][0] == "missing" and "16-mixed" in said["bfloat16"][1]
     run(["doctor"])
     assert "ok       decoders" in capsys.readouterr().out
+
+
+# --- what a run shows
+
+
+def shell(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-m", "avprompt", *words], cwd=cwd, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+
+
+def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path: Path) -> None:
+    """Into a file: no bar, no advertisement, no warning with its file and line; `--quiet` leaves out the rest."""
+    words = [word for word in flags(ave_root, tmp_path, "--trainer.max_epochs", "2")]
+    place = words.index("--trainer.enable_progress_bar")
+    run_ = shell("fit", *words[:place], *words[place + 2:], cwd=tmp_path)
+    said, problems = run_.communicate(timeout=500)
+    assert run_.returncode == 0, problems
+    lines = [line for line in said.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1/2: loss [\d.]+, val_accuracy [\d.]+, .* s, .* s left", lines[0]), lines
+    assert re.fullmatch(r"epoch 2/2: loss [\d.]+, val_accuracy [\d.]+, .* s", lines[1]), lines
+    for unwanted in ("\r", "it/s", "💡", "litlogger", "Deprecat", "deprecated", ".py:", "warnings.warn",
+                     "TPU"):
+        assert unwanted not in said + problems, (unwanted, said + problems)
+    assert "note: " in problems  # clips of the synthetic dataset are drawn without replacement; what is left is ours
+    quiet = shell("test", *flags(ave_root, tmp_path), "--ckpt_path", "best", "--quiet", cwd=tmp_path)
+    said, problems = quiet.communicate(timeout=500)
+    assert quiet.returncode == 0 and "INFO" not in problems and "GPU available" not in problems, problems
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc to see what is imported")
+def test_ctrl_c_while_imports_run_ends_with_one_line(ave_root: Path, tmp_path: Path) -> None:
+    stopped = shell("fit", *flags(ave_root, tmp_path / "runs", "--trainer.max_epochs", "500"), cwd=tmp_path)
+    while "libtorch" not in Path(f"/proc/{stopped.pid}/maps").read_text():  # torch is being imported
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGINT)
+    said, problems = stopped.communicate(timeout=200)
+    assert stopped.returncode == 130 and "Traceback" not in problems, problems
+    assert problems.strip().startswith("avprompt: stopped by Ctrl-C; the same command begins again"), problems
+    assert problems.strip().count("\n") == 0 and not (tmp_path / "runs").exists()
+
+
+def test_quickstart_shows_the_lines_of_its_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("epoch 1/2: of an earlier part\n")
+    with shown(log, pause=0.01):
+        with log.open("a") as file:
+            file.write("something else\nepoch 2/2: loss 1.0\n")
+    assert capsys.readouterr().out == "    epoch 2/2: loss 1.0\n"
 
 
 # --- what to do next

@@ -4,10 +4,11 @@ from avprompt.callbacks.checkpointing import InterruptCheckpoint, LastCheckpoint
 from avprompt.callbacks.outcomes import OutcomeWriter
 from avprompt.callbacks.pictures import ValidationPictures
 from avprompt.callbacks.predictions import PredictionWriter
+from avprompt.callbacks.progress import EpochLines
 from avprompt.callbacks.report import RunReport
 from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.callbacks.together import FailTogether
 
-__all__ = ["ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "OutcomeWriter", "PredictionWriter",
+__all__ = ["EpochLines", "ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "OutcomeWriter", "PredictionWriter",
            "RunReport", "TaskCheckpoint", "ValidationPictures", "run_folder"]

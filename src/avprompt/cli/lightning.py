@@ -6,7 +6,7 @@ Importing this takes seconds: the other modules of the command line import it in
 from __future__ import annotations
 
 import os
-import warnings
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from avprompt.callbacks.run_folder import (
 )
 from avprompt.cli import checks
 from avprompt.cli.parsing import OneError
+from avprompt.cli.screen import is_quiet
 from avprompt.configs import CHECKPOINTS, UNTRAINED, get_nested, read_arguments
 from avprompt.data_modules import AVDataModule
 from avprompt.errors import ConfigError
@@ -39,10 +40,6 @@ from avprompt.tasks import AVPromptTask
 
 #: classes of loggers that need a package which avprompt itself does not
 LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow-skinny", "CometLogger": "comet-ml"}
-# both are intended: arguments come from `main`, frozen encoders stay in eval mode
-warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-warnings.filterwarnings("ignore", message="It is recommended to use .self.log")  # all processes log the same value
 # the parser hands a class's `null` to the classes within it as Python prints it
 set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
 checks.restrict_parser()
@@ -259,7 +256,7 @@ class AVPromptCLI(LightningCLI):
         logger = self.settings.trainer.logger
         name = logger.init_args.get("name") if isinstance(logger, Namespace) else None
         name = name or self.experiment
-        forced = [callbacks.ExactResume(), callbacks.RunReport(name, self.config_dump),
+        forced = [callbacks.ExactResume(), callbacks.EpochLines(), callbacks.RunReport(name, self.config_dump),
                   callbacks.OutcomeWriter()]
         if self.settings.trainer.get("enable_checkpointing") is not False:
             forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
@@ -269,6 +266,12 @@ class AVPromptCLI(LightningCLI):
         present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
             "subcommand") else self.config_init.trainer.callbacks
         kinds = {type(callback) for callback in present or []}
+        own_bar = any(type(callback).__name__.endswith("ProgressBar") for callback in present or [])
+        if self.settings.trainer.get("enable_progress_bar") is None and not own_bar and (
+                is_quiet() or not sys.stdout.isatty()):  # a bar redraws itself, which fills a file with it
+            options["enable_progress_bar"] = False
+        if is_quiet():
+            options["enable_model_summary"] = False
         trainer = super().instantiate_trainer(
             callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options)
         self._find_checkpoint(trainer)

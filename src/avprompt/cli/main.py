@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from avprompt import __version__
 from avprompt.cli.optional_packages import leave_out_extras
 from avprompt.cli.remembered import remembered
+from avprompt.cli.screen import QUIET, Interrupts, plain_screen
 from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError, did_you_mean
 from avprompt.files import full_disks
@@ -43,7 +45,7 @@ usage: avprompt COMMAND [options]
   quickstart                        generate, prepare, train, test and compare on this machine, in minutes
   completion bash|zsh|tcsh          print a script that completes commands and flags in this shell
 
-`avprompt COMMAND --help` explains each command. `--config` takes a file, or the name of an experiment that ships.
+`avprompt COMMAND --help` explains each command; `--quiet` leaves out everything but results and problems. `--config` takes a file, or the name of an experiment that ships.
 Flags come after `--config` and override it: --data.batch_size 4 --model.backbone.prompts.spatial false
 """
 #: OpenMP's threads sleep while they wait: on a busy machine spinning ones cost ten times what they wait for
@@ -238,8 +240,14 @@ def main(args: list[str] | None = None) -> None:
     for name, value in WAITING.items():  # read when torch is imported, which nothing has done yet
         os.environ.setdefault(name, value)
     leave_out_extras()
+    args = sys.argv[1:] if args is None else args
+    if "--quiet" in args:  # also for the processes that this one starts
+        os.environ[QUIET] = "1"
+        args = [arg for arg in args if arg != "--quiet"]
+    interrupts = Interrupts()
     try:
-        remembered(sys.argv[1:] if args is None else args, run)
+        with interrupts.watched(), plain_screen():
+            remembered(args, run)
     except BaseException as error:
         processes = sys.modules.get("avprompt.processes")  # not imported where nothing ran: it takes torch
         several = processes is not None and processes.world() > 1
@@ -248,6 +256,10 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(error, AVPromptError) and not os.environ.get("AVPROMPT_DEBUG"):
             print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
             code = 2
+        elif interrupts.seen and not os.environ.get("AVPROMPT_DEBUG"):
+            print("\navprompt: stopped by Ctrl-C; the same command begins again, and a training that has begun goes on "
+                  "with --ckpt_path last", file=sys.stderr)
+            code = 128 + signal.SIGINT
         elif isinstance(error, SystemExit):
             code = exit_code(error)
         elif several:

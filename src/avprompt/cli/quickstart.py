@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +16,7 @@ from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
 from avprompt.ranges import Count, Natural
 from avprompt.sweeps.local import execute
-from avprompt.sweeps.run import SweepRun
+from avprompt.sweeps.run import SweepRun, epoch_lines
 from avprompt.sweeps.table import summarise
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
@@ -42,6 +45,8 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+#: bytes of a generated video with its store, and of both runs: `du` of the AVE quickstart
+VIDEO_BYTES, RUN_BYTES = 1_000_000, 350_000_000
 IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
 PLANS = {
     "ave": Plan("quickstart", SYNTHETIC_DATASETS["ave"], (
@@ -54,6 +59,35 @@ PLANS = {
                  ("test_average", "percent of questions answered correctly"), True,
                  {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]}),
 }
+
+
+@contextlib.contextmanager
+def shown(log: Path, pause: float = 0.5) -> Iterator[None]:
+    """Print a training's lines, one an epoch, while it runs in a process of its own.
+
+    Args:
+        log: where that process writes.
+        pause: seconds between two looks.
+    """
+    ended, before = threading.Event(), len(epoch_lines(log))
+
+    def follow() -> None:
+        printed, last = before, False
+        while not last:
+            last = ended.wait(pause)
+            lines = epoch_lines(log)
+            printed = min(printed, len(lines))  # the log begins anew
+            for line in lines[printed:]:
+                print(f"    {line}", flush=True)
+            printed = len(lines)
+
+    thread = threading.Thread(target=follow, name="avprompt-shown", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
@@ -80,8 +114,13 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     begun = time.monotonic()
     data = Path(data or get_nested(read_yaml(experiment), "data.init_args.root"))
     out = Path(out or Path("runs") / plan.experiment)
-    print("1/4 generate a synthetic dataset", flush=True)
     options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
+    need = options["videos"] * VIDEO_BYTES + RUN_BYTES
+    free = shutil.disk_usage(next(place for place in (data, *data.absolute().parents) if place.is_dir())).free
+    minutes = "" if task != "ave" or videos or epochs else "about 4 minutes on two idle cores; "
+    print(f"{minutes}about {need / 1e6:.0f} MB on the disk, of which {free / 1e9:,.1f} GB are free; after the first "
+          "epoch each line says how long is left", flush=True)
+    print("1/4 generate a synthetic dataset", flush=True)
     plan.synthesize(data, seed=seed, **options)
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
     if plan.stored:
@@ -92,8 +131,9 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
         overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
         run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
         runs.append(run)
-        print(f"{step}/4 fit and test: {row} (progress in {run.log})", flush=True)
-        problem = None if run.result.is_file() else execute(run, threads)
+        print(f"{step}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
+        with shown(run.log):
+            problem = None if run.result.is_file() else execute(run, threads)
         if problem:
             raise ConfigError(row, problem, "a finished run", "Read the log, then call quickstart again.")
     metric, meaning = plan.metric

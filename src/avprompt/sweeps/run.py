@@ -111,6 +111,20 @@ class SweepRun:
                 for stage, checkpoint in {**found, "test": best or UNTRAINED}.items()}
 
 
+def last_line(log: Path) -> str:
+    """The last line of a log that `avprompt.callbacks.EpochLines` has written, empty where there is none."""
+    return next(reversed(epoch_lines(log)), "")
+
+
+def epoch_lines(log: Path) -> list[str]:
+    """The lines that `avprompt.callbacks.EpochLines` has written into a log."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [line for line in lines if line.startswith("epoch ")]
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, `None` where there is none or it was cut off."""
     try:

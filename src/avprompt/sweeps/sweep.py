@@ -15,7 +15,7 @@ from avprompt.ranges import Count, Natural
 from avprompt.signals import stoppable
 from avprompt.sweeps.local import RUNNING, Processes, check_folders
 from avprompt.sweeps.plan import read_sweep
-from avprompt.sweeps.run import SweepRun, read_json
+from avprompt.sweeps.run import SweepRun, last_line, read_json
 from avprompt.sweeps.slurm import Slurm
 from avprompt.sweeps.table import condense, summarise, write_failures
 
@@ -51,7 +51,8 @@ def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRu
                     bar.write(f"not finished: {run.name}: {problem}")
                 write_failures(runs, problems, out)
                 summarise(runs, metric, out)
-            now = [run.name for run in jobs.values() if run.log.exists() and run.log.stat().st_mtime >= begun - 1]
+            under_way = [run for run in jobs.values() if run.log.exists() and run.log.stat().st_mtime >= begun - 1]
+            now = [f"{run.name} ({line})" if (line := last_line(run.log)) else run.name for run in under_way]
             text = "now " + "; ".join(now) if now else ""
             if text != bar.postfix or sys.stderr.isatty():
                 bar.set_postfix_str(text)
