@@ -26,7 +26,6 @@ from avprompt.features import AVFeatures, FeatureSource, Modality
 from avprompt.methods.base import Checkpointing, PromptMethod, PromptState, mean_or_class_token, recomputed
 from avprompt.methods.none import NoPrompts
 
-
 #: what is compiled, see `AVPromptBackbone`
 Compile = Literal["none", "regions", "model"]
 

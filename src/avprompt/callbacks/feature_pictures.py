@@ -42,7 +42,6 @@ from avprompt.methods.dgsct import PaperTemporalGate
 from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
-from avprompt.ranges import Natural
 
 MODALITIES = ("visual", "audio")
 #: columns of a frequency map in each segment

@@ -17,7 +17,6 @@ from avprompt.callbacks.run_folder import run_folder
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
-from avprompt.ranges import Natural
 
 if TYPE_CHECKING:
     from avprompt.pages.recordings import Window

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.precision import wide
-from avprompt.ranges import Count
 
 WIDTH, DROPOUT = 512, 0.1  # of the released network
 

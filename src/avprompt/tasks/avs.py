@@ -15,7 +15,6 @@ from avprompt.backbone import seeded
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.avs_decoder import AVSDecoder
 from avprompt.metrics.avs import AVSFScore, AVSJaccard
-from avprompt.ranges import Count, NonNegative
 from avprompt.tasks.base import AVPromptTask, Column
 
 

@@ -14,7 +14,6 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.han import ParsingHead
 from avprompt.heads.mgn import MGNHead
 from avprompt.metrics.avvp import TYPES, AVVPFScore
-from avprompt.ranges import Count, Share
 from avprompt.tasks.base import AVPromptTask, Column
 
 #: (audio_dim, visual_dim, num_classes, segments, video_dim) -> head
