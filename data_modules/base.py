@@ -309,7 +309,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         mix_audio: Share = 0.0,
         feature_cache: Path | None = None,
         published_features: Path | None = None,
-        train_clips: int | None = None,
+        train_clips: Count | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size

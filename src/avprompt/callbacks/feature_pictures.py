@@ -42,6 +42,7 @@ from avprompt.methods.dgsct import PaperTemporalGate
 from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
+from avprompt.ranges import Natural
 
 MODALITIES = ("visual", "audio")
 #: columns of a frequency map in each segment
@@ -141,7 +142,7 @@ class FeaturePictures(Callback):
         2
     """
 
-    def __init__(self, max_clips: int = 8, seed: int = 0, formats: Sequence[str] = ("png",)) -> None:
+    def __init__(self, max_clips: Natural = 8, seed: Natural = 0, formats: Sequence[str] = ("png",)) -> None:
         if max_clips < 0:
             raise ArgumentError("max_clips", max_clips, "0 or more", "0 draws none.")
         self.max_clips, self.seed, self.formats = max_clips, seed, check_formats(formats)

@@ -17,6 +17,7 @@ from avprompt.callbacks.run_folder import run_folder
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
+from avprompt.ranges import Natural, Positive
 
 if TYPE_CHECKING:
     from avprompt.pages.recordings import Window
@@ -52,8 +53,8 @@ class PredictionWriter(Callback):
         0
     """
 
-    def __init__(self, max_pictures: int = 50, formats: Sequence[str] = ("png",),
-                 videos: Literal["link", "copy"] = "link", max_minutes: float = 60.0,
+    def __init__(self, max_pictures: Natural = 50, formats: Sequence[str] = ("png",),
+                 videos: Literal["link", "copy"] = "link", max_minutes: Positive = 60.0,
                  origin: str | None = None) -> None:
         for name, value in (("max_pictures", max_pictures), ("max_minutes", max_minutes)):
             if value < 0:

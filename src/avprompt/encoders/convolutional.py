@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avprompt.encoders.base import BlockSpec, FrozenEncoder, VisualInput, is_path, read_weights
 from avprompt.errors import ArgumentError, WeightsError
+from avprompt.ranges import Count, Dropout
 
 #: colours that ImageNet and Kinetics networks are trained with
 COLOURS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -119,7 +120,7 @@ class ResNet(MapEncoder):
     unused_weights = ("fc.",)
 
     def __init__(self, model: Literal["resnet18", "resnet50", "resnet152"] = "resnet50", pretrained: str = "none",
-                 img_size: int = 224, last_stride: Literal[1, 2] = 2, pooled: bool = False,
+                 img_size: Count = 224, last_stride: Literal[1, 2] = 2, pooled: bool = False,
                  colours: Colours = "imagenet", frozen: bool = True) -> None:
         from torchvision import models
 
@@ -176,7 +177,7 @@ class VGG(MapEncoder):
 
     unused_weights = ("classifier.",)
 
-    def __init__(self, pretrained: str = "none", img_size: int = 224, frozen: bool = True) -> None:
+    def __init__(self, pretrained: str = "none", img_size: Count = 224, frozen: bool = True) -> None:
         from torchvision import models
 
         super().__init__(frozen)
@@ -213,7 +214,7 @@ class PVT(MapEncoder):
     unused_weights = ("head.",)
     library_names = ((r"^pyramid\.", "stages."),)
 
-    def __init__(self, model: str = "pvt_v2_b5", pretrained: str = "none", img_size: int = 224, drop_path: float = 0.0,
+    def __init__(self, model: str = "pvt_v2_b5", pretrained: str = "none", img_size: Count = 224, drop_path: Dropout = 0.0,
                  frozen: bool = True) -> None:
         from timm.models import pvt_v2
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.precision import wide
+from avprompt.ranges import Count, Natural
 
 WIDTH, DROPOUT = 512, 0.1  # of the released network
 
@@ -137,8 +138,8 @@ class HAN(ParsingHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10,
-                 video_dim: int = 512, heads: int = 1, hidden: int = WIDTH, in_turn: bool = False) -> None:
+    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, segments: Count = 10,
+                 video_dim: Natural = 512, heads: Count = 1, hidden: Count = WIDTH, in_turn: bool = False) -> None:
         super().__init__()
         if heads < 1 or WIDTH % heads or hidden < 1:
             raise ArgumentError("heads, hidden", f"{heads}, {hidden}", f"a divisor of {WIDTH}, and at least 1",

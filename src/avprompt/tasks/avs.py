@@ -15,6 +15,7 @@ from avprompt.backbone import seeded
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.avs_decoder import AVSDecoder
 from avprompt.metrics.avs import AVSFScore, AVSJaccard
+from avprompt.ranges import Count, NonNegative
 from avprompt.tasks.base import AVPromptTask, Column
 
 
@@ -52,7 +53,8 @@ class AVS(AVPromptTask):
     mode = "max"
     resizes_frames = True
 
-    def __init__(self, backbone: FeatureSource, mask_size: int = 224, matching: float = 0.0, decoder_width: int = 256,
+    def __init__(self, backbone: FeatureSource, mask_size: Count = 224, matching: NonNegative = 0.0,
+                 decoder_width: Count = 256,
                  rectified: bool = True, dilated: bool = False, project: bool = True,
                  protocol: Literal["dataset", "released"] = "dataset", **options: Any) -> None:
         super().__init__(backbone, **options)

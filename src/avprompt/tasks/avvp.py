@@ -14,6 +14,7 @@ from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads.han import ParsingHead
 from avprompt.heads.mgn import MGNHead
 from avprompt.metrics.avvp import TYPES, AVVPFScore
+from avprompt.ranges import Count, Natural, Share
 from avprompt.tasks.base import AVPromptTask, Column
 
 #: (audio_dim, visual_dim, num_classes, segments, video_dim) -> head
@@ -57,8 +58,9 @@ class AVVP(AVPromptTask):
     score_per_segment = False
     common_outputs = ("audio_token_logits", "visual_token_logits")
 
-    def __init__(self, backbone: FeatureSource, num_classes: int = 25, segments: int = 10, video_dim: int = 512,
-                 head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: float = 0.9,
+    def __init__(self, backbone: FeatureSource, num_classes: Count = 25, segments: Count = 10,
+                 video_dim: Natural = 512,
+                 head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: Share = 0.9,
                  supervision: Literal["video", "taught"] = "video", **options: Any) -> None:
         super().__init__(backbone, **options)
         if gate_audio and head is not None:
