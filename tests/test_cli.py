@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -17,7 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from avprompt.cli import checks, lightning_cli, main, model_of, run
 from avprompt.cli.remembered import remembered
-from avprompt.configs import read_arguments, read_yaml
+from avprompt.cli.signatures import arguments, check_keys
+from avprompt.configs import parameters, read_arguments, read_yaml
 from avprompt.errors import CheckpointError, ConfigError
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
@@ -374,3 +377,37 @@ def test_answers_about_the_program_are_remembered(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     remembered(["test", "--help"], answer)
     assert asked[-1] == ["test", "--help"]
+
+
+@pytest.mark.parametrize("flag, said", [
+    ("--data.batch_sizes 2", "--data.batch_sizes: got no such argument; expected an argument of AVEDataModule. Did you "
+     "mean batch_size or eval_batch_size?"),
+    ("--modl.x 3", "--modl: got no such flag; expected a flag of this command. Did you mean model?"),
+    ("--model.backbone.prompts.alphaa 1", "--model.backbone.prompts.alphaa: got no such argument; expected an argument "
+     "of DGSCT. Did you mean alpha?"),
+    ("--config misspelt.yaml", "--trainer.max_epoch: got no such argument in misspelt.yaml; expected an argument of "
+     "Trainer. Did you mean max_epochs or min_epochs or max_steps?"),
+])
+def test_a_misspelt_key_is_refused_before_torch_is_imported(flag: str, said: str, tmp_path: Path,
+                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("misspelt.yaml").write_text("trainer: {max_epoch: 3}\n", encoding="utf-8")
+    with pytest.raises(ConfigError) as error:
+        check_keys(["fit", "--config", "quickstart", *flag.split()])
+    assert str(error.value) == said
+    program = f"from avprompt.cli import main; main(['fit', '--config', 'quickstart', *{flag.split()}])"
+    if "alphaa" in flag:
+        run_ = subprocess.run([sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True)
+        assert run_.returncode == 2 and said in run_.stderr and "| torch\n" not in run_.stderr
+
+
+@pytest.mark.parametrize("package", ["methods", "tasks", "encoders", "heads", "data_modules", "callbacks"])
+def test_arguments_from_the_source_text_are_those_of_the_classes(package: str) -> None:
+    module = importlib.import_module(f"avprompt.{package}")
+    kinds = [name for name in module.__all__ if inspect.isclass(getattr(module, name))]
+    known = {name: found for name in kinds if (found := arguments(f"avprompt.{package}.{name}")) is not None}
+    assert len(known) > len(kinds) / 2
+    for name, found in known.items():
+        declared = {key for key, value in parameters(f"avprompt.{package}.{name}").items()
+                    if key != "self" and value.kind not in (value.VAR_KEYWORD, value.VAR_POSITIONAL)}
+        assert found == declared, name

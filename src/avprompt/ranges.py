@@ -149,11 +149,11 @@ def check_ranges(kind: Callable[..., Any], arguments: dict[str, Any], prefix: st
         ArgumentError: names the flag, the value and the range.
 
     Example:
-        >>> from avprompt.heads.clip_adapter import CLIPAdapter
-        >>> check_ranges(CLIPAdapter, {"ratio": 2}, "--model.head.")
+        >>> from avprompt.tasks import AVVP
+        >>> check_ranges(AVVP, {"smoothing": 2}, "--model.")
         Traceback (most recent call last):
             ...
-        avprompt.errors.ArgumentError: --model.head.ratio: got 2; expected at least 0 and at most 1. Correct it.
+        avprompt.errors.ArgumentError: --model.smoothing: got 2; expected at least 0 and at most 1. Correct it.
     """
     declared = hints(kind)
     for name, value in arguments.items():

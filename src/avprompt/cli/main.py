@@ -14,6 +14,7 @@ from avprompt import __version__
 from avprompt.cli.optional_packages import leave_out_extras
 from avprompt.cli.remembered import remembered
 from avprompt.cli.screen import QUIET, Interrupts, plain_screen
+from avprompt.cli.signatures import check_keys
 from avprompt.configs import check_files, expand_flag, expand_home
 from avprompt.errors import AVPromptError, ConfigError, did_you_mean
 from avprompt.files import full_disks
@@ -109,6 +110,7 @@ def trainer(args: list[str]) -> None:
         raise ConfigError(f"avprompt {args[0]}", "no --config", "an experiment", f"Try `avprompt {args[0]} --config "
                           "quickstart`; `avprompt experiments` lists what ships.")
     check_files(args)
+    check_keys(args)
     from avprompt.cli.lightning import AVPromptCLI
 
     AVPromptCLI(args)
@@ -195,6 +197,7 @@ def dispatch(args: list[str]) -> None:
         trainer([*pictures(rest), "--data.predict_root", "null"])
     elif command == "params":
         check_files(rest)
+        check_keys([word for word in rest if word != "--json"])
         from avprompt.cli.params import params
 
         params(rest)
