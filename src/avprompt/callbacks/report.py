@@ -21,7 +21,7 @@ from torch.utils.tensorboard.summary import hparams
 from avprompt.callbacks.checkpointing import TaskCheckpoint
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.checkpoints import count_parameters
-from avprompt.configs import flatten
+from avprompt.configs import flatten, get_nested
 from avprompt.files import write_json
 
 #: key of our part of a checkpoint
@@ -58,7 +58,7 @@ def short_settings(config: dict[str, Any]) -> dict[str, Any]:
     """
     found = {}
     for name, value in flatten(config).items():
-        if value is None or value in ([], {}) or name.startswith(NOISE):
+        if get_nested(config, name) in (None, [], {}) or name.startswith(NOISE):
             continue
         if name.rpartition(".")[2] == "class_path":
             value = str(value).rpartition(".")[2]

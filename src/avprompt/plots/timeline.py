@@ -153,6 +153,8 @@ def draw_curves(axis: Axes, edges: Sequence[float], values: np.ndarray, names: S
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7)
     axis.set_ylabel("\n".join(["probability", *([] if single else textwrap.wrap(name, 14))]), fontsize=8)
+    if not axis.get_legend_handles_labels()[0]:  # nothing is likely at all
+        return
     legend = axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.08), fontsize=7.5, frameon=False, handlelength=2.2,
                          borderaxespad=0.2)
     for text in legend.get_texts():
