@@ -212,6 +212,7 @@ class AVPromptCLI(LightningCLI):
             # MLflow 3 refuses folders, which it no longer extends, unless it is told so; a database needs a server's
             # packages
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing leaves this machine unasked
 
     def _check_writable(self, logger: Any) -> None:
         folder = logger.init_args.get("save_dir") if isinstance(logger, Namespace) else None
