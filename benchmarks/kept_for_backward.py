@@ -50,7 +50,8 @@ class Operations(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not function.is_view and function.overloadpacket.__name__ not in ("detach", "_unsafe_view", "empty")
+        self.count += not function.is_view and function.overloadpacket.__name__ not in (
+            "detach", "_unsafe_view", "empty", "new_empty", "empty_like")
         return function(*args, **(kwargs or {}))
 
 

@@ -10,12 +10,16 @@ import torch
 from conftest import ROOT
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
+from small import SmallHTSAT, SmallSwin, small_clips
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import DataLoader, Dataset
 
+from avprompt import AVPromptBackbone
 from avprompt.cli import parts_of
 from avprompt.errors import NonFiniteLossError
+from avprompt.methods import DGSCT, VPT, AVMoE, PromptMethod
 from avprompt.tasks.guard import fuse
 
 #: an experiment of every task, and of AVE with each objective that reads a mask
@@ -160,7 +164,8 @@ def test_optimizers_are_fused_where_nothing_else_is_asked_for() -> None:
             optimizer.step()
     assert all(torch.allclose(p, q, rtol=1e-6) for p, q in zip(layers[0].parameters(), layers[1].parameters()))
     asked = torch.optim.Adam(layers[0].parameters(), foreach=True)
-    assert not fuse(asked) and not asked.param_groups[0]["fused"] and not fuse(torch.optim.LBFGS(layers[0].parameters()))
+    assert not fuse(asked) and not asked.param_groups[0]["fused"]
+    assert not fuse(torch.optim.LBFGS(layers[0].parameters()))
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -176,3 +181,87 @@ def test_every_task_computes_in_float64(name: str, parts: dict[str, Any]) -> Non
         assert {p.grad.dtype for p in task.parameters() if p.grad is not None} == {torch.float64}
     finally:
         task.float().zero_grad()
+
+
+# --- the compiler
+
+
+def small_net(method: PromptMethod, **options: Any) -> AVPromptBackbone:
+    torch.manual_seed(0)
+    net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), method, **options)
+    for name, parameter in net.prompts.named_parameters():
+        if name.endswith("gate"):
+            torch.nn.init.constant_(parameter, 0.5)
+    return net.train()
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "adapters", "all"])
+def test_a_compiled_walk_is_the_plain_one(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one graph without a break: features, gradients, and batch norms that count a batch once."""
+    graphs, compiler = [], torch.compile
+
+    def traced(function: Any, **options: Any) -> Any:
+        def backend(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph)
+            return aot_eager(graph, inputs)
+
+        return compiler(function, backend=backend, fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    torch._dynamo.reset()
+    found, batch = [], small_clips()
+    for compile in ("none", "model"):
+        net = small_net(DGSCT(num_tokens=4, reduction=4), checkpointing=checkpointing, compile=compile)
+        features = net(batch)
+        (features.visual.square().sum() + features.audio.square().sum()).backward()
+        found.append((features.visual, features.audio, *(p.grad for p in net.prompts.parameters()), *net.buffers()))
+    assert len(graphs) == 1
+    for one, two in zip(*found):
+        assert torch.allclose(one.float(), two.float(), rtol=1e-3, atol=1e-4)
+
+
+def test_compiled_regions_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True,
+                                                                              **options))
+    torch._dynamo.reset()
+    batch, found = small_clips(), []
+    for compile in ("none", "regions"):
+        net = small_net(VPT(num_tokens=2), compile=compile)
+        found.append(net(batch))
+    assert torch.allclose(found[0].visual, found[1].visual, atol=1e-5)
+    assert torch._dynamo.config.recompile_limit >= 64
+
+
+def test_frozen_layers_in_bfloat16_change_nothing_under_autocast() -> None:
+    """Bit for bit; norms, position biases and front ends stay in float32, and the fingerprint that of the file."""
+    batch, net = small_clips(), small_net(DGSCT(num_tokens=4, reduction=4)).eval()
+    known = net.visual.fingerprint(), net.audio.fingerprint()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = net(batch)
+        net.store(torch.bfloat16)
+        after = net(batch)
+    assert torch.equal(before.visual, after.visual) and torch.equal(before.audio, after.audio)
+    assert (net.visual.fingerprint(), net.audio.fingerprint()) == known
+    kinds = {name: p.dtype for name, p in net.named_parameters()}
+    low = [name for name, kind in kinds.items() if kind is torch.bfloat16]
+    assert low and all(".stages." in name and not any(part in name for part in ("norm", "cpb_mlp", "bias_table"))
+                       for name in low)
+    assert all(kind is torch.float32 for name, kind in kinds.items() if name.startswith("prompts."))
+
+
+def test_no_gradient_before_the_first_trained_part() -> None:
+    """Neither frozen blocks nor merges before it have a graph."""
+    net, graphs = small_net(AVMoE(num_tokens=4, reduction=4, stages=[1])), []
+    for stage in (net.visual.stages[0], net.audio.stages[0]):
+        for module in stage.modules():
+            module.register_forward_hook(lambda module, inputs, output: graphs.append(output.requires_grad))
+    assert net(small_clips()).visual.requires_grad and graphs and not any(graphs)
+
+
+def test_a_frozen_layer_keeps_no_input() -> None:
+    """PyTorch's own product keeps the weight alone where the weight is frozen: no function of ours is needed."""
+    layer, kept = torch.nn.Linear(6, 5).requires_grad_(False), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda tensor: tensor):
+        layer(torch.ones(2, 3, 6, requires_grad=True))
+    assert kept == [(6, 5)] or kept == [(5, 6)], kept

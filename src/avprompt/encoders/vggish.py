@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from avprompt.encoders.base import AudioInput, BlockSpec, FrozenEncoder, read_weights, without_autocast
 from avprompt.errors import ShapeError
+from avprompt.precision import wide
 
 RATE, WINDOW, HOP, FFT, BANDS, FRAMES = 16000, 400, 160, 512, 64, 96
 #: channels of the convolutions between max-pools, and of the layers behind them
@@ -20,7 +21,7 @@ def log_mel(waveform: Tensor) -> Tensor:
         waveform: (N, S) in [-1, 1] at 16 kHz, S of at least 15,600 samples.
 
     Returns:
-        (N, 1, 96, 64), frames x bands, float32: the first 96 frames, which is 0.96 s.
+        (N, 1, 96, 64), frames x bands, float32 or wider: the first 96 frames, which is 0.96 s.
 
     Raises:
         ShapeError: no such waveform, or too short a one.
@@ -35,7 +36,7 @@ def log_mel(waveform: Tensor) -> Tensor:
         raise ShapeError("waveform", f"{tuple(waveform.shape)} {waveform.dtype}",
                          f"float (N, S), S of at least {least}", "Give segments of a second at 16 kHz.")
     with without_autocast(waveform.device):
-        windows = waveform.float().unfold(1, WINDOW, HOP)[:, :FRAMES]
+        windows = wide(waveform).unfold(1, WINDOW, HOP)[:, :FRAMES]
         window = torch.hann_window(WINDOW, device=waveform.device)
         magnitudes = torch.fft.rfft(windows * window, FFT).abs()[..., :-1]  # no band reaches the highest frequency
         banks = get_mel_banks(BANDS, FFT, RATE, 125.0, 7500.0, 100.0, -500.0, 1.0)[0].to(magnitudes)

@@ -211,10 +211,10 @@ class Bottleneck(nn.Module):
             plain, batch = isinstance(before, nn.Identity), isinstance(norms[0], nn.BatchNorm1d)
             own = [(None, None) if isinstance(part, nn.Identity) else (part.weight, part.bias)
                    for part in (before, *norms)]
+            settings = {"eps": 0.0 if plain else before.eps, "after_eps": norm.eps, "relu": self.relu,
+                        "inside": self.gate_inside, "norms": norms, "training": batch and norms[0].training}
             return Squeeze.apply(x, channel, spatial, *own[0], self.down.weight, *own[1], self.up.weight, *own[2],
-                                 norm.weight, norm.bias, self.gate, {
-                                     "eps": 0.0 if plain else before.eps, "after_eps": norm.eps, "relu": self.relu,
-                                     "inside": self.gate_inside, "norms": norms, "training": batch and norms[0].training})
+                                 norm.weight, norm.bias, self.gate, settings)
         x = before(x if channel is None else x * (channel + spatial))
         shape = x.shape
         x = self.bn_down(self.down(x.flatten(0, 1)))

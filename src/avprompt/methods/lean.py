@@ -71,7 +71,7 @@ class MeanRelu(torch.autograd.Function):
 
 
 class Score(torch.autograd.Function):
-    """relu((x w) W^T + b) r: x (B, N, C), w (B, 1, C), r (B, H, 1) -> scores (B, N, 1); it keeps x and the hidden layer.
+    """relu((x w) W^T + b) r: x (B, N, C), w (B, 1, C), r (B, H, 1) -> (B, N, 1); it keeps x and the hidden layer.
 
     The weights w may be `None`, which is 1.
     """

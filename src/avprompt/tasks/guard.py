@@ -1,9 +1,9 @@
 """Watches losses and gradients for NaN and infinity without waiting for the device.
 
-On a GPU a program runs ahead of the device, and reading a number makes it wait. So a step's answer is copied to the host
-while the device works, and looked at a step later; until then the optimizer itself leaves out, on the device, every
-update from the first bad step on. On a CPU, and with optimizers that cannot leave out an update, the answer is looked at
-at once.
+On a GPU a program runs ahead of the device, and reading a number makes it wait. So a step's answer is copied to the
+host while the device works, and looked at a step later; until then the optimizer itself leaves out, on the device,
+every update from the first bad step on. On a CPU, and with optimizers that cannot leave out an update, the answer is
+looked at at once.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Guard:
         step.send()
 
     def look(self, ahead: int) -> tuple[Step | None, float | None]:
-        """Look at all steps but the `ahead` newest: the first that is not finite, if any, and else the last one's loss."""
+        """Look at all steps but the `ahead` newest -> the first that is not finite, and the loss of the last looked at."""
         loss = None
         while len(self.steps) > ahead:
             step = self.steps.pop(0)
