@@ -51,7 +51,6 @@ ALIKE = {
     "ave_moma_like": "ave_stgcma_b16",
     "avar_moma_like": "avar_stgcma_b16",
     "ave_linear_probe_quickstart": "ave_avstfp_quickstart",
-    "quickstart_bound": "quickstart",
     "ave_lora": "ave_cola",
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
     **dict.fromkeys((f"fewshot_ave_{method}" for method in (
