@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import ROOT
 
 from avprompt import encoders
@@ -282,3 +283,15 @@ def test_experiments_are_not_evaluated_by_their_headers_unasked() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith("#   avprompt test") and "--ckpt_path" not in line:
                 assert path.stem.startswith(("zeroshot", "fewshot_ave_cl")), path
+
+
+def test_files_for_contributors_name_what_exists() -> None:
+    """CONTRIBUTING.md names files and tests; CITATION.cff has the package's version."""
+    import avprompt
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = [path for path in re.findall(r"`((?:tests|src|lightning_configs|data_modules|experiments)/[\w/.]+)`", text)
+             if not re.search("NAME|TASK", path)]
+    assert len(named) > 8 and all((ROOT / path).exists() for path in named)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(cited["version"]) == avprompt.__version__ and len(cited["references"]) == 2
