@@ -1,19 +1,24 @@
 """Compare uint8 frames with frames that the workers normalise to float32: clips a second, and bytes in a batch.
 
     python benchmarks/loader.py [--size 64 --sample_rate 16000] [--clips 64] [--batch 8] [--workers 2] [--rounds 5]
+    python benchmarks/loader.py --workers 4 --step 0.1    # does the loader keep up with steps of 0.1 s?
 
 Both loaders read the same store of random noise. The second one divides by 255 and normalises in the workers; the suite
-itself normalises on the device. After one warm-up epoch of each, epochs of the two alternate, and the medians of clips
-a second are printed. With `--normalise`, uint8 batches are normalised in the main process, as an encoder on the CPU
-does.
+itself normalises on the device. First, clips a second of processor time of one process, which other programs on the
+machine do not change: reading alone, and with stacking into batches. After one warm-up epoch of each, epochs of the two
+alternate, and the medians of clips a second are printed. With `--normalise`, uint8 batches are normalised in the main
+process, as an encoder on the CPU does. With `--step`, how long a consumer waits, and the memory that each worker has
+for itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,6 +69,44 @@ def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamesp
     return [SimpleNamespace(id=clip) for clip in entries]
 
 
+def by_processor(dataset: ClipDataset, batch: int) -> dict[str, float]:
+    """Clips a second of processor time: read, and read and stacked; the best of three passes."""
+    def rate(work: Callable[[list[int]], object]) -> float:
+        found = []
+        for _ in range(3):
+            begun = time.process_time()
+            for first in range(0, len(dataset) - batch + 1, batch):
+                work(list(range(first, first + batch)))
+            found.append((len(dataset) // batch * batch) / (time.process_time() - begun))
+        return max(found)
+
+    return {"read": rate(lambda places: [dataset[place] for place in places]),
+            "read and stacked": rate(lambda places: collate([dataset[place] for place in places]))}
+
+
+def waiting(loader: ResumableLoader, seconds: float) -> float:
+    """Share of the time in which a consumer that takes `seconds` a batch waits for the loader, its start left aside."""
+    batches, waited, begun = iter(loader), 0.0, None
+    next(batches)
+    begun = time.perf_counter()
+    while True:
+        time.sleep(seconds)
+        asked = time.perf_counter()
+        if next(batches, None) is None:
+            return waited / (asked - begun)
+        waited += time.perf_counter() - asked
+
+
+def own_memory() -> list[float]:
+    """MB that each worker process has for itself, where the system says so."""
+    found = []
+    for child in multiprocessing.active_children():
+        path = Path(f"/proc/{child.pid}/smaps_rollup")
+        lines = path.read_text().splitlines() if path.exists() else []
+        found += [int(line.split()[1]) / 1e3 for line in lines if line.startswith(("Private_Dirty",))]
+    return found
+
+
 def epoch(loader: ResumableLoader, normalise: bool) -> float:
     """Clips a second of one pass."""
     begun, count = time.perf_counter(), 0
@@ -84,15 +127,25 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--normalise", action="store_true")
+    parser.add_argument("--step", type=float, help="seconds that a consumer takes for a batch")
     given = parser.parse_args()
     torch.set_num_threads(1)
     sampling = Sampling(size=given.size, sample_rate=given.sample_rate)
     with tempfile.TemporaryDirectory() as folder:
         items = write_store(Path(folder), sampling, given.clips)
         dataset = ClipDataset(items, StoreReader(Path(folder), sampling), lambda item, rng: {}, training=True)
+        for name, rate in by_processor(dataset, given.batch).items():
+            print(f"{name:<17} {rate:8.1f} clips a second of processor time")
         loaders = {name: ResumableLoader(ErrorsAsValues(data), given.batch, shuffle=True, num_workers=given.workers,
                                          collate_fn=collate)
                    for name, data in (("uint8", dataset), ("float32", Normalised(dataset)))}
+        if given.step is not None:
+            share, memory = waiting(loaders["uint8"], given.step), []
+            for _, _ in zip(loaders["uint8"], range(2)):
+                memory = own_memory() or memory
+            print(f"a consumer of {given.step:g} s a batch waits {100 * share:.1f} % of the time; workers have "
+                  + ", ".join(f"{size:.0f}" for size in memory) + " MB of their own")
+            return
         batches = {name: next(iter(loader)) for name, loader in loaders.items()}
         rates: dict[str, list[float]] = {name: [] for name in loaders}
         for turn in range(given.rounds + 1):

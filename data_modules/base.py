@@ -78,7 +78,8 @@ class ClipDataset(Dataset):
                  mix_audio: float = 0.0, times: np.ndarray | None = None,
                  features: FeatureCache | FeatureFiles | None = None) -> None:
         self.items, self.reader, self.annotate = items, reader, annotate
-        self.seed, self.training, self.epoch = seed, training, 0
+        self.seed, self.training = seed, training
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
         self.substitute, self.limit = training and substitute, limit
         self.augment, self.mix_audio, self.features = augment, mix_audio, features
         self.times = None if times is None else torch.from_numpy(times)
@@ -92,9 +93,14 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is drawn."""
+        return int(self._epoch)
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of what is drawn; the loader calls this before each pass."""
-        self.epoch = epoch if self.training else 0
+        self._epoch.fill_(epoch if self.training else 0)
 
     def __getitem__(self, index: int) -> Sample:
         """One sample: `id`, `frames` uint8 (T, 3, H, W), `audio` float32 (T, S), `valid` bool (T,), and the labels.
@@ -252,6 +258,9 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: the split that checkpoints are selected on. `test` repeats the released procedure.
         predict_root: folder of videos for `avprompt predict`; `None` predicts on the test split.
         pin_memory: copy batches to page-locked memory (CUDA).
+        persistent_workers: keep the workers of training and validation from epoch to epoch. Worth it where the system
+            starts processes anew (spawn, as on macOS), and each imports the suite first.
+        prefetch: batches that each worker reads ahead.
         max_pixels: a picture with more pixels is refused before it is decoded; 8K video fits.
         max_hours: a video in `predict_root` that lasts longer is left out, with a warning.
         augment: augmentation of training frames, `none` or `randaugment` (see `RandAugment`). All frames of a clip
@@ -303,6 +312,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         validation_split: Literal["val", "test"] = "val",
         predict_root: Path | None = None,
         pin_memory: bool = False,
+        persistent_workers: bool = False,
+        prefetch: Count = 2,
         max_pixels: Count = MAX_PIXELS,
         max_hours: Positive = 24.0,
         augment: Literal["none", "randaugment"] = "none",
@@ -314,7 +325,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("num_workers", num_workers, 0), ("seed", seed, 0),
+                                   ("num_workers", num_workers, 0), ("seed", seed, 0), ("prefetch", prefetch, 1),
                                    ("train_clips", 1 if train_clips is None else train_clips, 1)):
             if value < least:
                 raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
@@ -348,6 +359,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
         self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
                                  stride=stride, max_pixels=max_pixels, max_hours=max_hours)
+        self.persistent_workers, self.prefetch = persistent_workers, prefetch
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
         self.train_clips = train_clips
         self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
@@ -496,7 +508,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return ResumableLoader(ErrorsAsValues(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
                                split == "train", num_workers=self.num_workers, collate_fn=collate,
-                               pin_memory=self.pin_memory)
+                               pin_memory=self.pin_memory, prefetch_factor=self.prefetch if self.num_workers else None,
+                               persistent_workers=self.persistent_workers and self.num_workers > 0)
 
     def groups(self, split: str) -> list[str] | None:
         """The name of each clip's group, where the clips of a group must follow each other; `None` without groups."""

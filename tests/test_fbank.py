@@ -139,7 +139,7 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
         folder = copy / "store" / "clips" / clip
         for second, valid in zip(np.load(folder / "audio.npy"), np.load(folder / "valid.npy")):
             if valid:
-                pieces.append(kaldi.fbank(torch.from_numpy(second)[None], htk_compat=True, sample_frequency=16000,
+                pieces.append(kaldi.fbank(torch.from_numpy(second / np.float32(2**15))[None], htk_compat=True, sample_frequency=16000,
                                           window_type="hanning", num_mel_bins=64).numpy().astype(np.float64))
     features = np.concatenate(pieces)
     record = json.loads((copy / "fbank_statistics.json").read_text())

@@ -7,16 +7,19 @@ import os
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import torch
 from media_files import RATE, loudness, turn, write_video, write_wave
 
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
+from avprompt.media import decode
 from avprompt.media import prepare as preparing
 from avprompt.media.decode import Clip, Sampling, decode_clip, duration
 from avprompt.media.prepare import prepare
 from avprompt.media.readers import StoreReader
-from avprompt.media.store import ClipStore, read_manifest
+from avprompt.media.store import ClipStore, Entry, read_manifest, write_manifest
 
 SAMPLING = Sampling(segments=10, size=32, sample_rate=RATE)
 
@@ -189,7 +192,8 @@ def test_prepare_lists_every_problem_and_keeps_the_rest(tmp_path: Path) -> None:
     assert set(os.listdir(store / "clips")) == {"-starts_with_a_dash", "paired", "quiet", "brief"}
     frames, audio, valid = ClipStore(store).read("-starts_with_a_dash")
     direct = decode_clip(folder / "-starts_with_a_dash.mp4", SAMPLING)
-    assert np.array_equal(frames, direct.frames) and np.array_equal(audio, direct.audio) and valid.all()
+    assert np.array_equal(frames, direct.frames.transpose(0, 3, 1, 2)) and valid.all()
+    assert audio.dtype == np.int16 and np.abs(audio / 2**15 - direct.audio).max() <= 2**-16
     assert entries["brief"].valid == 4 and entries["brief"].seconds == pytest.approx(4, abs=0.2)
 
 
@@ -263,11 +267,11 @@ def test_store_of_other_settings_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="sample_rate"):
         StoreReader(store, Sampling(size=32, sample_rate=16000))
     prepare(folder, store, size=64, sample_rate=RATE, overwrite=True)
-    assert ClipStore(store).read("a")[0].shape == (10, 64, 64, 3)
+    assert ClipStore(store).read("a")[0].shape == (10, 3, 64, 64)
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ('{"format": 99}', "format 99"), ('{"format": 3, "sampling": {"fps": 3}, "check": ""}', "not as they were written"),
+    ('{"format": 99}', "format 99"), ('{"format": 4, "sampling": {"fps": 3}, "check": ""}', "not as they were written"),
     ('{"form', "Unterminated"),
     ("[]", "store.json"),
 ])
@@ -289,6 +293,43 @@ def test_a_folder_that_is_no_store_is_never_emptied(tmp_path: Path) -> None:
     assert os.listdir(precious) == ["thesis.tex"]
     with pytest.raises(DatasetError, match="no store.json"):
         StoreReader(precious, SAMPLING)
+
+
+def test_frames_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are chosen stay the same, bit for bit."""
+    path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
+    picture = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "3", "threads": "1", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(75):
+            moved = np.roll(picture, number, axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
+        container.mux(stream.encode(None))
+    times = np.arange(3) + 0.5
+
+    def decoded() -> tuple[list[np.ndarray], int]:
+        with decode._Reader(path, "video") as reader:
+            return decode.decode_frames(path, times)[0], len(list(reader.frames(0.0, times)))
+
+    some, fewer = decoded()
+    monkeypatch.setattr(decode, "WINDOW", np.inf)
+    all_, count = decoded()
+    assert count == 75 and 30 < fewer < 65 and np.array_equal(np.stack(some), np.stack(all_))
+
+
+def test_sixteen_bit_sound_is_kept_exactly(tmp_path: Path) -> None:
+    store, sampling = ClipStore(tmp_path), Sampling(segments=1, size=4, sample_rate=6)
+    store.create(sampling)
+    exact = np.array([[-2**15, -1, 0, 1, 2**15 - 1, 1234]]) / np.float32(2**15)
+    for audio, back in ((exact, exact), (np.full((1, 6), 1.0), np.full((1, 6), 1 - 2.0**-15))):
+        frames = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+        store.write("a", Clip(frames, audio.astype(np.float32), np.ones(1, bool), 1.0))
+        write_manifest(store.manifest_path, [Entry("a", "ok")])
+        frames, read, _ = StoreReader(tmp_path, sampling).read("a")
+        assert read.dtype == torch.float32 and torch.equal(read, torch.from_numpy(back.astype(np.float32)))
+        assert frames.is_contiguous() and frames[0, 2, 1, 3] == 3 * (4 + 3) + 2
+        assert torch.equal(StoreReader(tmp_path, sampling).frame("a", 0), frames[0])
 
 
 def test_damaged_store_clip_is_named(tmp_path: Path) -> None:

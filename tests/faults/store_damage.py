@@ -53,7 +53,7 @@ def damage_store(store: Path, rng: random.Random, kind: str | None = None) -> Da
         return Damage(kind, path, ())
     if kind in ("nan", "loud"):
         path = folder / "audio.npy"
-        audio = np.load(path, allow_pickle=False)
+        audio = np.load(path, allow_pickle=False).astype(np.float32)
         audio[rng.randrange(len(audio)), rng.randrange(audio.shape[1])] = np.nan if kind == "nan" else 1e6
         np.save(path, audio)
     elif kind == "flag":

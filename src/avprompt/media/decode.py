@@ -25,6 +25,9 @@ SILENCE = 1e-4
 #: seconds by which a stream may jump, or end before the declared end, without counting as damaged
 TOLERANCE = 1.0
 GAP = 0.1
+#: seconds around a wanted time in which every frame is decoded; elsewhere those that no other frame needs are skipped,
+#: in files with at least so many frames a second
+WINDOW, DENSE = 0.2, 12
 #: channels of sound that FFmpeg can resample
 CHANNELS = 64
 #: parts of error messages that have a status of their own in a manifest
@@ -209,10 +212,11 @@ class Reader:
         start = self.stream.start_time
         return 0.0 if start is None else float(start * self.stream.time_base) - self.zero
 
-    def frames(self, begin: float = 0.0) -> Iterator[av.frame.Frame]:
+    def frames(self, begin: float = 0.0, wanted: np.ndarray | None = None) -> Iterator[av.frame.Frame]:
         """Decoded frames in order, starting at or before second `begin`.
 
-        A packet that does not decode is skipped, as in a player.
+        A packet that does not decode is skipped, as in a player. With `wanted` (seconds), frames that are further than
+        `WINDOW` from all of them are left out where no other frame is predicted from them.
 
         Raises:
             ClipDecodeError: no frame decodes.
@@ -225,22 +229,27 @@ class Reader:
                 sought = True
             except av.FFmpegError:
                 sought = False  # no index: read from the start
-        decoded = self._decode()
+        decoded = self._decode(wanted)
         first = next(decoded, None)
         if sought and (first is None or self.time(first) is None or self.time(first) > begin):
             self.container.seek(0)
-            decoded = self._decode()
+            decoded = self._decode(wanted)
             first = next(decoded, None)
         if first is None:
             raise ClipDecodeError(self.path, f"a {self.kind} stream of which nothing decodes", "a whole file",
                                   "Download it again, or leave the clip out.")
         return itertools.chain([first], decoded)
 
-    def _decode(self) -> Iterator[av.frame.Frame]:
-        packets = self.container.demux(self.stream)
+    def _decode(self, wanted: np.ndarray | None = None) -> Iterator[av.frame.Frame]:
+        packets, codec, rate = self.container.demux(self.stream), self.stream.codec_context, self.stream.average_rate
+        if rate is None or rate < DENSE:
+            wanted = None
         while True:
             try:
                 packet = next(packets, None)
+                if wanted is not None and packet is not None and packet.pts is not None:
+                    away = np.abs(wanted - (float(packet.pts * packet.time_base) - self.zero)).min()
+                    codec.skip_frame = "NONREF" if away > WINDOW else "DEFAULT"
                 frames = [] if packet is None else packet.decode()
             except av.FFmpegError:
                 continue
@@ -354,7 +363,7 @@ def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], 
     before, then, taken, begin, end, count = None, 0.0, None, 0.0, 0.0, 0
     with Reader(path, "video", max_pixels) as reader:
         step = 1 / float(reader.stream.average_rate or 25)
-        for frame in reader.frames(float(times[0])):
+        for frame in reader.frames(float(times[0]), times):
             now = reader.time(frame)
             now = end if now is None else now
             begin, count = now if count == 0 else begin, count + 1

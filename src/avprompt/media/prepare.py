@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -195,7 +196,7 @@ def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], d
         if entry is None or not entry.usable or entry.source != source:
             continue
         try:
-            store.read(entry.id, mapped=not deep)
+            (store.read if deep else store.check)(entry.id)
         except ClipDecodeError:
             continue
         if not deep or store.digest(entry.id) == entry.digest:
@@ -211,7 +212,7 @@ def prepare(
     sample_rate: Count = 32000,
     antialias: bool = True,
     stride: Positive | None = None,
-    workers: Count = 2,
+    workers: Count | None = None,
     overwrite: bool = False,
     prefer: Literal["earlier", "later"] | None = None,
     deep: bool = False,
@@ -233,7 +234,7 @@ def prepare(
         antialias: low-pass before resizing; `false` is what the published numbers were made with.
         stride: seconds from the beginning of a segment to that of the next; `null` is 1, `6` spreads ten segments over
             the minute of a MUSIC-AVQA video.
-        workers: processes.
+        workers: processes; `null` is one for each core that this process may use.
         overwrite: replace an existing store.
         prefer: which file is used if several have one name: `earlier` or `later`, in the order of the folders and,
             within them, of names; `null` raises an error that lists them all.
@@ -248,6 +249,8 @@ def prepare(
         DatasetError: a folder is missing or empty, ids collide, the store was made with other settings, or it cannot be
             written.
     """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
     sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias,

@@ -15,7 +15,7 @@ from torch import Tensor
 from avprompt.errors import ClipDecodeError, DatasetError
 from avprompt.media.decode import Sampling, resize
 from avprompt.media.files import hidden, listed, signature
-from avprompt.media.store import REPAIR, ClipStore, read_manifest
+from avprompt.media.store import LOUDEST, REPAIR, ClipStore, read_manifest
 from avprompt.media.untrusted import read_array, read_picture
 
 #: a clip: frames uint8 (T, 3, size, size), audio float32 (T, S), valid bool (T,)
@@ -115,15 +115,14 @@ class StoreReader(ClipReader):
         problem = self.problem(clip_id)
         if problem is None:
             try:
-                self.store.read(clip_id, mapped=True)
+                self.store.check(clip_id)
             except ClipDecodeError as error:
                 return f"broken: {error}"
         return problem
 
     def read(self, clip_id: str) -> Segments:
         frames, audio, valid = self.store.read(clip_id)
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-        return pixels, torch.from_numpy(audio), torch.from_numpy(valid)
+        return torch.from_numpy(frames), torch.from_numpy(audio).float().div_(LOUDEST), torch.from_numpy(valid)
 
     def digest_problem(self, clip_id: str) -> str | None:
         try:
@@ -141,11 +140,10 @@ class StoreReader(ClipReader):
         return self.entries[clip_id].digest
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
-        frames, _, _ = self.store.read(clip_id, mapped=True)
-        return torch.from_numpy(np.array(frames[segment])).permute(2, 0, 1)
+        return torch.from_numpy(self.store.frame(clip_id, segment))
 
     def valid(self, clip_id: str) -> Tensor:
-        return torch.from_numpy(np.array(self.store.read(clip_id, mapped=True)[2]))
+        return torch.from_numpy(self.store.valid(clip_id))
 
 
 class FolderReader(ClipReader):

@@ -4,8 +4,8 @@
     <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
                                   of the clip's three files, and of the row
     <store>/problems.csv          its rows that are not `ok`
-    <store>/clips/<id>/frames.npy uint8 (T, H, W, 3)
-    <store>/clips/<id>/audio.npy  float32 (T, S)
+    <store>/clips/<id>/frames.npy uint8 (T, 3, H, W)
+    <store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
     <store>/clips/<id>/valid.npy  bool (T,)
 """
 
@@ -30,10 +30,12 @@ from avprompt.files import sync_folder, write_file, write_whole
 from avprompt.media.decode import Clip, Sampling
 from avprompt.media.files import hidden
 from avprompt.media.text import plain, read_text
-from avprompt.media.untrusted import read_array
+from avprompt.media.untrusted import header_of, read_array, read_known
 
-FORMAT = 3
+FORMAT = 4
 ARRAYS = ("frames", "audio", "valid")
+#: what a sample of 1.0 is in the store
+LOUDEST = 2**15
 #: statuses of clips that hold both modalities; a short clip is padded, which `valid` records
 USABLE = ("ok", "short", "silent")
 STATUSES = (*USABLE, "no-audio", "no-video", "broken")
@@ -160,7 +162,8 @@ class ClipStore:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
-        self._sampling: Sampling | None = None
+        #: dtype, shape and header of each array, read from store.json once
+        self._expected: dict[str, tuple[np.dtype, tuple[int, ...], bytes]] | None = None
 
     @property
     def manifest_path(self) -> Path:
@@ -201,7 +204,7 @@ class ClipStore:
             raise DatasetError(self.root, error, "a folder that can be written to", "Choose another --out.") from error
 
     def _create(self, sampling: Sampling, overwrite: bool) -> None:
-        path, self._sampling = self.root / "store.json", None
+        path, self._expected = self.root / "store.json", None
         if path.is_file() and overwrite:
             shutil.rmtree(self.root / "clips", ignore_errors=True)
             for name in ("manifest.csv", "problems.csv", "store.json"):
@@ -236,9 +239,11 @@ class ClipStore:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            for name in ARRAYS:
+            for name, array in zip(ARRAYS, (
+                    np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2)),
+                    np.round(clip.audio * LOUDEST).clip(-LOUDEST, LOUDEST - 1).astype(np.int16), clip.valid)):
                 file = io.BytesIO()
-                np.save(file, getattr(clip, name), allow_pickle=False)
+                np.save(file, array, allow_pickle=False)
                 contents.append(file.getvalue())
                 write_file(partial / f"{name}.npy", contents[-1])
             sync_folder(partial)
@@ -299,41 +304,64 @@ class ClipStore:
     def __contains__(self, clip_id: str) -> bool:
         return (self.root / "clips" / clip_id / "valid.npy").is_file()
 
-    def read(self, clip_id: str, mapped: bool = False) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frames uint8 (T, H, W, 3), audio float32 (T, S), valid bool (T,).
+    def read(self, clip_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frames uint8 (T, 3, H, W), audio int16 (T, S), valid bool (T,).
 
-        Sizes, flags and the range of the samples (which excludes NaN) are checked; `data verify --deep` compares
-        digests.
-
-        Args:
-            clip_id: the clip's id.
-            mapped: map the files instead of reading them; this checks only headers, sizes and flags.
+        Sizes and flags are checked; `data verify --deep` compares digests.
 
         Raises:
             ClipDecodeError: the clip is not in the store, or its files are damaged.
             DatasetError: not a store, or one of another format.
         """
-        if self._sampling is None:
-            self._sampling = self.sampling()
-        sampling = self._sampling
-        folder, count = self.root / "clips" / clip_id, sampling.segments
-        expected = {"frames": (np.uint8, (count, sampling.size, sampling.size, 3)),
-                    "audio": (np.float32, (count, sampling.samples)), "valid": (np.bool_, (count,))}
-        arrays = []
-        for name, (dtype, shape) in expected.items():
-            path = folder / f"{name}.npy"
-            try:
-                array = read_array(path, mapped)
+        return tuple(self._array(clip_id, name) for name in ARRAYS)
+
+    def check(self, clip_id: str) -> None:
+        """See whether a clip is there: the sizes of its files, their headers and its flags.
+
+        Raises:
+            ClipDecodeError: the clip is not in the store, or its files are damaged.
+            DatasetError: not a store, or one of another format.
+        """
+        for name in ARRAYS:
+            self._array(clip_id, name, mapped=True)
+
+    def frame(self, clip_id: str, segment: int) -> np.ndarray:
+        """One segment's frame, uint8 (3, H, W), without reading the others.
+
+        Raises:
+            ClipDecodeError: see `check`.
+        """
+        return np.array(self._array(clip_id, "frames", mapped=True)[segment])
+
+    def valid(self, clip_id: str) -> np.ndarray:
+        """The flags alone, bool (T,).
+
+        Raises:
+            ClipDecodeError: see `check`.
+        """
+        return self._array(clip_id, "valid")
+
+    def _array(self, clip_id: str, name: str, mapped: bool = False) -> np.ndarray:
+        if self._expected is None:
+            sampling = self.sampling()
+            shapes = {"frames": (np.uint8, (sampling.segments, 3, sampling.size, sampling.size)),
+                      "audio": (np.int16, (sampling.segments, sampling.samples)),
+                      "valid": (np.bool_, (sampling.segments,))}
+            self._expected = {key: (np.dtype(dtype), shape, header_of(np.dtype(dtype), shape))
+                              for key, (dtype, shape) in shapes.items()}
+        (dtype, shape, header), path = self._expected[name], self.root / "clips" / clip_id / f"{name}.npy"
+        try:
+            if mapped and name != "valid":
+                array = read_array(path, mapped=True)
                 if array.dtype != dtype or array.shape != shape:
                     raise ValueError(f"{array.dtype} {array.shape}")
-                if name == "audio" and not mapped and not (array.min() >= -1 and array.max() <= 1):
-                    raise ValueError("samples outside [-1, 1], or NaN")
-                if name == "valid" and array.view(np.uint8).max() > 1:
-                    raise ValueError("flags other than 0 and 1")
-            except (OSError, ValueError) as error:
-                raise ClipDecodeError(path, error, f"{np.dtype(dtype)} {shape}", REPAIR) from error
-            arrays.append(array)
-        return tuple(arrays)
+                return array
+            array = read_known(path, dtype, shape, header)
+            if name == "valid" and array.view(np.uint8).max() > 1:
+                raise ValueError("flags other than 0 and 1")
+            return array
+        except (OSError, ValueError) as error:
+            raise ClipDecodeError(path, error, f"{dtype} {shape}", REPAIR) from error
 
 
 def _check(settings: dict[str, Any]) -> str:
