@@ -364,3 +364,56 @@ def test_a_schedule_needs_an_end(tmp_path: Path) -> None:
     task = build(lr_scheduler=lambda optimizer: WarmupCosine(optimizer))
     with pytest.raises(ArgumentError, match="a run without an end"):
         train(tmp_path, task=task, epochs=-1, max_time={"seconds": 1})
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scheduler that writes down what it is asked for; its answer."""
+    asked, tools = tmp_path / "asked", tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    (tools / "scontrol").chmod(0o755)
+    for name, value in {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4712", "SLURM_ARRAY_JOB_ID": "4711",
+                        "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
+                        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    return asked
+
+
+def test_a_job_out_of_time_is_queued_again_and_goes_on(slurm: Path, whole: dict, tmp_path: Path) -> None:
+    folder, before = tmp_path / "run", signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(SystemExit) as stopped:
+        train(folder, At("training_step", 7, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+    assert stopped.value.code == 128 + signal.SIGUSR1 and slurm.read_text() == "requeue 4711_3\n"
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert not [*tmp_path.rglob("hpc_ckpt*"), *Path.cwd().glob("hpc_ckpt*")]  # of Lightning's own requeueing
+    trainer, _ = train(folder, ckpt_path=folder / "checkpoints" / "interrupted.ckpt", seed=1)
+    assert trainer.global_step == 15
+    assert_same(trainer, folder, whole["plain"])
+
+
+def test_a_job_that_is_stopped_is_not_queued_again(slurm: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", At("training_step", 1, lambda: os.kill(os.getpid(), signal.SIGTERM)), epochs=1)
+    assert not slurm.exists()
+    (tmp_path / "tools" / "scontrol").write_text("#!/bin/sh\necho no such job >&2\nexit 1\n")
+    with pytest.raises(SystemExit):
+        train(tmp_path / "other", At("training_step", 1, lambda: os.kill(os.getpid(), signal.SIGUSR1)), epochs=1)
+    assert "SLURM job 4711_3 is not queued again: no such job" in capfd.readouterr().out
+
+
+def test_a_job_that_was_queued_again_finds_its_run(slurm: Path, ave_root: Path, tmp_path: Path,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    from avprompt.cli import run
+
+    command = ["fit", "--config", "ave_linear_probe_quickstart", "--data.root", str(ave_root),
+               "--trainer.max_epochs", "9", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.logger.save_dir",
+               str(tmp_path / "runs"), "--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", "1"]
+    run([*command, "--trainer.max_steps", "1"])
+    folder, = (tmp_path / "runs").glob("*/*")
+    assert folder.name == "slurm_4711_3.0"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run([*command, "--trainer.max_steps", "2"])
+    assert [path.name for path in folder.parent.iterdir()] == ["slurm_4711_3.0"]
+    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert read_json(folder / "result.json")["config"]["ckpt_path"].endswith("slurm_4711_3.0/checkpoints/last.ckpt")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,3 +76,20 @@ def stoppable() -> Iterator[None]:
 
     with handled(stop):
         yield
+
+
+def slurm_job() -> str | None:
+    """Id of the SLURM job that this process belongs to, `<array>_<task>` in an array; `None` outside of one."""
+    if array := os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '0')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def requeue() -> str:
+    """Ask SLURM to end this job and queue it again under the same id; what came of it, for people."""
+    try:
+        done = subprocess.run(["scontrol", "requeue", str(slurm_job())], capture_output=True, text=True, check=False)
+    except OSError as error:
+        return f"SLURM job {slurm_job()} is not queued again: {error}"
+    why = done.stderr.strip() or f"scontrol ended with {done.returncode}"
+    return f"SLURM job {slurm_job()} is " + ("queued again" if done.returncode == 0 else f"not queued again: {why}")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from avprompt.callbacks.resume import ExactResume
@@ -21,6 +22,7 @@ from avprompt.checkpoints import epoch_is_whole, read_checkpoint, write_checkpoi
 from avprompt.errors import CheckpointError, ConfigError, NonFiniteLossError, WriteError
 from avprompt.files import write_whole
 from avprompt.processes import Stopped, together
+from avprompt.signals import requeue
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -180,6 +182,10 @@ class InterruptCheckpoint(Callback):
 
     With several processes a signal to any of them stops all after the same step, and validations are not cut off.
 
+    In a SLURM job the signal of `SLURMEnvironment(auto_requeue=True)`, SIGUSR1, stops in the same way, and the job is
+    queued again. Lightning's own requeueing is switched off: it saves in the middle of a step, into a folder that all
+    runs of an experiment share, and the next run of the experiment would go on from there.
+
     Lightning's `OnExceptionCheckpoint` is not used, because with it a later `fit` resumes from the newest checkpoint
     without being asked to.
 
@@ -199,6 +205,7 @@ class InterruptCheckpoint(Callback):
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.requeue_signal: int | None = None
         self.agreed = self.at_once = False
         self.before: dict[int, Any] = {}
 
@@ -212,6 +219,9 @@ class InterruptCheckpoint(Callback):
         if self._resume(trainer) is None:
             raise ConfigError("trainer.callbacks", "InterruptCheckpoint alone",
                               "avprompt.callbacks.ExactResume beside it", "Add it.")
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self.requeue_signal, environment.auto_requeue = environment.requeue_signal, False
         run_folder(trainer)
 
     @staticmethod
@@ -222,7 +232,8 @@ class InterruptCheckpoint(Callback):
 
     def _listen(self, handler: Any) -> None:
         if not self.before and threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)
+            numbers = [number for number in (signal.SIGINT, signal.SIGTERM, self.requeue_signal) if number is not None]
+            self.before = {number: signal.signal(number, handler) for number in numbers
                            if signal.getsignal(number) != signal.SIG_IGN}  # a shell's `&` ignores Ctrl-C
 
     def _after_the_step(self, number: int, frame: FrameType | None) -> None:
@@ -304,7 +315,13 @@ class InterruptCheckpoint(Callback):
     # --- the checkpoint
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save a checkpoint if training has begun, and print how to resume."""
+        """Save a checkpoint if training has begun, and print how to resume, or queue a SLURM job again."""
+        self._save(trainer, pl_module, exception)
+        if (trainer.state.fn == "fit" and isinstance(exception, Stopped) and trainer.is_global_zero
+                and self.signal is not None and self.signal == self.requeue_signal):
+            print(requeue(), flush=True)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         resume, folder = self._resume(trainer), run_folder(trainer)
         if trainer.state.fn != "fit" or resume is None or resume.boundary is None or folder is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -75,19 +76,34 @@ def newest_checkpoint(trainer: Trainer, which: str) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    names = ("best.ckpt",) if which == "best" else ("last.ckpt", "interrupted.ckpt")
-    own, runs = None, Path(trainer.default_root_dir)
-    if trainer.loggers:
-        own = _determine(trainer)
-        runs = own.parent
-    for place in (own / "checkpoints" if own else None, *([runs.glob("*/checkpoints")] if runs.is_dir() else [])):
-        folders = [] if place is None else [place] if isinstance(place, Path) else place
-        found = [folder / name for folder in folders for name in names if (folder / name).is_file()]
-        if found:
-            return max(found, key=lambda path: path.stat().st_mtime_ns)
-    raise CheckpointError("--ckpt_path", f"{which}, and no run in {runs} has a {' or '.join(names)}",
+    own = _determine(trainer) if trainer.loggers else None
+    runs = own.parent if own else Path(trainer.default_root_dir)
+    found = own_checkpoint(trainer, which) or _newest(runs.glob("*") if runs.is_dir() else [], which)
+    if found is not None:
+        return found
+    raise CheckpointError("--ckpt_path", f"{which}, and no run in {runs} has a {' or '.join(_names(which))}",
                           "an experiment that was trained before",
                           "Give the path of a checkpoint, or leave it out to train from the beginning.")
+
+
+def own_checkpoint(trainer: Trainer, which: str = "last") -> Path | None:
+    """The checkpoint of an earlier part of a run in the folder of this one, where it has a folder with a name.
+
+    Args:
+        trainer: whose logger names the folder.
+        which: see `newest_checkpoint`.
+    """
+    own = _determine(trainer) if trainer.loggers else None
+    return None if own is None else _newest([own], which)
+
+
+def _names(which: str) -> tuple[str, ...]:
+    return ("best.ckpt",) if which == "best" else ("last.ckpt", "interrupted.ckpt")
+
+
+def _newest(folders: Iterable[Path], which: str) -> Path | None:
+    found = [path for folder in folders for name in _names(which) if (path := folder / "checkpoints" / name).is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def keep_csv(trainer: Trainer) -> None:

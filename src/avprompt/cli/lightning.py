@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
@@ -25,6 +26,7 @@ from avprompt.callbacks.run_folder import (
     keep_csv,
     logged_folder,
     newest_checkpoint,
+    own_checkpoint,
     remove_empty_run,
     write_config,
 )
@@ -36,6 +38,7 @@ from avprompt.data_modules import AVDataModule
 from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
 from avprompt.ranges import check_ranges
+from avprompt.signals import slurm_job
 from avprompt.tasks import AVPromptTask
 
 #: classes of loggers that need a package which avprompt itself does not
@@ -44,6 +47,13 @@ LOGGERS = {"WandbLogger": "wandb", "MLFlowLogger": "mlflow-skinny", "CometLogger
 set_loader("flags", lambda text: None if text == "None" else get_loader("yaml")(text), (yaml.YAMLError,))
 checks.restrict_parser()
 PARSING = {"allow_abbrev": False, "parser_mode": "flags"}
+
+
+def slurm_version() -> str | None:
+    """Name of a run's folder in a job step that `srun` started on a SLURM cluster, the same after the job was queued
+    again; `None` elsewhere."""
+    step = os.environ.get("SLURM_STEP_ID")
+    return f"slurm_{slurm_job()}.{step}" if slurm_job() and step and SLURMEnvironment.detect() else None
 
 
 class OneErrorParser(OneError, LightningArgumentParser):
@@ -160,6 +170,9 @@ class AVPromptCLI(LightningCLI):
             if isinstance(logger, Namespace) and "version" in logger.init_args and command != "fit" and (
                     not self._version_is_a_flag()):
                 logger.init_args.version = None  # that of a training whose config.yaml is used again
+            named = isinstance(logger, Namespace) and logger.class_path.endswith((".TensorBoardLogger", ".CSVLogger"))
+            if named and command == "fit" and logger.init_args.version is None:
+                logger.init_args.version = slurm_version()
         if not any(loggers):
             self._leave_out_monitors()
         if trainer.default_root_dir is None:  # where a run without a logger goes
@@ -289,6 +302,13 @@ class AVPromptCLI(LightningCLI):
             self.settings.ckpt_path = self.config_init[command].ckpt_path = self.config_dump["ckpt_path"] = str(path)
         if command and self.settings.ckpt_path == UNTRAINED:
             self.config_init[command].ckpt_path = None
+        elif command == "fit" and self.settings.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+            path = own_checkpoint(trainer) if slurm_version() else None
+            rank_zero_info(f"this SLURM job was queued again: it goes on from {path or 'the beginning'}")
+            if path is not None:
+                self.checkpoint = checkpoints.read_checkpoint(path)
+                for settings in (self.settings, self.config_init[command], self.config_dump):
+                    settings["ckpt_path"] = str(path)
         if command == "fit":
             keep_csv(trainer)
 
