@@ -76,6 +76,18 @@ def test_every_command_compares(command: str, flag: str, value: str, wanted: str
              *(["--ckpt_path", "none"] if command in ("validate", "test", "predict", "visualize") else [])])
 
 
+def test_efficiency_counts_without_running(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["efficiency", "quickstart", "ave_linear_probe_quickstart", "--device", "meta", "--against"]
+    run([*command, "quickstart"])
+    header, _, first, second = (line.strip("| ").split("|") for line in capsys.readouterr().out.splitlines()[:4])
+    names = [name.strip() for name in header]
+    assert names[-3:] == ["trained, ratio", "GFLOPs forward a clip, ratio", "kept for backward a clip, ratio"]
+    assert [float(cell) for cell in first[-3:]] == [1, 1, 1]
+    assert float(second[-1]) < 0.1 < 0.5 < float(second[-2]) < 1  # frozen encoders compute, and keep nothing
+    with pytest.raises(ConfigError, match="against"):
+        run([*command, "ave_dgsct"])
+
+
 def test_efficiency_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("{base: quickstart, data.sample_rate: 8000}")

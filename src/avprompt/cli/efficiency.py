@@ -12,7 +12,7 @@ from typing import Any, Literal
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ConfigError
 from avprompt.ranges import Count
-from avprompt.reports.efficiency import compare_steps, measure
+from avprompt.reports.efficiency import compare_steps, counted, measure
 
 
 def measured(config: str | Path, overrides: list[str], device: str = "cpu", batch: int = 1, steps: int = 2,
@@ -32,29 +32,40 @@ def measured(config: str | Path, overrides: list[str], device: str = "cpu", batc
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def efficiency(configs: list[Path], device: Literal["cpu", "cuda"] = "cpu",
+def efficiency(configs: list[Path], device: Literal["cpu", "cuda", "meta"] | None = None,
                precision: Literal["fp32", "bf16"] = "fp32", batch: Count = 1, steps: Count = 2,
-               out: Path | None = None) -> None:
+               out: Path | None = None, all: bool = False, against: str | None = None) -> None:  # a flag's name
     """Measure parameters, GFLOPs, seconds and peak memory of a training step of each experiment, and print a table.
 
     An experiment that fails is reported in its line, and the others proceed. What is measured is written at once: an
     interrupted command that is called again with the same `out` resumes with what is missing.
 
     Args:
-        configs: names or files of experiments; an empty list stands for every one that ships.
-        device: where to run.
+        configs: names or files of experiments.
+        device: where to run; `meta` runs nothing, and counts parameters, GFLOPs and what the forward pass keeps for
+            the backward pass. `null` is `meta` with `all`, else `cpu`.
         precision: fp32, or bf16 autocast.
         batch: clips in a step.
         steps: measured after a first one; the best counts.
         out: CSV file of the table, with everything that is measured.
+        all: every experiment that ships.
+        against: name of one of the experiments: the table has ratios to it.
 
     Raises:
         ConfigError: no experiment has this name; `out` was written with other settings; at the end, some experiments
             failed.
     """
-    paths = [find_file(path, subject="configs") for path in configs] or sorted(EXPERIMENTS.glob("*.yaml"))
+    paths = [find_file(path, subject="configs") for path in configs]
+    if all or not paths:
+        paths = [*paths, *(path for path in sorted(EXPERIMENTS.glob("*.yaml")) if path not in paths)]
+    device = device or ("meta" if all else "cpu")
+    if device == "meta":
+        from avprompt.cli import parts_of
+
+        compare_steps(paths, {"device": "meta"}, lambda path: counted(parts_of, str(path), []), out, against)
+        return
     compare_steps(paths, {"device": device, "precision": precision, "batch": batch, "steps": steps},
-                  lambda path: measured(path, [], device, batch, steps, precision), out)
+                  lambda path: measured(path, [], device, batch, steps, precision), out, against)
 
 
 if __name__ == "__main__":

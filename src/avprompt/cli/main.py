@@ -92,6 +92,8 @@ def function(args: list[str], command: str) -> None:
     if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
         count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
         args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
+        args = ["--all=true" if arg == "--all" and after not in ("true", "false") else arg
+                for arg, after in zip(args, [*args[1:], ""])]
     options = {}
     if command == "sweep":  # the parser's own --config would be a file of these arguments
         options = {"config_help": "the sweep file, instead of as first argument"}
