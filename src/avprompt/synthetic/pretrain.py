@@ -2,9 +2,9 @@
 `--modality visual` one of them.
 
 Like their large counterparts, they learn what an input contains, not which sounds and objects belong together. Swin-V2
-(`visual`) learns to name every shape, colour, texture and size in a crowded picture, and HTS-AT (`audio`) every sound,
-contour, timbre and pitch in a crowded second, of both synthetic worlds (`scenes` and `bound`). What they name of one
-object is never told apart from what they name of another: nothing teaches them to bind. CLIP (`clip`) and CLAP (`clap`)
+(`visual`) learns to name every shape and colour in a crowded picture, and HTS-AT (`audio`) every sound, contour, timbre
+and pitch in a crowded second of both synthetic worlds (`scenes` and `bound`). What they name of one object is never told
+apart from what they name of another: nothing teaches them to bind. CLIP (`clip`) and CLAP (`clap`)
 learn with a text tower which caption belongs to which picture or second. None of them sees the other modality, nor a
 clip of a synthetic dataset: pictures and seconds are drawn one by one from other seeds.
 
@@ -44,6 +44,7 @@ from avprompt.files import write_whole
 from avprompt.synthetic import bound, scenes
 
 SEED = 10**9  # far from the seeds of synthetic datasets
+RIDGE = 10.0  # of the linear layer that tells what an encoder knows
 COLOURS_SAID, ALL_SAID = 0.3, 0.6  # shares of captions that name colours, and that name everything
 MAX_SCALE = math.log(100)  # CLIP's bound
 COLOUR_NAMES = ("red", "blue", "yellow", "green", "purple", "white")  # of scenes.COLOURS
@@ -58,7 +59,8 @@ class Pictures(Dataset):
         objects: least and largest number of objects in a picture.
     """
 
-    labels = len(scenes.CATEGORIES) + len(scenes.COLOURS)
+    groups = {"shape": len(scenes.CATEGORIES), "colour": len(scenes.COLOURS)}
+    labels = sum(groups.values())
     templates = ("a photo of {}.", "a picture of {}.", "an image of {}.", "there is {} in this photo.")
     phrases = (*(f"a {name}" for name in scenes.CATEGORIES),
                *(f"a {colour} {name}" for name in scenes.CATEGORIES for colour in COLOUR_NAMES), "a background")
@@ -139,44 +141,6 @@ class Seconds(Dataset):
     def facts(thing: int) -> tuple[int]:
         """Index into `phrases` of what a caption may say of a sound: its name."""
         return (thing,)
-
-
-class Sights(Dataset):
-    """Single pictures of both worlds by turns: half as `Pictures` draws them, half with objects of `bound`.
-
-    Args:
-        count: pictures.
-        seed: of the stream.
-        alone: draw pictures of one object of `bound` each, to measure what is known of a lone object.
-    """
-
-    groups = {"shape": len(scenes.CATEGORIES), "colour": len(scenes.COLOURS), "texture": len(bound.TEXTURES),
-              "size": len(bound.SIZES)}
-    labels = sum(groups.values())
-
-    def __init__(self, count: int, seed: int, alone: bool = False) -> None:
-        self.count, self.seed, self.alone = count, seed, alone
-        self.pictures = Pictures(count, seed)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Picture (1, 3, 64, 64) in [-1, 1] and labels (19,) in {0, 1}; -1 stands for what `Pictures` does not say."""
-        if index % 2 and not self.alone:
-            picture, labels = self.pictures[index]
-            return picture, torch.cat((labels, torch.full((self.labels - len(labels),), -1.0)))
-        rng = np.random.default_rng([SEED, self.seed, index, 2])
-        noise, labels = float(rng.uniform(0, 0.5)), torch.zeros(self.labels)
-        settings = bound.BoundSettings("v2a", noise=noise)  # whose shapes may occur twice
-        number = 1 if self.alone else int(rng.integers(0, 5))
-        picture = bound.textured_ground(rng, noise)
-        for thing in bound.draw_objects(rng, settings, 0, rng.integers(len(scenes.COLOURS), size=number), 1):
-            bound.paint_textured(picture, thing, thing.position, bound.surface(rng, thing.texture))
-            labels[offsets(self.groups, thing.shape, thing.colour, thing.texture, thing.size)] = 1.0
-        image = Image.fromarray(picture.clip(0, 255).astype(np.uint8)).resize((64, 64), Image.Resampling.BICUBIC)
-        pixels = np.asarray(image, dtype=np.float32) + rng.normal(0, 20 * noise, (64, 64, 3))
-        return torch.from_numpy(pixels.clip(0, 255).astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None], labels
 
 
 class Hearings(Dataset):
@@ -288,24 +252,36 @@ class Naming(nn.Module):
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Pictures or seconds and their labels, as the stream gives them -> loss."""
-        return F.binary_cross_entropy_with_logits(self.head(self.encoder(inputs).mean(1)), labels, (labels >= 0).float())
+        return F.binary_cross_entropy_with_logits(self.head(self.encoder(inputs).mean(1)), labels)
 
-    def measure(self, examples: Sights | Hearings) -> dict[str, float]:
-        """Mean average precision over the labels that occur in `examples`, of all and of each group."""
-        parts = [(self.head(self.encoder(x).mean(1)), y) for x, y in DataLoader(examples, 128, num_workers=1)]
-        scores, truth = (torch.cat(part) for part in zip(*parts))
-        precision = multilabel_average_precision(scores, truth.long(), examples.labels, None, ignore_index=-1)
-        occurs = (truth == 1).any(0)
-        found = {"mean average precision": float(precision[occurs].mean())}
-        for (name, size), start in zip(examples.groups.items(), np.cumsum([0, *examples.groups.values()])):
-            group = slice(int(start), int(start) + size)
-            if occurs[group].any():
-                found[name] = float(precision[group][occurs[group]].mean())
-        return found
+    def measure(self, examples: Pictures | Hearings) -> dict[str, float]:
+        """What the encoder knows, see `knowledge`; the head of training has no part in it, because no file holds it."""
+        return knowledge(self.encoder, examples)
 
     def weights(self) -> dict[str, Tensor]:
         """Library's name -> tensor; the head is left out."""
         return library_weights(self.encoder)
+
+
+def knowledge(encoder: FrozenEncoder, examples: Pictures | Hearings) -> dict[str, float]:
+    """Mean average precision, over all labels and over each group of them, of a linear layer on the mean of an
+    encoder's tokens. It is fitted by ridge regression on the first half of the examples and scored on the second."""
+    parts = [(encoder(x).mean(1).double(), y.double()) for x, y in DataLoader(examples, 128, num_workers=1)]
+    features, truth = (torch.cat(part) for part in zip(*parts))
+    half = len(features) // 2
+    features = (features - features[:half].mean(0)) / (features[:half].std(0) + 1e-6)
+    features = torch.cat((features, torch.ones(len(features), 1, dtype=features.dtype)), 1)
+    fit, target = features[:half], truth[:half].clamp(min=0)
+    layer = torch.linalg.solve(fit.T @ fit + RIDGE * torch.eye(fit.shape[1], dtype=fit.dtype), fit.T @ target)
+    precision = multilabel_average_precision((features[half:] @ layer).float(), truth[half:].long(), examples.labels,
+                                             None, ignore_index=-1)
+    occurs = (truth[half:] == 1).any(0)
+    found = {"mean average precision": float(precision[occurs].mean())}
+    for (name, size), start in zip(examples.groups.items(), np.cumsum([0, *examples.groups.values()])):
+        group = slice(int(start), int(start) + size)
+        if occurs[group].any():
+            found[name] = float(precision[group][occurs[group]].mean())
+    return found
 
 
 class Matching(nn.Module):
@@ -403,9 +379,9 @@ def easy_first(count: int) -> Dataset:
 
 
 RECIPES = {
-    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Sights.labels),
-                     lambda count: Sights(count, 0), {"crowd": Sights(2048, 1), "alone": Sights(2048, 2, True)},
-                     2800, 32, 2e-3),
+    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Pictures.labels),
+                     lambda count: Pictures(count, 0),
+                     {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))}, 3000, 64, 2e-3),
     "audio": Recipe("tiny_htsat.safetensors", lambda: Naming(TinyHTSAT("none", frozen=False), Hearings.labels),
                     lambda count: Hearings(count, 0), {"crowd": Hearings(2048, 1), "alone": Hearings(2048, 2, True)},
                     1500, 32, 2e-3),
@@ -498,7 +474,7 @@ def _pretrain(modality: str, recipe: Recipe, steps: int, out: Path, seed: int) -
             "seed": seed, "scores": reached, "sha256": digest(out / file),
             "versions": {"torch": torch.__version__, "numpy": np.__version__,
                          "processor": torch.backends.cpu.get_cpu_capability()}}
-    write_whole(out / RECORD, json.dumps(dict(sorted(record.items())), indent=1) + "\n")
+    write_whole(out / RECORD, (json.dumps(dict(sorted(record.items())), indent=1) + "\n").encode())
     figures = "; ".join(f"{name}: " + ", ".join(f"{score} {value:.3f}" for score, value in scores.items())
                         for name, scores in reached.items())
     print(f"{modality}, {figures}. {', '.join(str(out / file) for file in recipe.split(weights))}")
