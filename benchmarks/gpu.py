@@ -668,7 +668,7 @@ def work(name: str, given: argparse.Namespace, file: Path) -> None:
         PARTS[name](Machine(given.device, TINY if given.tiny else FULL), given,
                     lambda **record: append(file, {"part": name, **record}))
     except BaseException:
-        traceback.print_exc()
+        traceback.print_exc(file=log)
         log.flush()
         os._exit(1)
     log.flush()
@@ -811,6 +811,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, help="seconds for each part, instead of its own limit")
     parser.add_argument("--table", type=Path, metavar="OUT", help="print the table of a folder, measure nothing")
     given = parser.parse_args(args)
+    sys.argv[1:] = []  # none of the words of avprompt's own command line
     if given.table is not None:
         print(table(given.table))
         return

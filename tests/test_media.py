@@ -309,7 +309,7 @@ def test_frames_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: 
     times = np.arange(3) + 0.5
 
     def decoded() -> tuple[list[np.ndarray], int]:
-        with decode._Reader(path, "video") as reader:
+        with decode.Reader(path, "video") as reader:
             return decode.decode_frames(path, times)[0], len(list(reader.frames(0.0, times)))
 
     some, fewer = decoded()

@@ -241,8 +241,8 @@ class Reader:
         return itertools.chain([first], decoded)
 
     def _decode(self, wanted: np.ndarray | None = None) -> Iterator[av.frame.Frame]:
-        packets, codec, rate = self.container.demux(self.stream), self.stream.codec_context, self.stream.average_rate
-        if rate is None or rate < DENSE:
+        packets, codec = self.container.demux(self.stream), self.stream.codec_context
+        if wanted is not None and (self.stream.average_rate is None or self.stream.average_rate < DENSE):
             wanted = None
         while True:
             try:
