@@ -78,7 +78,7 @@ def run(words):
         "config": {"data": {"class_path": "X"}, "model": {"class_path": "X"}}}))
     sys.stdout.flush()
 
-if sys.orig_argv[1:3] == ["-m", "avprompt.sweeps.stages"]:
+if sys.orig_argv[1:3] == ["-m", "avprompt.cli.stages"]:
     for words in json.loads(sys.orig_argv[3]):
         run(words)
     os._exit(0)

@@ -72,7 +72,7 @@ def execute(run: SweepRun, threads: int | None = None,
         log.flush()
         missing = {stage: command for stage, command in run.commands().items() if run.outcome(stage) is None}
         if missing:
-            process = begin([sys.executable, "-m", "avprompt.sweeps.stages", json.dumps([*missing.values()])], stdout=log,
+            process = begin([sys.executable, "-m", "avprompt.cli.stages", json.dumps([*missing.values()])], stdout=log,
                             stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             try:
                 code = process.wait()

@@ -1,4 +1,4 @@
-"""Stages of one run in one process, `python -m avprompt.sweeps.stages '[["fit", ...], ["test", ...]]'`: what a process
+"""Stages of one run in one process, `python -m avprompt.cli.stages '[["fit", ...], ["test", ...]]'`: what a process
 imports before it computes takes longer than to test a small network."""
 
 from __future__ import annotations
