@@ -361,8 +361,16 @@ def test_site(tmp_path: Path) -> None:
 
 def test_links_of_the_readme() -> None:
     for name, anchor in re.findall(r"\]\((\w[\w./]*)(?:#([\w-]+))?\)", README):
-        headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-        assert not anchor or anchor in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
+        assert (ROOT / name).is_file(), name
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in headings]
+
+
+def test_experiments_of_the_readme() -> None:
+    table = README.partition("## Methods and tasks")[2].partition("\n## ")[0]
+    named = re.findall(r"`([a-z0-9_]+)`", table)
+    assert len(named) > 40 and not {name for name in named if not (ROOT / "experiments" / f"{name}.yaml").is_file()}
 
 
 def test_ten_lines_of_python(capsys: pytest.CaptureFixture[str]) -> None:
