@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,7 +118,7 @@ def compute(backbone: AVPromptBackbone | MapBackbone, data: AVDataModule, out: P
     print(f"{out}: {len(places)} of {len(clips)} clips to compute, {record.bytes() / 1e6:,.1f} MB in all", flush=True)
     loader: DataLoader = ClipLoader(ErrorsAsValues(Subset(clips, places)), batch_size=data.eval_batch_size,
                                     num_workers=data.num_workers, collate_fn=collate)
-    with tqdm(total=len(places), unit="clip", disable=not sys.stderr.isatty()) as bar, torch.inference_mode():
+    with tqdm(total=len(places), unit="clip", disable=None) as bar, torch.inference_mode():
         for batch in loader if places else ():
             found = backbone({name: batch[name].to(device) for name in ("frames", "audio")}, prompted=False)
             wanted = {name: getattr(found, name if pool == "mean" else f"{name}_tokens") for name in MODALITIES}

@@ -71,7 +71,7 @@ def fbank_statistics(ids: list[str], reader: ClipReader, fbank: Fbank, skip_corr
     """
     ids, total, corrupt = list(dict.fromkeys(ids)), torch.zeros(4, dtype=torch.float64), 0
     loader = DataLoader(ErrorsAsValues(_Moments(ids, reader, fbank)), batch_size=None, num_workers=workers)
-    for moments in tqdm(loader, desc="stats", unit="clip"):
+    for moments in tqdm(loader, desc="stats", unit="clip", disable=None):
         if isinstance(moments, ClipDecodeError) and skip_corrupt:
             warnings.warn(f"left out: {moments}", stacklevel=2)
             corrupt += 1

@@ -84,7 +84,7 @@ def _table(splits: dict[str, list[Any]], reader: ClipReader, deep: bool) -> tupl
     print(f"\n{'split':<8}{'rows':>8}{'clips':>8}{'found':>8}{'missing':>9}{'unusable':>10}{'short':>8}{'silent':>8}")
     for split, items in splits.items():
         counts: Counter[str] = Counter()
-        for clip in tqdm(list(dict.fromkeys(item.id for item in items)), desc=split, unit="clip", disable=not deep,
+        for clip in tqdm(list(dict.fromkeys(item.id for item in items)), desc=split, unit="clip", disable=None if deep else True,
                          leave=False):
             if clip not in checked:
                 checked[clip] = reader.inspect(clip) or (reader.digest_problem(clip) if deep else None)

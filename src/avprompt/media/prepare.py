@@ -190,7 +190,7 @@ def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], d
     """Clips in the store whose files have not changed, under their own id or one that `--rename` gave them."""
     renamed = {entry.source: entry for entry in entries.values() if entry.id not in media}
     kept = set()
-    for clip, files in tqdm(media.items(), desc="check", unit="clip", disable=not (deep and entries)):
+    for clip, files in tqdm(media.items(), desc="check", unit="clip", disable=None if deep and entries else True):
         source = describe(*files)
         entry = entries.get(clip) or renamed.get(source)
         if entry is None or not entry.usable or entry.source != source:
@@ -266,7 +266,7 @@ def prepare(
     entries.update({clip: Entry(clip, "broken", why) for clip, why in media.unusable.items()})
     try:
         try:
-            bar = tqdm(_run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip")
+            bar = tqdm(_run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip", disable=None)
             for count, entry in enumerate(bar, 1):
                 entries[entry.id] = entry
                 if count % 200 == 0:

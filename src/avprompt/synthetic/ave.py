@@ -109,7 +109,7 @@ def write_dataset(root: Path, scenes: dict[str, Scene] | dict[str, BoundScene], 
     (root / "scenes.jsonl").write_text(side, encoding="utf-8")
     jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
     with ProcessPoolExecutor(workers, initializer=begin_worker) as pool:
-        for _ in tqdm(pool.map(_write, jobs, chunksize=4), total=len(jobs), desc="generate", unit="clip"):
+        for _ in tqdm(pool.map(_write, jobs, chunksize=4), total=len(jobs), desc="generate", unit="clip", disable=None):
             pass
 
 
