@@ -36,7 +36,7 @@ def entries(kind: str) -> list[dict[str, Any]]:
 
     Example:
         >>> [entry["name"] for entry in entries("datasets")][:2]
-        ['ave', 'llp']
+        ['ave', 'kinetics_sounds']
     """
     if kind == "methods":
         from avprompt.methods import PromptMethod
