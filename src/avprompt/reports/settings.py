@@ -20,6 +20,8 @@ ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT":
             "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
             "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
             "PVT pvt_v2_b5 (in1k)": "PVT-v2", "ResNet resnet50 (IMAGENET1K_V1)": "ResNet-50",
+            "ResNet resnet18 (IMAGENET1K_V1)": "ResNet-18", "ResNet resnet152 (IMAGENET1K_V1)": "ResNet-152",
+            "VGG (IMAGENET1K_V1)": "VGG-19",
             "VGGish (vggish-10086976)": "VGGish", "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14",
             "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
 #: names of methods in published tables, where they are not those of their classes
