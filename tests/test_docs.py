@@ -291,11 +291,11 @@ TROUBLES: dict[str, list[list[str]]] = {
     "An error happened while trying to locate the file on the Hub": [
         ["fit", "--config", "ave_avstfp_b16", "--trainer", "cpu"]],
     "clips of split train unusable": [[*SMALL, "--data.root", "data/holes"]],
-    "no such file; expected an annotation file of AVE": [[*SMALL, "--data.root", "data/nowhere"]],
+    "no such file; expected an annotation file of AVE": [[*SMALL, "--data.root", "data/empty"]],
     "a store with (theirs, asked)": [[*SMALL, "--data.antialias", "false"]],
     "expected those of data/quickstart/categories.txt": [[*QUICKSTART]],
-    "top-level ['trainr']": [["fit", "--config", "misspelt.yaml"]],
-    "--trainer.max_epoch: got no such flag": [[*SMALL, "--trainer.max_epoch", "1"]],
+    "--trainr: got no such flag": [["fit", "--config", "misspelt.yaml"]],
+    "--trainer.max_epoch: got no such argument": [[*SMALL, "--trainer.max_epoch", "1"]],
     "alphaa: got no such argument": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
     "every argument that the two classes share to be repeated": [
@@ -335,6 +335,7 @@ def test_message(tree: Tree, message: str, capsys: pytest.CaptureFixture[str]) -
         Path("data/latin/Annotations.txt").write_bytes("Glocke in K\u00f6ln&a&good&0&1\n".encode("latin-1") * 9)
         for folder in ("TWICE/one", "TWICE/two"):
             shutil.copytree("MY_VIDEOS", folder)
+    Path("data/empty").mkdir(exist_ok=True)
     Path("misspelt.yaml").write_text("trainr: {max_epochs: 1}\n", encoding="utf-8")
     text = Path("experiments/sweeps/quickstart_ablation.yaml").read_text(encoding="utf-8")
     Path("changed.yaml").write_text(text.replace("modality=audio", "modality=late"), encoding="utf-8")

@@ -132,7 +132,7 @@ def test_a_command_out_of_range_is_named(words: list[str], message: str) -> None
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    ("fit --trainer.max_epoch=1", "--trainer.max_epoch: got no such flag.*Did you mean --trainer.max_epochs"),
+    ("fit --trainer.max_epoch=1", "--trainer.max_epoch: got no such argument.*Did you mean max_epochs"),
     ("fit --data.batchsize=2", "--data.batchsize: got no such argument.*AVEDataModule. Did you mean batch_size"),
     ("fit --model.backbone.prompts.alfa=1", "--model.backbone.prompts.alfa: .*of DGSCT. Did you mean alpha"),
     ("fit --model.optimizer.lrr=1", "--model.optimizer.lrr: .*of Adam. Did you mean lr"),
