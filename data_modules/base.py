@@ -172,7 +172,8 @@ class VideoWindows(Dataset):
     valid segment, with a warning, so that one broken minute does not cost the other predictions.
 
     Args:
-        folder: searched for video files, also in its subfolders; an audio file with a video's name replaces its sound.
+        folder: searched for video files, also in its subfolders, or one such file; an audio file with a video's name
+            replaces its sound.
         sampling: segments, sizes and rates.
 
     Raises:

@@ -117,12 +117,16 @@ class MUSICAVQADataModule(AVDataModule):
             self.class_names = self.vocabulary.answers
             self.num_classes, self.vocabulary_size = len(self.class_names), len(self.vocabulary.words)
         if question is None and self.predict_root is not None:
-            raise ArgumentError("question", "none", "a question to ask of the videos of predict_root",
-                                "For instance `question: How many instruments are sounding in the video?`.")
+            self._refuse_silence()
         self.asked: Sample = {}
         if question is not None and self.unread is None:
             words = music_avqa.tokenise(question)
             self.asked = {"question": self.vocabulary.encode(words, question_length), "question_text": question}
+
+    @staticmethod
+    def _refuse_silence() -> None:
+        raise ArgumentError("question", "none", "a question to ask of the videos of predict_root",
+                            "For instance `question: How many instruments are sounding in the video?`.")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -159,12 +163,15 @@ class MUSICAVQADataModule(AVDataModule):
         """See `AVDataModule.setup`.
 
         Raises:
+            ArgumentError: videos to predict, and no `question`.
             DatasetError: also where files of the vocabulary are missing, or where negatives are asked for and a split
                 has a single video.
         """
         if self.unread is not None:
             raise self.unread
         if stage == "predict" and self.predict_root is not None:
+            if not self.asked:
+                self._refuse_silence()
             self.datasets["predict"] = AskedWindows(self.predict_root, self.sampling, self.asked)
             return
         super().setup(stage)

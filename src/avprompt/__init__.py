@@ -1,6 +1,6 @@
 """avprompt: parameter-efficient prompting of frozen image and audio encoders for audio-visual learning.
 
-The classes below are imported when they are first asked for, so that `import avprompt` takes no torch.
+The names below are imported when they are first asked for, so that `import avprompt` takes no torch.
 
 Example:
     >>> import torch
@@ -16,7 +16,7 @@ from importlib import metadata
 
 __version__ = metadata.version("avprompt")
 
-#: module -> the public classes that are found in it
+#: module -> the public classes and functions that are found in it
 _PUBLIC = {
     "avprompt.backbone": ("AVPromptBackbone",),
     "avprompt.features": ("AVFeatures",),
@@ -26,6 +26,7 @@ _PUBLIC = {
                          "MoMALike", "NoPrompts", "PromptMethod", "PromptState", "STGCMA", "VPT"),
     "avprompt.tasks": ("AVAR", "AVE", "AVEClassic", "AVELinear", "AVPromptTask", "AVQA", "AVQAGrounding", "AVS", "AVVP",
                        "Contrastive"),
+    "avprompt.sharing": ("load",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ["__version__", *sorted(_HOME)]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip
-from avprompt.media.files import walk
+from avprompt.media.files import listed, walk
 from avprompt.media.store import ClipStore, Entry, recover_manifest, write_manifest, write_problems
 from avprompt.media.text import is_name, plain
 from avprompt.media.untrusted import MAX_PIXELS
@@ -57,7 +57,7 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
     counts once.
 
     Args:
-        folders: folders to search.
+        folders: folders to search; a file stands for itself and a sound of its name beside it.
         prefer: which of several files with one id is used, in the order of the folders and, within them, of names;
             `None` raises an error that names all of them.
 
@@ -66,10 +66,10 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
     """
     media, found, known = Media(), {"video": {}, "audio": {}}, set()
     for folder in (Path(folder).expanduser() for folder in folders):
-        if not folder.is_dir():
-            raise DatasetError(folder, "no such folder", "a folder of videos", "Check the path.")
+        if not folder.exists():
+            raise DatasetError(folder, "no such folder", "a folder of videos, or a video", "Check the path.")
         problems: list[tuple[Path, str]] = []
-        for path in walk(folder, problems):
+        for path in walk(folder, problems) if folder.is_dir() else _with_sound(folder):
             kind = _kind(path)
             if kind is None:
                 media.others[path.suffix.lower() or "no ending"] += 1
@@ -108,6 +108,10 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
     for clip in media.clips:
         media.unusable.pop(clip, None)
     return media
+
+
+def _with_sound(video: Path) -> list[Path]:
+    return [video, *(path for path in listed(video.parent, *AUDIO) if path.stem == video.stem and path != video)]
 
 
 def _kind(path: Path) -> str | None:

@@ -174,6 +174,8 @@ class AVPromptTask(LightningModule, abc.ABC):
     score_per_segment: bool | None = None
     #: outputs that are not of single clips: the same in every process, or gathered already
     common_outputs: tuple[str, ...] = ()
+    #: what `avprompt.load` read the task from, an `avprompt.sharing.Source`; `None` where it was built otherwise
+    source: Any = None
     #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
     counts: dict[str, int] = {}
 
@@ -631,6 +633,51 @@ class AVPromptTask(LightningModule, abc.ABC):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """One batch -> its outputs, maps included."""
         return self(batch, maps=True)
+
+    def predict(self, videos: str | Path) -> Any:
+        """A video of the user's own, or a folder of them -> an `avprompt.sharing.Prediction`, `table` and `arrays`.
+
+        The videos are read as `avprompt predict` reads those of `predict_root`: cut into consecutive windows, at the
+        rates and sizes of training, in batches of `eval_batch_size`. A sound file beside a video that has its name
+        replaces its sound.
+
+        Args:
+            videos: path of a video file, or of a folder of videos.
+
+        Raises:
+            ArgumentError: the task is not one of `avprompt.load`, or reads features that your videos do not have.
+            DatasetError: there is no such file, or no usable video.
+        """
+        return self._loaded("predict").predict(self, videos)
+
+    def push(self, folder: str | Path, repo_id: str | None = None, private: bool = True) -> Path:
+        """Write a folder that `avprompt.load` reads: trainable state, configuration, model card; and upload it.
+
+        The card has method, encoders, data, the metrics of the run's `result.json`, and the fingerprints of the frozen
+        encoders. Where the weights have changed since they were loaded, it says so in the place of metrics.
+
+        Args:
+            folder: new, empty, or one that this wrote before.
+            repo_id: `owner/name` on the Hugging Face hub to upload the folder to; `None` uploads nothing. Configuration
+                and card then show the paths of this machine that the configuration names.
+            private: whether a repository that does not exist yet is made a private one.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ArgumentError: the task is not one of `avprompt.load`, the folder holds something else, or `repo_id` is no
+                such name.
+            WriteError: the folder cannot be written to, or the hub refuses the upload.
+        """
+        return self._loaded("push").push(self, folder, repo_id, private)
+
+    def _loaded(self, asked: str) -> Any:
+        if self.source is None:
+            raise ArgumentError(f"{type(self).__name__}.{asked}", "a task without its configuration",
+                                "a task that `avprompt.load` returned",
+                                "Train it with `avprompt fit`, and load its checkpoint.")
+        return self.source
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the parameters that require a gradient, fused where PyTorch can, and the schedule."""
