@@ -14,6 +14,7 @@ from avprompt.backbone import pair_blocks
 from avprompt.encoders import BlockSpec, TimmViT
 from avprompt.errors import ArgumentError
 from avprompt.methods import DGSCT, LAVISH, VPT, Adapters, FineTuning, LoRA, NoPrompts, PromptMethod
+from avprompt.methods.base import PromptState
 from avprompt.methods.dgsct import ReleasedAdapter
 from avprompt.methods.lora import CrossLowRank, Layer, LowRank
 from avprompt.tasks import AVPromptTask
@@ -121,7 +122,7 @@ def test_order_of_a_block_pair_of_lavish() -> None:
     net = shifted(AVPromptBackbone(SmallCLIP(), "shared", LAVISH(reduction=4)))
     (v_block, a_block), prompts = (next(encoder.blocks()) for encoder in (net.visual, net.audio)), net.prompts
     v, a = inputs((4, 17, 24), (4, a_block.spec.tokens, 24))
-    got = prompts.step(0, v_block, a_block, v, a, None)
+    got = prompts.step(0, v_block, a_block, v, a, PromptState(segments=4))
     for step, branch in (("p1", "attention"), ("p2", "mlp")):
         to_v, to_a = getattr(prompts, f"visual_{step}")[0](v, a)[0], getattr(prompts, f"audio_{step}")[0](a, v)[0]
         v, a = v + getattr(v_block, branch)(v) + to_v, a + getattr(a_block, branch)(a) + to_a

@@ -196,7 +196,7 @@ def test_equal_captions_are_no_negatives() -> None:
 def test_recipe_runs(modality: str, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     recipe = pretrain.RECIPES[modality]
     learners = []
-    few = replace(recipe, batch_size=5, examples=type(recipe.examples)(40, 1),
+    few = replace(recipe, batch_size=5, examples={name: type(held)(40, 1) for name, held in recipe.examples.items()},
                   learner=lambda: learners.append(recipe.learner()) or learners[0])
     monkeypatch.setitem(pretrain.RECIPES, modality, few)
     pretrain.main(["--modality", modality, "--steps", "2", "--out", str(tmp_path)])
@@ -206,7 +206,7 @@ def test_recipe_runs(modality: str, tmp_path, monkeypatch: pytest.MonkeyPatch, c
         shipped, written = load_file(WEIGHTS / file), load_file(tmp_path / file)
         assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {k: (v.shape, v.dtype) for k, v in written.items()}
         assert any(not torch.equal(shipped[name], written[name]) for name in shipped)
-    assert {path.name for path in tmp_path.iterdir()} == {recipe.file, text_file}
+    assert {path.name for path in tmp_path.iterdir()} == {recipe.file, text_file, "weights.json"}
     encoder = learners[0].encoder.state_dict()
     fresh = type(learners[0].encoder)("none").state_dict()
     for name in filter(is_constant, fresh):  # not in the file, so training must leave them alone

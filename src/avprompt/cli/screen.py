@@ -46,6 +46,8 @@ def without_talk(record: logging.LogRecord) -> bool:
         >>> without_talk(made)
         False
     """
+    if is_quiet() and record.levelno < logging.WARNING:  # a level of the logger would not last: Lightning sets its own
+        return False
     return not record.getMessage().lstrip().startswith(TALK)
 
 
@@ -57,8 +59,6 @@ def plain_screen() -> Iterator[None]:
     """
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero",
                                                     "lightning.fabric.utilities.rank_zero")]
-    libraries = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in libraries]
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
         print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
@@ -69,16 +69,11 @@ def plain_screen() -> Iterator[None]:
         warnings.showwarning = show
         for logger in loggers:
             logger.addFilter(without_talk)
-        if is_quiet():
-            for logger in libraries:
-                logger.setLevel(logging.WARNING)
         try:
             yield
         finally:
             for logger in loggers:
                 logger.removeFilter(without_talk)
-            for logger, level in zip(libraries, levels):
-                logger.setLevel(level)
 
 
 class Interrupts:
