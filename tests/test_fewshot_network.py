@@ -25,7 +25,7 @@ from avprompt.convert import from_released, released
 from avprompt.encoders import CLIP, BlockSpec, CLAPAudio, CLAPText, CLIPText
 from avprompt.encoders.htsat import FrontEnd
 from avprompt.errors import ArgumentError, CheckpointError, WeightsError
-from avprompt.methods import CoOp, DGSCTFewShot, FixedEmbeddings
+from avprompt.methods import CoOp, DGSCTFewShot, FixedEmbeddings, PromptState
 from avprompt.tasks import Contrastive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -345,7 +345,7 @@ def test_a_site_in_its_published_order() -> None:
         v2, a2 = v1 + prompts.visual_p1[0](v1, a1)[0], a1 + prompts.audio_p1[0](a1, v1)[0]
         v3 = v2 + seen.mlp(v2) + prompts.visual_p2[0](v2, a2)[0]
         a3 = a2 + prompts.audio_p2[0](a2, v2)[0]
-        found = prompts.step(0, seen, heard, v, a, None)
+        found = prompts.step(0, seen, heard, v, a, PromptState(segments=3))
     assert torch.equal(found[0], v3) and torch.equal(found[1], a3)
     assert prompts.temporal_gates == (0.0, 0.0)  # they are in the guides, none is left for a head
 

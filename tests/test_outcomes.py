@@ -176,7 +176,7 @@ def test_training_keeps_the_best_epoch(ave_root: Path, tmp_path: Path) -> None:
     given = ["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
              "--trainer.limit_train_batches", "1", "--trainer.enable_progress_bar", "false",
              "--trainer.enable_model_summary", "false", "--trainer.logger.save_dir", str(tmp_path),
-             "--model.prompt_lr", "0", "--model.optimizer.lr", "0"]
+             "--model.prompt_lr", "1e-30", "--model.optimizer.lr", "1e-30"]
     run([*given, "--trainer.max_epochs", "1", "--trainer.logger.version", "a"])
     first = next(tmp_path.rglob("a/outcomes.csv"))
     metrics = json.loads(first.with_name("result.json").read_text())["metrics"]
