@@ -19,27 +19,11 @@ import sys
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from avprompt.checkpoints import count_parameters
 from avprompt.cli import parts_of
-
-
-class _Fused(torch.autograd.Function):
-    """Attention that keeps what fused attention keeps: queries, keys, values, output and one number a row."""
-
-    @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out = v.new_empty(*torch.broadcast_shapes(q.shape[:-2], v.shape[:-2]), q.shape[-2], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out, out.new_empty(out.shape[:-1]))
-        return out
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.zeros_like(own) for own in ctx.saved_tensors[:3])
+from avprompt.reports.efficiency import kept_bytes
 
 
 class Operations(TorchDispatchMode):
@@ -58,26 +42,11 @@ class Operations(TorchDispatchMode):
 def kept(name: str, overrides: list[str]) -> tuple[float, int, int, int]:
     """GB kept for one clip, operations forward and backward, and trained parameters of an experiment."""
     model, data = parts_of(["--config", name, *overrides], meta=True)
-    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
-    found: dict[int, torch.UntypedStorage] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            found[storage._cdata] = storage  # keeps it alive, so that its address is not used again
-        return tensor
-
-    plain, F.scaled_dot_product_attention = F.scaled_dot_product_attention, (
-        lambda q, k, v, *arguments, **options: _Fused.apply(q, k, v))
-    try:
-        with torch.device("meta"), Operations() as forward, saved_tensors_hooks(note, lambda tensor: tensor):
-            outputs = model.train()(data.example_batch(1))
-        with torch.device("meta"), Operations() as backward:
-            sum(value.sum() for value in outputs.values() if torch.is_tensor(value) and value.requires_grad).backward()
-    finally:
-        F.scaled_dot_product_attention = plain
-    size = sum(storage.nbytes() for storage in found.values()) / 1e9
-    return size, forward.count, backward.count, count_parameters(model)["trainable"]
+    with torch.device("meta"), Operations() as forward:
+        size, outputs = kept_bytes(model, lambda: model.train()(data.example_batch(1)))
+    with torch.device("meta"), Operations() as backward:
+        sum(value.sum() for value in outputs.values() if torch.is_tensor(value) and value.requires_grad).backward()
+    return size / 1e9, forward.count, backward.count, count_parameters(model)["trainable"]
 
 
 def main() -> None:

@@ -249,6 +249,7 @@ def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path:
 def test_ctrl_c_while_imports_run_ends_with_one_line(ave_root: Path, tmp_path: Path) -> None:
     stopped = shell("fit", *flags(ave_root, tmp_path / "runs", "--trainer.max_epochs", "500"), cwd=tmp_path)
     while "libtorch" not in Path(f"/proc/{stopped.pid}/maps").read_text():  # torch is being imported
+        assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
     said, problems = stopped.communicate(timeout=200)

@@ -70,6 +70,18 @@ def name_of(args: list[str]) -> str:
     return f"{'-'.join(words)}.{digest.hexdigest()[:32]}.txt"
 
 
+def read(path: Path) -> str | None:
+    """A kept answer; `None` where there is none, or where it cannot be read: it is then computed again.
+
+    >>> read(Path("no such answer.txt")) is None
+    True
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
 def remembered(args: list[str], answer: Callable[[list[str]], None]) -> None:
     """Print an answer from the cache, or give it and keep it there. A cache that cannot be written costs time alone.
 
@@ -84,19 +96,17 @@ def remembered(args: list[str], answer: Callable[[list[str]], None]) -> None:
         answer(args)
         return
     path = folder() / name_of(args)
-    try:
-        print(path.read_text(encoding="utf-8"), end="")
+    if (kept := read(path)) is not None:
+        print(kept, end="")
         return
-    except (OSError, UnicodeDecodeError):
-        pass  # it is not there, or damaged
-    printed = io.StringIO()
+    printed, code = io.StringIO(), 0
     try:
         with contextlib.redirect_stdout(printed):
             answer(args)
-        code = 0
     except SystemExit as ended:
         code = ended.code or 0
-    print(printed.getvalue(), end="")
+    finally:
+        print(printed.getvalue(), end="")
     if code:
         sys.exit(code)
     with contextlib.suppress(OSError, WriteError):

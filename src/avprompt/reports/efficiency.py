@@ -107,8 +107,24 @@ def _forward_gflops(model: LightningModule, data: AVDataModule) -> float:
     return flops.get_total_flops() / 1e9
 
 
-def _kept_gb(model: LightningModule, data: AVDataModule) -> float:
-    """GB of tensors that the forward pass of one clip keeps for the backward pass, parameters and buffers aside."""
+def kept_bytes(model: LightningModule, forward: Callable[[], Any]) -> tuple[int, Any]:
+    """What a forward pass keeps for the backward pass, parameters and buffers aside; works on the meta device.
+
+    Fused attention keeps no weights on CPUs and GPUs; on the meta device it does, so that they are left out here.
+
+    Args:
+        model: whose parameters and buffers do not count.
+        forward: runs it.
+
+    Returns:
+        Bytes of the distinct storages, and what `forward` returned.
+
+    Example:
+        >>> import torch
+        >>> layers = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> kept_bytes(layers, lambda: layers(torch.zeros(2, 4)))[0]  # the input, and what the ReLU gave, in float32
+        96
+    """
     import torch
     from torch.autograd.graph import saved_tensors_hooks
     from torch.nn import functional as F
@@ -118,9 +134,15 @@ def _kept_gb(model: LightningModule, data: AVDataModule) -> float:
 
         @staticmethod
         def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = v.new_zeros(*torch.broadcast_shapes(q.shape[:-2], v.shape[:-2]), q.shape[-2], v.shape[-1])
-            ctx.save_for_backward(q, k, v, out, out.new_zeros(out.shape[:-1]))
+            out = v.new_empty(*torch.broadcast_shapes(q.shape[:-2], v.shape[:-2]), q.shape[-2], v.shape[-1])
+            if not out.is_meta:
+                out.zero_()
+            ctx.save_for_backward(q, k, v, out, out.new_empty(out.shape[:-1]))
             return out
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+            return tuple(torch.zeros_like(own) for own in ctx.saved_tensors[:3])
 
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, torch.UntypedStorage] = {}
@@ -135,10 +157,10 @@ def _kept_gb(model: LightningModule, data: AVDataModule) -> float:
         lambda q, k, v, *arguments, **options: Fused.apply(q, k, v))
     try:
         with saved_tensors_hooks(note, lambda tensor: tensor):
-            model.train()(data.example_batch(1))
+            outputs = forward()
     finally:
         F.scaled_dot_product_attention = plain
-    return sum(storage.nbytes() for storage in found.values()) / 1e9
+    return sum(storage.nbytes() for storage in found.values()), outputs
 
 
 def counted(build: Build, config: str, overrides: list[str]) -> dict[str, Any]:
@@ -160,9 +182,12 @@ def counted(build: Build, config: str, overrides: list[str]) -> dict[str, Any]:
 
     try:
         with _for_counting(build, random_weights(config, overrides)) as (model, data):
-            return {"forward_gflops_a_clip": _forward_gflops(model, data), "kept_gb": _kept_gb(model, data),
+            kept, _ = kept_bytes(model, lambda: model.train()(data.example_batch(1)))
+            return {"forward_gflops_a_clip": _forward_gflops(model, data), "kept_gb": kept / 1e9,
                     **count_parameters(model)}
     except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):  # another fault than a value that the meta device does not have
+            raise
         raise ConfigError(config, str(error).splitlines()[0], "a network that can be counted without values",
                           "Measure it on a device: --device cpu.") from error
 

@@ -16,13 +16,14 @@ from avprompt.errors import DatasetError
 from avprompt.files import write_whole
 from avprompt.reports.outcomes import FILE, ClipScores, clip_scores, metric_columns, read_outcomes
 from avprompt.reports.runs import Run, read_runs
+from avprompt.reports.significance import DRAWS, Row, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-#: of the page: clips at each end of the list, pictures, classes of a confusion matrix, draws of the bootstrap
-CLIPS, PICTURES, CLASSES, DRAWS = 8, 12, 60, 2000
+#: of the page: clips at each end of the list, pictures, classes of a confusion matrix
+CLIPS, PICTURES, CLASSES = 8, 12, 60
 #: settings that say where and how, not what
 FREE = ("seed_everything", "ckpt_path", "verbose", "weights_only", "return_predictions", "trainer.logger",
         "trainer.default_root_dir", "trainer.enable_progress_bar")
@@ -129,10 +130,8 @@ def interval(scores: ClipScores, draws: int = DRAWS, seed: int = 0) -> tuple[flo
     """
     if len(scores.ids) < 2:
         return None
-    rng, count = np.random.default_rng(seed), len(scores.ids)
-    drawn = rng.multinomial(count, np.full(count, 1 / count), draws).astype(np.float64)
-    values = (drawn @ scores.sums) / np.maximum(drawn @ scores.weights, 1e-12)
-    low, high = np.percentile(values, (2.5, 97.5))
+    values, = bootstrap([Row("", {0: 0.0}, {0: scores})], draws, seed)
+    low, high = np.nanpercentile(values, (2.5, 97.5))  # a draw in which nothing counts has no value
     return float(low), float(high)
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from avprompt.errors import ArgumentError, check_choice
-from avprompt.synthetic.scenes import CATEGORIES, COLOURS, FPS, SAMPLE_RATE, SECONDS, SIZE, Thing, paint
+from avprompt.synthetic.scenes import CATEGORIES, COLOURS, FPS, SAMPLE_RATE, SECONDS, SIZE, Moving, paint
 
 Binding = Literal["none", "a2v", "v2a", "time"]
 BINDINGS = ("a2v", "v2a", "time")
@@ -119,7 +119,7 @@ class BoundSettings:
 
 
 @dataclass(frozen=True)
-class BoundObject:
+class BoundObject(Moving):
     """An object in view.
 
     Args:
@@ -143,11 +143,6 @@ class BoundObject:
     velocity: tuple[float, float] = (0.0, 0.0)
     start: int = 0
     end: int = SECONDS
-
-    def centre(self, time: float) -> tuple[float, float]:
-        """Centre at a time; it turns back at the picture's edge."""
-        return Thing(self.shape, self.colour, self.radius, self.position, self.velocity, self.start,
-                     self.end).centre(time)
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,22 @@ class Settings:
                                 "Lower them or raise classes.")
 
 
+class Moving:
+    """What moves in a straight line within the picture and turns back at its edge."""
+
+    radius: float
+    position: tuple[float, float]
+    velocity: tuple[float, float]
+
+    def centre(self, time: float) -> tuple[float, float]:
+        """Centre in pixels at a time in seconds."""
+        low, high = self.radius, SIZE - self.radius
+        folded = [(p + v * time - low) % (2 * (high - low)) for p, v in zip(self.position, self.velocity)]
+        return tuple(low + (f if f <= high - low else 2 * (high - low) - f) for f in folded)
+
+
 @dataclass(frozen=True)
-class Thing:
+class Thing(Moving):
     """An object in view.
 
     Args:
@@ -83,11 +97,6 @@ class Thing:
     start: int
     end: int
 
-    def centre(self, time: float) -> tuple[float, float]:
-        """Centre at a time; it turns back at the picture's edge."""
-        low, high = self.radius, SIZE - self.radius
-        folded = [(p + v * time - low) % (2 * (high - low)) for p, v in zip(self.position, self.velocity)]
-        return tuple(low + (f if f <= high - low else 2 * (high - low) - f) for f in folded)
 
 
 @dataclass(frozen=True)
