@@ -294,9 +294,10 @@ def test_s4_masks_its_sounding_object(tmp_path: Path) -> None:
     counts = SYNTHETIC_DATASETS["avsbench"](tmp_path, "s4", videos=15, classes=3, binding="a2v", noise=0, workers=1)
     assert counts == {"train": 9, "val": 3, "test": 3}
     settings = BoundSettings("a2v", noise=0, classes=3)
-    for path in sorted(tmp_path.rglob("*_1.png"))[:4]:
-        if "masks" in path.as_posix():
-            scene = draw_bound(np.random.default_rng([0, int(path.stem.split("_")[0][-6:])]), settings,
-                               int(path.stem.split("_")[0][-6:]) % 3, seconds=5)
-            mask = np.asarray(Image.open(path).convert("L")) > 0
-            assert mask.mean() == pytest.approx(scene.mask(0.5).mean(), abs=0.02) and mask.any()
+    masks = [path for path in sorted(tmp_path.rglob("*_1.png")) if "masks" in path.as_posix()][:4]
+    assert len(masks) == 4
+    for path in masks:
+        scene = draw_bound(np.random.default_rng([0, int(path.stem.split("_")[0][-6:])]), settings,
+                           int(path.stem.split("_")[0][-6:]) % 3, seconds=5)
+        mask = np.asarray(Image.open(path).convert("L")) > 0
+        assert mask.mean() == pytest.approx(scene.mask(0.5).mean(), abs=0.02) and mask.any()

@@ -1,5 +1,5 @@
-"""The guide, the tutorial and the README's "Using it", executed: every command, every file that they have a reader write, every error
-message that they quote.
+"""The guide, the tutorial and the README's "Using it", executed: every command, every file that they have a reader write,
+every error message that they quote.
 
 One folder stands for the reader's source tree, with small synthetic datasets in place of those of the guide. Commands
 run in it in the order in which they are read, in this process; the tables below hold what differs from the text. A

@@ -52,9 +52,6 @@ ALIKE = {
     "avar_moma_like": "avar_stgcma_b16",
     "ave_linear_probe_quickstart": "ave_avstfp_quickstart",
     "ave_lora": "ave_cola",
-    **dict.fromkeys((f"fewshot_ave_{name}" for name in (
-        "adapter", "bitfit", "cola", "lavish", "lora", "mettle_like", "molt_like", "stgcma", "vpt", "lavish_star",
-        "copl_like", "avmoe")), "fewshot_ave_none"),
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
     **dict.fromkeys((f"fewshot_ave_{method}" for method in (
         "none", "bitfit", "adapter", "vpt", "lora", "cola", "lavish", "lavish_star", "stgcma", "avmoe", "mettle_like",

@@ -245,6 +245,13 @@ def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path:
     assert quiet.returncode == 0 and "INFO" not in problems and "GPU available" not in problems, problems
 
 
+def test_two_callbacks_that_write_the_same_files_are_refused(ave_root: Path, tmp_path: Path) -> None:
+    given = flags(ave_root, tmp_path, "--ckpt_path", "none", "--format", "pdf",
+                  "--trainer.callbacks+=avprompt.callbacks.PredictionWriter")
+    with pytest.raises(ConfigError, match="PredictionWriter twice"):
+        run(["visualize", *given])
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc to see what is imported")
 def test_ctrl_c_while_imports_run_ends_with_one_line(ave_root: Path, tmp_path: Path) -> None:
     stopped = shell("fit", *flags(ave_root, tmp_path / "runs", "--trainer.max_epochs", "500"), cwd=tmp_path)

@@ -42,7 +42,7 @@ def test_all_parts_run_and_the_table_has_them(tmp_path: Path) -> None:
     (tmp_path / "baseline.py").write_text(BASELINE)
     out = tmp_path / "out"
     run = subprocess.run([sys.executable, SCRIPT, "--device", "cpu", "--tiny", "--minutes", "14", "--limit", "600", "--out",
-                          out, "--baseline", tmp_path], capture_output=True, text=True,
+                          out, "--baseline", tmp_path], capture_output=True, text=True, timeout=850,
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert run.returncode == 0, run.stdout + run.stderr
     assert len(states(out)) == 15 and set(states(out).values()) == {"done"}
@@ -93,16 +93,22 @@ def test_a_part_that_crashes_or_hangs_costs_itself_alone(script: ModuleType, tmp
 
 def test_what_is_done_survives_an_interruption(script: ModuleType, tmp_path: Path,
                                                capsys: pytest.CaptureFixture[str]) -> None:
+    ended = threading.Event()
+
     def interrupt() -> None:
         while not (tmp_path / "hang.log").exists():
-            time.sleep(0.1)
+            if ended.wait(0.1):
+                return
         os.kill(os.getpid(), signal.SIGTERM)
 
-    killer = threading.Thread(target=interrupt)
+    killer = threading.Thread(target=interrupt, daemon=True)
     killer.start()
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["--device", "cpu", "--tiny", "--only", "good,hang", "--limit", "60", "--out", str(tmp_path)])
-    killer.join()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            script.main(["--device", "cpu", "--tiny", "--only", "good,hang", "--limit", "60", "--out", str(tmp_path)])
+    finally:
+        ended.set()
+        killer.join()
     assert stopped.value.code == 128 + signal.SIGTERM and states(tmp_path) == {"good": "done"}
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"part": "ha')  # the machine went down

@@ -295,8 +295,9 @@ def test_a_folder_that_is_no_store_is_never_emptied(tmp_path: Path) -> None:
         StoreReader(precious, SAMPLING)
 
 
-def test_frames_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that are chosen stay the same, bit for bit."""
+@pytest.mark.parametrize("seconds", [3, 5])
+def test_frames_that_nothing_needs_are_not_decoded(seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are chosen stay the same, bit for bit, also where the last one stands for seconds behind the end."""
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
     picture = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
     with av.open(str(path), "w") as container:
@@ -306,7 +307,7 @@ def test_frames_that_nothing_needs_are_not_decoded(tmp_path: Path, monkeypatch: 
             moved = np.roll(picture, number, axis=1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(moved, format="rgb24")))
         container.mux(stream.encode(None))
-    times = np.arange(3) + 0.5
+    times = np.arange(seconds) + 0.5
 
     def decoded() -> tuple[list[np.ndarray], int]:
         with decode.Reader(path, "video") as reader:

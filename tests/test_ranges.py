@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-import avprompt
 from avprompt.cli import run
 from avprompt.cli.checks import takes_a_class
 from avprompt.cli.main import FUNCTIONS
@@ -153,4 +152,3 @@ def test_a_wrong_flag_gives_one_line(words: str, message: str, capsys: pytest.Ca
     with pytest.raises(ConfigError, match=message) as error:
         run([command, *more, *rest])
     assert "\n" not in str(error.value) and "usage" not in capsys.readouterr().err
-    assert avprompt.__version__

@@ -19,7 +19,7 @@ from avprompt import AVPromptBackbone
 from avprompt.cli import parts_of
 from avprompt.errors import NonFiniteLossError
 from avprompt.methods import DGSCT, VPT, AVMoE, PromptMethod
-from avprompt.tasks.guard import fuse
+from avprompt.tasks.guard import Guard, Step, fuse
 
 #: an experiment of every task, and of AVE with each objective that reads a mask
 TASKS = ("quickstart", "ave_linear_probe_quickstart", "avvp_quickstart", "avs_s4_quickstart", "avs_ms3_quickstart",
@@ -111,6 +111,20 @@ def test_a_training_step_waits_for_nothing(name: str, lag: int, parts: dict[str,
     assert trainer.progress_bar_metrics["loss"] > 0
 
 
+def test_a_bad_loss_among_accumulated_batches_holds_the_update_back() -> None:
+    """Its gradient may be finite: the guard takes all losses of the step."""
+    layer = torch.nn.Linear(3, 1)
+    optimizer, guard, before = torch.optim.Adam(layer.parameters()), Guard(lag=1), layer.weight.detach().clone()
+    guard.able = fuse(optimizer)
+    layer(torch.ones(2, 3)).sum().backward()
+    for number, loss in enumerate((float("inf"), 1.0)):
+        guard.begin(Step(number, {}, torch.tensor(loss), {}))
+    guard.gradients(optimizer, layer.named_parameters())
+    optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert guard.look(1)[0].number == 0
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_an_update_is_held_back_until_the_guard_has_looked(where: str, optimizer: Any, parts: dict[str, Any]) -> None:
@@ -159,6 +173,10 @@ def test_optimizers_are_fused_where_nothing_else_is_asked_for() -> None:
             layer(torch.ones(1, 7)).square().sum().backward()
             optimizer.step()
     assert all(torch.allclose(p, q, rtol=1e-6) for p, q in zip(layers[0].parameters(), layers[1].parameters()))
+    former = fused.state_dict()  # a checkpoint from before optimizers were fused
+    former["param_groups"][0].update(fused=None, foreach=None)
+    fused.load_state_dict(former)
+    assert fused.param_groups[0]["fused"]
     asked = torch.optim.Adam(layers[0].parameters(), foreach=True)
     assert not fuse(asked) and not asked.param_groups[0]["fused"]
     assert not fuse(torch.optim.LBFGS(layers[0].parameters()))

@@ -77,6 +77,9 @@ def run(words):
         "parameters": {"trainable": 1234}, "wall_s": 10.0, "clips": {},
         "config": {"data": {"class_path": "X"}, "model": {"class_path": "X"}}}))
     sys.stdout.flush()
+    if given.get("--fail") == "late":
+        print("avprompt: WriteError: no room for the rest", flush=True)
+        os._exit(2)
 
 if sys.orig_argv[1:3] == ["-m", "avprompt.cli.stages"]:
     for words in json.loads(sys.orig_argv[3]):
@@ -258,6 +261,13 @@ def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path
     assert after == Counter([f"{row}-seed5 {epoch}" for row in ("bad", "worse") for epoch in (0, 1, 2, 3, "test")]
                             + ["zero-seed5 test"])
     assert "4/4" in capsys.readouterr().err
+
+
+def test_a_failure_behind_the_result_is_a_failure(ledger: Path, tmp_path: Path) -> None:
+    """A run that ends with an error may lack files that are written beside its result."""
+    file, out = write_sweep(tmp_path, "  CLIP: {zero_shot: true, flags: [--fail=late]}", axis=""), tmp_path / "runs"
+    with pytest.raises(ConfigError, match="1 of 1 runs not finished.*test ended with code 2"):
+        sweep(file, out, [0])
 
 
 def test_half_written_results_do_not_count(ledger: Path, tmp_path: Path) -> None:

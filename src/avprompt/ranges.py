@@ -73,7 +73,7 @@ FOREIGN: dict[str, dict[str, Range]] = {
         "lr": Range(0, above=True), "weight_decay": Range(0), "eps": Range(0), "momentum": Range(0), "gamma": Range(0),
         "step_size": Range(1), "T_max": Range(1), "T_0": Range(1), "T_mult": Range(1), "eta_min": Range(0),
         "factor": Range(0), "patience": Range(0), "total_iters": Range(1), "start_factor": Range(0, 1, above=True),
-        "end_factor": Range(0, 1), "warmup": Range(0)},
+        "end_factor": Range(0, 1)},
     "lightning": {
         "max_epochs": Range(-1), "min_epochs": Range(0), "max_steps": Range(-1), "min_steps": Range(0),
         "limit_train_batches": Range(0), "limit_val_batches": Range(0), "limit_test_batches": Range(0),

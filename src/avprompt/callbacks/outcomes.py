@@ -15,9 +15,6 @@ from avprompt.callbacks.run_folder import run_folder
 from avprompt.files import write_whole
 from avprompt.processes import gathered_objects
 
-#: in front of the name of a metric: the column with the weights of its scores
-WEIGHT = "weight:"
-
 
 class OutcomeWriter(Callback):
     """Writes `outcomes.csv` into the folder of the run: one row a scored unit, such as a segment or a question.

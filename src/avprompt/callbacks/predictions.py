@@ -17,7 +17,7 @@ from avprompt.callbacks.run_folder import run_folder
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
-from avprompt.ranges import Natural, Positive
+from avprompt.ranges import Natural, NonNegative
 
 if TYPE_CHECKING:
     from avprompt.pages.recordings import Window
@@ -54,7 +54,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, max_pictures: Natural = 50, formats: Sequence[str] = ("png",),
-                 videos: Literal["link", "copy"] = "link", max_minutes: Positive = 60.0,
+                 videos: Literal["link", "copy"] = "link", max_minutes: NonNegative = 60.0,
                  origin: str | None = None) -> None:
         for name, value in (("max_pictures", max_pictures), ("max_minutes", max_minutes)):
             if value < 0:

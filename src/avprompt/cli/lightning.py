@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,10 @@ class AVPromptCLI(LightningCLI):
         """Refuse to evaluate a network that would have to be trained first, before its encoders' weights are read."""
         if command == "fit" or self.settings.ckpt_path:
             return
+        alone = self.config.clone()  # a logger may open an experiment on a server as soon as it is built
+        alone[command].trainer.logger, alone[command].trainer.callbacks = False, None
         with isolate_rng(), torch.device("meta"):
-            model = self.parser.instantiate(self.config)[command].model
+            model = self.parser.instantiate(alone)[command].model
         if count := checkpoints.count_parameters(model)["trainable"]:
             raise ConfigError("--ckpt_path", f"nothing, for an experiment that trains {count:,} parameters",
                               "a checkpoint", "Give its path; `--ckpt_path best` is that of this experiment's newest "
@@ -270,8 +273,9 @@ class AVPromptCLI(LightningCLI):
         logger = self.settings.trainer.logger
         name = logger.init_args.get("name") if isinstance(logger, Namespace) else None
         name = name or self.experiment
-        forced = [callbacks.ExactResume(), callbacks.EpochLines(), callbacks.RunReport(name, self.config_dump),
-                  callbacks.OutcomeWriter()]
+        # result.json says that a run is finished: what a run keeps besides is written before it
+        forced = [callbacks.ExactResume(), callbacks.EpochLines(), callbacks.OutcomeWriter(),
+                  callbacks.RunReport(name, self.config_dump)]
         if self.settings.trainer.get("enable_checkpointing") is not False:
             forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
         if self.config.get("subcommand") == "predict":
@@ -279,7 +283,11 @@ class AVPromptCLI(LightningCLI):
         forced.append(callbacks.FailTogether())
         present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
             "subcommand") else self.config_init.trainer.callbacks
-        kinds = {type(callback) for callback in present or []}
+        kinds = Counter(type(callback) for callback in present or [])
+        if twice := [kind.__name__ for kind, times in kinds.items() if times > 1 and kind.__module__.startswith("avprompt.")]:
+            raise ConfigError("trainer.callbacks", f"{twice[0]} twice", "each of avprompt's callbacks once",
+                              "Both would write the same files. `--format` and `--features` add callbacks: where you add "
+                              "one yourself, give it `--trainer.callbacks.formats=[pdf]` instead.")
         own_bar = any(type(callback).__name__.endswith("ProgressBar") for callback in present or [])
         if self.settings.trainer.get("enable_progress_bar") is None and not own_bar and (
                 is_quiet() or not sys.stdout.isatty()):  # a bar redraws itself, which fills a file with it

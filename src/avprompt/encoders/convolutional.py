@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.encoders.base import BlockSpec, FrozenEncoder, VisualInput, is_path, read_weights
-from avprompt.errors import ArgumentError, WeightsError
+from avprompt.errors import ArgumentError, WeightsError, check_choice
 from avprompt.ranges import Count, Dropout
 
 #: colours that ImageNet and Kinetics networks are trained with
@@ -38,16 +38,6 @@ def torchvision_weights(model: str, pretrained: str) -> dict[str, Tensor]:
         raise WeightsError("visual.pretrained", f"{pretrained} ({error})", f"a torchvision tag of {model} that can be "
                            "fetched", f"On a machine without network, download {tags[pretrained].url} elsewhere and "
                            "give the file's path.") from error
-
-
-def check_model(model: str, known: tuple[str, ...]) -> None:
-    """Refuse an architecture that a class does not take.
-
-    Raises:
-        ArgumentError: `model` is not `known`.
-    """
-    if model not in known:
-        raise ArgumentError("model", model, f"one of {', '.join(known)}", "Correct it.")
 
 
 class MapEncoder(FrozenEncoder):
@@ -125,7 +115,7 @@ class ResNet(MapEncoder):
         from torchvision import models
 
         super().__init__(frozen)
-        check_model(model, ("resnet18", "resnet50", "resnet152"))
+        check_choice("model", model, ("resnet18", "resnet50", "resnet152"))
         if last_stride not in (1, 2):
             raise ArgumentError("last_stride", last_stride, "1 or 2", "Correct it.")
         net = getattr(models, model)()
@@ -221,7 +211,7 @@ class PVT(MapEncoder):
         from avprompt.encoders.timm_library import build_timm, timm_weights
 
         super().__init__(frozen)
-        check_model(model, tuple(f"pvt_v2_b{number}" for number in range(6)))
+        check_choice("model", model, tuple(f"pvt_v2_b{number}" for number in range(6)))
         net = build_timm(model, (pvt_v2.PyramidVisionTransformerV2,), drop_path_rate=drop_path)
         self.patch_embed, self.pyramid = net.patch_embed, net.stages
         if pretrained != "none" and not self.is_meta():

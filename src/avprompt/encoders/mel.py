@@ -22,7 +22,7 @@ def slaney_mel(hz: float) -> float:
     >>> round(float(slaney_mel(500.0)), 6), round(float(slaney_mel(6400.0)), 6)
     (7.5, 42.0)
     """
-    return (hz - 0.0) / LINEAR if hz < KNEE else KNEE / LINEAR + np.log(hz / KNEE) / STEP
+    return hz / LINEAR if hz < KNEE else KNEE / LINEAR + np.log(hz / KNEE) / STEP
 
 
 def mel_bank(sr: int, n_fft: int, n_mels: int, fmin: float, fmax: float) -> np.ndarray:
@@ -65,13 +65,14 @@ def hann(window: str, size: int, fftbins: bool = True) -> np.ndarray:
     return (0.5 + 0.5 * np.cos(phase))[:-1]
 
 
-def as_it_is(window: np.ndarray, size: int) -> np.ndarray:
-    """A window that is as long as its transform needs no padding: `librosa.util.pad_center`.
+def pad_center(window: np.ndarray, size: int) -> np.ndarray:
+    """A window (n,) in the middle of zeros (size,): `librosa.util.pad_center`.
 
-    >>> as_it_is(np.ones(2), 2).tolist()
-    [1.0, 1.0]
+    >>> pad_center(np.ones(2), 5).tolist()
+    [0.0, 1.0, 1.0, 0.0, 0.0]
     """
-    return window
+    left = (size - len(window)) // 2
+    return np.pad(window, (left, size - len(window) - left))
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def without_librosa() -> Iterator[None]:
 
     librosa = stft.librosa
     stft.librosa = SimpleNamespace(filters=SimpleNamespace(get_window=hann, mel=mel_bank),
-                                   util=SimpleNamespace(pad_center=as_it_is))
+                                   util=SimpleNamespace(pad_center=pad_center))
     try:
         yield
     finally:

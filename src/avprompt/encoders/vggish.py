@@ -37,7 +37,7 @@ def log_mel(waveform: Tensor) -> Tensor:
                          f"float (N, S), S of at least {least}", "Give segments of a second at 16 kHz.")
     with without_autocast(waveform.device):
         windows = wide(waveform).unfold(1, WINDOW, HOP)[:, :FRAMES]
-        window = torch.hann_window(WINDOW, device=waveform.device)
+        window = torch.hann_window(WINDOW, dtype=windows.dtype, device=waveform.device)
         magnitudes = torch.fft.rfft(windows * window, FFT).abs()[..., :-1]  # no band reaches the highest frequency
         banks = get_mel_banks(BANDS, FFT, RATE, 125.0, 7500.0, 100.0, -500.0, 1.0)[0].to(magnitudes)
         return (magnitudes @ banks.T + 0.01).log().unsqueeze(1)

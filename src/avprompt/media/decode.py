@@ -242,13 +242,18 @@ class Reader:
 
     def _decode(self, wanted: np.ndarray | None = None) -> Iterator[av.frame.Frame]:
         packets, codec = self.container.demux(self.stream), self.stream.codec_context
-        if wanted is not None and (self.stream.average_rate is None or self.stream.average_rate < DENSE):
-            wanted = None
+        if wanted is not None:
+            end = self.declared()
+            if self.stream.average_rate is None or self.stream.average_rate < DENSE or end is None:
+                wanted = None
+            elif end < wanted.max():  # the last frame stands for all that follow it
+                wanted = np.append(wanted, end)
         while True:
             try:
                 packet = next(packets, None)
-                if wanted is not None and packet is not None and packet.pts is not None:
-                    away = np.abs(wanted - (float(packet.pts * packet.time_base) - self.zero)).min()
+                if wanted is not None and packet is not None:
+                    away = 0.0 if packet.pts is None else np.abs(
+                        wanted - (float(packet.pts * packet.time_base) - self.zero)).min()
                     codec.skip_frame = "NONREF" if away > WINDOW else "DEFAULT"
                 frames = [] if packet is None else packet.decode()
             except av.FFmpegError:

@@ -129,8 +129,9 @@ def grouped(x: Tensor, weight: Tensor) -> Tensor:
 class Squeeze(torch.autograd.Function):
     """What an adapter ends with: x f -> norm -> down -> [batch norm] -> [relu] -> up -> [batch norm] -> norm.
 
-    x is (B, N, C), the factor f = channel (B or 1, 1, C) + spatial (B or 1, N or 1, 1). It keeps x, the narrow layer
-    and statistics. `settings` are those of `Bottleneck.settings`; running statistics are updated in place.
+    x is (B, N, C), the factor f = channel (B or 1, 1, C) + spatial (B or 1, N or 1, 1). It keeps x, up to
+    two narrow layers and statistics. `settings` are put together by `Bottleneck.bottleneck` of methods/dgsct.py (eps,
+    after_eps, relu, inside, norms, training); running statistics are updated in place.
     """
 
     @staticmethod

@@ -203,13 +203,15 @@ def recording_of(windows: list[Window], names: Sequence[str]) -> Recording:
 
 
 def _sheet(maps: np.ndarray) -> str:
-    """Maps (N, rows, columns) below each other as one picture, on one scale."""
+    """Maps (N, rows, columns) below each other as one picture: uint8 as they are, others on one scale."""
+    if maps.dtype == np.uint8:
+        return png(maps.reshape(-1, maps.shape[2]))
     maps = maps.astype(np.float32)
     low, high = float(maps.min()), float(maps.max())
     return png(np.rint(255 * (maps - low) / max(high - low, 1e-12)).astype(np.uint8).reshape(-1, maps.shape[2]))
 
 
-def section(windows: list[Window], names: Sequence[str], video: str, note: str, undrawn: str = "") -> dict[str, Any]:
+def section(windows: list[Window], names: Sequence[str], video: str, note: str) -> dict[str, Any]:
     """What the template shows of one video.
 
     Args:
@@ -217,7 +219,6 @@ def section(windows: list[Window], names: Sequence[str], video: str, note: str, 
         names: of the categories.
         video: address of the video; empty where there is none.
         note: remark below it.
-        undrawn: what the page leaves out.
     """
     recording = recording_of(windows, names)
     width, left, right = place_of(recording)
@@ -228,7 +229,7 @@ def section(windows: list[Window], names: Sequence[str], video: str, note: str, 
         "title": Path(windows[0].path).name if windows[0].path else windows[0].clip,
         "subtitle": f"Question: {windows[0].question}" if windows[0].question else "",
         "video": video, "note": note, "maps": list(maps), "svg": inline_svg(recording_figure(recording)),
-        "width": round(60 * width), "undrawn": undrawn,
+        "width": round(60 * width),
         "data": {"begin": recording.begin, "end": recording.end, "left": left, "right": right, "maps": maps,
                  "segments": [[round(begin, 3), round(end, 3), text] for (begin, end), text in
                               zip(recording.times.tolist(), texts)]},
@@ -268,7 +269,7 @@ def write_page(folder: Path, windows: list[Window], unusable: list[dict[str, str
                 video, note = playable(Path(path), (sounds or {}).get(path), folder, f"{place:03d}", videos)
             except ClipDecodeError as error:
                 video, note = "", f"The video is not shown: {error}"
-            linked |= not video.startswith("media/")
+            linked |= bool(video) and not video.startswith("media/")
         else:
             note = "The network read features: there is nothing to play."
         sections.append(section(own, names, video, note))

@@ -186,8 +186,12 @@ def _events(axis: Axes, name: str, labels: Sequence[str], recording: Recording) 
 
 
 def _curves(axis: Axes, name: str, values: np.ndarray, recording: Recording) -> None:
-    edges = np.append(recording.times[:, 0], recording.times[-1, 1])
-    draw_curves(axis, edges, np.where(recording.predicted[:, None], values, np.nan), recording.names, name)
+    times, shown = recording.times, np.where(recording.predicted[:, None], values, np.nan)
+    edges, rows = [], []
+    for first, last in pieces(times):  # nothing is drawn over the time between two pieces
+        edges += [*times[first:last, 0], times[last - 1, 1]]
+        rows += [*shown[first:last], np.full(shown.shape[1], np.nan)]
+    draw_curves(axis, np.array(edges), np.stack(rows[:-1]), recording.names, name)
 
 
 def recording_figure(recording: Recording, title: str = "") -> Figure:

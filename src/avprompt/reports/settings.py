@@ -28,7 +28,7 @@ ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT":
 METHODS = {"NoPrompts": "no prompts", "DGSCT": "DG-SCT", "DGSCTFewShot": "DG-SCT", "DGSCTPaper": "DG-SCT (paper's)",
            "AVSTFP": "AV-STFP", "STGCMA": "STG-CMA", "FineTuning": "fine-tuning", "Adapters": "adapters",
            "MettleLike": "Mettle-like", "MoLTLike": "MoLT-like", "CoPLLike": "CoPL-like", "MoMALike": "MoMA-like",
-           "AVELHead": "AVEL", "CMBSAlone": "CMBS", "MMPyramid": "MM-Pyramid", "MMPyramidParsing": "MM-Pyramid",
+           "CMBSAlone": "CMBS", "MMPyramid": "MM-Pyramid", "MMPyramidParsing": "MM-Pyramid",
            "FixedEmbeddings": "fixed texts", "CLIPAdapter": "CLIP-Adapter"}
 TRAIN_MODE = ", in train mode as released"
 #: ids of clips of synthetic datasets that were written before manifests said so

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ def metrics_of(variants: list[Variant], figures: list[Figure]) -> list[str]:
     return [metric for metric in reported if metric in measured] or list(measured)
 
 
-def tables(variants: list[Variant], figures: list[Figure], tested: list[PairedTests] = []) -> list[Table]:  # noqa: B006
+def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[PairedTests] = ()) -> list[Table]:
     """Build one table for each task: our figure beside the published one, parameters, seconds and memory.
 
     Args:
@@ -117,7 +118,7 @@ def drop_empty(table: Table) -> Table:
 
 
 def long_rows(variants: list[Variant], figures: list[Figure],
-              tested: list[PairedTests] = []) -> list[dict[str, Any]]:  # noqa: B006
+              tested: Sequence[PairedTests] = ()) -> list[dict[str, Any]]:
     """One row for each variant and each of its metrics, for spreadsheets and plots."""
     sizes = sizes_of(figures)
     rows = []

@@ -79,7 +79,7 @@ def execute(run: SweepRun, threads: int | None = None,
             except BaseException:  # Ctrl-C, or the end of a cluster job's time
                 end([process])
                 raise
-            stage = next((stage for stage in missing if run.outcome(stage) is None), None)
+            stage = next((stage for stage in missing if run.outcome(stage) is None), [*missing][-1] if code else None)
             if stage and code in STOPPED:
                 killed = ", perhaps out of memory" if code == -signal.SIGKILL else ""
                 return f"{stage} was stopped from outside with code {code}{killed}"

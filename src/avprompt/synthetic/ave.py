@@ -15,7 +15,7 @@ from tqdm import tqdm
 from avprompt.datasets.ave import HEADER, SPLITS
 from avprompt.errors import ArgumentError, DatasetError
 from avprompt.media.workers import begin_worker
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, counts, event_scene
 from avprompt.synthetic.scenes import CATEGORIES, FPS, SAMPLE_RATE, SECONDS, SIZE, Scene, Settings, draw_scene
 
@@ -129,7 +129,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     workers: Count = 2,
 ) -> dict[str, int]:

@@ -21,7 +21,7 @@ from PIL import Image
 from avprompt.datasets.avsbench import LAYOUTS, SECONDS, SPLITS, Setting, Video, files
 from avprompt.errors import ArgumentError
 from avprompt.media.decode import resize
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset, write_video
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import FPS, SAMPLE_RATE, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -88,7 +88,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     size: Count = 64,
     workers: Count = 2,

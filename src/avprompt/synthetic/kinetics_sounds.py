@@ -10,7 +10,7 @@ import numpy as np
 
 from avprompt.datasets.kinetics_sounds import COLUMNS, Action
 from avprompt.errors import ArgumentError
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import SECONDS, Scene, Settings, Sound, Thing, draw_scene
@@ -46,7 +46,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     workers: Count = 2,
 ) -> dict[str, int]:

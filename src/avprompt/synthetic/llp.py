@@ -8,7 +8,7 @@ import numpy as np
 
 from avprompt.datasets.llp import EVENT_HEADER, EVENTS, SPLITS, VIDEO_HEADER
 from avprompt.errors import ArgumentError
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import names_of, refuse_without_binding, split_of, write_dataset
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import BANDS, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -63,7 +63,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     workers: Count = 2,
 ) -> dict[str, int]:

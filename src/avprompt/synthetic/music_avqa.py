@@ -27,7 +27,7 @@ import numpy as np
 
 from avprompt.datasets.music_avqa import SPLITS, TYPES, Question, Vocabulary, questions_path, read_questions, tokenise
 from avprompt.errors import ArgumentError
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import refuse_without_binding, write_dataset
 from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
@@ -119,7 +119,8 @@ def bound_scene(rng: np.random.Generator, settings: BoundSettings) -> BoundScene
 
 def bound_candidates(scene: BoundScene) -> Iterator[Asked]:
     """Questions with one answer in a bound scene: of its objects (with `v2a`: its sounds) the shape (the contour) is
-    the name, and only an object whose sound is heard is *sounding*."""
+    the name, and only an object whose sound is heard is *sounding*. What a scene does not show is not asked about."""
+    scene = scene.shown()
     names = CONTOURS if scene.settings.binding == "v2a" else CATEGORIES
     pairs = scene.pairs()
     sounding = {"first": pairs[0][0], "last": pairs[-1][0]}
@@ -315,7 +316,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     kinds: Sequence[str] = KINDS,
     workers: Count = 2,

@@ -40,7 +40,7 @@ from avprompt.encoders.htsat import is_constant
 from avprompt.encoders.text import CLAP_TEMPLATE, CLIP_TEMPLATE, TextTower, class_texts
 from avprompt.encoders.tiny import WEIGHTS, TinyCLAP, TinyCLAPText, TinyCLIP, TinyCLIPText, TinyHTSAT, TinySwinV2
 from avprompt.errors import check_choice
-from avprompt.files import write_whole
+from avprompt.files import write_json
 from avprompt.synthetic import bound, scenes
 
 SEED = 10**9  # far from the seeds of synthetic datasets
@@ -474,7 +474,7 @@ def _pretrain(modality: str, recipe: Recipe, steps: int, out: Path, seed: int) -
             "seed": seed, "scores": reached, "sha256": digest(out / file),
             "versions": {"torch": torch.__version__, "numpy": np.__version__,
                          "processor": torch.backends.cpu.get_cpu_capability()}}
-    write_whole(out / RECORD, (json.dumps(dict(sorted(record.items())), indent=1) + "\n").encode())
+    write_json(out / RECORD, dict(sorted(record.items())))
     figures = "; ".join(f"{name}: " + ", ".join(f"{score} {value:.3f}" for score, value in scores.items())
                         for name, scores in reached.items())
     print(f"{modality}, {figures}. {', '.join(str(out / file) for file in recipe.split(weights))}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from avprompt.datasets.vggsound import CATEGORY_FILE, COLUMNS, LABEL_FILE, SPLITS
 from avprompt.errors import ArgumentError
-from avprompt.ranges import Count, Natural, NonNegative
+from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import settings_of, split_of, write_dataset
 from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, event_scene
 from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Settings, draw_interval, draw_sound, draw_thing
@@ -66,7 +66,7 @@ def synthesize(
     binding: Binding = "none",
     objects: Count | None = None,
     offscreen_sounds: Natural | None = None,
-    noise: NonNegative = 0.3,
+    noise: Share = 0.3,
     alone: bool = False,
     workers: Count = 2,
 ) -> dict[str, int]:

@@ -453,7 +453,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         self.guard.begin(Step(self.global_step, batch, loss.detach(),
                               {name: term.detach() for name, term in terms.items()}))
         self._newest = self.guard.steps[-1]
-        if not self.guard.ahead(loss.device):
+        if self.guard.ahead(loss.device):
+            self._newest.send()  # again with the gradients, where this batch ends in an update
+        else:
             self._look(0)
         terms = {**{f"train_{name}": term for name, term in terms.items()}, "train_loss_epoch": loss}
         self.epoch_means.add(terms, len(batch["id"]))

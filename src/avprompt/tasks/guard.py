@@ -34,7 +34,15 @@ def fuse(optimizer: torch.optim.Optimizer) -> bool:
         able = not any(group.get(name) for name in ("foreach", "capturable", "differentiable"))
         if group.get("fused") is None and able and all(p.is_floating_point() for p in group["params"]):
             group["fused"] = True
-    return type(optimizer) in FUSED and all(group.get("fused") for group in optimizer.param_groups)
+    fused = type(optimizer) in FUSED and all(group.get("fused") for group in optimizer.param_groups)
+    if fused:
+        optimizer.register_load_state_dict_pre_hook(_stay_fused)
+    return fused
+
+
+def _stay_fused(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state in which the groups are fused, whatever they were when it was written."""
+    return {**state, "param_groups": [{**group, "fused": True, "foreach": None} for group in state["param_groups"]]}
 
 
 def read(value: Tensor) -> Any:
@@ -124,7 +132,7 @@ class Guard:
         if found:
             step.largest = torch.stack([norm.to(step.loss.dtype) for norm in torch._foreach_norm(
                 [grad for _, grad in found], float("inf"))])
-        wrong = ~torch.isfinite(step.loss)
+        wrong = ~torch.isfinite(torch.stack([pending.loss for pending in self.steps])).all()  # of accumulated batches too
         if step.largest is not None:
             wrong = wrong | ~torch.isfinite(step.largest).all()
         wrong = wrong.float()
