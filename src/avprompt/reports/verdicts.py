@@ -131,7 +131,8 @@ def pairs_table(tests: PairedTests, every: bool) -> Table:
     rows = [[pair.first, pair.second, points(pair.difference), f"{points(pair.low)} to {points(pair.high)}",
              p_text(pair.p), p_text(pair.adjusted), str(pair.seeds), str(pair.clips or ""), pair.over,
              "told apart" if pair.apart else "not told apart"] for pair in shown]
-    remarks = [f"Holm's correction counts all {len(tests.pairs)} pairs of the {len(tests.rows)} rows."]
+    pairs = "the one pair" if len(tests.pairs) == 1 else f"all {len(tests.pairs)} pairs"
+    remarks = [f"Holm's correction counts {pairs} of the {len(tests.rows)} rows."]
     if any(pair.over == "clips" for pair in shown):
         remarks.append("over clips: with one seed in common two networks are compared, not two methods; another seed "
                        "may turn the difference round.")
