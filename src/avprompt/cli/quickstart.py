@@ -117,7 +117,7 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
     need = options["videos"] * VIDEO_BYTES + RUN_BYTES
     free = shutil.disk_usage(next(place for place in (data, *data.absolute().parents) if place.is_dir())).free
-    minutes = "" if task != "ave" or videos or epochs else "about 4 minutes on two idle cores; "
+    minutes = "" if task != "ave" or videos or epochs else "about 6 minutes on two cores; "
     print(f"{minutes}about {need / 1e6:.0f} MB on the disk, of which {free / 1e9:,.1f} GB are free; after the first "
           "epoch each line says how long is left", flush=True)
     print("1/4 generate a synthetic dataset", flush=True)
