@@ -19,8 +19,10 @@ from avprompt.encoders import HTSAT
 from avprompt.media.decode import Sampling, decode_audio
 from avprompt.media.store import LOUDEST
 
-WAYS = {"int16": lambda wave: np.round(wave * LOUDEST).clip(-LOUDEST, LOUDEST - 1) / LOUDEST,
-        "float16": lambda wave: wave.astype(np.float16)}
+WAYS = {
+    "int16": lambda wave: np.round(wave * LOUDEST).clip(-LOUDEST, LOUDEST - 1) / LOUDEST,
+    "float16": lambda wave: wave.astype(np.float16),
+}
 
 
 def main() -> None:
@@ -44,8 +46,10 @@ def main() -> None:
             noise = np.square(stored - wave, dtype=np.float64).mean()
             ratio = 10 * np.log10(np.square(wave, dtype=np.float64).mean() / noise) if noise else np.inf
             off = (spectrogram(stored) - exact).abs()
-            print(f"  {name:8} signal to noise {ratio:6.1f} dB; heard bins {off[heard].mean():.5f} dB, at most "
-                  f"{off[heard].max():.4f} dB; all bins {off.mean():.5f} dB, at most {off.max():.4f} dB")
+            print(
+                f"  {name:8} signal to noise {ratio:6.1f} dB; heard bins {off[heard].mean():.5f} dB, at most "
+                f"{off[heard].max():.4f} dB; all bins {off.mean():.5f} dB, at most {off.max():.4f} dB"
+            )
 
 
 if __name__ == "__main__":

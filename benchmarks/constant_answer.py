@@ -67,18 +67,30 @@ def avqa(data: AVDataModule) -> dict[str, float]:
     """Accuracy of the most frequent training answer, of all, of each type of question and of each question."""
     found = annotations(data)
     test, scores = found["test"], {}
-    for name, keys in (("the most frequent answer", ()), ("that of the question's type", ("question_type",)),
-                       ("that of the question", ("question_type", "question_text"))):
+    for name, keys in (
+        ("the most frequent answer", ()),
+        ("that of the question's type", ("question_type",)),
+        ("that of the question", ("question_type", "question_text")),
+    ):
         # what was never asked in training gets the answer of its type, or of all
         answers: dict[tuple[str, ...], Counter[int]] = defaultdict(Counter)
         for sample in found["train"]:
             for known in range(len(keys) + 1):
                 answers[tuple(sample[key] for key in keys[:known])][int(sample["answer"])] += 1
-        chosen = [next(answers[key].most_common(1)[0][0] for known in range(len(keys), -1, -1)
-                       if (key := tuple(sample[k] for k in keys[:known])) in answers) for sample in test]
+        chosen = [
+            next(
+                answers[key].most_common(1)[0][0]
+                for known in range(len(keys), -1, -1)
+                if (key := tuple(sample[k] for k in keys[:known])) in answers
+            )
+            for sample in test
+        ]
         metric = AVQAAccuracy()
-        metric.update(torch.eye(data.num_classes)[chosen], torch.stack([s["answer"] for s in test]),
-                      [s["question_type"] for s in test])
+        metric.update(
+            torch.eye(data.num_classes)[chosen],
+            torch.stack([s["answer"] for s in test]),
+            [s["question_type"] for s in test],
+        )
         scores[name] = float(metric.compute()["average"])
     return scores
 

@@ -155,6 +155,7 @@ def full_disk(scratch: Path, whole: Path, rng: random.Random) -> list[str]:
     """A try: no file may grow beyond a random size; the run ends with a typed error and its checkpoints stay whole."""
     log, limit = scratch / "log.txt", rng.randrange(200, 30_000)
     verdict = scratch / "verdict"
+
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
@@ -184,20 +185,31 @@ def reference_store(folder: Path) -> Path:
     store.create(Sampling(segments=4, size=16, sample_rate=400))
     entries = []
     for number in range(6):
-        clip = Clip(rng.integers(0, 256, (4, 16, 16, 3), np.uint8), rng.uniform(-1, 1, (4, 400)).astype(np.float32),
-                    np.array([True, True, number % 2 == 0, True]), 4.0)
+        clip = Clip(
+            rng.integers(0, 256, (4, 16, 16, 3), np.uint8),
+            rng.uniform(-1, 1, (4, 400)).astype(np.float32),
+            np.array([True, True, number % 2 == 0, True]),
+            4.0,
+        )
         name = f"clip {number}"
-        entries.append(Entry(name, "ok", "", 4.0, int(clip.valid.sum()), f"{name}.mp4 (9 bytes)",
-                             store.write(name, clip)))
+        entries.append(
+            Entry(name, "ok", "", 4.0, int(clip.valid.sum()), f"{name}.mp4 (9 bytes)", store.write(name, clip))
+        )
     write_manifest(store.manifest_path, entries)
     return store.root
 
 
 PROMISES: dict[str, tuple[str, Callable[[Path, Path, random.Random], list[str]], float]] = {
-    "kill": ("SIGKILL anywhere, up to three times: the run that goes on is bit for bit the whole one, points too",
-             stopped((signal.SIGKILL,)), 3.0),
-    "signal": ("SIGTERM or Ctrl-C anywhere: likewise, and the exit code says so",
-               stopped((signal.SIGTERM, signal.SIGINT)), 3.0),
+    "kill": (
+        "SIGKILL anywhere, up to three times: the run that goes on is bit for bit the whole one, points too",
+        stopped((signal.SIGKILL,)),
+        3.0,
+    ),
+    "signal": (
+        "SIGTERM or Ctrl-C anywhere: likewise, and the exit code says so",
+        stopped((signal.SIGTERM, signal.SIGINT)),
+        3.0,
+    ),
     "disk": ("a disk that fills up at any file: a typed error, whole checkpoints", full_disk, 1.0),
     "store": ("any damage to a prepared store: named by --deep, no untyped error", damaged, 1.0),
 }

@@ -40,8 +40,14 @@ def main() -> None:
         out, begun = Path(folder) / "features", time.perf_counter()
         run(["data", "features", *common, *PLAIN, "--split", "train", "--out", str(out)])
         computed = time.perf_counter() - begun
-        cached = ["--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache", str(out),
-                  "--data.feature_cache", str(out)]
+        cached = [
+            "--model.backbone",
+            "avprompt.backbone.PrecomputedFeatures",
+            "--model.backbone.cache",
+            str(out),
+            "--data.feature_cache",
+            str(out),
+        ]
         sides = {"media": parts_of([*common, *PLAIN]), "features": parts_of([*common, *cached])}
         for _, data in sides.values():
             data.validation_split = "train"  # features of the training split alone were computed
@@ -54,8 +60,10 @@ def main() -> None:
     medians = {name: statistics.median(own) for name, own in times.items()}
     for name, own in times.items():
         print(f"{name:<9} {medians[name]:8.2f} s an epoch (median of {len(own)}; {min(own):.2f} to {max(own):.2f})")
-    print(f"ratio     {medians['features'] / medians['media']:8.3f}   "
-          f"computed once in {computed:.1f} s, {size / 1e6:.1f} MB")
+    print(
+        f"ratio     {medians['features'] / medians['media']:8.3f}   "
+        f"computed once in {computed:.1f} s, {size / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -86,8 +86,13 @@ class Sizes:
 
     ave: str = "ave_dgsct"
     others: tuple[tuple[str, str], ...] = (
-        ("d-avvp", "avvp_dgsct"), ("d-s4", "avs_s4_dgsct"), ("d-ms3", "avs_ms3_dgsct"), ("d-avqa", "avqa_dgsct"),
-        ("d-fewshot", "fewshot_ave_dgsct"), ("d-avstfp", "ave_avstfp_l14"))
+        ("d-avvp", "avvp_dgsct"),
+        ("d-s4", "avs_s4_dgsct"),
+        ("d-ms3", "avs_ms3_dgsct"),
+        ("d-avqa", "avqa_dgsct"),
+        ("d-fewshot", "fewshot_ave_dgsct"),
+        ("d-avstfp", "ave_avstfp_l14"),
+    )
     overrides: tuple[str, ...] = ()
     batches: tuple[int, ...] = (1, 8, 24)
     other_batch: int = 4
@@ -101,18 +106,44 @@ class Sizes:
 
 
 FULL = Sizes()
-TINY = Sizes("quickstart", (("d-avvp", "avvp_quickstart"), ("d-s4", "avs_s4_quickstart"),
-                            ("d-ms3", "avs_ms3_quickstart"), ("d-avqa", "avqa_quickstart"),
-                            ("d-fewshot", "fewshot_ave_quickstart"),
-                            ("d-avstfp", "ave_avstfp_quickstart")),
-             ("--model.backbone.prompts", "avprompt.methods.NoPrompts"), batches=(1, 2), other_batch=1, warm=0, steps=1,
-             product=256, learning=2, gap=2, most=2, fit=6)
+TINY = Sizes(
+    "quickstart",
+    (
+        ("d-avvp", "avvp_quickstart"),
+        ("d-s4", "avs_s4_quickstart"),
+        ("d-ms3", "avs_ms3_quickstart"),
+        ("d-avqa", "avqa_quickstart"),
+        ("d-fewshot", "fewshot_ave_quickstart"),
+        ("d-avstfp", "ave_avstfp_quickstart"),
+    ),
+    ("--model.backbone.prompts", "avprompt.methods.NoPrompts"),
+    batches=(1, 2),
+    other_batch=1,
+    warm=0,
+    steps=1,
+    product=256,
+    learning=2,
+    gap=2,
+    most=2,
+    fit=6,
+)
 #: seconds that a part may take when the whole may take 8 minutes
-LIMITS = {"a-environment": 60, "a-step": 100, "a-learning": 60, "a-checkpointing": 100, "b-baseline": 90,
-          "c-compile": 120, "d": 60, "e-profile": 60, "f-precision": 80, "g-fit": 90}
+LIMITS = {
+    "a-environment": 60,
+    "a-step": 100,
+    "a-learning": 60,
+    "a-checkpointing": 100,
+    "b-baseline": 90,
+    "c-compile": 120,
+    "d": 60,
+    "e-profile": 60,
+    "f-precision": 80,
+    "g-fit": 90,
+}
 
 
 # --- time and memory
+
 
 class Machine:
     """The device under test.
@@ -176,9 +207,15 @@ class Trial:
         precision: `bf16` autocast or `fp32`.
     """
 
-    def __init__(self, machine: Machine, model: nn.Module, batch: Callable[[int], Any],
-                 loss: Callable[[nn.Module, Any], Tensor], optimizer: torch.optim.Optimizer,
-                 precision: str = "bf16") -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        model: nn.Module,
+        batch: Callable[[int], Any],
+        loss: Callable[[nn.Module, Any], Tensor],
+        optimizer: torch.optim.Optimizer,
+        precision: str = "bf16",
+    ) -> None:
         self.machine, self.model, self.batch, self.loss = machine, model, batch, loss
         self.optimizer, self.precision, self.inputs = optimizer, precision, None
 
@@ -238,8 +275,14 @@ def trial(machine: Machine, experiment: str, precision: str = "bf16", overrides:
     model = model.to(machine.device).train()
     optimizer = model.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
-    return Trial(machine, model, data.example_batch, lambda task, inputs: task.total_loss(task(inputs), inputs)[0],
-                 optimizer, precision)
+    return Trial(
+        machine,
+        model,
+        data.example_batch,
+        lambda task, inputs: task.total_loss(task(inputs), inputs)[0],
+        optimizer,
+        precision,
+    )
 
 
 def choices(argument: str) -> tuple[Any, ...]:
@@ -297,16 +340,28 @@ def environment(machine: Machine, given: argparse.Namespace, write: Write) -> No
     import lightning
     import timm
 
-    found = {"python": platform.python_version(), "torch": torch.__version__, "lightning": lightning.__version__,
-             "timm": timm.__version__, "cores": os.cpu_count(), "device": platform.processor() or platform.machine()}
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "timm": timm.__version__,
+        "cores": os.cpu_count(),
+        "device": platform.processor() or platform.machine(),
+    }
     if machine.cuda:
         properties = torch.cuda.get_device_properties(0)
         asked = "--query-gpu=driver_version,power.limit,clocks.max.sm"
-        driver = subprocess.run(["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True,
-                                check=False)
-        found |= {"device": properties.name, "memory_bytes": properties.total_memory, "cuda": torch.version.cuda,
-                  "capability": f"{properties.major}.{properties.minor}", "cudnn": torch.backends.cudnn.version(),
-                  "driver": driver.stdout.strip() or driver.stderr.strip()}
+        driver = subprocess.run(
+            ["nvidia-smi", asked, "--format=csv,noheader"], capture_output=True, text=True, check=False
+        )
+        found |= {
+            "device": properties.name,
+            "memory_bytes": properties.total_memory,
+            "cuda": torch.version.cuda,
+            "capability": f"{properties.major}.{properties.minor}",
+            "cudnn": torch.backends.cudnn.version(),
+            "driver": driver.stdout.strip() or driver.stderr.strip(),
+        }
     write(kind="environment", **found)
     size = machine.sizes.product
     for kind in (torch.bfloat16, torch.float32):
@@ -339,18 +394,32 @@ def learning(machine: Machine, given: argparse.Namespace, write: Write) -> None:
         for precision in ("fp32", "bf16"):
             one.precision = precision
             with one.autocast():
-                outputs[precision] = {name: value.float() for name, value in one.model(one.inputs).items()
-                                      if isinstance(value, Tensor) and value.is_floating_point()}
-    write(kind="outputs", experiment=machine.sizes.ave, relative_error={
-        name: float((outputs["bf16"][name] - exact).norm() / exact.norm())
-        for name, exact in outputs["fp32"].items() if float(exact.norm()) > 0})
+                outputs[precision] = {
+                    name: value.float()
+                    for name, value in one.model(one.inputs).items()
+                    if isinstance(value, Tensor) and value.is_floating_point()
+                }
+    write(
+        kind="outputs",
+        experiment=machine.sizes.ave,
+        relative_error={
+            name: float((outputs["bf16"][name] - exact).norm() / exact.norm())
+            for name, exact in outputs["fp32"].items()
+            if float(exact.norm()) > 0
+        },
+    )
     one.model.train()
     one.load(machine.sizes.batches[1])
     losses = torch.stack([one.step() for _ in range(machine.sizes.learning)]).tolist()
     part = max(1, len(losses) // 4)
-    write(kind="learning", experiment=machine.sizes.ave, batch=machine.sizes.batches[1], losses=losses,
-          finite=bool(torch.tensor(losses).isfinite().all()),
-          falls=statistics.mean(losses[-part:]) < statistics.mean(losses[:part]))
+    write(
+        kind="learning",
+        experiment=machine.sizes.ave,
+        batch=machine.sizes.batches[1],
+        losses=losses,
+        finite=bool(torch.tensor(losses).isfinite().all()),
+        falls=statistics.mean(losses[-part:]) < statistics.mean(losses[:part]),
+    )
 
 
 def checkpointing(machine: Machine, given: argparse.Namespace, write: Write) -> None:
@@ -379,11 +448,20 @@ def baseline(machine: Machine, given: argparse.Namespace, write: Write) -> None:
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
             rows = []
             for clips in machine.sizes.batches[:2]:
-                rows.append(one.measure(clips, kind="step", experiment=name, checkpointing=choices("checkpointing")[0],
-                                        tf32=tf32))
+                rows.append(
+                    one.measure(
+                        clips, kind="step", experiment=name, checkpointing=choices("checkpointing")[0], tf32=tf32
+                    )
+                )
                 write(**rows[-1])
-            write(kind="memory", experiment=name, precision="fp32", tf32=tf32, bytes_a_clip=slope(rows),
-                  checkpointing=choices("checkpointing")[0])
+            write(
+                kind="memory",
+                experiment=name,
+                precision="fp32",
+                tf32=tf32,
+                bytes_a_clip=slope(rows),
+                checkpointing=choices("checkpointing")[0],
+            )
         del one
         machine.forget()
 
@@ -400,11 +478,20 @@ def foreign(machine: Machine, folder: Path) -> Trial:
 
     def loss(network: nn.Module, inputs: Any) -> Tensor:
         outputs = network(**inputs) if isinstance(inputs, dict) else network(*inputs)
-        return module.loss(outputs) if hasattr(module, "loss") else sum(
-            part.float().square().mean() for part in tensors(outputs) if part.requires_grad)
+        return (
+            module.loss(outputs)
+            if hasattr(module, "loss")
+            else sum(part.float().square().mean() for part in tensors(outputs) if part.requires_grad)
+        )
 
-    return Trial(machine, model, module.batch, loss,
-                 torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-5), "fp32")
+    return Trial(
+        machine,
+        model,
+        module.batch,
+        loss,
+        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-5),
+        "fp32",
+    )
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -432,8 +519,12 @@ def compiling(machine: Machine, given: argparse.Namespace, write: Write) -> None
     for way in ways:
         torch.compiler.reset()
         torch._dynamo.config.suppress_errors = False
-        one = trial(machine, name, "bf16", [*machine.sizes.overrides, *(
-            ["--model.backbone.compile", str(way)] if choices("compile") else [])])
+        one = trial(
+            machine,
+            name,
+            "bf16",
+            [*machine.sizes.overrides, *(["--model.backbone.compile", str(way)] if choices("compile") else [])],
+        )
         if way == "torch.compile":
             one.model.backbone.compile()
         try:
@@ -442,8 +533,12 @@ def compiling(machine: Machine, given: argparse.Namespace, write: Write) -> None
             one.step()
             machine.wait()
             first = time.perf_counter() - begun
-            write(**more, compile=way, first_step_s=first,
-                  **{key: value for key, value in one.measure(clips).items() if key not in more})
+            write(
+                **more,
+                compile=way,
+                first_step_s=first,
+                **{key: value for key, value in one.measure(clips).items() if key not in more},
+            )
         except Exception as error:  # compilers raise all kinds of errors
             write(**more, compile=way, error=f"{type(error).__name__}: {str(error).splitlines()[0]}")
         del one
@@ -475,6 +570,7 @@ def graphed(one: Trial) -> dict[str, Any]:
 
 def other(name: str) -> Callable[[Machine, argparse.Namespace, Write], None]:
     """Part d for one experiment."""
+
     def measure(machine: Machine, given: argparse.Namespace, write: Write) -> None:
         sizes, experiment = machine.sizes, dict(machine.sizes.others)[name]
         more = {"kind": "step", "experiment": experiment, "checkpointing": choices("checkpointing")[0]}
@@ -509,8 +605,11 @@ def profile(machine: Machine, given: argparse.Namespace, write: Write) -> None:
 
     with Count():
         one.forward_backward()
-    syncs = {key: value for key, value in counts.items() if any(
-        part in key for part in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"))}
+    syncs = {
+        key: value
+        for key, value in counts.items()
+        if any(part in key for part in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"))
+    }
     found = {"operations": sum(counts.values()), "casts": counts.get("aten::_to_copy", 0), "synchronising": syncs}
     if machine.cuda:
         torch.cuda.set_sync_debug_mode("warn")
@@ -545,8 +644,13 @@ def timeline(one: Trial) -> dict[str, Any]:
     for event in kernels:
         totals[event.name[:80]] = totals.get(event.name[:80], 0.0) + event.time_range.elapsed_us()
     top = sorted(totals.items(), key=lambda item: -item[1])[:15]
-    return {"kernels": len(kernels), "busy_ms": busy / 1e3, "span_ms": whole / 1e3,
-            "idle_share": 1 - busy / whole if whole else None, "top_kernels_ms": {name: us / 1e3 for name, us in top}}
+    return {
+        "kernels": len(kernels),
+        "busy_ms": busy / 1e3,
+        "span_ms": whole / 1e3,
+        "idle_share": 1 - busy / whole if whole else None,
+        "top_kernels_ms": {name: us / 1e3 for name, us in top},
+    }
 
 
 def precision(machine: Machine, given: argparse.Namespace, write: Write) -> None:
@@ -604,7 +708,7 @@ def fit(machine: Machine, given: argparse.Namespace, write: Write) -> None:
     name, clips = machine.sizes.ave, machine.sizes.batches[1]
     folder = Path(given.out).resolve() / "fit"
     _, data = parts_of(random_weights(name, []), meta=True)
-    categories = data.class_names[:data.num_classes]
+    categories = data.class_names[: data.num_classes]
     folder.mkdir(parents=True, exist_ok=True)
     counts = {"train": machine.sizes.fit, "val": clips, "test": clips}
     begun = time.perf_counter()
@@ -619,24 +723,59 @@ def fit(machine: Machine, given: argparse.Namespace, write: Write) -> None:
     times = folder / "times.txt"
     begun = time.perf_counter()
     workers = min(4, (os.cpu_count() or 1) - 1) if machine.cuda else 0
-    run(["fit", *random_weights(name, []), "--data.root", str(folder), "--data.batch_size", str(clips),
-         "--data.num_workers", str(workers), "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0",
-         "--trainer.logger.save_dir", str(folder / "runs"), "--trainer.enable_progress_bar", "false",
-         "--trainer.callbacks+", json.dumps({"class_path": "gpu.StepTimes", "init_args": {"file": str(times)}})])
+    run(
+        [
+            "fit",
+            *random_weights(name, []),
+            "--data.root",
+            str(folder),
+            "--data.batch_size",
+            str(clips),
+            "--data.num_workers",
+            str(workers),
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.num_sanity_val_steps",
+            "0",
+            "--trainer.logger.save_dir",
+            str(folder / "runs"),
+            "--trainer.enable_progress_bar",
+            "false",
+            "--trainer.callbacks+",
+            json.dumps({"class_path": "gpu.StepTimes", "init_args": {"file": str(times)}}),
+        ]
+    )
     ends = [float(line) for line in times.read_text().split()]
-    settled = ends[len(ends) // 3:]  # the first steps wait for workers to start and kernels to load
+    settled = ends[len(ends) // 3 :]  # the first steps wait for workers to start and kernels to load
     each = (settled[-1] - settled[0]) / (len(settled) - 1)
-    write(kind="fit", experiment=name, batch=clips, workers=workers, steps=len(ends), ms=1e3 * each,
-          clips_per_s=clips / each, whole_s=time.perf_counter() - begun)
+    write(
+        kind="fit",
+        experiment=name,
+        batch=clips,
+        workers=workers,
+        steps=len(ends),
+        ms=1e3 * each,
+        clips_per_s=clips / each,
+        whole_s=time.perf_counter() - begun,
+    )
 
 
 PARTS: dict[str, Callable[[Machine, argparse.Namespace, Write], None]] = {
-    "a-environment": environment, "a-step": steps, "a-learning": learning, "a-checkpointing": checkpointing,
-    "b-baseline": baseline, "c-compile": compiling, **{name: other(name) for name, _ in FULL.others},
-    "e-profile": profile, "f-precision": precision, "g-fit": fit}
+    "a-environment": environment,
+    "a-step": steps,
+    "a-learning": learning,
+    "a-checkpointing": checkpointing,
+    "b-baseline": baseline,
+    "c-compile": compiling,
+    **{name: other(name) for name, _ in FULL.others},
+    "e-profile": profile,
+    "f-precision": precision,
+    "g-fit": fit,
+}
 
 
 # --- one process a part
+
 
 def append(file: Path, record: dict[str, Any]) -> None:
     """Add a line, and wait until it is on the disk."""
@@ -665,8 +804,11 @@ def work(name: str, given: argparse.Namespace, file: Path) -> None:
         torch.set_num_threads(1)
         torch.compiler.set_stance("force_eager")  # compilers take minutes
     try:
-        PARTS[name](Machine(given.device, TINY if given.tiny else FULL), given,
-                    lambda **record: append(file, {"part": name, **record}))
+        PARTS[name](
+            Machine(given.device, TINY if given.tiny else FULL),
+            given,
+            lambda **record: append(file, {"part": name, **record}),
+        )
     except BaseException:
         traceback.print_exc(file=log)
         log.flush()
@@ -697,8 +839,9 @@ def measure_all(given: argparse.Namespace) -> int:
         if name in done or (given.only and not any(name.startswith(part) for part in given.only.split(","))):
             continue
         left = 60 * given.minutes - (time.monotonic() - begun)
-        limit = min(left, LIMITS.get(name, LIMITS["d"]) * max(1.0, given.minutes / 8) if given.limit is None
-                    else given.limit)
+        limit = min(
+            left, LIMITS.get(name, LIMITS["d"]) * max(1.0, given.minutes / 8) if given.limit is None else given.limit
+        )
         if limit < 5:
             append(file, {"part": name, "status": SKIPPED, "seconds": 0.0})
             wrong += 1
@@ -720,15 +863,23 @@ def measure_all(given: argparse.Namespace) -> int:
         log, said = folder / f"{name}.log", ""
         if status == FAILED:
             said = "".join(log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else [])[:300]
-        append(file, {"part": name, "status": status, "seconds": round(time.monotonic() - start, 1),
-                      "processor_s": round(busy, 1),
-                      **({"code": process.exitcode, "reason": said} if status == FAILED else {})})
+        append(
+            file,
+            {
+                "part": name,
+                "status": status,
+                "seconds": round(time.monotonic() - start, 1),
+                "processor_s": round(busy, 1),
+                **({"code": process.exitcode, "reason": said} if status == FAILED else {}),
+            },
+        )
         wrong += status != DONE
         print(f"{name:16} {status} after {time.monotonic() - start:.0f} s {said[:100]}", flush=True)
     return wrong
 
 
 # --- the table
+
 
 def table(folder: Path) -> str:
     """What was measured, as Markdown."""
@@ -740,63 +891,123 @@ def table(folder: Path) -> str:
     memory = {key(row): row["bytes_a_clip"] for row in of("memory")}
     text = []
     for row in of("environment"):
-        text += [f"{row['device']}, driver {row.get('driver', 'none')}, torch {row['torch']}, CUDA {row.get('cuda')}, "
-                 f"Python {row['python']}, {row['cores']} cores. Attained: "
-                 + ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {name}" for name, rate in rates.items()) + ".", ""]
-    lines = [["experiment", "precision", "checkpointing", "batch", "ms a step", "clips/s", "peak, GB", "GB a clip",
-              "share of attained rate"]]
+        text += [
+            f"{row['device']}, driver {row.get('driver', 'none')}, torch {row['torch']}, CUDA {row.get('cuda')}, "
+            f"Python {row['python']}, {row['cores']} cores. Attained: "
+            + ", ".join(f"{rate / 1e12:.1f} TFLOP/s in {name}" for name, rate in rates.items())
+            + ".",
+            "",
+        ]
+    lines = [
+        [
+            "experiment",
+            "precision",
+            "checkpointing",
+            "batch",
+            "ms a step",
+            "clips/s",
+            "peak, GB",
+            "GB a clip",
+            "share of attained rate",
+        ]
+    ]
     for row in of("step"):
         shown = f"{row['precision']}{', TF32' if row.get('tf32') else ''}"
-        line = [row["experiment"], shown, str(row.get("checkpointing", "")), str(row["batch"])
-                + (" (largest)" if row.get("largest") else "")]
+        line = [
+            row["experiment"],
+            shown,
+            str(row.get("checkpointing", "")),
+            str(row["batch"]) + (" (largest)" if row.get("largest") else ""),
+        ]
         if "error" in row:
             lines.append([*line, row["error"].partition(":")[0], "", "", "", ""])
             continue
         share = flops.get(row["experiment"], 0) * row["clips_per_s"] / rates.get("bfloat16", float("inf"))
         each = memory.get(key(row))
-        lines.append([*line, f"{row['ms']:.1f}", f"{row['clips_per_s']:.2f}", f"{row['peak_bytes'] / GB:.2f}",
-                      "" if each is None else f"{each / GB:.2f}",
-                      f"{100 * share:.1f} %" if share and row["precision"] == "bf16" else ""])
+        lines.append(
+            [
+                *line,
+                f"{row['ms']:.1f}",
+                f"{row['clips_per_s']:.2f}",
+                f"{row['peak_bytes'] / GB:.2f}",
+                "" if each is None else f"{each / GB:.2f}",
+                f"{100 * share:.1f} %" if share and row["precision"] == "bf16" else "",
+            ]
+        )
     text += [f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]]
     ours = [row for row in of("step") if row["part"] in ("a-step", "a-checkpointing") and "ms" in row]
     theirs = [row for row in of("step") if row["experiment"] == "baseline" and not row.get("tf32") and "ms" in row]
     if ours and theirs:
         best, other = (max(part, key=lambda row: row["clips_per_s"]) for part in (ours, theirs))
-        least = min(each for (name, kind, *_), each in memory.items() if name == best["experiment"] and kind == "bf16"
-                    and each)
+        least = min(
+            each for (name, kind, *_), each in memory.items() if name == best["experiment"] and kind == "bf16" and each
+        )
         faster = best["clips_per_s"] / other["clips_per_s"]
-        text += ["", f"Against the baseline in float32: {faster:.1f} times its clips a second, "
-                 f"{least / memory[key(other)]:.2f} of its memory a clip."]
+        text += [
+            "",
+            f"Against the baseline in float32: {faster:.1f} times its clips a second, "
+            f"{least / memory[key(other)]:.2f} of its memory a clip.",
+        ]
     text.append("")
     for row in of("compile"):
-        text.append(f"- compile {row['compile']}, batch {row['batch']}: " + (row["error"] if "error" in row else (
-            f"{row['ms']:.1f} ms a step" + (f", the first after {row['first_step_s']:.1f} s" if "first_step_s" in row
-                                            else ""))))
+        text.append(
+            f"- compile {row['compile']}, batch {row['batch']}: "
+            + (
+                row["error"]
+                if "error" in row
+                else (
+                    f"{row['ms']:.1f} ms a step"
+                    + (f", the first after {row['first_step_s']:.1f} s" if "first_step_s" in row else "")
+                )
+            )
+        )
     for row in of("learning"):
         first, last = row["losses"][0], row["losses"][-1]
-        text.append(f"- {len(row['losses'])} steps on one batch: loss {first:.4f} to {last:.4f}, "
-                    f"{'finite' if row['finite'] else 'NOT FINITE'}, {'falling' if row['falls'] else 'NOT FALLING'}")
+        text.append(
+            f"- {len(row['losses'])} steps on one batch: loss {first:.4f} to {last:.4f}, "
+            f"{'finite' if row['finite'] else 'NOT FINITE'}, {'falling' if row['falls'] else 'NOT FALLING'}"
+        )
     for row in of("outputs"):
-        text.append("- bf16 against float32, batch 1, relative error: "
-                    + ", ".join(f"{name} {value:.1e}" for name, value in row["relative_error"].items()))
+        text.append(
+            "- bf16 against float32, batch 1, relative error: "
+            + ", ".join(f"{name} {value:.1e}" for name, value in row["relative_error"].items())
+        )
     for row in of("gap"):
-        text.append(f"- {row['steps']} steps in bf16 and float32: largest relative gap of the loss "
-                    f"{row['largest_relative_gap']:.1e}")
+        text.append(
+            f"- {row['steps']} steps in bf16 and float32: largest relative gap of the loss "
+            f"{row['largest_relative_gap']:.1e}"
+        )
     for row in of("profile"):
-        text.append(f"- forward and backward at batch {row['batch']}: {row['operations']:,} operations, "
-                    f"{row['casts']:,} of them casts" + (
-                        f"; {row['kernels']:,} kernels, {100 * row['idle_share']:.0f} % idle, "
-                       f"{row['synchronisations']} synchronisations" if "kernels" in row else
-                       f"; {sum(row['synchronising'].values())} that would synchronise"))
+        text.append(
+            f"- forward and backward at batch {row['batch']}: {row['operations']:,} operations, "
+            f"{row['casts']:,} of them casts"
+            + (
+                f"; {row['kernels']:,} kernels, {100 * row['idle_share']:.0f} % idle, "
+                f"{row['synchronisations']} synchronisations"
+                if "kernels" in row
+                else f"; {sum(row['synchronising'].values())} that would synchronise"
+            )
+        )
     for row in of("fit"):
         alone = [step["ms"] for step in ours if step["batch"] == row["batch"]]
-        text.append(f"- avprompt fit, batch {row['batch']}, {row['workers']} workers: {row['ms']:.1f} ms a step"
-                    + (f", {row['ms'] / alone[0]:.2f} times a-step" if alone else ""))
+        text.append(
+            f"- avprompt fit, batch {row['batch']}, {row['workers']} workers: {row['ms']:.1f} ms a step"
+            + (f", {row['ms'] / alone[0]:.2f} times a-step" if alone else "")
+        )
     states = {row["part"]: row for row in rows if "status" in row}
-    bad = [f"{name}: {row['status']}" + (f" ({row['reason']})" if row.get("reason") else "")
-           for name, row in states.items() if row["status"] != DONE]
-    return "\n".join([*text, "", f"Parts done: {sum(row['status'] == DONE for row in states.values())} of {len(PARTS)}."
-                      + (f" Not done: {'; '.join(bad)}." if bad else "")])
+    bad = [
+        f"{name}: {row['status']}" + (f" ({row['reason']})" if row.get("reason") else "")
+        for name, row in states.items()
+        if row["status"] != DONE
+    ]
+    return "\n".join(
+        [
+            *text,
+            "",
+            f"Parts done: {sum(row['status'] == DONE for row in states.values())} of {len(PARTS)}."
+            + (f" Not done: {'; '.join(bad)}." if bad else ""),
+        ]
+    )
 
 
 def main(args: list[str] | None = None) -> None:

@@ -31,12 +31,22 @@ def row(label: str, right: np.ndarray) -> Row:
 
 def coverage(seeds: int, clips: int, between: float, trials: int, rng: np.random.Generator) -> tuple[float, float]:
     """Shares of trials in which the interval of `compare`, and that of drawn seeds, hold the truth."""
-    truth = stats.norm.cdf(SHIFT / math.sqrt(3 + between ** 2)) - 0.5
+    truth = stats.norm.cdf(SHIFT / math.sqrt(3 + between**2)) - 0.5
     ours = drawn = 0
     for _ in range(trials):
         base = rng.standard_normal(clips)
-        rows = [row(name, shift + base + rng.standard_normal(clips) + between * rng.standard_normal((seeds, 1))
-                    + rng.standard_normal((seeds, clips)) > 0) for name, shift in (("one", SHIFT), ("other", 0.0))]
+        rows = [
+            row(
+                name,
+                shift
+                + base
+                + rng.standard_normal(clips)
+                + between * rng.standard_normal((seeds, 1))
+                + rng.standard_normal((seeds, clips))
+                > 0,
+            )
+            for name, shift in (("one", SHIFT), ("other", 0.0))
+        ]
         values = bootstrap(rows, draws=400)
         found = compare_rows(*rows, tuple(values))
         ours += found.low <= truth <= found.high

@@ -35,7 +35,12 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not function.is_view and function.overloadpacket.__name__ not in (
-            "detach", "_unsafe_view", "empty", "new_empty", "empty_like")
+            "detach",
+            "_unsafe_view",
+            "empty",
+            "new_empty",
+            "empty_like",
+        )
         return function(*args, **(kwargs or {}))
 
 
@@ -59,8 +64,10 @@ def main() -> None:
     rows = {name: kept(name, shlex.split(given.set)) for name in given.experiments}
     first = next(iter(rows.values()))[0]
     for name, (size, forward, backward, trained) in rows.items():
-        print(f"{name:24} {size:8.3f} GB  ratio {size / first:6.3f}  {forward:6,} operations forward "
-              f"{backward:6,} backward  {trained:13,} trained")
+        print(
+            f"{name:24} {size:8.3f} GB  ratio {size / first:6.3f}  {forward:6,} operations forward "
+            f"{backward:6,} backward  {trained:13,} trained"
+        )
 
 
 if __name__ == "__main__":

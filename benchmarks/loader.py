@@ -60,10 +60,15 @@ def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamesp
     store.create(sampling)
     for number in range(clips):
         clip = f"{number:06d}"
-        store.write(clip, Clip(
-            rng.integers(256, size=(sampling.segments, sampling.size, sampling.size, 3), dtype=np.uint8),
-            rng.uniform(-1, 1, (sampling.segments, sampling.samples)).astype(np.float32),
-            np.ones(sampling.segments, bool), sampling.duration))
+        store.write(
+            clip,
+            Clip(
+                rng.integers(256, size=(sampling.segments, sampling.size, sampling.size, 3), dtype=np.uint8),
+                rng.uniform(-1, 1, (sampling.segments, sampling.samples)).astype(np.float32),
+                np.ones(sampling.segments, bool),
+                sampling.duration,
+            ),
+        )
         entries[clip] = Entry(clip, "ok", "", sampling.duration, sampling.segments, "noise")
     write_manifest(store.manifest_path, list(entries.values()))
     return [SimpleNamespace(id=clip) for clip in entries]
@@ -71,6 +76,7 @@ def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamesp
 
 def by_processor(dataset: ClipDataset, batch: int) -> dict[str, float]:
     """Clips a second of processor time: read, and read and stacked; the best of three passes."""
+
     def rate(work: Callable[[list[int]], object]) -> float:
         found = []
         for _ in range(3):
@@ -80,8 +86,10 @@ def by_processor(dataset: ClipDataset, batch: int) -> dict[str, float]:
             found.append((len(dataset) // batch * batch) / (time.process_time() - begun))
         return max(found)
 
-    return {"read": rate(lambda places: [dataset[place] for place in places]),
-            "read and stacked": rate(lambda places: collate([dataset[place] for place in places]))}
+    return {
+        "read": rate(lambda places: [dataset[place] for place in places]),
+        "read and stacked": rate(lambda places: collate([dataset[place] for place in places])),
+    }
 
 
 def waiting(loader: ResumableLoader, seconds: float) -> float:
@@ -136,15 +144,21 @@ def main() -> None:
         dataset = ClipDataset(items, StoreReader(Path(folder), sampling), lambda item, rng: {}, training=True)
         for name, rate in by_processor(dataset, given.batch).items():
             print(f"{name:<17} {rate:8.1f} clips a second of processor time")
-        loaders = {name: ResumableLoader(ErrorsAsValues(data), given.batch, shuffle=True, num_workers=given.workers,
-                                         collate_fn=collate)
-                   for name, data in (("uint8", dataset), ("float32", Normalised(dataset)))}
+        loaders = {
+            name: ResumableLoader(
+                ErrorsAsValues(data), given.batch, shuffle=True, num_workers=given.workers, collate_fn=collate
+            )
+            for name, data in (("uint8", dataset), ("float32", Normalised(dataset)))
+        }
         if given.step is not None:
             share, memory = waiting(loaders["uint8"], given.step), []
             for _, _ in zip(loaders["uint8"], range(2)):
                 memory = own_memory() or memory
-            print(f"a consumer of {given.step:g} s a batch waits {100 * share:.1f} % of the time; workers have "
-                  + ", ".join(f"{size:.0f}" for size in memory) + " MB of their own")
+            print(
+                f"a consumer of {given.step:g} s a batch waits {100 * share:.1f} % of the time; workers have "
+                + ", ".join(f"{size:.0f}" for size in memory)
+                + " MB of their own"
+            )
             return
         batches = {name: next(iter(loader)) for name, loader in loaders.items()}
         rates: dict[str, list[float]] = {name: [] for name in loaders}
@@ -152,13 +166,17 @@ def main() -> None:
             for name, loader in loaders.items():
                 rate = epoch(loader, given.normalise)
                 rates[name] += [rate] if turn else []
-    print(f"{given.clips} clips of {given.size} x {given.size}, batch {given.batch}, {given.workers} workers, "
-          f"{given.rounds} epochs each")
+    print(
+        f"{given.clips} clips of {given.size} x {given.size}, batch {given.batch}, {given.workers} workers, "
+        f"{given.rounds} epochs each"
+    )
     for name, found in rates.items():
         frames = batches[name]["frames"].nbytes
         whole = sum(value.nbytes for value in batches[name].values() if isinstance(value, torch.Tensor))
-        print(f"{name:<8} {statistics.median(found):8.1f} clips/s  ({min(found):.1f} to {max(found):.1f})   "
-              f"{frames / 1e6:7.2f} MB of frames, {whole / 1e6:7.2f} MB a batch")
+        print(
+            f"{name:<8} {statistics.median(found):8.1f} clips/s  ({min(found):.1f} to {max(found):.1f})   "
+            f"{frames / 1e6:7.2f} MB of frames, {whole / 1e6:7.2f} MB a batch"
+        )
     print(f"ratio    {statistics.median(rates['uint8']) / statistics.median(rates['float32']):8.2f}")
 
 

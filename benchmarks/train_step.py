@@ -47,10 +47,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2)
     words = iter(sys.argv[1:])  # argparse takes a value that begins with dashes for a flag of its own
-    given = parser.parse_args([f"{word}={next(words, '')}" if word in ("--set", "--set-against") else word
-                               for word in words])
-    results = [run(config, overrides, given) for config, overrides in (
-        (given.config, given.set), (given.against, given.set_against)) if config is not None]
+    given = parser.parse_args(
+        [f"{word}={next(words, '')}" if word in ("--set", "--set-against") else word for word in words]
+    )
+    results = [
+        run(config, overrides, given)
+        for config, overrides in ((given.config, given.set), (given.against, given.set_against))
+        if config is not None
+    ]
     for name in results[0]:
         values = [result[name] for result in results]
         ratio = f"   ratio {values[0] / values[1]:.3f}" if len(values) == 2 and values[1] else ""

@@ -8,5 +8,13 @@ from avprompt.data_modules.llp import LLPClassificationDataModule, LLPDataModule
 from avprompt.data_modules.music_avqa import MUSICAVQADataModule
 from avprompt.data_modules.vggsound import VGGSoundDataModule
 
-__all__ = ["AVDataModule", "AVEDataModule", "AVSBenchDataModule", "KineticsSoundsDataModule",
-           "LLPClassificationDataModule", "LLPDataModule", "MUSICAVQADataModule", "VGGSoundDataModule"]
+__all__ = [
+    "AVDataModule",
+    "AVEDataModule",
+    "AVSBenchDataModule",
+    "KineticsSoundsDataModule",
+    "LLPClassificationDataModule",
+    "LLPDataModule",
+    "MUSICAVQADataModule",
+    "VGGSoundDataModule",
+]

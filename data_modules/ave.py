@@ -40,12 +40,22 @@ class AVEDataModule(EventDataModule):
 
     info = ave.INFO
 
-    def __init__(self, root: Path, categories: list[str] | None = None, drop_leaked: bool = False,
-                 background_clips: bool = False, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        categories: list[str] | None = None,
+        drop_leaked: bool = False,
+        background_clips: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(root, **options)
         if background_clips and (self.published_features is None or self.shots is not None):
-            raise ArgumentError("background_clips", background_clips, "false, unless `published_features` names a "
-                                "folder and all clips are trained on", "They are published as features only.")
+            raise ArgumentError(
+                "background_clips",
+                background_clips,
+                "false, unless `published_features` names a folder and all clips are trained on",
+                "They are published as features only.",
+            )
         self.background_clips = background_clips
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = tuple(categories) if categories else self.info.class_names(self.root)
@@ -61,8 +71,9 @@ class AVEDataModule(EventDataModule):
         shared = ave.leaked(splits)
         if any(shared.values()):
             what = "left out of training" if self.drop_leaked else "kept (drop_leaked: true leaves them out)"
-            counts = ", ".join(f"{len(ids)} with {split} ({', '.join(ids[:3])} ...)"
-                               for split, ids in shared.items() if ids)
+            counts = ", ".join(
+                f"{len(ids)} with {split} ({', '.join(ids[:3])} ...)" for split, ids in shared.items() if ids
+            )
             warnings.warn(f"training clips that are also evaluated on: {counts}; {what}", stacklevel=2)
         if self.drop_leaked:
             out = {clip for ids in shared.values() for clip in ids}

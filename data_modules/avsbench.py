@@ -39,16 +39,24 @@ class AVSBenchDataModule(AVDataModule):
         (2, 5, 56, 56)
     """
 
-    def __init__(self, root: Path, setting: Literal["s4", "ms3"], mask_size: Count | None = None,
-                 layout: Literal["store", "folders"] = "folders", segments: Count = avsbench.SECONDS,
-                 image_size: Count = 224, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        setting: Literal["s4", "ms3"],
+        mask_size: Count | None = None,
+        layout: Literal["store", "folders"] = "folders",
+        segments: Count = avsbench.SECONDS,
+        image_size: Count = 224,
+        **options: Any,
+    ) -> None:
         if setting not in avsbench.INFO:
             raise ArgumentError("setting", setting, " or ".join(avsbench.INFO), "Correct the argument.")
         self.setting, self.info = setting, avsbench.INFO[setting]
         super().__init__(root, layout=layout, segments=segments, image_size=image_size, **options)
         if layout != "folders":
-            raise ArgumentError("layout", layout, "folders", "AVSBench's masks belong to its own extracted frames: "
-                                "leave `layout` out.")
+            raise ArgumentError(
+                "layout", layout, "folders", "AVSBench's masks belong to its own extracted frames: leave `layout` out."
+            )
         if mask_size is not None and mask_size < 1:
             raise ArgumentError("mask_size", mask_size, "at least 1", "Choose another value.")
         self.mask_size = image_size if mask_size is None else mask_size

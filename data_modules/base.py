@@ -45,8 +45,12 @@ def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
     for sample in samples:
         if isinstance(sample, AVPromptError):
             return sample
-    return {key: [s[key] for s in samples] if isinstance(samples[0][key], str) else default_collate(
-        [s[key] for s in samples]) for key in samples[0]}
+    return {
+        key: [s[key] for s in samples]
+        if isinstance(samples[0][key], str)
+        else default_collate([s[key] for s in samples])
+        for key in samples[0]
+    }
 
 
 def no_labels(item: Any, rng: np.random.Generator) -> Sample:
@@ -73,10 +77,20 @@ class ClipDataset(Dataset):
         features: read these instead of frames and audio; it has `read_item(item)`.
     """
 
-    def __init__(self, items: list[Any], reader: ClipReader, annotate: Any, seed: int = 0, training: bool = False,
-                 substitute: bool = False, limit: float = 0.05, augment: RandAugment | None = None,
-                 mix_audio: float = 0.0, times: np.ndarray | None = None,
-                 features: FeatureCache | FeatureFiles | None = None) -> None:
+    def __init__(
+        self,
+        items: list[Any],
+        reader: ClipReader,
+        annotate: Any,
+        seed: int = 0,
+        training: bool = False,
+        substitute: bool = False,
+        limit: float = 0.05,
+        augment: RandAugment | None = None,
+        mix_audio: float = 0.0,
+        times: np.ndarray | None = None,
+        features: FeatureCache | FeatureFiles | None = None,
+    ) -> None:
         self.items, self.reader, self.annotate = items, reader, annotate
         self.seed, self.training = seed, training
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch read it
@@ -144,12 +158,15 @@ class ClipDataset(Dataset):
                 self.corrupt[place] = True
                 count, allowed = int(self.corrupt.sum()), max(1, math.floor(self.limit * len(self.items)))
                 if count > allowed:
-                    raise ClipDecodeError(item.id,
-                                          f"{count} of {len(self.items)} clips that do not decode, the last: {error}",
-                                          f"at most {allowed} that other clips may replace",
-                                          "Run `avprompt data verify` to see what is wrong with the data.") from error
-        raise ClipDecodeError(self.items[index].id, "no clip of the split decodes", "readable clips",
-                              "Run `avprompt data verify`.")
+                    raise ClipDecodeError(
+                        item.id,
+                        f"{count} of {len(self.items)} clips that do not decode, the last: {error}",
+                        f"at most {allowed} that other clips may replace",
+                        "Run `avprompt data verify` to see what is wrong with the data.",
+                    ) from error
+        raise ClipDecodeError(
+            self.items[index].id, "no clip of the split decodes", "readable clips", "Run `avprompt data verify`."
+        )
 
     def _vary(self, sample: Sample, place: int, rng: np.random.Generator) -> None:
         """Augment the frames of a training sample and mix its audio, where that is asked for."""
@@ -202,8 +219,12 @@ class VideoWindows(Dataset):
         for problem in self.problems.values():
             warnings.warn(f"left out: {problem}", stacklevel=2)
         if not self.windows:
-            raise DatasetError(folder, f"no usable video: {list(self.problems.values())[:3]}",
-                               "videos with picture and sound", "Check the files.")
+            raise DatasetError(
+                folder,
+                f"no usable video: {list(self.problems.values())[:3]}",
+                "videos with picture and sound",
+                "Check the files.",
+            )
 
     @property
     def ids(self) -> list[str]:
@@ -224,12 +245,23 @@ class VideoWindows(Dataset):
             warnings.warn(f"not decoded from second {start:g} on: {error}", stacklevel=2)
             problem = str(error)
             count, size = self.sampling.segments, self.sampling.size
-            clip = Clip(np.zeros((count, size, size, 3), np.uint8),
-                        np.zeros((count, self.sampling.samples), np.float32), np.zeros(count, bool), 0.0)
-        return {"id": self.ids[index], "frames": torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),
-                "audio": torch.from_numpy(clip.audio), "valid": torch.from_numpy(clip.valid), "path": str(video),
-                "start": start, "times": torch.from_numpy(self.sampling.times(start)), "length": self.lengths[name],
-                "problem": problem}
+            clip = Clip(
+                np.zeros((count, size, size, 3), np.uint8),
+                np.zeros((count, self.sampling.samples), np.float32),
+                np.zeros(count, bool),
+                0.0,
+            )
+        return {
+            "id": self.ids[index],
+            "frames": torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),
+            "audio": torch.from_numpy(clip.audio),
+            "valid": torch.from_numpy(clip.valid),
+            "path": str(video),
+            "start": start,
+            "times": torch.from_numpy(self.sampling.times(start)),
+            "length": self.lengths[name],
+            "problem": problem,
+        }
 
 
 class AVDataModule(LightningDataModule, abc.ABC):
@@ -325,9 +357,14 @@ class AVDataModule(LightningDataModule, abc.ABC):
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1),
-                                   ("num_workers", num_workers, 0), ("seed", seed, 0), ("prefetch", prefetch, 1),
-                                   ("train_clips", 1 if train_clips is None else train_clips, 1)):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("prefetch", prefetch, 1),
+            ("train_clips", 1 if train_clips is None else train_clips, 1),
+        ):
             if value < least:
                 raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
         if augment not in ("none", "randaugment"):
@@ -335,31 +372,57 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if not 0 <= mix_audio <= 1:
             raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
         for source, folder in (("feature_cache", feature_cache), ("published_features", published_features)):
-            for name, value, off in (("augment", augment, "none"), ("mix_audio", mix_audio, 0.0),
-                                     ("predict_root", predict_root, None)):
+            for name, value, off in (
+                ("augment", augment, "none"),
+                ("mix_audio", mix_audio, 0.0),
+                ("predict_root", predict_root, None),
+            ):
                 if folder is not None and value != off:
-                    raise ArgumentError(name, value, f"{off}, with {source.replace('_', ' ')}", "Features are computed "
-                                        f"once for each annotated clip: leave out `{source}`, or this.")
+                    raise ArgumentError(
+                        name,
+                        value,
+                        f"{off}, with {source.replace('_', ' ')}",
+                        f"Features are computed once for each annotated clip: leave out `{source}`, or this.",
+                    )
         self.feature_cache, self.published_features = (
-            None if folder is None else Path(folder).expanduser() for folder in (feature_cache, published_features))
+            None if folder is None else Path(folder).expanduser() for folder in (feature_cache, published_features)
+        )
         if self.published_features is not None and (self.info.features is None or feature_cache is not None):
-            raise ArgumentError("published_features", published_features, "nothing, " + (
-                "with a feature cache" if feature_cache is not None else f"as {self.info.name} has none"),
-                                "Leave it out.")
+            raise ArgumentError(
+                "published_features",
+                published_features,
+                "nothing, "
+                + ("with a feature cache" if feature_cache is not None else f"as {self.info.name} has none"),
+                "Leave it out.",
+            )
         if self.published_features is not None:
             count = self.info.features.shapes["audio_features"][0]
             if segments != count:
-                raise ArgumentError("segments", segments,
-                                    f"{count}, as the published features of {self.info.name} have",
-                                    "Leave `segments` out.")
+                raise ArgumentError(
+                    "segments",
+                    segments,
+                    f"{count}, as the published features of {self.info.name} have",
+                    "Leave `segments` out.",
+                )
             if corrupt != "error":
-                raise ArgumentError("corrupt", corrupt, "error, with published features",
-                                    "Nothing is decoded, and no clip can take another's place: leave `corrupt` out.")
+                raise ArgumentError(
+                    "corrupt",
+                    corrupt,
+                    "error, with published features",
+                    "Nothing is decoded, and no clip can take another's place: leave `corrupt` out.",
+                )
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
-        self.sampling = Sampling(segments=segments, size=image_size, sample_rate=sample_rate, antialias=antialias,
-                                 stride=stride, max_pixels=max_pixels, max_hours=max_hours)
+        self.sampling = Sampling(
+            segments=segments,
+            size=image_size,
+            sample_rate=sample_rate,
+            antialias=antialias,
+            stride=stride,
+            max_pixels=max_pixels,
+            max_hours=max_hours,
+        )
         self.persistent_workers, self.prefetch = persistent_workers, prefetch
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
         self.train_clips = train_clips
@@ -401,8 +464,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
         if "frames" not in sample and self.published_features is not None:
             count = self.segments
-            sample = {**sample, "frames": torch.full((count, 3, 16, 16), 128, dtype=torch.uint8),
-                      "audio": torch.zeros(count, self.sampling.samples)}
+            sample = {
+                **sample,
+                "frames": torch.full((count, 3, 16, 16), 128, dtype=torch.uint8),
+                "audio": torch.zeros(count, self.sampling.samples),
+            }
         if "frames" not in sample and self.feature_cache is not None:
             frames, audio, _ = self.reader.read(sample["id"])
             sample = {**sample, "frames": frames, "audio": audio}
@@ -417,12 +483,21 @@ class AVDataModule(LightningDataModule, abc.ABC):
             clips: number B.
         """
         sampling, shape = self.sampling, (clips, self.segments)
-        media = {"frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
-                 "audio": 0.1 * torch.randn(*shape, sampling.samples)} if self.published_features is None else {
-            name: torch.rand(clips, *own) for name, own in self.info.features.shapes.items()}
-        return {"id": ["example"] * clips, **media, "valid": torch.ones(shape, dtype=torch.bool),
-                "times": torch.tensor(sampling.times()).repeat(clips, 1, 1),
-                **self.info.example(clips=clips, segments=self.segments, **self.sizes)}
+        media = (
+            {
+                "frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
+                "audio": 0.1 * torch.randn(*shape, sampling.samples),
+            }
+            if self.published_features is None
+            else {name: torch.rand(clips, *own) for name, own in self.info.features.shapes.items()}
+        )
+        return {
+            "id": ["example"] * clips,
+            **media,
+            "valid": torch.ones(shape, dtype=torch.bool),
+            "times": torch.tensor(sampling.times()).repeat(clips, 1, 1),
+            **self.info.example(clips=clips, segments=self.segments, **self.sizes),
+        }
 
     def setup(self, stage: str) -> None:
         """Read the annotations and look for the media of the splits that the stage needs.
@@ -436,13 +511,17 @@ class AVDataModule(LightningDataModule, abc.ABC):
             self.datasets["predict"] = VideoWindows(self.predict_root, self.sampling)
             return
         if self.augment != "none" and not self.info.published.stored:
-            raise ArgumentError("augment", self.augment, "none: masks belong to the frames as they are",
-                                "Leave it out.")
+            raise ArgumentError(
+                "augment", self.augment, "none: masks belong to the frames as they are", "Leave it out."
+            )
         augment = RandAugment(self.sampling.size) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
         reader = self.reader = self._open_reader()
-        features = reader if self.published_features is not None else (
-            None if self.feature_cache is None else FeatureCache(self.feature_cache))
+        features = (
+            reader
+            if self.published_features is not None
+            else (None if self.feature_cache is None else FeatureCache(self.feature_cache))
+        )
         needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
         for split in needed:
             if split not in self.datasets:
@@ -450,18 +529,30 @@ class AVDataModule(LightningDataModule, abc.ABC):
                 items = self._drawn(items) if split == "train" and self.train_clips is not None else items
                 if self.feature_cache is not None:
                     features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
-                self.datasets[split] = ClipDataset(items, reader, self.annotate, self.seed, split == "train",
-                                                   self.corrupt == "substitute", augment=augment,
-                                                   mix_audio=self.mix_audio, times=self.sampling.times(),
-                                                   features=features)
+                self.datasets[split] = ClipDataset(
+                    items,
+                    reader,
+                    self.annotate,
+                    self.seed,
+                    split == "train",
+                    self.corrupt == "substitute",
+                    augment=augment,
+                    mix_audio=self.mix_audio,
+                    times=self.sampling.times(),
+                    features=features,
+                )
 
     def _drawn(self, items: list[Any]) -> list[Any]:
         """The items of `train_clips` clips, in their order."""
         ids = list(dict.fromkeys(item.id for item in items))
         if self.train_clips > len(ids):
-            raise DatasetError(f"{self.root}, train_clips", f"{len(ids)} training clips", f"at least {self.train_clips}",
-                               "Ask for fewer, or leave it out to train on all.")
-        chosen = {ids[place] for place in np.random.default_rng(self.seed).permutation(len(ids))[:self.train_clips]}
+            raise DatasetError(
+                f"{self.root}, train_clips",
+                f"{len(ids)} training clips",
+                f"at least {self.train_clips}",
+                "Ask for fewer, or leave it out to train on all.",
+            )
+        chosen = {ids[place] for place in np.random.default_rng(self.seed).permutation(len(ids))[: self.train_clips]}
         self.rows["train"] -= sum(item.id not in chosen for item in items)  # a clip that was not drawn is not missing
         return [item for item in items if item.id in chosen]
 
@@ -472,8 +563,9 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if self.reader is not None:
             return self.reader
         if not self.published_features.is_dir():
-            raise DatasetError("published_features", self.published_features, "a folder of features",
-                               "Correct the path.")
+            raise DatasetError(
+                "published_features", self.published_features, "a folder of features", "Correct the path."
+            )
         return self.info.features(self.published_features, self.root, self.class_names)
 
     def every_clip(self, splits: Sequence[str]) -> ClipDataset:
@@ -494,9 +586,12 @@ class AVDataModule(LightningDataModule, abc.ABC):
         examples = "; ".join(f"{clip}: {why}" for clip, why in list(problems.items())[:5])
         if problems and self.missing == "error":
             bad = sum(item.id in problems for item in items)
-            raise DatasetError(self.root, f"{bad} of {len(items)} clips of split {split} unusable ({examples})",
-                               "media for every clip",
-                               "`avprompt data verify` shows the folders and what is missing; or set `missing: skip`.")
+            raise DatasetError(
+                self.root,
+                f"{bad} of {len(items)} clips of split {split} unusable ({examples})",
+                "media for every clip",
+                "`avprompt data verify` shows the folders and what is missing; or set `missing: skip`.",
+            )
         kept = [item for item in items if item.id not in problems]
         if problems:
             warnings.warn(f"{split}: {len(items) - len(kept)} of {len(items)} left out ({examples})", stacklevel=3)
@@ -507,10 +602,21 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def _loader(self, split: str, batch_size: int, shuffle: bool = False) -> ResumableLoader:
         data, trainer = self.datasets[split], self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return ResumableLoader(ErrorsAsValues(data), batch_size, self.seed, shuffle, rank, world, self.groups(split),
-                               split == "train", num_workers=self.num_workers, collate_fn=collate,
-                               pin_memory=self.pin_memory, prefetch_factor=self.prefetch if self.num_workers else None,
-                               persistent_workers=self.persistent_workers and self.num_workers > 0)
+        return ResumableLoader(
+            ErrorsAsValues(data),
+            batch_size,
+            self.seed,
+            shuffle,
+            rank,
+            world,
+            self.groups(split),
+            split == "train",
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+            prefetch_factor=self.prefetch if self.num_workers else None,
+            persistent_workers=self.persistent_workers and self.num_workers > 0,
+        )
 
     def groups(self, split: str) -> list[str] | None:
         """The name of each clip's group, where the clips of a group must follow each other; `None` without groups."""
@@ -533,8 +639,14 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
         Lightning rebuilds a prediction loader to keep track of indices. That needs a plain loader with named arguments.
         """
-        return ClipLoader(ErrorsAsValues(self.to_predict), batch_size=self.eval_batch_size, sampler=self.predict_share,
-                          num_workers=self.num_workers, collate_fn=collate, pin_memory=self.pin_memory)
+        return ClipLoader(
+            ErrorsAsValues(self.to_predict),
+            batch_size=self.eval_batch_size,
+            sampler=self.predict_share,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+        )
 
     @property
     def to_predict(self) -> Dataset:
@@ -558,8 +670,11 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def sounds(self) -> dict[str, Path]:
         """Of the user's own videos whose sound is a file of its own: path of the video -> path of the sound."""
         data = self.datasets.get("predict")
-        return {str(video): wave for _, video, wave, _ in data.windows if wave is not None} if isinstance(
-            data, VideoWindows) else {}
+        return (
+            {str(video): wave for _, video, wave, _ in data.windows if wave is not None}
+            if isinstance(data, VideoWindows)
+            else {}
+        )
 
     def find_corrupt(self) -> None:
         """Note which training clips the other processes could not decode; a collective."""
@@ -569,16 +684,30 @@ class AVDataModule(LightningDataModule, abc.ABC):
 
     def clips(self) -> dict[str, dict[str, int]]:
         """Numbers of clips used, missing and corrupt, by split; of own videos, windows used and files corrupt."""
-        return {split: {"used": len(data), "missing": self.rows.get(split, len(data)) - len(data),
-                        "corrupt": int(data.corrupt.sum()) if isinstance(data, ClipDataset) else len(data.problems)}
-                for split, data in self.datasets.items()}
+        return {
+            split: {
+                "used": len(data),
+                "missing": self.rows.get(split, len(data)) - len(data),
+                "corrupt": int(data.corrupt.sum()) if isinstance(data, ClipDataset) else len(data.problems),
+            }
+            for split, data in self.datasets.items()
+        }
 
     def manifest(self) -> dict[str, Any]:
         """What this run reads: the dataset's name, ids by split, why others are left out, and whether it is a synthetic
         dataset."""
         ids = {split: data.ids for split, data in self.datasets.items()}
-        left_out = {**self.absent, **{split: data.problems for split, data in self.datasets.items()
-                                      if isinstance(data, VideoWindows)}}
-        return {"dataset": self.info.name, "unit": self.info.unit, "root": str(self.root),
-                "generated": (self.root / "scenes.jsonl").is_file(), "layout": self.layout, "clips": self.clips(),
-                "ids": ids, "left_out": left_out}
+        left_out = {
+            **self.absent,
+            **{split: data.problems for split, data in self.datasets.items() if isinstance(data, VideoWindows)},
+        }
+        return {
+            "dataset": self.info.name,
+            "unit": self.info.unit,
+            "root": str(self.root),
+            "generated": (self.root / "scenes.jsonl").is_file(),
+            "layout": self.layout,
+            "clips": self.clips(),
+            "ids": ids,
+            "left_out": left_out,
+        }

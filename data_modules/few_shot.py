@@ -36,11 +36,18 @@ class FewShotDataModule(AVDataModule):
         ArgumentError: a number is out of its range.
     """
 
-    def __init__(self, root: Path, shots: Count | None = None, shot_sampling: Rule = "first",
-                 shot_seed: Natural | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        shots: Count | None = None,
+        shot_sampling: Rule = "first",
+        shot_seed: Natural | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(root, **options)
-        self.shots = None if shots is None else Shots(shots, shot_sampling,
-                                                      self.seed if shot_seed is None else shot_seed)
+        self.shots = (
+            None if shots is None else Shots(shots, shot_sampling, self.seed if shot_seed is None else shot_seed)
+        )
         self.drawn: dict[str, list[str]] = {}
 
     @abc.abstractmethod
@@ -59,8 +66,11 @@ class FewShotDataModule(AVDataModule):
         drawn = self.shots.draw(shots, self.category, usable)
         self.drawn = {name: [item.id for item in drawn.get(index, ())] for index, name in enumerate(self.class_names)}
         if few := [f"{name} {len(ids)}" for name, ids in self.drawn.items() if len(ids) < self.shots.number]:
-            warnings.warn(f"{len(few)} of {len(self.drawn)} categories have fewer than {self.shots.number} training "
-                          f"clips: {', '.join(few)}", stacklevel=3)
+            warnings.warn(
+                f"{len(few)} of {len(self.drawn)} categories have fewer than {self.shots.number} training "
+                f"clips: {', '.join(few)}",
+                stacklevel=3,
+            )
         chosen = {item for group in drawn.values() for item in group}
         shots = [item for item in items if item in chosen]
         if usable is None:
@@ -73,9 +83,15 @@ class FewShotDataModule(AVDataModule):
         if not self.drawn:
             return super().manifest()
         rule = self.shots.rule
-        return {**super().manifest(), "shots": {"number": self.shots.number, "sampling": rule,
-                                                "seed": self.shots.seed if rule == "seeded" else None,
-                                                "clips": self.drawn}}
+        return {
+            **super().manifest(),
+            "shots": {
+                "number": self.shots.number,
+                "sampling": rule,
+                "seed": self.shots.seed if rule == "seeded" else None,
+                "clips": self.drawn,
+            },
+        }
 
 
 class EventDataModule(FewShotDataModule):

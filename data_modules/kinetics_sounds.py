@@ -49,8 +49,10 @@ class KineticsSoundsDataModule(AVDataModule):
         self.others = splits.others
         for split, ids in kinetics_sounds.shared_videos(splits).items():
             if ids:
-                warnings.warn(f"{len(ids)} videos of training clips are also in split {split} "
-                              f"({', '.join(ids[:3])} ...)", stacklevel=2)
+                warnings.warn(
+                    f"{len(ids)} videos of training clips are also in split {split} ({', '.join(ids[:3])} ...)",
+                    stacklevel=2,
+                )
         return splits
 
     def annotate(self, item: kinetics_sounds.Action, rng: np.random.Generator) -> Sample:

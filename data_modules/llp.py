@@ -83,24 +83,40 @@ class LLPDataModule(AVDataModule):
 
     info = llp.INFO
 
-    def __init__(self, root: Path, categories: list[str] | None = None, features: Path | None = None,
-                 taught: Path | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        categories: list[str] | None = None,
+        features: Path | None = None,
+        taught: Path | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(root, **options)
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = llp.read_categories(self.root, categories)
         self.num_classes = len(self.class_names)
         if features is not None and self.published_features is not None:
-            raise ConfigError("features, published_features", f"{features}, {self.published_features}",
-                              "one of them: the published features include r2plus1d_18", "Set `features: null`.")
+            raise ConfigError(
+                "features, published_features",
+                f"{features}, {self.published_features}",
+                "one of them: the published features include r2plus1d_18",
+                "Set `features: null`.",
+            )
         self.features = None if features is None else Path(features).expanduser()
         shape = self.sampling.segments, self.num_classes
-        self.taught = {} if taught is None else {
-            kind: NpyFolder(Path(taught).expanduser() / kind, shape, kinds="fiub") for kind in llp.EVENTS}
+        self.taught = (
+            {}
+            if taught is None
+            else {kind: NpyFolder(Path(taught).expanduser() / kind, shape, kinds="fiub") for kind in llp.EVENTS}
+        )
         self.video_dim = 0 if features is None and self.published_features is None else FEATURES
         if self.features is not None and self.predict_root is not None:
-            raise ConfigError("features, predict_root", f"{features}, {self.predict_root}",
-                              "one of them: your own videos have no r2plus1d features",
-                              "Predict with a model that was trained with `features: null`.")
+            raise ConfigError(
+                "features, predict_root",
+                f"{features}, {self.predict_root}",
+                "one of them: your own videos have no r2plus1d features",
+                "Predict with a model that was trained with `features: null`.",
+            )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -110,13 +126,21 @@ class LLPDataModule(AVDataModule):
         if self.video_dim == 0 and not self.datasets:
             warnings.warn("parsing runs without the r2plus1d stream: `features` names no folder", stacklevel=2)
         if self.features is not None and not self.features.is_dir():
-            raise DatasetError("features", self.features, "a folder of <id>.npy files, r2plus1d_18 features",
-                               "Correct the path, or set `features: null`.")
+            raise DatasetError(
+                "features",
+                self.features,
+                "a folder of <id>.npy files, r2plus1d_18 features",
+                "Correct the path, or set `features: null`.",
+            )
         super().setup(stage)
         for kind, files in self.taught.items() if "train" in self.datasets else ():
             if lacking := sorted(set(self.datasets["train"].ids) - files.ids()):
-                raise DatasetError(files.folder, f"no labels of {len(lacking)} training videos, such as {lacking[0]}",
-                                   "a file <id>.npy for each", "Correct `taught`, or leave it out.")
+                raise DatasetError(
+                    files.folder,
+                    f"no labels of {len(lacking)} training videos, such as {lacking[0]}",
+                    "a file <id>.npy for each",
+                    "Correct `taught`, or leave it out.",
+                )
 
     def _available(self, split: str, items: list[llp.Video], reader: ClipReader) -> list[llp.Video]:
         return super()._available(split, items, WithFeatures(reader, self.features) if self.features else reader)
@@ -131,13 +155,18 @@ class LLPDataModule(AVDataModule):
         sample = {"labels": item.weak_label(self.num_classes)}
         if item.audio is not None and item.visual is not None:
             sample["audio_target"], sample["visual_target"] = (
-                llp.target(events, self.sampling.segments, self.num_classes) for events in (item.audio, item.visual))
+                llp.target(events, self.sampling.segments, self.num_classes) for events in (item.audio, item.visual)
+            )
         if item.audio is None:  # a training video, of which the events of segments are not annotated
             for kind, files in self.taught.items():
                 sample[f"taught_{kind}"] = labels = files.read(item.id)
                 if not ((labels == 0) | (labels == 1)).all():
-                    raise AnnotationError(files.folder / f"{item.id}.npy", "numbers besides 0 and 1", "0 or 1",
-                                          "Give labels and not probabilities.")
+                    raise AnnotationError(
+                        files.folder / f"{item.id}.npy",
+                        "numbers besides 0 and 1",
+                        "0 or 1",
+                        "Give labels and not probabilities.",
+                    )
         if self.features is not None:
             sample["video_features"] = NpyFolder(self.features, (self.segments, FEATURES)).read(item.id)
         return sample
@@ -175,9 +204,15 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
 
     info = llp.CLASSIFICATION
 
-    def __init__(self, root: Path, categories: list[str] | None = None,
-                 label_policy: Literal["lowest", "seeded", "any"] = "lowest", label_seed: Natural = 0,
-                 single_label: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        categories: list[str] | None = None,
+        label_policy: Literal["lowest", "seeded", "any"] = "lowest",
+        label_seed: Natural = 0,
+        single_label: bool = True,
+        **options: Any,
+    ) -> None:
         super().__init__(root, categories=categories, features=None, taught=None, **options)
         if label_policy not in ("lowest", "seeded", "any"):
             raise ArgumentError("label_policy", label_policy, "lowest, seeded or any", "Correct the argument.")
@@ -201,8 +236,11 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
             splits["train"] = [video for video in splits["train"] if len(set(video.labels)) == 1]
         trained = {label for video in splits["train"] for label in video.labels}
         for split in ("val", "test"):
-            lost = [video for video in splits[split] if trained.isdisjoint(
-                video.labels if self.label_policy == "any" else {self.category(video)})]
+            lost = [
+                video
+                for video in splits[split]
+                if trained.isdisjoint(video.labels if self.label_policy == "any" else {self.category(video)})
+            ]
             if lost:
                 counts = Counter(self.class_names[self.category(video)] for video in lost)
                 share = 100 * len(lost) / len(splits[split])
@@ -210,7 +248,9 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
                     f"{split}: the answers to {len(lost)} of {len(splits[split])} videos ({share:.1f} %) are "
                     "categories without a training clip: "
                     f"{', '.join(f'{name} {count}' for name, count in counts.most_common())}; a model that never gives "
-                    f"them reaches {100 - share:.1f} % at most", stacklevel=2)
+                    f"them reaches {100 - share:.1f} % at most",
+                    stacklevel=2,
+                )
         return splits
 
     def annotate(self, item: llp.Video, rng: np.random.Generator) -> Sample:

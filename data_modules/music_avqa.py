@@ -93,16 +93,22 @@ class MUSICAVQADataModule(AVDataModule):
         **options: Any,
     ) -> None:
         super().__init__(root, stride=stride, **options)
-        for name, value, choices in (("release", release, ("json", "json_update")),
-                                     ("vocabulary", vocabulary, ("train", "files")),
-                                     ("negatives", negatives, ("none", "other_video"))):
+        for name, value, choices in (
+            ("release", release, ("json", "json_update")),
+            ("vocabulary", vocabulary, ("train", "files")),
+            ("negatives", negatives, ("none", "other_video")),
+        ):
             if value not in choices:
                 raise ArgumentError(name, value, f"one of {', '.join(choices)}", "Correct the argument.")
         if question_length < 1:
             raise ArgumentError("question_length", question_length, "at least 1", "Choose another value.")
         if negatives_in_evaluation and negatives == "none":
-            raise ArgumentError("negatives_in_evaluation", "true with negatives: none", "negatives to add",
-                                "Set `negatives: other_video`.")
+            raise ArgumentError(
+                "negatives_in_evaluation",
+                "true with negatives: none",
+                "negatives to add",
+                "Set `negatives: other_video`.",
+            )
         self.release, self.question_length = release, question_length
         self.negatives, self.negatives_in_evaluation = negatives, negatives_in_evaluation
         self.group_by_video = group_by_video
@@ -125,8 +131,12 @@ class MUSICAVQADataModule(AVDataModule):
 
     @staticmethod
     def _refuse_silence() -> None:
-        raise ArgumentError("question", "none", "a question to ask of the videos of predict_root",
-                            "For instance `question: How many instruments are sounding in the video?`.")
+        raise ArgumentError(
+            "question",
+            "none",
+            "a question to ask of the videos of predict_root",
+            "For instance `question: How many instruments are sounding in the video?`.",
+        )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -139,8 +149,10 @@ class MUSICAVQADataModule(AVDataModule):
             path = music_avqa.questions_path(self.root, self.release, split)
             splits[split] = [question for question in questions if not question.deleted]
             if len(splits[split]) < len(questions):
-                warnings.warn(f"{path}: {len(questions) - len(splits[split])} questions marked as deleted are left out",
-                              stacklevel=2)
+                warnings.warn(
+                    f"{path}: {len(questions) - len(splits[split])} questions marked as deleted are left out",
+                    stacklevel=2,
+                )
             for question in splits[split]:
                 subject = f"{path}, question_id {question.question_id}"
                 self.vocabulary.encode(question.words, self.question_length, subject, AnnotationError)
@@ -151,9 +163,13 @@ class MUSICAVQADataModule(AVDataModule):
         return splits
 
     def annotate(self, item: music_avqa.Question, rng: np.random.Generator) -> Sample:
-        return {"question": self.vocabulary.encode(item.words, self.question_length), "question_text": item.text,
-                "question_type": item.type, "question_id": item.question_id,
-                "answer": self.vocabulary.encode_answer(item.answer, item.question_id)}
+        return {
+            "question": self.vocabulary.encode(item.words, self.question_length),
+            "question_text": item.text,
+            "question_type": item.type,
+            "question_id": item.question_id,
+            "answer": self.vocabulary.encode_answer(item.answer, item.question_id),
+        }
 
     def groups(self, split: str) -> list[str] | None:
         """The video of each question, in training; the other splits are already in that order."""
@@ -176,16 +192,21 @@ class MUSICAVQADataModule(AVDataModule):
             return
         super().setup(stage)
         for split, data in self.datasets.items():
-            if (self.negatives != "none" and isinstance(data, ClipDataset)
-                    and (data.training or self.negatives_in_evaluation)):
+            if (
+                self.negatives != "none"
+                and isinstance(data, ClipDataset)
+                and (data.training or self.negatives_in_evaluation)
+            ):
                 videos = sorted(set(data.ids))
                 if len(videos) < 2:
-                    raise DatasetError(self.root, f"one video in split {split}", "two or more, for negatives",
-                                       "Set `negatives: none`.")
+                    raise DatasetError(
+                        self.root, f"one video in split {split}", "two or more, for negatives", "Set `negatives: none`."
+                    )
                 data.annotate = partial(self._with_negatives, data, videos)
 
-    def _with_negatives(self, data: ClipDataset, videos: list[str], item: music_avqa.Question,
-                        rng: np.random.Generator) -> Sample:
+    def _with_negatives(
+        self, data: ClipDataset, videos: list[str], item: music_avqa.Question, rng: np.random.Generator
+    ) -> Sample:
         others = [video for video in videos if video != item.id]
         chosen = rng.integers(len(others), size=self.sampling.segments)
         if data.features is not None:
@@ -209,5 +230,6 @@ class MUSICAVQADataModule(AVDataModule):
                 if not data.substitute:
                     raise
                 warnings.warn(f"another video gives negative frames in place of {video}: {error}", stacklevel=2)
-        raise ClipDecodeError(data.items[0].id, "no other video of the split decodes", "readable videos",
-                              "Run `avprompt data verify`.")
+        raise ClipDecodeError(
+            data.items[0].id, "no other video of the split decodes", "readable videos", "Run `avprompt data verify`."
+        )

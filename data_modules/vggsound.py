@@ -36,8 +36,13 @@ class VGGSoundDataModule(EventDataModule):
 
     info = vggsound.INFO
 
-    def __init__(self, root: Path, category_file: Path = Path(vggsound.CATEGORY_FILE),
-                 label_file: Path = Path(vggsound.LABEL_FILE), **options: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        category_file: Path = Path(vggsound.CATEGORY_FILE),
+        label_file: Path = Path(vggsound.LABEL_FILE),
+        **options: Any,
+    ) -> None:
         super().__init__(root, **options)
         self.category_file, self.label_file = self.root / category_file, self.root / label_file
         # read before `setup`: the model is built with these sizes before any data are read
@@ -59,6 +64,10 @@ class VGGSoundDataModule(EventDataModule):
 
     def _available(self, split: str, items: list[vggsound.Video], reader: ClipReader) -> list[vggsound.Video]:
         if split == "val" and not items:
-            raise DatasetError(self.label_file, "no row of a validation split", "rows whose split begins with val",
-                               "Set `validation_split: test`: the released procedure selects on the test split.")
+            raise DatasetError(
+                self.label_file,
+                "no row of a validation split",
+                "rows whose split begins with val",
+                "Set `validation_split: test`: the released procedure selects on the test split.",
+            )
         return super()._available(split, items, reader)

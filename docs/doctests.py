@@ -20,8 +20,13 @@ def with_section(text: str) -> str:
     """
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
     before, begins, after = text.partition("\n\n>>> ")
-    return text if not begins else "\n".join([before, "", "Examples:", *(
-        f"    {line}" if line else "" for line in f">>> {after}".split("\n"))])
+    return (
+        text
+        if not begins
+        else "\n".join(
+            [before, "", "Examples:", *(f"    {line}" if line else "" for line in f">>> {after}".split("\n"))]
+        )
+    )
 
 
 class Doctests(Extension):

@@ -30,8 +30,14 @@ def opened(address: str | Path, width: int = 1300) -> Iterator[Any]:
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: problems.append(str(error)))
-            page.on("request", lambda request: None if request.url.startswith(
-                ("file:", "data:", "blob:", "http://127.0.0.1", "ws://127.0.0.1")) else problems.append(request.url))
+            page.on(
+                "request",
+                lambda request: (
+                    None
+                    if request.url.startswith(("file:", "data:", "blob:", "http://127.0.0.1", "ws://127.0.0.1"))
+                    else problems.append(request.url)
+                ),
+            )
             page.goto(address)
             yield page
             assert not problems

@@ -91,8 +91,9 @@ def ave_features(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     rows = len((ave_root / "Annotations.txt").read_text(encoding="utf-8").splitlines()) - 1
     for suffix, count in (("", rows), ("_noisy", 178)):
         for name, shape, kind in (("visual", (10, 7, 7, 512), np.float16), ("audio", (10, 128), np.float32)):
-            made = np.lib.format.open_memmap(folder / f"{name}_feature{suffix}.{np.dtype(kind).name}.npy", "w+", kind,
-                                             (count, *shape))
+            made = np.lib.format.open_memmap(
+                folder / f"{name}_feature{suffix}.{np.dtype(kind).name}.npy", "w+", kind, (count, *shape)
+            )
             if not suffix:
                 made[:] = np.maximum(rng.standard_normal(shape), 0)
     return folder
@@ -115,8 +116,11 @@ def llp_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from avprompt.datasets import llp
 
     ids = {video.id for videos in llp.read_splits(llp_root, llp.read_categories(llp_root)).values() for video in videos}
-    return npy_features(tmp_path_factory.mktemp("llp_features"), ids, {
-        "vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)})
+    return npy_features(
+        tmp_path_factory.mktemp("llp_features"),
+        ids,
+        {"vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)},
+    )
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +145,9 @@ def avqa_features(avqa_root: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from avprompt.datasets import music_avqa
 
     ids = {question.id for questions in music_avqa.read_splits(avqa_root).values() for question in questions}
-    return npy_features(tmp_path_factory.mktemp("avqa_features"), ids, {
-        "vggish": (60, 128), "res18_14x14": (60, 512, 14, 14)})
+    return npy_features(
+        tmp_path_factory.mktemp("avqa_features"), ids, {"vggish": (60, 128), "res18_14x14": (60, 512, 14, 14)}
+    )
 
 
 @pytest.fixture(scope="session")
@@ -154,8 +159,19 @@ def llp_root(make: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def avs_roots(make: Callable[..., Path]) -> dict[str, Path]:
     """25 videos in AVSBench's layout for each setting."""
-    return {setting: make("avsbench", {"train": 15, "val": 5, "test": 5}, store=False, setting=setting, videos=25,
-                          seed=5, classes=5, objects=2) for setting in ("s4", "ms3")}
+    return {
+        setting: make(
+            "avsbench",
+            {"train": 15, "val": 5, "test": 5},
+            store=False,
+            setting=setting,
+            videos=25,
+            seed=5,
+            classes=5,
+            objects=2,
+        )
+        for setting in ("s4", "ms3")
+    }
 
 
 @pytest.fixture(scope="session")

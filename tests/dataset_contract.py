@@ -45,9 +45,18 @@ class Recorder(LightningModule):
 
 
 def trainer(**options: Any) -> Trainer:
-    return Trainer(**{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 1,
-                      "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-                      **options})
+    return Trainer(
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "max_epochs": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **options,
+        }
+    )
 
 
 class DatasetContract:
@@ -87,6 +96,7 @@ class DatasetContract:
 
     def test_fewer_training_clips(self, root: Path) -> None:
         """Drawn by the seed, the fewer among the more, all items of a clip; other splits stay whole."""
+
         def drawn(count: int | None, seed: int = 0) -> tuple[list[str], AVDataModule]:
             data = self.module(root, train_clips=count, seed=seed)
             data.setup("fit")
@@ -114,8 +124,11 @@ class DatasetContract:
         assert batch["frames"].is_contiguous() and batch["frames"].max() > 50
         assert batch["valid"].shape == (4, self.segments) and batch["valid"].dtype == torch.bool
         assert batch["times"].shape == (4, self.segments, 2) and batch["times"].dtype == torch.float32
-        assert {key: tuple(value.shape[1:]) for key, value in batch.items()
-                if key not in ("id", "frames", "audio", "valid", "times") and isinstance(value, Tensor)} == self.labels
+        assert {
+            key: tuple(value.shape[1:])
+            for key, value in batch.items()
+            if key not in ("id", "frames", "audio", "valid", "times") and isinstance(value, Tensor)
+        } == self.labels
 
     def test_normalisation_is_the_encoders(self, root: Path) -> None:
         with pytest.raises(TypeError, match="unexpected keyword argument 'mean'"):
@@ -127,8 +140,10 @@ class DatasetContract:
         example = data.example_batch(4)
         data.setup("fit")
         batch = next(iter(data.train_dataloader()))
-        kinds = [{key: (value.dtype, tuple(value.shape)) for key, value in found.items() if isinstance(value, Tensor)}
-                 for found in (example, batch)]
+        kinds = [
+            {key: (value.dtype, tuple(value.shape)) for key, value in found.items() if isinstance(value, Tensor)}
+            for found in (example, batch)
+        ]
         assert kinds[0] == {key: kinds[1][key] for key in kinds[0]} and len(example["id"]) == 4
         missing = set(batch) - set(example) - self.own
         assert not {key for key in missing if isinstance(batch[key], Tensor)}
@@ -154,8 +169,9 @@ class DatasetContract:
             assert sorted(ids) == sorted(item.id for item in data.datasets[split].items)
             assert len(ids) == self.counts[split]
 
-    @pytest.mark.parametrize(("stage", "splits"), [("fit", {"train", "val"}), ("validate", {"val"}),
-                                                   ("test", {"test"})])
+    @pytest.mark.parametrize(
+        ("stage", "splits"), [("fit", {"train", "val"}), ("validate", {"val"}), ("test", {"test"})]
+    )
     def test_each_stage_reads_its_splits_only(self, root: Path, stage: str, splits: set[str]) -> None:
         data = self.module(root)
         data.setup(stage)
@@ -190,8 +206,9 @@ class DatasetContract:
     def test_manifest_and_counts(self, root: Path) -> None:
         data = self.module(root)
         data.setup("fit")
-        assert data.clips() == {split: {"used": self.counts[split], "missing": 0, "corrupt": 0}
-                                for split in ("train", "val")}
+        assert data.clips() == {
+            split: {"used": self.counts[split], "missing": 0, "corrupt": 0} for split in ("train", "val")
+        }
         manifest = json.loads(json.dumps(data.manifest()))
         assert len(manifest["ids"]["train"]) == self.counts["train"] and manifest["clips"] == data.clips()
 
@@ -201,7 +218,7 @@ class DatasetContract:
         assert isinstance(data.plot(data.datasets["test"][0]), Figure)
 
     def test_missing_media(self, root: Path) -> None:
-        victim, = self.victims(root, "train")
+        (victim,) = self.victims(root, "train")
         self.remove(root, victim)
         with pytest.raises(DatasetError, match=f"(?s)split train unusable .{victim}.*missing: skip"):
             self.module(root).setup("fit")
@@ -274,19 +291,38 @@ class DatasetContract:
         write_video(folder / "later.mp4", delay=3)
         write_video(folder / "breaks.mp4", seconds=40, movflags="faststart")
         content = (folder / "breaks.mp4").read_bytes()
-        (folder / "breaks.mp4").write_bytes(content[:len(content) * 6 // 10])
+        (folder / "breaks.mp4").write_bytes(content[: len(content) * 6 // 10])
         data = self.module(root, predict_root=folder, segments=10)
         with pytest.warns(UserWarning, match="left out: .*mute.mp4.*no audio"):
             data.setup("predict")
         with pytest.warns(UserWarning, match="not decoded from second 30"):
             samples = {sample["id"]: sample for sample in (data.datasets["predict"][k] for k in range(10))}
-        assert list(samples) == data.datasets["predict"].ids == [
-            "-brief", "breaks", "breaks@10", "breaks@20", "breaks@30", "later", "later@10", "long", "long@10",
-            "long@20"]
+        assert (
+            list(samples)
+            == data.datasets["predict"].ids
+            == [
+                "-brief",
+                "breaks",
+                "breaks@10",
+                "breaks@20",
+                "breaks@30",
+                "later",
+                "later@10",
+                "long",
+                "long@10",
+                "long@20",
+            ]
+        )
         assert set(self.labels) & set(samples["long"]) == self.own
         valid = {clip: int(sample["valid"].sum()) for clip, sample in samples.items()}
         assert {clip: count for clip, count in valid.items() if "breaks" not in clip} == {
-            "-brief": 4, "later": 7, "later@10": 0, "long": 10, "long@10": 10, "long@20": 3}
+            "-brief": 4,
+            "later": 7,
+            "later@10": 0,
+            "long": 10,
+            "long@10": 10,
+            "long@20": 3,
+        }
         assert samples["breaks"]["valid"].all() and not samples["breaks@30"]["valid"].any()
         assert data.clips() == {"predict": {"used": 10, "missing": 0, "corrupt": 1}}
         assert "no audio" in data.manifest()["left_out"]["predict"]["mute"]
@@ -310,8 +346,17 @@ class DatasetContract:
         with pytest.raises(DatasetError, match="image_size, sample_rate"):
             self.module(root, **setting).setup("fit")
 
-    @pytest.mark.parametrize("setting", [{"batch_size": 0}, {"eval_batch_size": -1}, {"num_workers": -1}, {"seed": -1},
-                                         {"segments": 0}, {"image_size": 0}])
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"batch_size": 0},
+            {"eval_batch_size": -1},
+            {"num_workers": -1},
+            {"seed": -1},
+            {"segments": 0},
+            {"image_size": 0},
+        ],
+    )
     def test_impossible_numbers(self, root: Path, setting: dict[str, object]) -> None:
         with pytest.raises(ArgumentError, match="got (0|-1); expected"):
             self.module(root, **setting)
@@ -322,10 +367,15 @@ class DatasetContract:
         run = trainer()
         run.fit(Recorder(), data)
         data.setup("test")
-        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(),
-                       data.predict_dataloader()):
+        for loader in (
+            data.train_dataloader(),
+            data.val_dataloader(),
+            data.test_dataloader(),
+            data.predict_dataloader(),
+        ):
             sent = ForkingPickler.loads(ForkingPickler.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
             assert len(sent[0]) == len(loader.dataset)
             one, two = loader.dataset[0], sent[0][0]
             assert one.keys() == two.keys() and all(
-                torch.equal(one[key], two[key]) if isinstance(one[key], Tensor) else one[key] == two[key] for key in one)
+                torch.equal(one[key], two[key]) if isinstance(one[key], Tensor) else one[key] == two[key] for key in one
+            )

@@ -13,8 +13,10 @@ def contrastive_lines(arguments: dict[str, object]) -> list[str]:
     lines = ["    pretrained: null"]
     for side, kind, more in (("visual", "CLIP", ""), ("audio", "CLAP", ", cache: null")):
         if f"{side}_texts" in arguments:
-            lines.append(f"    {side}_texts: {{init_args: {{tower: {{class_path: avprompt.encoders.Tiny{kind}Text, "
-                         f"init_args: {{pretrained: none}}}}{more}}}}}")
+            lines.append(
+                f"    {side}_texts: {{init_args: {{tower: {{class_path: avprompt.encoders.Tiny{kind}Text, "
+                f"init_args: {{pretrained: none}}}}{more}}}}}"
+            )
     return lines
 
 
@@ -44,26 +46,51 @@ def tiny(path: Path, overlay: Path, data: list[str]) -> list[str]:
         lines = [] if lines == ["model:", "  init_args:"] else lines
     elif mapped:
         small = {"PVT": "model: pvt_v2_b0", "ResNet": "model: resnet18"}.get(encoder["class_path"].rpartition(".")[2])
-        lines += ["        visual:", f"          class_path: {encoder['class_path']}",
-                  f"          init_args: {{pretrained: none, img_size: 64{', ' + small if small else ''}}}",
-                  "        audio: {class_path: avprompt.encoders.VGGish, init_args: {pretrained: none}}"]
+        lines += [
+            "        visual:",
+            f"          class_path: {encoder['class_path']}",
+            f"          init_args: {{pretrained: none, img_size: 64{', ' + small if small else ''}}}",
+            "        audio: {class_path: avprompt.encoders.VGGish, init_args: {pretrained: none}}",
+        ]
     elif contrastive:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
-                  for side, kind, more in (("visual", "TinyCLIP", "projection: true"),
-                                           ("audio", "TinyCLAP", "released_mode: false"))]
+        lines += [
+            f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: none, {more}}}}}"
+            for side, kind, more in (
+                ("visual", "TinyCLIP", "projection: true"),
+                ("audio", "TinyCLAP", "released_mode: false"),
+            )
+        ]
     elif arguments["backbone"]["init_args"]["audio"] in ("shared", "separate"):
-        kind, own = ("TinySwinV2", "") if "Swin" in encoder["class_path"] else (
-            "TinyCLIP", "segments: 10, train_norm: true, ")
-        lines += ["        visual:", f"          class_path: avprompt.encoders.{kind}",
-                  f"          init_args: {{pretrained: synthetic, {own}{more}",
-                  "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}"]
+        kind, own = (
+            ("TinySwinV2", "") if "Swin" in encoder["class_path"] else ("TinyCLIP", "segments: 10, train_norm: true, ")
+        )
+        lines += [
+            "        visual:",
+            f"          class_path: avprompt.encoders.{kind}",
+            f"          init_args: {{pretrained: synthetic, {own}{more}",
+            "            fbank: {mel_bins: 64, frames: 64, shift_ms: 15, mean: -4.0, std: 3.0}}",
+        ]
     else:
-        lines += [f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, {own}"
-                  "frozen: true, released_mode: false}}"
-                  for side, kind, own in (("visual", "TinySwinV2", more), ("audio", "TinyHTSAT", ""))]
-    lines += ["data:", "  init_args:", *(f"    {line}" for line in (
-        "image_size: 64", "sample_rate: 16000", "antialias: true", "num_workers: 0",
-        f"batch_size: {1 if mapped else 4}", *data))]
+        lines += [
+            f"        {side}: {{class_path: avprompt.encoders.{kind}, init_args: {{pretrained: synthetic, {own}"
+            "frozen: true, released_mode: false}}"
+            for side, kind, own in (("visual", "TinySwinV2", more), ("audio", "TinyHTSAT", ""))
+        ]
+    lines += [
+        "data:",
+        "  init_args:",
+        *(
+            f"    {line}"
+            for line in (
+                "image_size: 64",
+                "sample_rate: 16000",
+                "antialias: true",
+                "num_workers: 0",
+                f"batch_size: {1 if mapped else 4}",
+                *data,
+            )
+        ),
+    ]
     overlay.write_text("\n".join(lines) + "\n", encoding="utf-8")
     flags = ["--config", str(overlay)]
     if published or mapped:

@@ -24,9 +24,18 @@ def loudness(seconds: float, tone: float, rate: int = RATE) -> np.ndarray:
     return (0.05 * (1 + np.floor(time) % 16) * np.sin(2 * np.pi * tone * time)).astype(np.float32)
 
 
-def write_video(path: Path, seconds: float = 10, tone: float | None = 440.0, picture: bool = True, rate: int = RATE,
-                times: list[float] | None = None, delay: float = 0.0, cover: bool = False,
-                corner: bool = False, **options: str) -> Path:
+def write_video(
+    path: Path,
+    seconds: float = 10,
+    tone: float | None = 440.0,
+    picture: bool = True,
+    rate: int = RATE,
+    times: list[float] | None = None,
+    delay: float = 0.0,
+    cover: bool = False,
+    corner: bool = False,
+    **options: str,
+) -> Path:
     """A video whose second k has brightness 8 k and loudness 0.05 (k % 16 + 1).
 
     Args:
@@ -44,8 +53,9 @@ def write_video(path: Path, seconds: float = 10, tone: float | None = 440.0, pic
     with av.open(str(path), "w", options=options) as container:
         video = audio = None
         if picture:
-            video = container.add_stream("mjpeg" if cover else "libx264", rate=FPS,
-                                         options={} if cover else {"crf": "10", "g": "30", "bf": "2"})
+            video = container.add_stream(
+                "mjpeg" if cover else "libx264", rate=FPS, options={} if cover else {"crf": "10", "g": "30", "bf": "2"}
+            )
             video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuvj420p" if cover else "yuv420p"
             video.codec_context.time_base = MILLISECOND
             if cover:
@@ -57,7 +67,7 @@ def write_video(path: Path, seconds: float = 10, tone: float | None = 440.0, pic
             for k, shade in enumerate(shades[:1] if cover else shades):
                 pixels = np.full((HEIGHT, WIDTH, 3), 8 * shade, np.uint8)
                 if corner:
-                    pixels[:HEIGHT // 2, :WIDTH // 2] = 255
+                    pixels[: HEIGHT // 2, : WIDTH // 2] = 255
                 frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
                 frame.pts, frame.time_base = round(1000 * (k / FPS if times is None else times[k])), MILLISECOND
                 container.mux(video.encode(frame))
@@ -75,7 +85,7 @@ def turn(path: Path) -> None:
     content = bytearray(path.read_bytes())
     place = content.find(b"tkhd")  # the picture's track is the first
     matrix = place + 4 + 40
-    content[matrix:matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, HEIGHT << 16, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, HEIGHT << 16, 0, 1 << 30)
     path.write_bytes(content)
 
 

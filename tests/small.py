@@ -32,8 +32,9 @@ class SmallSwin(SwinV2):
         enliven(self)
 
     def _build(self, model: str) -> SwinTransformerV2:
-        return SwinTransformerV2(img_size=SIZE, patch_size=4, num_classes=0, embed_dim=16, depths=(4, 2),
-                                 num_heads=(2, 4), window_size=4)
+        return SwinTransformerV2(
+            img_size=SIZE, patch_size=4, num_classes=0, embed_dim=16, depths=(4, 2), num_heads=(2, 4), window_size=4
+        )
 
 
 class SmallHTSAT(HTSAT):
@@ -46,8 +47,9 @@ class SmallHTSAT(HTSAT):
     def _build(self, front_end: FrontEnd, **sizes: object) -> nn.Module:
         small = FrontEnd(sample_rate=16000, window_size=512, hop_size=800, mel_bins=16, fmin=50, fmax=8000)
         net = super()._build(small, spec_size=32, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4)
-        net.spec_augmenter = SpecAugmentation(time_drop_width=4, time_stripes_num=1, freq_drop_width=2,
-                                              freq_stripes_num=1)
+        net.spec_augmenter = SpecAugmentation(
+            time_drop_width=4, time_stripes_num=1, freq_drop_width=2, freq_stripes_num=1
+        )
         return net
 
 

@@ -39,8 +39,12 @@ class Features(Dataset):
         return len(self.event)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"id": f"clip{index}", "visual": self.visual[index], "audio": self.audio[index],
-                "event": self.event[index].expand(SEGMENTS, -1)}
+        return {
+            "id": f"clip{index}",
+            "visual": self.visual[index],
+            "audio": self.audio[index],
+            "event": self.event[index].expand(SEGMENTS, -1),
+        }
 
 
 class Data(LightningDataModule):
@@ -76,8 +80,12 @@ class Noisy(FeatureSource):
 def build(seed: int = 0, **options: Any) -> AVELinear:
     """The task with its weights."""
     seed_everything(seed, verbose=False)
-    return AVELinear(Noisy(), CLASSES, optimizer=lambda groups: torch.optim.Adam(groups, 0.05), **{
-        "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9), **options})
+    return AVELinear(
+        Noisy(),
+        CLASSES,
+        optimizer=lambda groups: torch.optim.Adam(groups, 0.05),
+        **{"lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.9), **options},
+    )
 
 
 class Watch(Callback):
@@ -90,7 +98,9 @@ class Watch(Callback):
         self.seen.append(("epoch", trainer.current_epoch))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.seen.append((trainer.current_epoch, batch_idx, *batch["id"], round(trainer.optimizers[0].param_groups[0]["lr"], 9)))
+        self.seen.append(
+            (trainer.current_epoch, batch_idx, *batch["id"], round(trainer.optimizers[0].param_groups[0]["lr"], 9))
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if not trainer.sanity_checking:
@@ -100,14 +110,28 @@ class Watch(Callback):
         self.seen.append(("end", trainer.global_step))
 
 
-def train(folder: Path, *extra: Callback, task: AVELinear | None = None, ckpt_path: Path | None = None, epochs: int = 3,
-          seed: int = 0, **options: Any) -> tuple[Trainer, list[Any]]:
+def train(
+    folder: Path,
+    *extra: Callback,
+    task: AVELinear | None = None,
+    ckpt_path: Path | None = None,
+    epochs: int = 3,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Trainer, list[Any]]:
     """Fit in a folder; the trainer, and what happened."""
     watch = Watch()
     options = {"log_every_n_steps": 1, "num_sanity_val_steps": 1, **options}
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=TensorBoardLogger(folder, name=None, version=""),
-                      callbacks=[ExactResume(), TaskCheckpoint(), LastCheckpoint(), InterruptCheckpoint(), watch, *extra],
-                      enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, **options)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name=None, version=""),
+        callbacks=[ExactResume(), TaskCheckpoint(), LastCheckpoint(), InterruptCheckpoint(), watch, *extra],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
     trainer.watch = watch
     trainer.fit(build(seed) if task is None else task, Data(), ckpt_path=ckpt_path)
     return trainer, watch.seen
@@ -123,8 +147,10 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def state(trainer: Trainer) -> dict[str, Tensor]:
     """Trained weights and buffers, and the optimizer's moments."""
     slots = trainer.optimizers[0].state_dict()["state"]
-    return {**trainer.lightning_module.state_dict(),
-            **{f"{index}.{name}": value for index, slot in slots.items() for name, value in slot.items()}}
+    return {
+        **trainer.lightning_module.state_dict(),
+        **{f"{index}.{name}": value for index, slot in slots.items() for name, value in slot.items()},
+    }
 
 
 @contextmanager

@@ -15,34 +15,73 @@ from avprompt.datasets import ave, avsbench, kinetics_sounds, llp, music_avqa, v
 from avprompt.errors import AnnotationError, AVPromptError, ConfigError, DatasetError
 from avprompt.media.text import is_name, plain, read_text, whole
 
-QUESTION = {"video_id": "00000001", "question_id": 7, "type": '["Audio", "Counting"]', "question_deleted": 0,
-            "question_content": "How many <Object> sound?", "templ_values": '["flute"]', "anser": "two"}
+QUESTION = {
+    "video_id": "00000001",
+    "question_id": 7,
+    "type": '["Audio", "Counting"]',
+    "question_deleted": 0,
+    "question_content": "How many <Object> sound?",
+    "templ_values": '["flute"]',
+    "anser": "two",
+}
 LABEL = json.dumps([1] * 10)
 #: dataset -> its files with one right row each, and what reads them
 FILES: dict[str, tuple[dict[str, str], Callable[[Path], object]]] = {
-    "ave": ({"Annotations.txt": "Bark&abc&good&0&10\n", "trainSet.txt": "Bark&abc&good&0&10\n",
-             "valSet.txt": "Bark&abc&good&0&10\n", "testSet.txt": "Bark&abc&good&0&10\n", "categories.txt": "Bark\n"},
-            ave.read_splits),
-    "llp": ({"AVVP_train.csv": "filename\tevent_labels\nabcdefghijk_1_11\tDog\n",
-             "AVVP_val_pd.csv": "filename\tevent_labels\nbbcdefghijk_1_11\tDog\n",
-             "AVVP_test_pd.csv": "filename\tevent_labels\ncbcdefghijk_1_11\tDog\n",
-             "AVVP_eval_audio.csv": "filename\tonset\toffset\tevent_labels\nbbcdefghijk_1_11\t0\t3\tDog\n",
-             "AVVP_eval_visual.csv": "filename\tonset\toffset\tevent_labels\nbbcdefghijk_1_11\t0\t3\tDog\n"},
-            llp.read_splits),
-    "avs_s4": ({"Single-source/s4_meta_data.csv": "name,split,category\nabc,train,dog\n"},
-               lambda root: avsbench.read_splits(root, "s4")),
-    "avs_ms3": ({"Multi-sources/ms3_meta_data.csv": "name,split\nabc,train\n"},
-                lambda root: avsbench.read_splits(root, "ms3")),
-    "kinetics_sounds": ({**{f"{split}.csv": f"label,youtube_id,time_start,time_end,split\nsinging,a{split},1,11,{split}\n"
-                            for split in ("train", "val", "test")}, "classes.txt": "singing\n"},
-                        kinetics_sounds.read_splits),
-    "music_avqa": ({**{f"json/avqa-{split}.json": json.dumps([QUESTION]) for split in ("train", "val", "test")},
-                    "ques_vocab.txt": "<pad>\nHow\n", "ans_vocab.txt": "two\n"},
-                   lambda root: (music_avqa.read_splits(root), music_avqa.read_vocabulary(root, source="files"))),
-    "vggsound": ({vggsound.CATEGORY_FILE: "Bark\n",
-                  vggsound.LABEL_FILE: f'split,category,video_id,label\ntrain,Bark,7,"{LABEL}"\n'},
-                 lambda root: vggsound.read_splits(root / vggsound.LABEL_FILE,
-                                                   vggsound.read_categories(root / vggsound.CATEGORY_FILE))),
+    "ave": (
+        {
+            "Annotations.txt": "Bark&abc&good&0&10\n",
+            "trainSet.txt": "Bark&abc&good&0&10\n",
+            "valSet.txt": "Bark&abc&good&0&10\n",
+            "testSet.txt": "Bark&abc&good&0&10\n",
+            "categories.txt": "Bark\n",
+        },
+        ave.read_splits,
+    ),
+    "llp": (
+        {
+            "AVVP_train.csv": "filename\tevent_labels\nabcdefghijk_1_11\tDog\n",
+            "AVVP_val_pd.csv": "filename\tevent_labels\nbbcdefghijk_1_11\tDog\n",
+            "AVVP_test_pd.csv": "filename\tevent_labels\ncbcdefghijk_1_11\tDog\n",
+            "AVVP_eval_audio.csv": "filename\tonset\toffset\tevent_labels\nbbcdefghijk_1_11\t0\t3\tDog\n",
+            "AVVP_eval_visual.csv": "filename\tonset\toffset\tevent_labels\nbbcdefghijk_1_11\t0\t3\tDog\n",
+        },
+        llp.read_splits,
+    ),
+    "avs_s4": (
+        {"Single-source/s4_meta_data.csv": "name,split,category\nabc,train,dog\n"},
+        lambda root: avsbench.read_splits(root, "s4"),
+    ),
+    "avs_ms3": (
+        {"Multi-sources/ms3_meta_data.csv": "name,split\nabc,train\n"},
+        lambda root: avsbench.read_splits(root, "ms3"),
+    ),
+    "kinetics_sounds": (
+        {
+            **{
+                f"{split}.csv": f"label,youtube_id,time_start,time_end,split\nsinging,a{split},1,11,{split}\n"
+                for split in ("train", "val", "test")
+            },
+            "classes.txt": "singing\n",
+        },
+        kinetics_sounds.read_splits,
+    ),
+    "music_avqa": (
+        {
+            **{f"json/avqa-{split}.json": json.dumps([QUESTION]) for split in ("train", "val", "test")},
+            "ques_vocab.txt": "<pad>\nHow\n",
+            "ans_vocab.txt": "two\n",
+        },
+        lambda root: (music_avqa.read_splits(root), music_avqa.read_vocabulary(root, source="files")),
+    ),
+    "vggsound": (
+        {
+            vggsound.CATEGORY_FILE: "Bark\n",
+            vggsound.LABEL_FILE: f'split,category,video_id,label\ntrain,Bark,7,"{LABEL}"\n',
+        },
+        lambda root: vggsound.read_splits(
+            root / vggsound.LABEL_FILE, vggsound.read_categories(root / vggsound.CATEGORY_FILE)
+        ),
+    ),
 }
 EACH = [(dataset, name) for dataset, (files, _) in FILES.items() for name in files]
 
@@ -59,8 +98,28 @@ def changed(draw: st.DrawFn, text: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         first = draw(st.integers(0, len(text)))
         last = draw(st.integers(first, min(len(text), first + 12)))
-        odd = st.sampled_from([b"\r", b"\x00", b'"', b",", b"\t", b"&", b"9" * 5000, "²٣".encode(), b"\\ud800", b"../",
-                               b"[" * 3000, b"{}", b"NaN", b"\xe2\x80\xa8", b"\x0c", b"null", b"-1", b"1e400"])
+        odd = st.sampled_from(
+            [
+                b"\r",
+                b"\x00",
+                b'"',
+                b",",
+                b"\t",
+                b"&",
+                b"9" * 5000,
+                "²٣".encode(),
+                b"\\ud800",
+                b"../",
+                b"[" * 3000,
+                b"{}",
+                b"NaN",
+                b"\xe2\x80\xa8",
+                b"\x0c",
+                b"null",
+                b"-1",
+                b"1e400",
+            ]
+        )
         text = text[:first] + draw(st.one_of(st.binary(max_size=6), odd, st.just(text[first:last] * 2))) + text[last:]
     return text
 
@@ -90,8 +149,10 @@ def test_files_in_other_encodings_name_file_byte_and_cure(tmp_path: Path, datase
     for content, place, what in (
         (right.encode() + "中文".encode("gbk"), len(right), "-f GBK -t UTF-8"),
         (right.encode() + b"caf\xe9 ", len(right) + 3, "-f LATIN1 -t UTF-8"),
-        (right.encode("utf-16"), 0, "UTF-16.*Save it as UTF-8"), (right.encode("utf-16-le"), 1, "Save it as UTF-8"),
-        (gzip.compress(right.encode()), 0, "gunzip"), (b"<!DOCTYPE html><html>", 0, "web page"),
+        (right.encode("utf-16"), 0, "UTF-16.*Save it as UTF-8"),
+        (right.encode("utf-16-le"), 1, "Save it as UTF-8"),
+        (gzip.compress(right.encode()), 0, "gunzip"),
+        (b"<!DOCTYPE html><html>", 0, "web page"),
     ):
         write(tmp_path, dataset, **{name: content})
         with pytest.raises(AnnotationError, match=f"(?s){Path(name).name}, byte {place}.*{what}"):
@@ -155,13 +216,16 @@ def test_music_avqa_v2(shared: Path) -> None:
     assert sum(question.id.endswith("_flip") for question in questions) == 69
 
 
-@pytest.mark.parametrize("change", [
-    {"templ_values": ["flute"]}, {"type": ["Audio", "Counting"]}, {"question_id": "7"}, {"question_deleted": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"templ_values": ["flute"]}, {"type": ["Audio", "Counting"]}, {"question_id": "7"}, {"question_deleted": None}],
+)
 def test_questions_in_the_forms_of_both_versions(tmp_path: Path, change: dict[str, object]) -> None:
     path = tmp_path / "q.json"
     path.write_text(json.dumps([QUESTION, {**QUESTION, **change}]))
     one, two = music_avqa.read_questions(path)
     assert one == two
-    path.write_text(json.dumps([{key: value for key, value in QUESTION.items()
-                                 if key not in ("question_id", "question_deleted")}]))
+    path.write_text(
+        json.dumps([{key: value for key, value in QUESTION.items() if key not in ("question_id", "question_deleted")}])
+    )
     assert music_avqa.read_questions(path)[0].question_id == "record 1"

@@ -26,8 +26,12 @@ SIZE = 48
 def ramps() -> Tensor:
     """Three frames, uint8 (3, 3, SIZE, SIZE): red grows to the right, green downwards, blue differs between frames."""
     ramp = torch.arange(SIZE) / (SIZE - 1)
-    frames = torch.stack([torch.stack([ramp.expand(SIZE, SIZE), ramp[:, None].expand(SIZE, SIZE),
-                                       torch.full((SIZE, SIZE), blue)]) for blue in (0.2, 0.5, 0.8)])
+    frames = torch.stack(
+        [
+            torch.stack([ramp.expand(SIZE, SIZE), ramp[:, None].expand(SIZE, SIZE), torch.full((SIZE, SIZE), blue)])
+            for blue in (0.2, 0.5, 0.8)
+        ]
+    )
     return (255 * frames).round().byte()
 
 
@@ -53,8 +57,9 @@ def test_policy_is_timms() -> None:
     bare = RandAugment(SIZE)
     bare.geometry = bare.erasing = lambda frames: frames
     picture = ramps()[0].permute(1, 2, 0).numpy()
-    timms = rand_augment_transform("rand-m7-n4-mstd0.5-inc1",
-                                   {"translate_const": int(0.45 * SIZE), "interpolation": Image.Resampling.BICUBIC})
+    timms = rand_augment_transform(
+        "rand-m7-n4-mstd0.5-inc1", {"translate_const": int(0.45 * SIZE), "interpolation": Image.Resampling.BICUBIC}
+    )
     changed = 0
     for seed in range(20):
         with drawing(seed):
@@ -148,8 +153,9 @@ class Reader(ClipReader):
 
 def dataset(count: int = 12, gone: set[str] = frozenset(), training: bool = True, **options: object) -> ClipDataset:
     items = [SimpleNamespace(id=str(number)) for number in range(count)]
-    return ClipDataset(items, Reader(gone), lambda item, rng: {"chance": rng.random()}, seed=3, training=training,
-                       **options)
+    return ClipDataset(
+        items, Reader(gone), lambda item, rng: {"chance": rng.random()}, seed=3, training=training, **options
+    )
 
 
 def shares(mixed: Tensor, own: Tensor, other: Tensor) -> Tensor | None:
@@ -165,8 +171,12 @@ def test_mixed_sound() -> None:
     for place in range(12):
         one, two = plain[place], mixing[place]
         assert torch.equal(one["frames"], two["frames"]) and one["chance"] == two["chance"] and one["id"] == two["id"]
-        others = {other: share for other in range(12) if other != place
-                  if (share := shares(two["audio"], one["audio"], plain[other]["audio"])) is not None}
+        others = {
+            other: share
+            for other in range(12)
+            if other != place
+            if (share := shares(two["audio"], one["audio"], plain[other]["audio"])) is not None
+        }
         assert len(others) == 1
         found += [(place, *others.keys(), share) for share in next(iter(others.values())).tolist()]
     drawn = np.array([share for _, _, share in found])
@@ -261,9 +271,14 @@ def test_as_an_argument_of_a_data_module(ave_root: Path) -> None:
     assert torch.equal(next(iter(data.val_dataloader()))["frames"], next(iter(plain.val_dataloader()))["frames"])
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"augment": "autoaugment"}, "none or randaugment"), ({"mix_audio": -0.1}, "0 to 1"),
-    ({"mix_audio": 2.0}, "0 to 1")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": "autoaugment"}, "none or randaugment"),
+        ({"mix_audio": -0.1}, "0 to 1"),
+        ({"mix_audio": 2.0}, "0 to 1"),
+    ],
+)
 def test_impossible_arguments(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         module(tmp_path, **options)

@@ -67,7 +67,7 @@ class TestAVE(DatasetContract):
         for index in range(8):
             sample, item = data.datasets["test"][index], data.datasets["test"].items[index]
             assert torch.equal(sample["event"].sum(-1), torch.ones(10))
-            assert sample["event"][item.start:item.end, item.category].sum() == item.end - item.start
+            assert sample["event"][item.start : item.end, item.category].sum() == item.end - item.start
 
 
 def folders(root: Path, clips: list[str]) -> None:
@@ -135,17 +135,20 @@ def test_leaked_clips_are_reported_and_kept_by_default(copy: Path) -> None:
         assert len(module(copy, drop_leaked=True).read_annotations()["train"]) == 24
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ("disc&x&good&0", "five fields"),
-    ("dragon&x&good&0&10", "category 'dragon'"),
-    ("disc&x&good&7&3", "7 to 3"),
-    ("disc&x&good&0&11", "0 to 11"),
-    ("disc&x&good&a&3", "a to 3"),
-    ("disc&x&good&-1&3", "-1 to 3"),
-    ("disc&&good&0&3", "clip id ''"),
-    ("disc&../x&good&0&3", "clip id '../x'"),
-    ("disc&x&good&0&3\ndisc&x&good&5&7", "disc of x again"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("disc&x&good&0", "five fields"),
+        ("dragon&x&good&0&10", "category 'dragon'"),
+        ("disc&x&good&7&3", "7 to 3"),
+        ("disc&x&good&0&11", "0 to 11"),
+        ("disc&x&good&a&3", "a to 3"),
+        ("disc&x&good&-1&3", "-1 to 3"),
+        ("disc&&good&0&3", "clip id ''"),
+        ("disc&../x&good&0&3", "clip id '../x'"),
+        ("disc&x&good&0&3\ndisc&x&good&5&7", "disc of x again"),
+    ],
+)
 def test_malformed_rows_name_their_line(copy: Path, bad: str, message: str) -> None:
     with (copy / "Annotations.txt").open("a") as file:
         file.write(bad + "\n")
@@ -174,8 +177,9 @@ def test_missing_annotation_file(copy: Path) -> None:
 def test_headers_line_ends_and_order_do_not_matter(copy: Path) -> None:
     expected = module(copy).read_annotations()
     lines = (copy / "Annotations.txt").read_text().splitlines()
-    (copy / "Annotations.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(
-        [lines[0], *reversed(lines[1:])]).encode() + b"\r\n\r\n")
+    (copy / "Annotations.txt").write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join([lines[0], *reversed(lines[1:])]).encode() + b"\r\n\r\n"
+    )
     (copy / "valSet.txt").write_text(ave.HEADER + "\n" + (copy / "valSet.txt").read_text())
     assert module(copy).read_annotations() == expected
 
@@ -262,8 +266,9 @@ def test_resize_of_published_frames(tmp_path: Path) -> None:
     board = (np.indices((60, 80)).sum(0) // 10 % 2 * 255).astype(np.uint8)
     Image.fromarray(np.stack([board] * 3, -1)).save(tmp_path / "frames" / "a" / "00000001.jpg", quality=100)
     np.save(tmp_path / "wave" / "a.npy", np.zeros(10 * 800, np.float32))
-    plain, smooth = (FolderReader(tmp_path, Sampling(size=40, sample_rate=800, antialias=a)).read("a")[0]
-                     for a in (False, True))
+    plain, smooth = (
+        FolderReader(tmp_path, Sampling(size=40, sample_rate=800, antialias=a)).read("a")[0] for a in (False, True)
+    )
     assert plain.shape == (10, 3, 40, 40) and plain.dtype == torch.uint8
     assert (plain.float() - smooth.float()).abs().max() > 13
     with Image.open(tmp_path / "frames" / "a" / "00000001.jpg") as picture:
@@ -309,8 +314,13 @@ def test_verify(copy: Path, capsys: pytest.CaptureFixture[str], ave_root: Path) 
     with (copy / "report.csv").open() as file:
         rows = {row["id"]: row["problem"] for row in csv.DictReader(file)}
     assert {clip: why.split(":")[0] for clip, why in rows.items()} == {
-        short: "usable, short", silent: "usable, silent", broken: "broken", cut: "broken", gone: "missing",
-        "nobody": "missing"}
+        short: "usable, short",
+        silent: "usable, silent",
+        broken: "broken",
+        cut: "broken",
+        gone: "missing",
+        "nobody": "missing",
+    }
 
 
 def test_verify_before_anything_is_there(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,13 +40,22 @@ def filled(module: nn.Module, seed: int = 0) -> nn.Module:
 def tokens(seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Two clips of three segments of `OWN`'s and of `OTHER`'s tokens, float64."""
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(6, spec.tokens, spec.dim, generator=generator, dtype=torch.float64)
-                 for spec in (OWN, OTHER))
+    return tuple(
+        torch.randn(6, spec.tokens, spec.dim, generator=generator, dtype=torch.float64) for spec in (OWN, OTHER)
+    )
 
 
 def mixture(attention: str = "none", batch_norm: bool = False, gated: bool = True, **options: object) -> Mixture:
-    settings = {"cross_experts": 1, "unimodal_experts": 1, "unimodal_relu": False, "router_noise": 0.0, "num_tokens": 4,
-                "reduction": 2, "groups": 2, **options}
+    settings = {
+        "cross_experts": 1,
+        "unimodal_experts": 1,
+        "unimodal_relu": False,
+        "router_noise": 0.0,
+        "num_tokens": 4,
+        "reduction": 2,
+        "groups": 2,
+        **options,
+    }
     return Mixture(OWN, OTHER, unimodal_attention=attention, batch_norm=batch_norm, gated=gated, **settings)
 
 
@@ -60,12 +69,30 @@ def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-@pytest.mark.parametrize(("settings", "expected"), [
-    ("avmoe", 90_549_536), ("avmoe_avvp", 111_877_104), ("avmoe_s4", 94_299_776), ("avmoe_ms3", 107_847_296),
-    ("avmoe_avqa", 109_841_880), ("caste_avmoe", 90_549_536 + 17_095_056), ({}, 111_996_288),
-    ({"batch_norm": False, "audio_gate": False, "unimodal_attention": "frames_released"}, 198_244_752),
-    ({"batch_norm": False, "audio_gate": False, "unimodal_attention": "frames_released", "cross_experts": 2,
-      "unimodal_experts": 2, "stages": [0, 2]}, 165_714_496)])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ("avmoe", 90_549_536),
+        ("avmoe_avvp", 111_877_104),
+        ("avmoe_s4", 94_299_776),
+        ("avmoe_ms3", 107_847_296),
+        ("avmoe_avqa", 109_841_880),
+        ("caste_avmoe", 90_549_536 + 17_095_056),
+        ({}, 111_996_288),
+        ({"batch_norm": False, "audio_gate": False, "unimodal_attention": "frames_released"}, 198_244_752),
+        (
+            {
+                "batch_norm": False,
+                "audio_gate": False,
+                "unimodal_attention": "frames_released",
+                "cross_experts": 2,
+                "unimodal_experts": 2,
+                "stages": [0, 2],
+            },
+            165_714_496,
+        ),
+    ],
+)
 def test_sizes_of_the_authors_networks(settings: str | dict, expected: int, pair: tuple) -> None:
     """The last two are those of the scripts for training and for testing S4."""
     if isinstance(settings, str):
@@ -86,14 +113,42 @@ def test_sizes_of_caste_by_stage(pair: tuple) -> None:
 #: what the authors' `MoEAdapter` gives on the weights of `filled` and the input of `tokens`, in eval mode: sum of the
 #: output, four of its entries, sum of |gradient| by x and by u of the sum of output * `weights()`
 RELEASED = {
-    "none": [3.159456546144, 0.011373885854, 0.044599338839, -0.062704807013, 0.011165648393, 0.135196731642,
-             0.0092179012],
-    "tokens": [2.315708779249, 0.007263917408, 0.034534627364, -0.021870823695, 0.017716381972, 3.465055058358,
-               8.0893231e-05],
-    "latents": [-5.130356762405, -0.00627543669, -0.034768943974, -0.031836392744, -0.032380996697, 2.006539267033,
-                0.053850838568],
-    "frames_released": [9.063467654193, 0.132210426954, 0.885671715551, 0.446030714385, 0.162442185622, 88.544618041848,
-                        3.76061407313],
+    "none": [
+        3.159456546144,
+        0.011373885854,
+        0.044599338839,
+        -0.062704807013,
+        0.011165648393,
+        0.135196731642,
+        0.0092179012,
+    ],
+    "tokens": [
+        2.315708779249,
+        0.007263917408,
+        0.034534627364,
+        -0.021870823695,
+        0.017716381972,
+        3.465055058358,
+        8.0893231e-05,
+    ],
+    "latents": [
+        -5.130356762405,
+        -0.00627543669,
+        -0.034768943974,
+        -0.031836392744,
+        -0.032380996697,
+        2.006539267033,
+        0.053850838568,
+    ],
+    "frames_released": [
+        9.063467654193,
+        0.132210426954,
+        0.885671715551,
+        0.446030714385,
+        0.162442185622,
+        88.544618041848,
+        3.76061407313,
+    ],
     "caste": [9.490837486335, 0.0, 0.0, 1.673295825168, 0.919894154787, 47.291474263994, 0.197055667575],
 }
 
@@ -107,8 +162,10 @@ def numbers(out: torch.Tensor, *inputs: torch.Tensor) -> list[float]:
     return found + [float(own.abs().sum()) for own in torch.autograd.grad((out * weights(out.shape)).sum(), inputs)]
 
 
-@pytest.mark.parametrize(("attention", "batch_norm", "gated"), [
-    ("none", True, True), ("tokens", False, True), ("latents", False, True), ("frames_released", False, False)])
+@pytest.mark.parametrize(
+    ("attention", "batch_norm", "gated"),
+    [("none", True, True), ("tokens", False, True), ("latents", False, True), ("frames_released", False, False)],
+)
 def test_mixture_gives_the_authors_numbers(attention: str, batch_norm: bool, gated: bool) -> None:
     x, u = (own.requires_grad_() for own in tokens())
     out, _ = filled(mixture(attention, batch_norm, gated)).eval()(x, u)
@@ -117,8 +174,9 @@ def test_mixture_gives_the_authors_numbers(attention: str, batch_norm: bool, gat
 
 def test_caste_gives_the_authors_numbers() -> None:
     x, u = (own.requires_grad_() for own in tokens())
-    assert numbers(filled(CASTE(OWN, OTHER))(x, u, segments=3)[0], x, u) == pytest.approx(RELEASED["caste"], rel=1e-9,
-                                                                                      abs=1e-11)
+    assert numbers(filled(CASTE(OWN, OTHER))(x, u, segments=3)[0], x, u) == pytest.approx(
+        RELEASED["caste"], rel=1e-9, abs=1e-11
+    )
 
 
 def test_router() -> None:
@@ -131,11 +189,23 @@ def test_router() -> None:
     with torch.no_grad():
         module.router[-1].weight.zero_()
         module.router[-1].bias.copy_(torch.tensor([1000.0, 0.0]))
-    lavish = ReleasedAdapter(OWN, OTHER, channel=False, spatial=False, alpha=0, beta=0, gamma=None, num_tokens=4,
-                             reduction=2, groups=2, batch_norm=False).double()
+    lavish = ReleasedAdapter(
+        OWN,
+        OTHER,
+        channel=False,
+        spatial=False,
+        alpha=0,
+        beta=0,
+        gamma=None,
+        num_tokens=4,
+        reduction=2,
+        groups=2,
+        batch_norm=False,
+    ).double()
     state = module.state_dict()
-    lavish.load_state_dict({name: state[name] if name.startswith("map.") else state[f"experts.0.{name}"]
-                            for name in lavish.state_dict()})
+    lavish.load_state_dict(
+        {name: state[name] if name.startswith("map.") else state[f"experts.0.{name}"] for name in lavish.state_dict()}
+    )
     assert torch.allclose(module(x, u)[0], lavish(x, u)[0], atol=1e-12)
 
 
@@ -196,9 +266,20 @@ def test_errors() -> None:
     with pytest.raises(ArgumentError, match="stages"):
         AVPromptBackbone(SmallSwin(), SmallHTSAT(), AVMoE(stages=[2], reduction=4))
     with pytest.raises(ArgumentError, match="4 heads"):
-        Mixture(BlockSpec(6, (2, 2), 0), OTHER, cross_experts=1, unimodal_experts=1, router_noise=0, num_tokens=2,
-                unimodal_attention="frames_released", unimodal_relu=False, reduction=3, groups=1, gated=True,
-                batch_norm=False)
+        Mixture(
+            BlockSpec(6, (2, 2), 0),
+            OTHER,
+            cross_experts=1,
+            unimodal_experts=1,
+            router_noise=0,
+            num_tokens=2,
+            unimodal_attention="frames_released",
+            unimodal_relu=False,
+            reduction=3,
+            groups=1,
+            gated=True,
+            batch_norm=False,
+        )
 
 
 def test_the_head_starts_from_another_methods_run(tmp_path: Path) -> None:
@@ -226,18 +307,36 @@ def test_the_head_starts_from_another_methods_run(tmp_path: Path) -> None:
 
 def test_heat_maps_of_router_and_agreement(ave_root: Path, tmp_path: Path) -> None:
     """`visualize --features` draws block pairs over clips and writes the numbers."""
-    run(["visualize", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
-         "--trainer.logger.save_dir", str(tmp_path), "--trainer.limit_predict_batches", "1",
-         "--data.eval_batch_size", "3", "--ckpt_path", "none",
-         "--model.backbone.prompts", "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
-         "groups: 2, caste: true, gamma: 0.1}}", "--features"])
+    run(
+        [
+            "visualize",
+            "--config",
+            str(ROOT / "experiments" / "quickstart.yaml"),
+            "--data.root",
+            str(ave_root),
+            "--trainer.logger.save_dir",
+            str(tmp_path),
+            "--trainer.limit_predict_batches",
+            "1",
+            "--data.eval_batch_size",
+            "3",
+            "--ckpt_path",
+            "none",
+            "--model.backbone.prompts",
+            "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
+            "groups: 2, caste: true, gamma: 0.1}}",
+            "--features",
+        ]
+    )
     place = tmp_path / "quickstart" / "version_0" / "features"
     assert {"router.png", "router.csv", "agreement.png", "agreement.csv"} <= {path.name for path in place.iterdir()}
     with (place / "router.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 3 * 4 * 4  # clips, block pairs, steps and modalities
-    assert all(float(row["cross-modal expert 1"]) + float(row["unimodal expert 1"]) == pytest.approx(1, abs=1e-3)
-               for row in rows)
+    assert all(
+        float(row["cross-modal expert 1"]) + float(row["unimodal expert 1"]) == pytest.approx(1, abs=1e-3)
+        for row in rows
+    )
 
 
 def test_heat_map_shows_what_it_is_given() -> None:

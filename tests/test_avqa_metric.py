@@ -39,10 +39,22 @@ def test_by_hand() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 2.0], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0]])
     metric = AVQAAccuracy()
     metric.update(logits, torch.tensor([0, 2, 0, 1]), [COUNTING, '["Audio", "Counting"]', list(LOUDER), WHERE])
-    assert metric.compute() == {"AQ": pytest.approx(200 / 3), "VQ": 0.0, "average": 50.0, "Audio Counting": 100.0,
-                                "Audio Comparative": 0.0, "Visual Location": 0.0}
-    assert metric.counts() == {"AQ": 3, "VQ": 1, "average": 4, "Audio Counting": 2, "Audio Comparative": 1,
-                               "Visual Location": 1}
+    assert metric.compute() == {
+        "AQ": pytest.approx(200 / 3),
+        "VQ": 0.0,
+        "average": 50.0,
+        "Audio Counting": 100.0,
+        "Audio Comparative": 0.0,
+        "Visual Location": 0.0,
+    }
+    assert metric.counts() == {
+        "AQ": 3,
+        "VQ": 1,
+        "average": 4,
+        "Audio Counting": 2,
+        "Audio Comparative": 1,
+        "Visual Location": 1,
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -53,7 +65,7 @@ def test_equals_brute_force_however_it_is_split(seed: int) -> None:
     for size in (1, 8, 97):
         metric = AVQAAccuracy()
         for first in range(0, 97, size):
-            metric.update(*(part[first:first + size] for part in (logits, answer, types)))
+            metric.update(*(part[first : first + size] for part in (logits, answer, types)))
         scores = metric.compute()
         assert all(isinstance(score, float) for score in scores.values())
         assert scores == {name: pytest.approx(100 * right / total) for name, (right, total) in expected.items()}
@@ -98,8 +110,10 @@ def test_merged_pickled_half_precision() -> None:
     assert half.compute()["average"] == pytest.approx(whole.compute()["average"], abs=4)
 
 
-@pytest.mark.parametrize("kind", ["Audio Counting", '["Audio"]', '["Audio", "Location"]', '{"Audio": 1}', "[[]]", 3,
-                                  None, ("Visual", "Temporal")])
+@pytest.mark.parametrize(
+    "kind",
+    ["Audio Counting", '["Audio"]', '["Audio", "Location"]', '{"Audio": 1}', "[[]]", 3, None, ("Visual", "Temporal")],
+)
 def test_unknown_type_of_question(kind: object) -> None:
     metric = AVQAAccuracy()
     with pytest.raises(ArgumentError, match="question_type"):
@@ -110,8 +124,12 @@ def test_unknown_type_of_question(kind: object) -> None:
 def test_bad_input() -> None:
     logits, answer, types = case(4)
     metric = AVQAAccuracy()
-    for wrong in ((logits[0], answer, types), (logits, answer[:3], types), (logits, answer[:, None], types),
-                  (logits, answer, types[:3])):
+    for wrong in (
+        (logits[0], answer, types),
+        (logits, answer[:3], types),
+        (logits, answer[:, None], types),
+        (logits, answer, types[:3]),
+    ):
         with pytest.raises(ShapeError, match="logits, answer"):
             metric.update(*wrong)
     with pytest.raises(ShapeError, match="indices"):

@@ -49,7 +49,7 @@ def literal_score(curves: list[list[float]], size: int) -> float:
     """Mean over groups of the maximum of the mean curve."""
     best = []
     for first in range(0, len(curves), size):
-        sounding = [curve for curve in curves[first:first + size] if curve]
+        sounding = [curve for curve in curves[first : first + size] if curve]
         best.append(max(sum(values) / len(sounding) for values in zip(*sounding)) if sounding else 0.0)
     return sum(best) / len(best)
 
@@ -75,9 +75,12 @@ def adversarial() -> dict[str, tuple[Tensor, Tensor]]:
     return {
         "empty masks": (torch.linspace(-3, 3, 192).view(3, 8, 8), torch.zeros(3, 8, 8)),
         "all foreground": (torch.linspace(-3, 3, 192).view(3, 8, 8), ones),
-        "perfect": (big, square), "inverted": (-big, square),
-        "nothing predicted": (-200 * ones, square), "all predicted": (200 * ones, square),
-        "undecided": (torch.zeros(3, 8, 8), square), "barely": (torch.full((3, 8, 8), 1e-9), square),
+        "perfect": (big, square),
+        "inverted": (-big, square),
+        "nothing predicted": (-200 * ones, square),
+        "all predicted": (200 * ones, square),
+        "undecided": (torch.zeros(3, 8, 8), square),
+        "barely": (torch.full((3, 8, 8), 1e-9), square),
         "infinite": (big * math.inf, square),
         "ties": (ties.view(1, 15, 51), (torch.arange(765).view(1, 15, 51) % 3 == 0).float()),
     }
@@ -136,7 +139,7 @@ def test_how_the_frames_are_batched_changes_nothing(size: int) -> None:
     metrics = AVSJaccard(), AVSFScore(), AVSFScore("released", frames_per_group=5)
     for first in range(0, 13, size):
         for metric in metrics:
-            metric.update(logits[first:first + size], masks[first:first + size])
+            metric.update(logits[first : first + size], masks[first : first + size])
     expected = [sum(literal_jaccard(logits, masks)) / 13, literal_score(curves, 13), literal_score(curves, 5)]
     assert [float(metric.compute()) for metric in metrics] == pytest.approx(expected, abs=1e-12)
     assert expected[1] < expected[2] - 0.01  # each group takes the threshold that suits it

@@ -40,14 +40,18 @@ def ms3(avs_roots: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: object) -> AVSBenchDataModule:
-    settings = {"setting": "s4" if (root / "Single-source").is_dir() else "ms3", "batch_size": 4, "image_size": 64,
-                "sample_rate": 16000}
+    settings = {
+        "setting": "s4" if (root / "Single-source").is_dir() else "ms3",
+        "batch_size": 4,
+        "image_size": 64,
+        "sample_rate": 16000,
+    }
     return AVSBenchDataModule(root, **{**settings, **options})
 
 
 def located(root: Path, clip: str) -> avsbench.Files:
     data = module(root)
-    video, = (item for items in data.read_annotations().values() for item in items if item.id == clip)
+    (video,) = (item for items in data.read_annotations().values() for item in items if item.id == clip)
     return avsbench.files(root, data.setting, video)
 
 
@@ -235,8 +239,17 @@ def test_generating_again(avs_roots: dict[str, Path], s4: Path) -> None:
             synthesize(s4, **{"setting": "s4", **arguments, **other})
 
 
-@pytest.mark.parametrize("bad", [{"videos": 39}, {"objects": 7, "setting": "ms3"}, {"objects": 9},
-                                 {"setting": "avss"}, {"size": 0}, {"classes": 9}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"videos": 39},
+        {"objects": 7, "setting": "ms3"},
+        {"objects": 9},
+        {"setting": "avss"},
+        {"size": 0},
+        {"classes": 9},
+    ],
+)
 def test_impossible_synthetic_datasets(tmp_path: Path, bad: dict[str, object]) -> None:
     with pytest.raises(ArgumentError):
         synthesize(tmp_path, **{"setting": "s4", "videos": 40, **bad})
@@ -271,8 +284,12 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
     Image.fromarray(rng.integers(0, 256, (64, 64), dtype=np.uint8)).save(path)
     content, kinds = path.read_bytes(), set()
     chunk = content.index(b"IDAT") + 4
-    for damaged in (content[:chunk + 400], content.replace(b"IHDR", b"IHDX"), content.replace(b"IDAT", b"ID\xdbT"),
-                    content[:chunk] + b"no" + content[chunk + 2:]):
+    for damaged in (
+        content[: chunk + 400],
+        content.replace(b"IHDR", b"IHDX"),
+        content.replace(b"IDAT", b"ID\xdbT"),
+        content[:chunk] + b"no" + content[chunk + 2 :],
+    ):
         path.write_bytes(damaged)
         with pytest.raises(AnnotationError, match="mask.png") as error:
             avsbench.read_mask(path)
@@ -309,14 +326,17 @@ def test_missing_files(name: str, request: pytest.FixtureRequest) -> None:
     reasons = data.manifest()["left_out"]
     assert reasons["train"] == {
         train[0].id: f"missing: {where[0].masks[0].relative_to(root)}",
-        train[1].id: f"missing: {', '.join(str(p.relative_to(root)) for p in where[1].frames[:2])} and 3 more"}
+        train[1].id: f"missing: {', '.join(str(p.relative_to(root)) for p in where[1].frames[:2])} and 3 more",
+    }
     assert reasons["val"] == {val[0].id: f"missing: {where[2].masks[4].relative_to(root)}"}
     with pytest.raises(DatasetError, match="2 of 15 clips of split train unusable .*gt_masks"):
         module(root).setup("fit")
 
 
-@pytest.mark.parametrize(("seconds", "valid"), [(4.9, [1, 1, 1, 1, 1]), (3.4, [1, 1, 1, 0, 0]), (1.6, [1, 1, 0, 0, 0]),
-                                                (7.0, [1, 1, 1, 1, 1])])
+@pytest.mark.parametrize(
+    ("seconds", "valid"),
+    [(4.9, [1, 1, 1, 1, 1]), (3.4, [1, 1, 1, 0, 0]), (1.6, [1, 1, 0, 0, 0]), (7.0, [1, 1, 1, 1, 1])],
+)
 def test_sound_of_another_length(ms3: Path, seconds: float, valid: list[int]) -> None:
     data = module(ms3)
     data.setup("test")
@@ -361,8 +381,12 @@ def test_frames_of_another_size(ms3: Path) -> None:
     board = (np.indices((60, 80)).sum(0) // 10 % 2 * 255).astype(np.uint8)
     for path in avsbench.files(ms3, "ms3", item).frames:
         Image.fromarray(np.stack([board] * 3, -1)).save(path)
-    plain, smooth = (avsbench.AVSBenchReader(ms3, Sampling(segments=5, size=40, sample_rate=800, antialias=a), "ms3")
-                     .read(item.id)[0] for a in (False, True))
+    plain, smooth = (
+        avsbench.AVSBenchReader(ms3, Sampling(segments=5, size=40, sample_rate=800, antialias=a), "ms3").read(item.id)[
+            0
+        ]
+        for a in (False, True)
+    )
     assert plain.shape == (5, 3, 40, 40) and plain.dtype == torch.uint8
     assert (plain.float() - smooth.float()).abs().max() > 13
 
@@ -370,12 +394,21 @@ def test_frames_of_another_size(ms3: Path) -> None:
 S4_TABLE, MS3_TABLE = "Single-source/s4_meta_data.csv", "Multi-sources/ms3_meta_data.csv"
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("x,disc,eval", "split 'eval'"), ("x,disc,", "split ''"), ("x,disc", "3 fields"), ("x,disc,test,4", "3 fields"),
-    (",disc,test", "name ''"), ("../x,disc,test", "name '../x'"), ("x,a/b,test", "category 'a/b'"),
-    ("x,,test", "category ''"), ("x,disc,test\nx,disc,val", "disc_x again"),
-    ("world005000000,disc,test", "disc_world005000000 again"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("x,disc,eval", "split 'eval'"),
+        ("x,disc,", "split ''"),
+        ("x,disc", "3 fields"),
+        ("x,disc,test,4", "3 fields"),
+        (",disc,test", "name ''"),
+        ("../x,disc,test", "name '../x'"),
+        ("x,a/b,test", "category 'a/b'"),
+        ("x,,test", "category ''"),
+        ("x,disc,test\nx,disc,val", "disc_x again"),
+        ("world005000000,disc,test", "disc_world005000000 again"),
+    ],
+)
 def test_malformed_rows_name_their_line(s4: Path, row: str, message: str) -> None:
     with (s4 / S4_TABLE).open("a") as file:
         file.write(row + "\n")
@@ -405,8 +438,10 @@ def test_columns(s4: Path, ms3: Path) -> None:
     expected = avsbench.read_splits(s4, "s4")
     with (s4 / S4_TABLE).open() as file:
         rows = list(csv.DictReader(file))
-    for header, keys in (("split,start,category,name", ("split", None, "category", "name")),
-                         ("video,start,label,split", ("name", None, "category", "split"))):
+    for header, keys in (
+        ("split,start,category,name", ("split", None, "category", "name")),
+        ("video,start,label,split", ("name", None, "category", "split")),
+    ):
         lines = [header, *(",".join(row[key] if key else "3" for key in keys) for row in rows)]
         (s4 / S4_TABLE).write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", ""]).encode())
         assert avsbench.read_splits(s4, "s4") == expected
@@ -452,8 +487,12 @@ def test_annotated_videos_have_five_seconds(ms3: Path, other: dict[str, object])
 
 
 def texts(figure: object) -> list[str]:
-    return [text for axis in figure.axes for text in (axis.get_xlabel(), axis.get_ylabel(),
-                                                      *(t.get_text() for t in axis.texts)) if text]
+    return [
+        text
+        for axis in figure.axes
+        for text in (axis.get_xlabel(), axis.get_ylabel(), *(t.get_text() for t in axis.texts))
+        if text
+    ]
 
 
 def test_overlay() -> None:
@@ -466,13 +505,20 @@ def test_overlay() -> None:
     assert texts(overlay_figure(frames, audio, masks)) == ["annotated"]
     assert texts(overlay_figure(frames, audio, prediction=prediction)) == ["predicted"]
     assert texts(overlay_figure(frames, audio, masks, prediction, known)) == [
-        "annotated", "not annotated", "IoU 0.50", "predicted", "IoU 0.90, nothing sounds"]
+        "annotated",
+        "not annotated",
+        "IoU 0.50",
+        "predicted",
+        "IoU 0.90, nothing sounds",
+    ]
     figure = overlay_figure(frames, audio, masks, prediction, title="a $ b", start=10.0, valid=known)
     figure.canvas.draw()
     assert "no media" in texts(figure) and figure.get_suptitle() == "a $ b"
     drawn = {axis.get_ylabel(): axis.images[0].get_array() for axis in figure.axes if axis.get_ylabel()}
     for name, values in (("annotated", masks), ("predicted", prediction)):
-        coloured = np.abs(np.asarray(drawn[name]) - frames[0].permute(1, 2, 0).numpy()).max(-1) > 0  # else the frame as it is
+        coloured = (
+            np.abs(np.asarray(drawn[name]) - frames[0].permute(1, 2, 0).numpy()).max(-1) > 0
+        )  # else the frame as it is
         mask = values[0].bool().repeat_interleave(2, 0)
         assert np.array_equal(coloured[:, :2], mask[:, :1].expand(-1, 2)) and not coloured[:, 13:].any()
     for wrong in (prediction[:2], prediction[0], prediction[:, :5]):
@@ -503,8 +549,10 @@ def test_verify(name: str, request: pytest.FixtureRequest, capsys: pytest.Captur
 
 def test_a_synthetic_dataset_is_written_after_torch_has_used_its_threads(tmp_path: Path) -> None:
     """A process forked from such a one hangs in torch's own code, unless it keeps to one thread."""
-    code = ("import torch, sys; from pathlib import Path; from avprompt.synthetic.avsbench import synthesize;"
-            "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"
-            "torch.nn.functional.interpolate(torch.rand(8, 3, 400, 400), (64, 64), mode='bicubic', antialias=True);"
-            "synthesize(Path(sys.argv[1]), videos=10, classes=2, objects=2, workers=1)")
+    code = (
+        "import torch, sys; from pathlib import Path; from avprompt.synthetic.avsbench import synthesize;"
+        "torch.set_num_threads(2); torch.rand(8, 3, 400, 400).sort(); x = torch.rand(2000, 2000); x @ x;"
+        "torch.nn.functional.interpolate(torch.rand(8, 3, 400, 400), (64, 64), mode='bicubic', antialias=True);"
+        "synthesize(Path(sys.argv[1]), videos=10, classes=2, objects=2, workers=1)"
+    )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120, capture_output=True)

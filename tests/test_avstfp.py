@@ -46,8 +46,10 @@ def test_parameters_of_every_row(model: str, gate: str) -> None:
     assert got == PUBLISHED[model, gate]
 
 
-@pytest.mark.parametrize(("model", "frozen", "one_side", "branch", "prompted_branch"), [
-    ("ViT-L-14", 303_443_968, 1_430_557, 54_301, 398_365), ("ViT-B-16", 86_032_128, 947_741, 40_733, 169_757)])
+@pytest.mark.parametrize(
+    ("model", "frozen", "one_side", "branch", "prompted_branch"),
+    [("ViT-L-14", 303_443_968, 1_430_557, 54_301, 398_365), ("ViT-B-16", 86_032_128, 947_741, 40_733, 169_757)],
+)
 def test_parameters_of_branches(model: str, frozen: int, one_side: int, branch: int, prompted_branch: int) -> None:
     with torch.device("meta"):
         trained, everything = ave(model, AVSTFP())
@@ -67,8 +69,10 @@ def test_parameters_of_full_fine_tuning() -> None:
         assert count(AVELinear(AVPromptBackbone(tower, "separate"), 28)) == (606_844_957, 606_844_957)
 
 
-@pytest.mark.parametrize(("model", "trained", "small", "large"), [
-    ("ViT-L-14", 9_332_524, 312_776_492, 312_710_956), ("ViT-B-16", 8_702_252, 94_734_380, 94_696_748)])
+@pytest.mark.parametrize(
+    ("model", "trained", "small", "large"),
+    [("ViT-L-14", 9_332_524, 312_776_492, 312_710_956), ("ViT-B-16", 8_702_252, 94_734_380, 94_696_748)],
+)
 def test_parameters_of_avqa(model: str, trained: int, small: int, large: int) -> None:
     """On spectrograms of 128 x 102, and of 224 x 224, which share the table of positions."""
     for fbank, everything in ((Fbank(), small), (Fbank(224, 224, 4.4), large)):
@@ -77,8 +81,9 @@ def test_parameters_of_avqa(model: str, trained: int, small: int, large: int) ->
             assert count(AVQA(backbone, 42, 93, width=512)) == (trained, everything)
 
 
-@pytest.mark.parametrize(("classes", "large", "base"),
-                         [(31, 1824799, 1096223), (32, 1825312, 1096736), (34, 1826338, 1097762)])
+@pytest.mark.parametrize(
+    ("classes", "large", "base"), [(31, 1824799, 1096223), (32, 1825312, 1096736), (34, 1826338, 1097762)]
+)
 def test_parameters_of_avar(classes: int, large: int, base: int) -> None:
     for model, expected, width in (("ViT-L-14", large, 1024), ("ViT-B-16", base, 768)):
         for segments, fewer in ((10, 0), (8, 4 * width)):
@@ -103,16 +108,21 @@ def changed(net: AVPromptBackbone, what: str, segment: int) -> tuple[list[bool],
         batch[what][:, segment] *= -1.3
         after = net(batch)
     # a whole clip's samples are shared by nothing in the front end: only attention carries news between segments
-    return tuple([not torch.allclose(a, b, atol=1e-6) for a, b in zip(x[0], y[0])]
-                 for x, y in ((before.visual, after.visual), (before.audio, after.audio)))
+    return tuple(
+        [not torch.allclose(a, b, atol=1e-6) for a, b in zip(x[0], y[0])]
+        for x, y in ((before.visual, after.visual), (before.audio, after.audio))
+    )
 
 
-@pytest.mark.parametrize(("row", "visual", "audio"), [
-    ("s", [True, False, False], [False] * 3),
-    ("sf", [True, False, False], [True, False, False]),
-    ("ts", [True] * 3, [False] * 3),
-    ("tsf", [True] * 3, [True] * 3),
-])
+@pytest.mark.parametrize(
+    ("row", "visual", "audio"),
+    [
+        ("s", [True, False, False], [False] * 3),
+        ("sf", [True, False, False], [True, False, False]),
+        ("ts", [True] * 3, [False] * 3),
+        ("tsf", [True] * 3, [True] * 3),
+    ],
+)
 def test_what_a_frame_reaches(row: str, visual: list[bool], audio: list[bool]) -> None:
     net = small(AVSTFP("t" in row, "s" in row, "f" in row))
     assert changed(net, "frames", 0) == (visual, audio)
@@ -123,8 +133,14 @@ def library_attention(block: nn.Module, queries: Tensor, keys: Tensor) -> Tensor
     """PyTorch's own multi-head attention with the block's weights."""
     attn, dim = block.attn, queries.shape[-1]
     library = nn.MultiheadAttention(dim, attn.num_heads, batch_first=True)
-    library.load_state_dict({"in_proj_weight": attn.qkv.weight, "in_proj_bias": attn.qkv.bias,
-                             "out_proj.weight": attn.proj.weight, "out_proj.bias": attn.proj.bias})
+    library.load_state_dict(
+        {
+            "in_proj_weight": attn.qkv.weight,
+            "in_proj_bias": attn.qkv.bias,
+            "out_proj.weight": attn.proj.weight,
+            "out_proj.bias": attn.proj.bias,
+        }
+    )
     return library(queries, keys, keys, need_weights=False)[0]
 
 
@@ -150,7 +166,7 @@ def test_a_site_equals_the_published_steps_written_out() -> None:
             x = x + getattr(method, f"temporal_{name}_gate")[0] * read
             prompts = getattr(method, f"spatial_{name}")[0]
             z = block.norm1(torch.cat((prompts.expand(len(x), -1, -1), x), dim=1))
-            streams[name] = x + library_attention(block, z, z)[:, len(prompts):]
+            streams[name] = x + library_attention(block, z, z)[:, len(prompts) :]
         v, a = streams["visual"], streams["audio"]
         z = block.norm1(torch.cat((v, method.fusion_prompts[0].expand(len(v), -1, -1), a), dim=1))
         read = library_attention(block, z, z)
@@ -168,8 +184,14 @@ def test_merged_fusion_is_one_attention_over_everything() -> None:
     v, a = torch.randn(2, 17, 24), torch.randn(2, 16, 24)
     with torch.no_grad():
         got = net.prompts.step(0, block, other, v, a, None)
-        z = torch.cat((v, a, *(p[0].expand(2, -1, -1) for p in (method.spatial_visual, method.fusion_prompts,
-                                                                method.spatial_audio))), dim=1)
+        z = torch.cat(
+            (
+                v,
+                a,
+                *(p[0].expand(2, -1, -1) for p in (method.spatial_visual, method.fusion_prompts, method.spatial_audio)),
+            ),
+            dim=1,
+        )
         x = z[:, :33] + library_attention(block, block.norm1(z), block.norm1(z))[:, :33]
         x = x + block.feed_forward(block.norm2(x))
     assert torch.allclose(torch.cat(got, dim=1), x, atol=1e-5)
@@ -181,8 +203,11 @@ def test_with_two_towers_prompts_pass_each_ones_own_projections(options: dict) -
     net = AVPromptBackbone(SmallCLIP(), SmallSpectrogram(), method)
     blocks = next(net.visual.blocks()), next(net.audio.blocks())
     tokens = torch.randn(2, 17, 24), torch.randn(2, 16, 24)
-    prompts = [getattr(method, name)[0] for name in ("fusion_prompts", "spatial_visual", "spatial_audio")
-               if hasattr(method, name)]
+    prompts = [
+        getattr(method, name)[0]
+        for name in ("fusion_prompts", "spatial_visual", "spatial_audio")
+        if hasattr(method, name)
+    ]
     with torch.no_grad():
         got = method.step(0, *blocks, *tokens, None)
         if len(prompts) == 1:  # its spatial step is the frozen block's own
@@ -218,14 +243,17 @@ def test_layers() -> None:
         small(AVSTFP(layers=[0, 2]))
 
 
-@pytest.mark.parametrize(("options", "named"), [
-    ({"num_spatial": 0}, "num_spatial"),
-    ({"num_spatial": 5, "spatial_kind": "kv"}, "num_spatial"),
-    ({"num_fusion": 1, "fusion_kind": "cross"}, "num_fusion"),
-    ({"order": ("temporal", "spatial", "mlp")}, "order"),
-    ({"fusion_kind": "cross", "fusion_layout": "merged"}, "fusion_layout"),
-    ({"visual": False, "audio": False}, "visual, audio"),
-])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_spatial": 0}, "num_spatial"),
+        ({"num_spatial": 5, "spatial_kind": "kv"}, "num_spatial"),
+        ({"num_fusion": 1, "fusion_kind": "cross"}, "num_fusion"),
+        ({"order": ("temporal", "spatial", "mlp")}, "order"),
+        ({"fusion_kind": "cross", "fusion_layout": "merged"}, "fusion_layout"),
+        ({"visual": False, "audio": False}, "visual, audio"),
+    ],
+)
 def test_impossible_settings_are_named(options: dict, named: str) -> None:
     with pytest.raises(ArgumentError, match=named):
         AVSTFP(**options)

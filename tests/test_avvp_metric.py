@@ -19,7 +19,7 @@ def score(case: Case, size: int | None = None) -> dict[str, float]:
     """The metric over a case in batches of `size` videos."""
     metric, count = AVVPFScore(), len(case[0])
     for first in range(0, count, size or count):
-        metric.update(*(part[first:first + (size or count)] for part in case))
+        metric.update(*(part[first : first + (size or count)] for part in case))
     return metric.compute()
 
 
@@ -48,8 +48,11 @@ def count_events(predicted: list[bool], annotated: list[bool]) -> list[int]:
     def hit(one: set[int], others: list[set[int]]) -> bool:
         return any(len(one & other) / len(one | other) >= 0.5 for other in others)
 
-    return [sum(hit(e, theirs) for e in ours), sum(not hit(e, theirs) for e in ours),
-            sum(not hit(e, ours) for e in theirs)]
+    return [
+        sum(hit(e, theirs) for e in ours),
+        sum(not hit(e, theirs) for e in ours),
+        sum(not hit(e, ours) for e in theirs),
+    ]
 
 
 def mean_f(counts: list[list[int]]) -> float:
@@ -61,10 +64,14 @@ def brute_force(case: Case) -> dict[str, float]:
     totals = {f"{level}_{name}": 0.0 for level in ("segment", "event") for name in NAMES}
     for audio, visual, video, true_audio, true_visual in zip(*(part.tolist() for part in case)):
         classes = range(len(video))
-        predicted = {name: [[row[c] >= 0.5 and video[c] >= 0.5 for row in rows] for c in classes]
-                     for name, rows in (("audio", audio), ("visual", visual))}
-        annotated = {name: [[bool(row[c]) for row in rows] for c in classes]
-                     for name, rows in (("audio", true_audio), ("visual", true_visual))}
+        predicted = {
+            name: [[row[c] >= 0.5 and video[c] >= 0.5 for row in rows] for c in classes]
+            for name, rows in (("audio", audio), ("visual", visual))
+        }
+        annotated = {
+            name: [[bool(row[c]) for row in rows] for c in classes]
+            for name, rows in (("audio", true_audio), ("visual", true_visual))
+        }
         for sets in (predicted, annotated):
             sets["audio_visual"] = [[a and v for a, v in zip(*rows)] for rows in zip(sets["audio"], sets["visual"])]
         for level, count in (("segment", count_segments), ("event", count_events)):
@@ -85,7 +92,7 @@ def random_case(videos: int, seed: int, classes: int = 5, share: float = 0.5) ->
     def draw(*shape: int) -> Tensor:
         return torch.rand(*shape, generator=generator)
 
-    occurs = (draw(videos, 1, classes) < 0.6)
+    occurs = draw(videos, 1, classes) < 0.6
     targets = [((draw(videos, 10, classes) < share) & occurs).float() for _ in range(2)]
     probs = [(0.6 * target + 0.7 * draw(videos, 10, classes)) for target in targets]
     return (*probs, (0.4 * occurs.squeeze(1) + 0.6 * draw(videos, classes)), *targets)
@@ -103,22 +110,27 @@ def test_by_hand() -> None:
     scores = score(one("####......", "....####..", "..####....", "....####.."))
     # audio: 2 right, 2 wrong, 2 missed; visual: 4 right; both: none predicted, seconds 4 and 5 missed
     assert {name: scores[f"segment_{name}"] for name in NAMES} == pytest.approx(
-        {"audio": 50, "visual": 100, "audio_visual": 0, "type": 50, "event": 75})
+        {"audio": 50, "visual": 100, "audio_visual": 0, "type": 50, "event": 75}
+    )
     # the one audio event overlaps by 2 of 6 seconds: wrong, and missed; pooled 1 right, 1 wrong, 1 missed
     assert {name: scores[f"event_{name}"] for name in NAMES} == pytest.approx(
-        {"audio": 0, "visual": 100, "audio_visual": 0, "type": 100 / 3, "event": 50})
+        {"audio": 0, "visual": 100, "audio_visual": 0, "type": 100 / 3, "event": 50}
+    )
 
 
-@pytest.mark.parametrize(("predicted", "annotated", "expected"), [
-    ("####......", "##........", 100.0),  # exactly half: an intersection over union of 0.5 is enough
-    ("#####.....", "##........", 0.0),
-    ("##.##.....", "#####.....", 0.0),  # two events of 2 against one of 5, 0.4 each
-    ("###.##....", "######....", 100 * 2 / 3),  # 0.5 and 0.33: one right, one wrong, none missed
-    ("##########", "####.#####", 100 * 2 / 3),  # 0.4 and 0.5: one right, the other annotated one missed
-    ("#.#.#.#.#.", ".#.#.#.#.#", 0.0),
-    (".........#", ".........#", 100.0),  # up to the last second
-    ("#........#", "#........#", 100.0),
-])
+@pytest.mark.parametrize(
+    ("predicted", "annotated", "expected"),
+    [
+        ("####......", "##........", 100.0),  # exactly half: an intersection over union of 0.5 is enough
+        ("#####.....", "##........", 0.0),
+        ("##.##.....", "#####.....", 0.0),  # two events of 2 against one of 5, 0.4 each
+        ("###.##....", "######....", 100 * 2 / 3),  # 0.5 and 0.33: one right, one wrong, none missed
+        ("##########", "####.#####", 100 * 2 / 3),  # 0.4 and 0.5: one right, the other annotated one missed
+        ("#.#.#.#.#.", ".#.#.#.#.#", 0.0),
+        (".........#", ".........#", 100.0),  # up to the last second
+        ("#........#", "#........#", 100.0),
+    ],
+)
 def test_events_by_hand(predicted: str, annotated: str, expected: float) -> None:
     off = "." * 10
     scores = score(one(predicted, off, annotated, off))
@@ -225,7 +237,7 @@ def test_misfits(place: int) -> None:
     case = list(random_case(2, 0))
     for wrong in (case[place][:1], case[place][..., :4], case[place][0], case[place][:, :1] if place != 2 else case[0]):
         with pytest.raises(ShapeError, match="num_classes"):
-            AVVPFScore().update(*case[:place], wrong, *case[place + 1:])
+            AVVPFScore().update(*case[:place], wrong, *case[place + 1 :])
 
 
 @pytest.mark.parametrize("place", range(5))
@@ -237,5 +249,5 @@ def test_nan_and_targets_that_are_none(place: int) -> None:
         broken[0, 0] = value
         metric = AVVPFScore()
         with pytest.raises(ArgumentError, match="NaN" if place < 3 else "0 and 1"):
-            metric.update(*case[:place], broken, *case[place + 1:])
+            metric.update(*case[:place], broken, *case[place + 1 :])
         assert metric.scores == []

@@ -21,14 +21,27 @@ def test_partners_are_spread_evenly_and_end_together() -> None:
     assert spread(18, 6) == [2, 5, 8, 11, 14, 17]
     swin_l, htsat = [2, 2, 18, 2], [2, 2, 6, 2]
     sites = pair_blocks(swin_l, htsat)
-    assert sites == [(0, 0), (1, 1), (2, 2), (3, 3), (6, 4), (9, 5), (12, 6), (15, 7), (18, 8), (21, 9), (22, 10),
-                     (23, 11)]
+    assert sites == [
+        (0, 0),
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (6, 4),
+        (9, 5),
+        (12, 6),
+        (15, 7),
+        (18, 8),
+        (21, 9),
+        (22, 10),
+        (23, 11),
+    ]
     assert pair_blocks([12], [2, 2, 6, 2]) == [(i, i) for i in range(12)]
     assert pair_blocks([24], [2, 2, 6, 2]) == [(2 * i + 1, i) for i in range(12)]
 
 
-def backbone(checkpointing: str = "none",
-             method: Callable[..., PromptMethod] = partial(DGSCT, num_tokens=4, reduction=4)) -> AVPromptBackbone:
+def backbone(
+    checkpointing: str = "none", method: Callable[..., PromptMethod] = partial(DGSCT, num_tokens=4, reduction=4)
+) -> AVPromptBackbone:
     torch.manual_seed(0)
     net = AVPromptBackbone(SmallSwin(), SmallHTSAT(), method(), checkpointing=checkpointing)
     for name, parameter in net.prompts.named_parameters():
@@ -119,7 +132,9 @@ def test_errors() -> None:
     assert even(batch).audio.shape == (2, SEGMENTS, 16)
 
 
-@pytest.mark.parametrize(("prefix", "class_token", "expected"), [(0, True, 2.5), (1, True, 0.0), (5, True, 0.0), (4, False, 6.5)])
+@pytest.mark.parametrize(
+    ("prefix", "class_token", "expected"), [(0, True, 2.5), (1, True, 0.0), (5, True, 0.0), (4, False, 6.5)]
+)
 def test_pooling_by_class_token_or_mean_over_the_grid(prefix: int, class_token: bool, expected: float) -> None:
     """Registers are no part of the picture, and no class token."""
     spec = BlockSpec(3, (2, 3), 0, prefix, class_token=class_token)

@@ -36,9 +36,13 @@ from avprompt.synthetic.music_avqa import bound_candidates, bound_scene
 
 #: layout, its arguments -> SHA-256 (its beginning) of all files but media, as the older world wrote them
 OLDER = {
-    ("ave", None): "be54fb8aa0a19f62", ("llp", None): "696114151271a5c6", ("avsbench", "s4"): "825c5e0d3650d013",
-    ("avsbench", "ms3"): "85c797df70a72c0b", ("music_avqa", None): "460f5e0cb976aa79",
-    ("kinetics_sounds", None): "f468ad670a9ac9d2", ("vggsound", None): "26ac5bedeed46bdb",
+    ("ave", None): "be54fb8aa0a19f62",
+    ("llp", None): "696114151271a5c6",
+    ("avsbench", "s4"): "825c5e0d3650d013",
+    ("avsbench", "ms3"): "85c797df70a72c0b",
+    ("music_avqa", None): "460f5e0cb976aa79",
+    ("kinetics_sounds", None): "f468ad670a9ac9d2",
+    ("vggsound", None): "26ac5bedeed46bdb",
 }
 
 
@@ -131,8 +135,9 @@ def test_one_alone_guesses_among_what_is_there(binding: str) -> None:
     expected = chance(found[0])["audio" if binding == "v2a" else "visual"]
     for column in range(1, len(crowd[0][0])):
         for best in (min, max):
-            right = np.mean([best(those, key=lambda one: one[column])[0] == label
-                             for those, label in zip(crowd, labels)])
+            right = np.mean(
+                [best(those, key=lambda one: one[column])[0] == label for those, label in zip(crowd, labels)]
+            )
             assert right == pytest.approx(expected, abs=0.04), (column, best)
     places = [[those.index(next(one for one in those if one[0] == label)) for those, label in zip(crowd, labels)]]
     if binding != "v2a":  # of sounds the order is not heard
@@ -143,7 +148,7 @@ def test_one_alone_guesses_among_what_is_there(binding: str) -> None:
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_both_together_tell_the_label(binding: str) -> None:
     for index, scene in enumerate(drawn(binding, 200)):
-        (thing, sound, start, end), = scene.pairs()
+        ((thing, sound, start, end),) = scene.pairs()
         assert scene.events() == [(index % 8, start, end)]
         assert (thing.colour, thing.size) == (sound.timbre, sound.pitch)
         assert len({o.colour for o in scene.objects}) == len(scene.objects)
@@ -164,13 +169,16 @@ def test_the_sounding_object_changes() -> None:
 
 
 def test_the_oracle_s_scenes_are_the_same_without_the_others() -> None:
-    plain, alone = (drawn(binding, 16, offscreen_sounds=1, objects=2, alone=alone)
-                    for binding, alone in (("a2v", False), ("a2v", True)))
+    plain, alone = (
+        drawn(binding, 16, offscreen_sounds=1, objects=2, alone=alone)
+        for binding, alone in (("a2v", False), ("a2v", True))
+    )
     for scene, oracle in zip(plain, alone):
         assert oracle.events() == scene.events() and oracle.objects == scene.objects
         shown = oracle.shown()
-        assert [(o.colour, s.timbre) for o, s, *_ in shown.pairs()] == [(o.colour, s.timbre)
-                                                                        for o, s, *_ in scene.pairs()]
+        assert [(o.colour, s.timbre) for o, s, *_ in shown.pairs()] == [
+            (o.colour, s.timbre) for o, s, *_ in scene.pairs()
+        ]
         assert len(shown.objects) == len(shown.sounds) == 1
     assert (plain[0].frames(1)[0] != alone[0].frames(1)[0]).any()
 
@@ -179,7 +187,7 @@ def test_masks_cover_the_sounding_object_alone() -> None:
     quiet = BoundObject(1, 0, 1, 0, 14.0, (30.0, 50.0))
     loud, settings = BoundObject(0, 3, 1, 0, 14.0, (66.0, 50.0)), BoundSettings("a2v", noise=0)
     scene = BoundScene(0, (loud, quiet), (BoundSound(0, 3, 1, 0.2, 2, 5),), settings, 5)
-    assert not scene.mask(1.5).any() and abs(scene.mask(2.5).sum() - np.pi * 14 ** 2) < 60
+    assert not scene.mask(1.5).any() and abs(scene.mask(2.5).sum() - np.pi * 14**2) < 60
     rows, columns = np.nonzero(scene.mask(2.5))
     assert (columns.mean(), rows.mean()) == pytest.approx((66, 50), abs=1)
     assert [int(v) for v in scene.frames(3)[10][50, 66]] == list(scenes.COLOURS[3])
@@ -196,7 +204,7 @@ def test_a_sound_has_the_band_of_its_timbre_and_the_pitch_of_its_size(contour: i
         power = spectrum(contour, timbre, timbre % 2)
         assert abs(np.argmax(power[100:300]) + 100 - (240, 120)[timbre % 2]) < 12
         band = power[400:]
-        nearest = [band[int(f / 1.25) - 400:int(f * 1.25) - 400].sum() for f in FORMANTS]
+        nearest = [band[int(f / 1.25) - 400 : int(f * 1.25) - 400].sum() for f in FORMANTS]
         assert np.argmax(nearest) == timbre and nearest[timbre] > 0.7 * band.sum()
 
 
@@ -215,14 +223,20 @@ def test_rooms_and_walls_are_heard_and_seen() -> None:
     assert not np.array_equal(quiet.audio(1), loud.audio(1))
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"binding": "both"}, "binding"), ({"binding": "a2v", "objects": 7}, "objects: got 7"),
-    ({"binding": "a2v", "objects": 0}, "objects: got 0"), ({"binding": "a2v", "noise": 1.5}, "noise: got 1.5"),
-    ({"binding": "a2v", "classes": 9}, "classes: got 9"), ({"binding": "a2v", "classes": 2}, "classes: got 2"),
-    ({"binding": "v2a", "classes": 2}, "classes: got 2"),
-    ({"binding": "time", "objects": 6}, "objects, offscreen_sounds"),
-    ({"binding": "v2a", "objects": 3, "offscreen_sounds": 4}, "objects, offscreen_sounds"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"binding": "both"}, "binding"),
+        ({"binding": "a2v", "objects": 7}, "objects: got 7"),
+        ({"binding": "a2v", "objects": 0}, "objects: got 0"),
+        ({"binding": "a2v", "noise": 1.5}, "noise: got 1.5"),
+        ({"binding": "a2v", "classes": 9}, "classes: got 9"),
+        ({"binding": "a2v", "classes": 2}, "classes: got 2"),
+        ({"binding": "v2a", "classes": 2}, "classes: got 2"),
+        ({"binding": "time", "objects": 6}, "objects, offscreen_sounds"),
+        ({"binding": "v2a", "objects": 3, "offscreen_sounds": 4}, "objects, offscreen_sounds"),
+    ],
+)
 def test_impossible_scenes(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         BoundSettings(**options)
@@ -231,22 +245,31 @@ def test_impossible_scenes(options: dict[str, Any], message: str) -> None:
             SYNTHETIC_DATASETS["ave"](Path("nowhere"), **options)
 
 
-@pytest.mark.parametrize("layout, options, message", [
-    ("ave", {"alone": True}, "alone"), ("ave", {"objects": 0}, "objects"), ("llp", {"objects": 2}, "objects"),
-    ("llp", {"offscreen_sounds": 0}, "offscreen_sounds"), ("music_avqa", {"alone": True}, "alone"),
-    ("music_avqa", {"binding": "a2v", "objects": 4}, "objects: got 4"), ("avsbench", {"binding": "time"}, "binding"),
-    ("avsbench", {"binding": "a2v", "setting": "ms3"}, "binding"), ("avsbench", {"offscreen_sounds": 1}, "offscreen"),
-    ("vggsound", {"binding": "v2a", "categories": ["disc", "star", "ring"]}, "categories"),
-    ("kinetics_sounds", {"binding": "time", "objects": 1}, "objects: got 1"),
-])
+@pytest.mark.parametrize(
+    "layout, options, message",
+    [
+        ("ave", {"alone": True}, "alone"),
+        ("ave", {"objects": 0}, "objects"),
+        ("llp", {"objects": 2}, "objects"),
+        ("llp", {"offscreen_sounds": 0}, "offscreen_sounds"),
+        ("music_avqa", {"alone": True}, "alone"),
+        ("music_avqa", {"binding": "a2v", "objects": 4}, "objects: got 4"),
+        ("avsbench", {"binding": "time"}, "binding"),
+        ("avsbench", {"binding": "a2v", "setting": "ms3"}, "binding"),
+        ("avsbench", {"offscreen_sounds": 1}, "offscreen"),
+        ("vggsound", {"binding": "v2a", "categories": ["disc", "star", "ring"]}, "categories"),
+        ("kinetics_sounds", {"binding": "time", "objects": 1}, "objects: got 1"),
+    ],
+)
 def test_arguments_that_would_say_nothing(layout: str, options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=message):
         SYNTHETIC_DATASETS[layout](tmp_path / "none", **options)
     assert not (tmp_path / "none").exists()
 
 
-CASES = [(layout, binding) for layout in ("ave", "llp", "music_avqa", "kinetics_sounds", "vggsound")
-         for binding in BINDINGS] + [("avsbench", binding) for binding in BINDINGS]
+CASES = [
+    (layout, binding) for layout in ("ave", "llp", "music_avqa", "kinetics_sounds", "vggsound") for binding in BINDINGS
+] + [("avsbench", binding) for binding in BINDINGS]
 
 
 @pytest.mark.parametrize("layout, binding", CASES)
@@ -283,9 +306,17 @@ def test_questions_follow_from_a_bound_scene() -> None:
     answers = {(question, values): answer for _, _, question, values, answer in bound_candidates(scene)}
     comes_in = "What is the <TH> instrument that comes in?"
     assert [answers[comes_in, (place,)] for place in ("first", "second")] == [
-        scenes.CATEGORIES[first.shape], scenes.CATEGORIES[second.shape]]
-    assert sum(answer == "yes" for (question, _), answer in answers.items()
-               if question == "Is the <FL> sound coming from the <LR> instrument?") == 2
+        scenes.CATEGORIES[first.shape],
+        scenes.CATEGORIES[second.shape],
+    ]
+    assert (
+        sum(
+            answer == "yes"
+            for (question, _), answer in answers.items()
+            if question == "Is the <FL> sound coming from the <LR> instrument?"
+        )
+        == 2
+    )
     columns = sorted(thing.position[0] for thing in scene.objects)
     assert columns == pytest.approx([16, 48, 80], abs=2)
 
@@ -297,7 +328,11 @@ def test_s4_masks_its_sounding_object(tmp_path: Path) -> None:
     masks = [path for path in sorted(tmp_path.rglob("*_1.png")) if "masks" in path.as_posix()][:4]
     assert len(masks) == 4
     for path in masks:
-        scene = draw_bound(np.random.default_rng([0, int(path.stem.split("_")[0][-6:])]), settings,
-                           int(path.stem.split("_")[0][-6:]) % 3, seconds=5)
+        scene = draw_bound(
+            np.random.default_rng([0, int(path.stem.split("_")[0][-6:])]),
+            settings,
+            int(path.stem.split("_")[0][-6:]) % 3,
+            seconds=5,
+        )
         mask = np.asarray(Image.open(path).convert("L")) > 0
         assert mask.mean() == pytest.approx(scene.mask(0.5).mean(), abs=0.02) and mask.any()

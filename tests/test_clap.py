@@ -52,12 +52,23 @@ def laion_clap(monkeypatch: pytest.MonkeyPatch, front_end: str) -> nn.Module:
     config = coarse(FRONT_ENDS[front_end])
     config = replace(config, sample_rate=48000)  # their constructor's bank, whatever the audio
     fusion = {"enable_fusion": True, "fusion_type": "aff_2d"} if front_end == "fused" else {}
-    small = RobertaConfig(vocab_size=300, hidden_size=768, num_hidden_layers=2, num_attention_heads=2,
-                          intermediate_size=32, max_position_embeddings=90, type_vocab_size=1, layer_norm_eps=1e-5)
+    small = RobertaConfig(
+        vocab_size=300,
+        hidden_size=768,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=90,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
     unused = {"context_length": 77, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}  # CLIP's text tower's
     monkeypatch.setattr(RobertaModel, "from_pretrained", lambda name: RobertaModel(small))
-    monkeypatch.setattr(model, "create_htsat_model", lambda *ignored: htsat.HTSAT_Swin_Transformer(
-        config=config, num_classes=5, **SMALL, **fusion))
+    monkeypatch.setattr(
+        model,
+        "create_htsat_model",
+        lambda *ignored: htsat.HTSAT_Swin_Transformer(config=config, num_classes=5, **SMALL, **fusion),
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.meshgrid")
         net = model.CLAP(32, {"model_type": "HTSAT"}, {"model_type": "roberta", **unused}, **fusion)
@@ -72,8 +83,10 @@ def published(net: nn.Module) -> dict[str, object]:
     """A training checkpoint as laion-clap writes it, with what newer libraries no longer keep."""
     state = {f"module.{name}": value for name, value in net.state_dict().items()}
     state["module.text_branch.embeddings.position_ids"] = torch.arange(90)[None]
-    optimizer = {"state": {0: {"step": 5, "exp_avg": torch.zeros(2)}},
-                 "param_groups": [{"lr": np.float64(1e-4), "betas": (0.9, 0.999), "params": [0]}]}
+    optimizer = {
+        "state": {0: {"step": 5, "exp_avg": torch.zeros(2)}},
+        "param_groups": [{"lr": np.float64(1e-4), "betas": (0.9, 0.999), "params": [0]}],
+    }
     return {"epoch": 45, "name": "clap", "state_dict": state, "optimizer": optimizer, "scaler": {"scale": 65536.0}}
 
 
@@ -84,8 +97,19 @@ def segments(rate: int, clips: int = 1, count: int = 3) -> torch.Tensor:
 def fusion_mel(waveform: torch.Tensor, front_end: FrontEnd) -> torch.Tensor:
     """(B, S) -> (B, frames, bins): the data pipeline of the fusion models, through torchaudio."""
     mel = torchaudio.transforms.MelSpectrogram(
-        sample_rate=48000, n_fft=1024, win_length=1024, hop_length=front_end.hop_size, f_min=50, f_max=14000,
-        n_mels=front_end.mel_bins, power=2.0, center=True, pad_mode="reflect", norm=None, mel_scale="htk")(waveform)
+        sample_rate=48000,
+        n_fft=1024,
+        win_length=1024,
+        hop_length=front_end.hop_size,
+        f_min=50,
+        f_max=14000,
+        n_mels=front_end.mel_bins,
+        power=2.0,
+        center=True,
+        pad_mode="reflect",
+        norm=None,
+        mel_scale="htk",
+    )(waveform)
     return torchaudio.transforms.AmplitudeToDB(top_db=None)(mel).transpose(1, 2)
 
 
@@ -146,11 +170,20 @@ def test_spectrograms_equal_the_references() -> None:
         assert (ours - expected).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize("sr, n_fft, n_mels, fmin, fmax", [
-    (32000, 1024, 64, 50, 14000), (48000, 1024, 64, 50, 14000), (16000, 512, 32, 50, 8000), (22050, 2048, 128, 0, 11025)])
+@pytest.mark.parametrize(
+    "sr, n_fft, n_mels, fmin, fmax",
+    [
+        (32000, 1024, 64, 50, 14000),
+        (48000, 1024, 64, 50, 14000),
+        (16000, 512, 32, 50, 8000),
+        (22050, 2048, 128, 0, 11025),
+    ],
+)
 def test_mel_bands_are_librosas_bit_for_bit(sr: int, n_fft: int, n_mels: int, fmin: int, fmax: int) -> None:
-    assert np.array_equal(mel_bank(sr, n_fft, n_mels, fmin, fmax),
-                          librosa.filters.mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax))
+    assert np.array_equal(
+        mel_bank(sr, n_fft, n_mels, fmin, fmax),
+        librosa.filters.mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax),
+    )
     assert np.array_equal(hann("hann", n_fft), librosa.filters.get_window("hann", n_fft, fftbins=True))
 
 
@@ -198,7 +231,8 @@ def test_wrong_files_are_refused(monkeypatch, tmp_path) -> None:
         SmallCLAP(front_end="unfused").load_htsat_weights({**state, "surprise": torch.zeros(1)}, "file")
     with pytest.raises(WeightsError, match="melW"):
         SmallCLAP(front_end="unfused").load_htsat_weights(
-            {**state, "audio_branch.logmel_extractor.melW": torch.zeros(513, 16)}, "file")
+            {**state, "audio_branch.logmel_extractor.melW": torch.zeros(513, 16)}, "file"
+        )
     without = {name: value for name, value in state.items() if not name.startswith("audio_projection")}
     with pytest.raises(WeightsError, match="missing .'audio_projection.0.bias'"):
         SmallCLAP(front_end="unfused").load_htsat_weights(without, "file")

@@ -39,11 +39,19 @@ AUDIO, VISUAL, CLASSES = 12, 20, 3
 SMALL_RFJC = partial(RFJC, segments=4, steps=1)
 #: name -> (head, whether it has a form for weak labels)
 HEADS: dict[str, tuple[Callable[..., EventHead], bool]] = {
-    "AVEL": (AVEL, True), "AVEL, mean": (partial(AVEL, attention=False), True),
-    "DMRN": (partial(AVEL, fusion="residual"), True), "AVSDN": (AVSDN, True), "DAM": (DAM, False), "CMAN": (CMAN, True),
-    "CMRAN": (CMRAN, True), "PSP": (PSP, True), "CMBS": (CMBSAlone, True), "RFJC": (SMALL_RFJC, False),
-    "MM-Pyramid": (MMPyramid, True)}
-FORMS = [(name, weak) for name, (_, weakly) in HEADS.items() for weak in (False, True)[:1 + weakly]]
+    "AVEL": (AVEL, True),
+    "AVEL, mean": (partial(AVEL, attention=False), True),
+    "DMRN": (partial(AVEL, fusion="residual"), True),
+    "AVSDN": (AVSDN, True),
+    "DAM": (DAM, False),
+    "CMAN": (CMAN, True),
+    "CMRAN": (CMRAN, True),
+    "PSP": (PSP, True),
+    "CMBS": (CMBSAlone, True),
+    "RFJC": (SMALL_RFJC, False),
+    "MM-Pyramid": (MMPyramid, True),
+}
+FORMS = [(name, weak) for name, (_, weakly) in HEADS.items() for weak in (False, True)[: 1 + weakly]]
 
 
 def build(name: str, weak: bool = False, **options: Any) -> EventHead:
@@ -53,26 +61,38 @@ def build(name: str, weak: bool = False, **options: Any) -> EventHead:
 
 def features(clips: int = 3, segments: int = 4, positions: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(clips, segments, AUDIO, generator=generator).relu(),
-            torch.randn(clips, segments, positions, VISUAL, generator=generator).relu())
+    return (
+        torch.randn(clips, segments, AUDIO, generator=generator).relu(),
+        torch.randn(clips, segments, positions, VISUAL, generator=generator).relu(),
+    )
 
 
 # --- the published networks
 
 #: live parameters at the published sizes: audio 128, visual, 28 categories
 COUNTS: list[tuple[Callable[..., EventHead], int, bool, int]] = [
-    (AVEL, 2048, False, 3_694_542), (AVEL, 512, False, 1_335_246), 
+    (AVEL, 2048, False, 3_694_542),
+    (AVEL, 512, False, 1_335_246),
     (partial(AVEL, attention=False), 2048, False, 2_529_181),
-    (partial(AVEL, attention=False), 512, False, 956_317), (partial(AVEL, fusion="residual"), 512, False, 1_571_150),
-    (AVSDN, 2048, False, 6_094_670), (AVSDN, 512, False, 2_162_510), (CMRAN, 512, False, 9_509_150),
-    (CMRAN, 512, True, 9_509_407), (PSP, 512, False, 1_548_657), (PSP, 512, True, 1_253_902),
-    (CMBSAlone, 512, False, 9_200_473), (CMBSAlone, 512, True, 9_395_518), (RFJC, 512, False, 22_776_510),
-    *((partial(RFJC, steps=k), 512, False, 14_902_314 + (k - 1) * 2_624_732) for k in (1, 6))]
+    (partial(AVEL, attention=False), 512, False, 956_317),
+    (partial(AVEL, fusion="residual"), 512, False, 1_571_150),
+    (AVSDN, 2048, False, 6_094_670),
+    (AVSDN, 512, False, 2_162_510),
+    (CMRAN, 512, False, 9_509_150),
+    (CMRAN, 512, True, 9_509_407),
+    (PSP, 512, False, 1_548_657),
+    (PSP, 512, True, 1_253_902),
+    (CMBSAlone, 512, False, 9_200_473),
+    (CMBSAlone, 512, True, 9_395_518),
+    (RFJC, 512, False, 22_776_510),
+    *((partial(RFJC, steps=k), 512, False, 14_902_314 + (k - 1) * 2_624_732) for k in (1, 6)),
+]
 
 
 @pytest.mark.parametrize(("head", "visual", "weak", "count"), COUNTS)
-def test_live_parameters_are_the_published_networks(head: Callable[..., EventHead], visual: int, weak: bool,
-                                                    count: int) -> None:
+def test_live_parameters_are_the_published_networks(
+    head: Callable[..., EventHead], visual: int, weak: bool, count: int
+) -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in head(128, visual, 28, weak).parameters()) == count
 
@@ -89,41 +109,92 @@ def draw(name: str, shape: torch.Size) -> Tensor:
 #: what the authors' classes gave in eval mode, float64, on these features and weights: eight values, evenly spaced.
 #: "softmax" is the softmax of our `segments`, "clip" of our `clip`, "gate" the sigmoid of `is_event`.
 AUTHORS: dict[str, tuple[Callable[..., EventHead], bool, dict[str, list[float]]]] = {
-    "AVEL": (partial(AVEL, variant="released"), False, {
-        "softmax": [0.031087, 0.036196, 0.032935, 0.041518, 0.037214, 0.02962, 0.034825, 0.032514]}),
-    "AVEL, weak": (partial(AVEL, variant="released"), True, {
-        "clip": [0.029788, 0.039893, 0.037231, 0.032384, 0.031442, 0.023889, 0.045244, 0.034053],
-        "segments": [-0.112413, 0.050768, -0.027405, 0.197177, 0.094005, -0.135337, 0.021249, -0.035987]}),
-    "DMRN": (partial(AVEL, variant="released", fusion="residual"), False, {
-        "softmax": [0.023523, 0.034765, 0.026302, 0.025199, 0.032575, 0.027949, 0.034854, 0.03991]}),
-    "PSP": (partial(PSP, variant="released"), False, {
-        "segments": [-0.143612, 0.495747, -0.805135, -0.061915, -0.313057, 0.392752, 1.040262, -1.160079]}),
-    "PSP, weak": (partial(PSP, variant="released"), True, {
-        "clip": [0.030215, 0.03839, 0.047582, 0.040255, 0.024807, 0.038606, 0.03787, 0.03313],
-        "segments": [-0.066152, 0.303968, -0.192304, 0.022362, -0.070882, -0.506151, 0.237219, -0.194097]}),
-    "CMRAN": (CMRAN, False, {
-        "is_event": [-1.020322, -0.656782, -1.187117, -0.798336, -1.429935, -1.402896, -1.627662, -1.768983],
-        "event": [-0.509145, 0.503508, -2.096663, -1.427513, -1.105272, 0.40183, -2.64088, -1.160283]}),
-    "CMRAN, weak": (CMRAN, True, {
-        "is_event": [-1.220048, -0.774033, -1.516902, -0.813452, -1.556355, -1.419941, -1.674355, -1.776748],
-        "event": [-0.332703, 0.493056, -2.181677, -1.104309, -0.223868, 1.08722, 1.129202, 0.285946],
-        "clip": [0.027333, 0.035324, 0.019808, 0.023896, 0.027856, 0.041004, 0.041489, 0.032768]}),
-    "CMBS": (CMBSAlone, False, {
-        "is_event": [-1.238203, -1.283355, -1.26465, -1.378124, -1.445415, -1.199218, -1.275616, -1.338817],
-        "event": [1.169634, -0.028791, -0.249648, 0.5614, 1.383588, -0.109623, 0.158603, 0.386695],
-        "gate": [0.323798, 0.350118, 0.36911, 0.479957, 0.471257, 0.303989, 0.307957, 0.383155],
-        "video_scores": [-0.478895, 0.383222, 1.214812, -0.578666, -0.605154, 0.253822, 1.541676, -0.221426]}),
-    "CMBS, weak": (CMBSAlone, True, {
-        "relevance": [0.531116, 0.507738, 0.527537, 0.63997, 0.526821, 0.594341, 0.60375, 0.557871],
-        "event": [-0.328943, 0.245752, 0.141352, 0.003699, 0.236051, 0.198878, -0.070372, 0.660526],
-        "clip": [0.028028, 0.038597, 0.036102, 0.033058, 0.038358, 0.035052, 0.029698, 0.04714]}),
-    "AVSDN": (partial(AVSDN, variant="released"), False, {
-        "is_event": [0.111735, -0.045776, -0.023716, -0.077823, -0.026534, 0.088626, 0.0008, 0.024038],
-        "event": [0.086187, 0.138828, -0.056803, -0.002596, 0.118981, 0.135992, -0.07563, -0.036105]}),
-    "AVSDN, weak": (partial(AVSDN, variant="released"), True, {
-        "clip": [0.035347, 0.036343, 0.032865, 0.033732, 0.030798, 0.032998, 0.038285, 0.034577]}),
-    "RFJC": (partial(RFJC, variant="released"), False, {
-        "softmax": [0.035222, 0.034212, 0.035874, 0.041763, 0.040147, 0.036796, 0.032254, 0.030733]})}
+    "AVEL": (
+        partial(AVEL, variant="released"),
+        False,
+        {"softmax": [0.031087, 0.036196, 0.032935, 0.041518, 0.037214, 0.02962, 0.034825, 0.032514]},
+    ),
+    "AVEL, weak": (
+        partial(AVEL, variant="released"),
+        True,
+        {
+            "clip": [0.029788, 0.039893, 0.037231, 0.032384, 0.031442, 0.023889, 0.045244, 0.034053],
+            "segments": [-0.112413, 0.050768, -0.027405, 0.197177, 0.094005, -0.135337, 0.021249, -0.035987],
+        },
+    ),
+    "DMRN": (
+        partial(AVEL, variant="released", fusion="residual"),
+        False,
+        {"softmax": [0.023523, 0.034765, 0.026302, 0.025199, 0.032575, 0.027949, 0.034854, 0.03991]},
+    ),
+    "PSP": (
+        partial(PSP, variant="released"),
+        False,
+        {"segments": [-0.143612, 0.495747, -0.805135, -0.061915, -0.313057, 0.392752, 1.040262, -1.160079]},
+    ),
+    "PSP, weak": (
+        partial(PSP, variant="released"),
+        True,
+        {
+            "clip": [0.030215, 0.03839, 0.047582, 0.040255, 0.024807, 0.038606, 0.03787, 0.03313],
+            "segments": [-0.066152, 0.303968, -0.192304, 0.022362, -0.070882, -0.506151, 0.237219, -0.194097],
+        },
+    ),
+    "CMRAN": (
+        CMRAN,
+        False,
+        {
+            "is_event": [-1.020322, -0.656782, -1.187117, -0.798336, -1.429935, -1.402896, -1.627662, -1.768983],
+            "event": [-0.509145, 0.503508, -2.096663, -1.427513, -1.105272, 0.40183, -2.64088, -1.160283],
+        },
+    ),
+    "CMRAN, weak": (
+        CMRAN,
+        True,
+        {
+            "is_event": [-1.220048, -0.774033, -1.516902, -0.813452, -1.556355, -1.419941, -1.674355, -1.776748],
+            "event": [-0.332703, 0.493056, -2.181677, -1.104309, -0.223868, 1.08722, 1.129202, 0.285946],
+            "clip": [0.027333, 0.035324, 0.019808, 0.023896, 0.027856, 0.041004, 0.041489, 0.032768],
+        },
+    ),
+    "CMBS": (
+        CMBSAlone,
+        False,
+        {
+            "is_event": [-1.238203, -1.283355, -1.26465, -1.378124, -1.445415, -1.199218, -1.275616, -1.338817],
+            "event": [1.169634, -0.028791, -0.249648, 0.5614, 1.383588, -0.109623, 0.158603, 0.386695],
+            "gate": [0.323798, 0.350118, 0.36911, 0.479957, 0.471257, 0.303989, 0.307957, 0.383155],
+            "video_scores": [-0.478895, 0.383222, 1.214812, -0.578666, -0.605154, 0.253822, 1.541676, -0.221426],
+        },
+    ),
+    "CMBS, weak": (
+        CMBSAlone,
+        True,
+        {
+            "relevance": [0.531116, 0.507738, 0.527537, 0.63997, 0.526821, 0.594341, 0.60375, 0.557871],
+            "event": [-0.328943, 0.245752, 0.141352, 0.003699, 0.236051, 0.198878, -0.070372, 0.660526],
+            "clip": [0.028028, 0.038597, 0.036102, 0.033058, 0.038358, 0.035052, 0.029698, 0.04714],
+        },
+    ),
+    "AVSDN": (
+        partial(AVSDN, variant="released"),
+        False,
+        {
+            "is_event": [0.111735, -0.045776, -0.023716, -0.077823, -0.026534, 0.088626, 0.0008, 0.024038],
+            "event": [0.086187, 0.138828, -0.056803, -0.002596, 0.118981, 0.135992, -0.07563, -0.036105],
+        },
+    ),
+    "AVSDN, weak": (
+        partial(AVSDN, variant="released"),
+        True,
+        {"clip": [0.035347, 0.036343, 0.032865, 0.033732, 0.030798, 0.032998, 0.038285, 0.034577]},
+    ),
+    "RFJC": (
+        partial(RFJC, variant="released"),
+        False,
+        {"softmax": [0.035222, 0.034212, 0.035874, 0.041763, 0.040147, 0.036796, 0.032254, 0.030733]},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -142,59 +213,85 @@ def test_outputs_equal_the_authors(name: str) -> None:
         outputs["clip"] = outputs["clip"].softmax(-1)
     outputs["relevance"] = outputs.get("is_event", audio).sigmoid()
     for output, values in wanted.items():
-        found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
+        found = outputs[output].flatten()[:: max(1, outputs[output].numel() // 8)][:8]
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
 
 
 #: the same for heads of video parsing, on features of VGGish, ResNet-152 (80 frames, averaged) and R(2+1)D-18
 PARSING: dict[str, tuple[Callable[..., nn.Module], int, dict[str, list[float]]]] = {
-    "HAN": (HAN, 4_569_675, {
-        "video_prob": [0.617397, 0.614755, 0.784249, 0.577107, 0.460567, 0.795363, 0.511794, 0.642199],
-        "audio_video_prob": [0.590081, 0.675935, 0.767429, 0.43111, 0.479343, 0.837005, 0.310362, 0.456924],
-        "visual_prob": [0.555003, 0.776889, 0.326734, 0.808553, 0.084536, 0.816362, 0.469028, 0.432811]}),
-    "VALOR": (partial(HAN, heads=8, hidden=1024, in_turn=True), 5_094_475, {
-        "video_prob": [0.513258, 0.415928, 0.722489, 0.400569, 0.31048, 0.641872, 0.547049, 0.67357],
-        "audio_video_prob": [0.513858, 0.413683, 0.695252, 0.494605, 0.390047, 0.664978, 0.356831, 0.587702],
-        "audio_prob": [0.623007, 0.779467, 0.434449, 0.239194, 0.478487, 0.769448, 0.592243, 0.867652],
-        "visual_prob": [0.493772, 0.735586, 0.170087, 0.693979, 0.074753, 0.8558, 0.245877, 0.326176]}),
-    "MM-Pyramid": (partial(MMPyramidParsing, exchanged=True), 40_827_469, {
-        "video_prob": [0.425427, 0.230257, 0.0971, 0.983503, 0.022248, 0.15735, 0.083689, 0.0249],
-        "audio_video_prob": [0.833581, 0.001809, 0.001159, 0.99553, 0.002877, 0.955409, 0.082383, 0.011055],
-        "visual_prob": [0.282835, 0.035143, 0.61563, 0.467857, 0.387719, 0.757663, 0.54986, 0.649497]}),
-    "MGN": (partial(MGNHead, gates=(0.0, 0.0)), 4_366_065, {
-        "video_prob": [0.407168, 0.687232, 0.383613, 0.295269, 0.412415, 0.348528, 0.620718, 0.522646],
-        "audio_prob": [0.056642, 0.621399, 0.039032, 0.110514, 0.30691, 0.51175, 0.808214, 0.520949],
-        "visual_prob": [0.851661, 0.47983, 0.775223, 0.721329, 0.676626, 0.971806, 0.64951, 1.052352],
-        "audio_token_logits": [-0.068114, 0.16773, 0.026135, -0.086704, 0.079902, 0.108486, 0.030486, -0.239796]})}
+    "HAN": (
+        HAN,
+        4_569_675,
+        {
+            "video_prob": [0.617397, 0.614755, 0.784249, 0.577107, 0.460567, 0.795363, 0.511794, 0.642199],
+            "audio_video_prob": [0.590081, 0.675935, 0.767429, 0.43111, 0.479343, 0.837005, 0.310362, 0.456924],
+            "visual_prob": [0.555003, 0.776889, 0.326734, 0.808553, 0.084536, 0.816362, 0.469028, 0.432811],
+        },
+    ),
+    "VALOR": (
+        partial(HAN, heads=8, hidden=1024, in_turn=True),
+        5_094_475,
+        {
+            "video_prob": [0.513258, 0.415928, 0.722489, 0.400569, 0.31048, 0.641872, 0.547049, 0.67357],
+            "audio_video_prob": [0.513858, 0.413683, 0.695252, 0.494605, 0.390047, 0.664978, 0.356831, 0.587702],
+            "audio_prob": [0.623007, 0.779467, 0.434449, 0.239194, 0.478487, 0.769448, 0.592243, 0.867652],
+            "visual_prob": [0.493772, 0.735586, 0.170087, 0.693979, 0.074753, 0.8558, 0.245877, 0.326176],
+        },
+    ),
+    "MM-Pyramid": (
+        partial(MMPyramidParsing, exchanged=True),
+        40_827_469,
+        {
+            "video_prob": [0.425427, 0.230257, 0.0971, 0.983503, 0.022248, 0.15735, 0.083689, 0.0249],
+            "audio_video_prob": [0.833581, 0.001809, 0.001159, 0.99553, 0.002877, 0.955409, 0.082383, 0.011055],
+            "visual_prob": [0.282835, 0.035143, 0.61563, 0.467857, 0.387719, 0.757663, 0.54986, 0.649497],
+        },
+    ),
+    "MGN": (
+        partial(MGNHead, gates=(0.0, 0.0)),
+        4_366_065,
+        {
+            "video_prob": [0.407168, 0.687232, 0.383613, 0.295269, 0.412415, 0.348528, 0.620718, 0.522646],
+            "audio_prob": [0.056642, 0.621399, 0.039032, 0.110514, 0.30691, 0.51175, 0.808214, 0.520949],
+            "visual_prob": [0.851661, 0.47983, 0.775223, 0.721329, 0.676626, 0.971806, 0.64951, 1.052352],
+            "audio_token_logits": [-0.068114, 0.16773, 0.026135, -0.086704, 0.079902, 0.108486, 0.030486, -0.239796],
+        },
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PARSING)
 def test_parsing_networks_equal_the_authors(name: str) -> None:
     make, count, wanted = PARSING[name]
     generator = torch.Generator().manual_seed(0)
-    audio, frames, video = (torch.randn(2, rows, dim, generator=generator, dtype=torch.float64).relu()
-                            for rows, dim in ((10, 128), (80, 2048), (10, 512)))
+    audio, frames, video = (
+        torch.randn(2, rows, dim, generator=generator, dtype=torch.float64).relu()
+        for rows, dim in ((10, 128), (80, 2048), (10, 512))
+    )
     head = make(128, 2048, 25, 10, 512).double().eval()
     assert sum(parameter.numel() for parameter in head.parameters()) == count
     head.load_state_dict({key: draw(key, value.shape) for key, value in head.state_dict().items()})
     with torch.no_grad():
         outputs = head(audio, frames.unflatten(1, (10, 8)).mean(2), video)
     for output, values in wanted.items():
-        found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
+        found = outputs[output].flatten()[:: max(1, outputs[output].numel() // 8)][:8]
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
 
 
 #: the same for ST-AVQA, on features of VGGish and 196 positions of ResNet-18
-ST_AVQA = {"answer": [0.069224, -0.036474, 0.064018, 0.06205, 0.000457, 0.15622, -0.119915, -0.029651],
-           "match_positive": [-0.153716, -0.044319, -0.146341, -0.039632, -0.121005, -0.212814, -0.236766, -0.108721],
-           "match_negative": [-0.147457, -0.066775, -0.148206, -0.034248, -0.131943, -0.192982, -0.240613, -0.114693]}
+ST_AVQA = {
+    "answer": [0.069224, -0.036474, 0.064018, 0.06205, 0.000457, 0.15622, -0.119915, -0.029651],
+    "match_positive": [-0.153716, -0.044319, -0.146341, -0.039632, -0.121005, -0.212814, -0.236766, -0.108721],
+    "match_negative": [-0.147457, -0.066775, -0.148206, -0.034248, -0.131943, -0.192982, -0.240613, -0.114693],
+}
 
 
 def test_question_answering_equals_the_authors() -> None:
     generator = torch.Generator().manual_seed(0)
     audio = torch.randn(2, 10, 128, generator=generator, dtype=torch.float64).relu()
-    positive, negative = (torch.randn(2, 10, 196, 512, generator=generator, dtype=torch.float64).relu()
-                          for _ in range(2))
+    positive, negative = (
+        torch.randn(2, 10, 196, 512, generator=generator, dtype=torch.float64).relu() for _ in range(2)
+    )
     question = torch.randint(93, (2, 14), generator=generator)
     task = AVQA(PublishedFeatures("ResNet-18"), 42, 93).double().eval()
     assert sum(parameter.numel() for parameter in task.head.parameters()) == 7_916_716
@@ -202,18 +299,27 @@ def test_question_answering_equals_the_authors() -> None:
     with torch.no_grad():
         outputs = task.head(audio, positive, question, negative)
     for output, values in ST_AVQA.items():
-        found = outputs[output].flatten()[::max(1, outputs[output].numel() // 8)][:8]
+        found = outputs[output].flatten()[:: max(1, outputs[output].numel() // 8)][:8]
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
-    batch = {"id": ["a", "b"], "audio_features": audio, "visual_features": positive, "question": question,
-             "negative_features": negative.float()}
+    batch = {
+        "id": ["a", "b"],
+        "audio_features": audio,
+        "visual_features": positive,
+        "question": question,
+        "negative_features": negative.float(),
+    }
     with torch.no_grad():
         whole = task.float()(batch)
     assert torch.allclose(whole["match_negative"].double(), outputs["match_negative"], atol=1e-4)
 
 
 def test_the_question_alone_is_a_baseline() -> None:
-    batch = {"audio_features": torch.rand(2, 3, 128), "visual_features": torch.rand(2, 3, 4, 512),
-             "question": torch.tensor([[1, 2, 0], [3, 4, 5]]), "answer": torch.tensor([1, 0])}
+    batch = {
+        "audio_features": torch.rand(2, 3, 128),
+        "visual_features": torch.rand(2, 3, 4, 512),
+        "question": torch.tensor([[1, 2, 0], [3, 4, 5]]),
+        "answer": torch.tensor([1, 0]),
+    }
     task = AVQA(PublishedFeatures("ResNet-18"), 5, 9, inputs="question").eval()
     before = task(batch)
     assert torch.equal(before["answer"], task({**batch, "visual_features": batch["visual_features"] + 1})["answer"])
@@ -228,10 +334,12 @@ def test_the_question_alone_is_a_baseline() -> None:
 def test_parsing_heads_learn_from_labels_of_the_video(head: Callable[..., nn.Module]) -> None:
     """HAN learns eight videos; a video's outputs depend on no other; any number of segments; finite in bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    batch = {"audio": torch.randn(8, 4, AUDIO, generator=generator),
-             "tokens": torch.randn(8, 4, 1, VISUAL, generator=generator),
-             "video_features": torch.randn(8, 4, 6, generator=generator),
-             "labels": (torch.rand(8, CLASSES, generator=generator) > 0.5).float()}
+    batch = {
+        "audio": torch.randn(8, 4, AUDIO, generator=generator),
+        "tokens": torch.randn(8, 4, 1, VISUAL, generator=generator),
+        "video_features": torch.randn(8, 4, 6, generator=generator),
+        "labels": (torch.rand(8, CLASSES, generator=generator) > 0.5).float(),
+    }
     torch.manual_seed(0)
     task = AVVP(Given(), CLASSES, 4, 6, head, smoothing=1.0)
     optimizer = torch.optim.Adam(task.parameters(), 3e-4, fused=True)
@@ -252,8 +360,9 @@ def test_parsing_heads_learn_from_labels_of_the_video(head: Callable[..., nn.Mod
         assert ((outputs["video_prob"] > 0.5) == (batch["labels"] > 0.5)).all()
     alone = task({name: value[2:3] for name, value in batch.items()})
     assert all(torch.allclose(value[2:3], alone[name], atol=1e-5) for name, value in outputs.items())
-    longer = task({name: value.repeat(1, 3, *[1] * (value.ndim - 2))[:, :10] for name, value in batch.items()
-                   if name != "labels"})
+    longer = task(
+        {name: value.repeat(1, 3, *[1] * (value.ndim - 2))[:, :10] for name, value in batch.items() if name != "labels"}
+    )
     assert longer["visual_prob"].shape == (8, 10, CLASSES)
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.isfinite(value).all() for value in task(batch).values())
@@ -272,17 +381,25 @@ def test_the_released_pyramid_exchanges_the_modalities() -> None:
 
 # --- every head
 
-@pytest.mark.parametrize(("name", "weak"), [(name, weak) for name, weak in FORMS
-                                            if not weak or name not in ("MM-Pyramid", "CMAN", "DMRN")])
+
+@pytest.mark.parametrize(
+    ("name", "weak"), [(name, weak) for name, weak in FORMS if not weak or name not in ("MM-Pyramid", "CMAN", "DMRN")]
+)
 def test_shapes_batches_and_paths(name: str, weak: bool) -> None:
     """Any number of segments and positions; a clip's outputs do not depend on others; no parameter is dead."""
     for segments, positions in ((4, 1), (10, 36), (4, 49)):
         head = build(name, weak) if name != "RFJC" else build(name, segments=segments)
         audio, visual = features(3, segments, positions)
         outputs = head(audio, visual)
-        kinds = {"segments": (3, segments, CLASSES + 1), "clip": (3, CLASSES + 1), "is_event": (3, segments),
-                 "event": (3, CLASSES + weak), "similarity": (3, segments), "gate": (3, segments),
-                 "video_scores": (3, CLASSES)}
+        kinds = {
+            "segments": (3, segments, CLASSES + 1),
+            "clip": (3, CLASSES + 1),
+            "is_event": (3, segments),
+            "event": (3, CLASSES + weak),
+            "similarity": (3, segments),
+            "gate": (3, segments),
+            "video_scores": (3, CLASSES),
+        }
         assert {key: tuple(value.shape) for key, value in outputs.items()} == {key: kinds[key] for key in outputs}
         assert ("segments" in outputs) is not ("event" in outputs) and ("clip" in outputs) is weak
         alone = head(audio[1:2], visual[1:2])
@@ -327,8 +444,13 @@ def clips(count: int = 8, seed: int = 1) -> dict[str, Any]:
     active[:, 0] = True
     event = torch.zeros(count, 4, CLASSES + 1)
     event[torch.arange(count)[:, None], torch.arange(4), torch.where(active, category[:, None], CLASSES)] = 1
-    return {"id": [str(k) for k in range(count)], "audio": audio, "tokens": tokens, "event": event,
-            "category": category}
+    return {
+        "id": [str(k) for k in range(count)],
+        "audio": audio,
+        "tokens": tokens,
+        "event": event,
+        "category": category,
+    }
 
 
 def accuracy(task: AVEClassic, batch: dict[str, Any]) -> float:
@@ -358,8 +480,9 @@ def test_a_head_overfits_eight_clips(name: str) -> None:
     assert accuracy(task, batch) == 1
 
 
-@pytest.mark.parametrize(("name", "loss"), [("AVEL", "released"), *((name, "cross_entropy") for name, weak in FORMS
-                                                                    if weak)])
+@pytest.mark.parametrize(
+    ("name", "loss"), [("AVEL", "released"), *((name, "cross_entropy") for name, weak in FORMS if weak)]
+)
 def test_weak_labels_say_nothing_of_times(name: str, loss: str) -> None:
     """The loss reads no label of a segment: others, or none, change neither it nor what is predicted."""
     task, batch = AVEClassic(Given(), HEADS[name][0], CLASSES, supervision="weak", loss=loss).eval(), clips()
@@ -383,20 +506,25 @@ def test_weak_labels_are_refused_where_no_form_is_known() -> None:
             AVEClassic(Given(), head, CLASSES, supervision="weak")
 
 
-@pytest.mark.parametrize(("build", "name"), [
-    (lambda: AVEClassic(Given(), AVEL, CLASSES, supervision="weakly"), "supervision"),
-    (lambda: AVEClassic(Given(), AVEL, CLASSES, loss="as released"), "loss"),
-    (lambda: AVELinear(Given(), CLASSES, loss="bce"), "loss"),
-    (lambda: AVQA(Given(), 5, 9, inputs="questions"), "inputs"),
-    (lambda: AVEL(AUDIO, VISUAL, CLASSES, fusion="sum"), "fusion"),
-    (lambda: AudioGuidedAttention(AUDIO, VISUAL, "authors"), "variant"),
-    (lambda: AVVP(Given(), CLASSES, 4, 0, HAN, gate_audio=True), "gate_audio")])
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: AVEClassic(Given(), AVEL, CLASSES, supervision="weakly"), "supervision"),
+        (lambda: AVEClassic(Given(), AVEL, CLASSES, loss="as released"), "loss"),
+        (lambda: AVELinear(Given(), CLASSES, loss="bce"), "loss"),
+        (lambda: AVQA(Given(), 5, 9, inputs="questions"), "inputs"),
+        (lambda: AVEL(AUDIO, VISUAL, CLASSES, fusion="sum"), "fusion"),
+        (lambda: AudioGuidedAttention(AUDIO, VISUAL, "authors"), "variant"),
+        (lambda: AVVP(Given(), CLASSES, 4, 0, HAN, gate_audio=True), "gate_audio"),
+    ],
+)
 def test_what_would_act_as_another_value_is_refused(build: Callable[[], object], name: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{name}: got "):
         build()
 
 
 # --- parts and switches
+
 
 def test_released_attention_equals_a_loop_over_positions() -> None:
     audio, visual = features(1, 2, 49)
@@ -416,8 +544,10 @@ def test_released_attention_equals_a_loop_over_positions() -> None:
 def test_attention_of_the_paper_has_no_favourite_positions() -> None:
     audio, visual = features(2, 3, 49)
     order = torch.randperm(49, generator=torch.Generator().manual_seed(2))
-    for attention, moves in ((AudioGuidedAttention(AUDIO, VISUAL), False),
-                             (AudioGuidedAttention(AUDIO, VISUAL, "released"), True)):
+    for attention, moves in (
+        (AudioGuidedAttention(AUDIO, VISUAL), False),
+        (AudioGuidedAttention(AUDIO, VISUAL, "released"), True),
+    ):
         one, other = attention(audio, visual), attention(audio, visual[:, :, order])
         assert torch.allclose(one, other, atol=1e-6) is not moves
     guided = SpatialChannelAttention(AUDIO)
@@ -454,17 +584,22 @@ def test_a_second_sigmoid_makes_every_segment_an_event() -> None:
 
 def test_terms_and_their_weights() -> None:
     batch = clips()
-    for head, weights, terms in ((PSP, {"similarity_weight": 7.0}, {"segment", "similarity"}),
-                                 (DAM, {"relevance_weight": 0.5}, {"segment", "event"}),
-                                 (CMBSAlone, {}, {"segment", "event", "gate", "video"})):
-        plain, task = AVEClassic(Given(), head, CLASSES, similarity_weight=1.0).eval(), AVEClassic(
-            Given(), head, CLASSES, **weights).eval()
+    for head, weights, terms in (
+        (PSP, {"similarity_weight": 7.0}, {"segment", "similarity"}),
+        (DAM, {"relevance_weight": 0.5}, {"segment", "event"}),
+        (CMBSAlone, {}, {"segment", "event", "gate", "video"}),
+    ):
+        plain, task = (
+            AVEClassic(Given(), head, CLASSES, similarity_weight=1.0).eval(),
+            AVEClassic(Given(), head, CLASSES, **weights).eval(),
+        )
         task.load_state_dict(plain.state_dict())
         found, expected = task.losses(task(batch), batch), plain.losses(plain(batch), batch)
         assert set(found) == terms
         changed = {name for name in terms if not torch.isclose(found[name], expected[name])}
         assert changed == {"similarity_weight": {"similarity"}, "relevance_weight": {"segment"}}.get(
-            next(iter(weights), ""), set())
+            next(iter(weights), ""), set()
+        )
 
 
 def test_released_loss_is_that_of_probabilities() -> None:
@@ -491,8 +626,10 @@ def test_taught_segments_take_the_place_of_two_terms_on_the_video() -> None:
     with pytest.raises(ArgumentError, match="^supervision:"):
         task.losses(outputs, {"labels": batch["labels"]})
     assert task.eval().losses(outputs, {"labels": batch["labels"]}).keys() == {"video"}  # evaluation has none
-    for build, name in ((lambda: AVVP(Given(), CLASSES, 4, 0, HAN, supervision="segments"), "supervision"),
-                        (lambda: HAN(4, 8, 3, heads=3), "heads, hidden"),
-                        (lambda: HAN(4, 8, 3, hidden=0), "heads, hidden")):
+    for build, name in (
+        (lambda: AVVP(Given(), CLASSES, 4, 0, HAN, supervision="segments"), "supervision"),
+        (lambda: HAN(4, 8, 3, heads=3), "heads, hidden"),
+        (lambda: HAN(4, 8, 3, hidden=0), "heads, hidden"),
+    ):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()

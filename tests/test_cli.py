@@ -28,8 +28,19 @@ PROMPTS = "--model.backbone.prompts"
 
 
 def flags(ave_root: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.root", str(ave_root), "--trainer.logger.save_dir",
-            str(out), "--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", *more]
+    return [
+        "--config",
+        QUICKSTART,
+        "--data.root",
+        str(ave_root),
+        "--trainer.logger.save_dir",
+        str(out),
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.max_epochs",
+        "1",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +61,22 @@ def test_run_folder(fitted: Path) -> None:
     assert {p.name for p in fitted.iterdir()} >= {"config.yaml", "manifest.json", "result.json", "checkpoints"}
     assert {p.name for p in (fitted / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     result = json.loads((fitted / "result.json").read_text())
-    assert set(result) == {"experiment", "task", "metrics", "monitor", "parameters", "seed", "config", "git", "versions",
-                           "device", "wall_s", "peak_memory_bytes", "clips", "epochs"}
+    assert set(result) == {
+        "experiment",
+        "task",
+        "metrics",
+        "monitor",
+        "parameters",
+        "seed",
+        "config",
+        "git",
+        "versions",
+        "device",
+        "wall_s",
+        "peak_memory_bytes",
+        "clips",
+        "epochs",
+    }
     assert result["experiment"] == "quickstart" and result["task"] == "AVE" and result["monitor"] == "val_accuracy"
     assert result["clips"]["train"] == {"used": 24, "missing": 0, "corrupt": 0}
     assert set(result["parameters"]) == {"trainable", "frozen", "total", "checkpoint"}
@@ -93,8 +118,9 @@ def test_checkpoint_settings_never_override_the_command_line(fitted: Path, ave_r
     assert "hyper_parameters" not in checkpoint
     checkpoint["hyper_parameters"] = {"_class_path": "avprompt.tasks.AVE", "modality": "late"}
     torch.save(checkpoint, tmp_path / "forged.ckpt")
-    cli = lightning_cli()(["test", *flags(ave_root, tmp_path, f"{PROMPTS}.alpha", "0.9", "--ckpt_path",
-                                          str(tmp_path / "forged.ckpt"))])
+    cli = lightning_cli()(
+        ["test", *flags(ave_root, tmp_path, f"{PROMPTS}.alpha", "0.9", "--ckpt_path", str(tmp_path / "forged.ckpt"))]
+    )
     assert cli.model.backbone.prompts.alpha == 0.9 and cli.model.modality == "both"
 
 
@@ -117,15 +143,26 @@ def test_stale_argument_of_another_class(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yaml"
     encoder = {"class_path": "avprompt.encoders.TinyHTSAT"}
     content = {"model": {"init_args": {"backbone": {"init_args": {"visual": encoder}}}}}
-    base = {"model": {"init_args": {"backbone": {"init_args": {"visual": {
-        "class_path": "avprompt.encoders.TinySwinV2", "init_args": {"released_mode": True}}}}}}}
+    base = {
+        "model": {
+            "init_args": {
+                "backbone": {
+                    "init_args": {
+                        "visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"released_mode": True}}
+                    }
+                }
+            }
+        }
+    }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
     overlay.write_text(yaml.safe_dump(content))
     flags = ["--config", QUICKSTART, "--config", str(tmp_path / "base.yaml"), "--config", str(overlay)]
     with pytest.raises(ConfigError, match=r"TinyHTSAT without released_mode, which .*base.yaml gives to .*TinySwinV2"):
         run(["fit", *flags])
-    for given in (["--model.backbone.visual.released_mode", "false"],
-                  ["--model.init_args.backbone.init_args.visual.init_args.released_mode=false"]):
+    for given in (
+        ["--model.backbone.visual.released_mode", "false"],
+        ["--model.init_args.backbone.init_args.visual.init_args.released_mode=false"],
+    ):
         checks.check_stale(read_arguments([*flags, *given]))
     encoder["init_args"] = {"released_mode": False}
     overlay.write_text(yaml.safe_dump(content))
@@ -137,20 +174,37 @@ def test_stale_argument_of_another_class(tmp_path: Path) -> None:
 def test_short_form_of_a_class_is_checked_too(path: str, name: str) -> None:
     """By its whole path or as the parser finds it, at a path with and without `init_args`."""
     with pytest.raises(ConfigError, match="HTSAT without frozen, which --model.backbone.audio.frozen gives"):
-        checks.check_stale(read_arguments(["--config", QUICKSTART, "--model.backbone.audio.frozen", "false",
-                                           f"{path}={name}"]))
+        checks.check_stale(
+            read_arguments(["--config", QUICKSTART, "--model.backbone.audio.frozen", "false", f"{path}={name}"])
+        )
 
 
 def test_replaced_class_starts_from_its_own_defaults() -> None:
     """No argument of the old class reaches the parser, neither from a file nor from an earlier flag or one within it."""
     texts = "--model.visual_texts"
-    task = model_of(["--config", "fewshot_ave_quickstart", f"{texts}.tower.pretrained", "none",
-                     f"{texts}", "{class_path: avprompt.methods.CoCoOp, context: an image of, condition: video, "
-                     "tower: avprompt.encoders.TinyCLIPText}"])
+    task = model_of(
+        [
+            "--config",
+            "fewshot_ave_quickstart",
+            f"{texts}.tower.pretrained",
+            "none",
+            f"{texts}",
+            "{class_path: avprompt.methods.CoCoOp, context: an image of, condition: video, "
+            "tower: avprompt.encoders.TinyCLIPText}",
+        ]
+    )
     kinds = {type(module).__name__ for module in task.modules()}
     assert "CoCoOp" in kinds and "CoOp" not in kinds
-    line = read_arguments(["--config", "fewshot_ave_quickstart", f"{texts}.tower.pretrained", "none",
-                           f"{texts}.class_path", "avprompt.methods.CoCoOp"])
+    line = read_arguments(
+        [
+            "--config",
+            "fewshot_ave_quickstart",
+            f"{texts}.tower.pretrained",
+            "none",
+            f"{texts}.class_path",
+            "avprompt.methods.CoCoOp",
+        ]
+    )
     assert line.content["model"]["init_args"]["visual_texts"] == {"class_path": "avprompt.methods.CoCoOp"}
     assert not any("tower" in word for word in line.arguments if "visual_texts" in word and "audio_texts" not in word)
 
@@ -174,7 +228,10 @@ def test_number_of_classes_is_the_datas(ave_root: Path) -> None:
     """P5: known without setup."""
     model = model_of(["--config", QUICKSTART, "--data.root", str(ave_root)])
     assert model.head.localize.event.out_features == 8
-    assert model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True).head.localize.event.out_features == 28
+    assert (
+        model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml")], meta=True).head.localize.event.out_features
+        == 28
+    )
 
 
 @pytest.mark.parametrize("text", ["modle: {}", "modle: {init_args: {lr: 1}}", "fit: {trainer: {max_epochs: 1}}"])
@@ -185,9 +242,13 @@ def test_unknown_top_level_keys(text: str, tmp_path: Path) -> None:
         run(["fit", "--config", QUICKSTART, "--config", str(tmp_path / "typo.yaml")])
 
 
-@pytest.mark.parametrize(("flag", "named"), [
-    (f"{PROMPTS}=avprompt.methods.NoPromts", "NoPromts.*a class that can be imported"),
-    ("--data.batch_size=[", "--data.batch_size.*no YAML")])
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [
+        (f"{PROMPTS}=avprompt.methods.NoPromts", "NoPromts.*a class that can be imported"),
+        ("--data.batch_size=[", "--data.batch_size.*no YAML"),
+    ],
+)
 def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         run(["fit", "--config", QUICKSTART, flag])
@@ -195,6 +256,7 @@ def test_values_that_nothing_can_be_made_of(flag: str, named: str) -> None:
 
 def test_later_wins() -> None:
     """P7: flags after --config override it; before it they are overridden."""
+
     class ConfigOnly(lightning_cli()):
         def instantiate_classes(self) -> None:
             """Nothing."""
@@ -206,19 +268,50 @@ def test_later_wins() -> None:
 
 def test_callbacks_are_added_not_replaced(ave_root: Path, tmp_path: Path) -> None:
     """P8 and P9: what must hold is there whatever list a user gives, and a user's own are kept."""
-    (tmp_path / "more.yaml").write_text("trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]}")
-    cli = lightning_cli()(["fit", *flags(ave_root, tmp_path, "--config", str(tmp_path / "more.yaml"),
-                                         "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1")])
+    (tmp_path / "more.yaml").write_text(
+        "trainer: {callbacks: [{class_path: lightning.pytorch.callbacks.LearningRateMonitor}]}"
+    )
+    cli = lightning_cli()(
+        [
+            "fit",
+            *flags(
+                ave_root,
+                tmp_path,
+                "--config",
+                str(tmp_path / "more.yaml"),
+                "--trainer.limit_train_batches",
+                "1",
+                "--trainer.limit_val_batches",
+                "1",
+            ),
+        ]
+    )
     names = [type(callback).__name__ for callback in cli.trainer.callbacks]
-    for name in ("LearningRateMonitor", "ExactResume", "TaskCheckpoint", "LastCheckpoint", "InterruptCheckpoint", "RunReport"):
+    for name in (
+        "LearningRateMonitor",
+        "ExactResume",
+        "TaskCheckpoint",
+        "LastCheckpoint",
+        "InterruptCheckpoint",
+        "RunReport",
+    ):
         assert names.count(name) == 1, name
 
 
 def test_no_logger_writes_nothing(ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """P10: Lightning would leave config.yaml in the working folder; P30: debugging needs no checkpointing."""
     monkeypatch.chdir(tmp_path)
-    run(["fit", "--config", QUICKSTART, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
-         "--data.root", str(ave_root)])
+    run(
+        [
+            "fit",
+            "--config",
+            QUICKSTART,
+            "--trainer",
+            str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
+            "--data.root",
+            str(ave_root),
+        ]
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -260,8 +353,15 @@ def test_checkpoints_that_cannot_be_used(damage: str, fitted: Path, ave_root: Pa
     if damage == "truncated":
         path.write_bytes(whole[: len(whole) // 2])
     elif damage == "foreign":
-        torch.save({"state_dict": {"weight": torch.zeros(1)}, "pytorch-lightning_version": "2.6.4", "epoch": 0,
-                    "global_step": 0}, path)
+        torch.save(
+            {
+                "state_dict": {"weight": torch.zeros(1)},
+                "pytorch-lightning_version": "2.6.4",
+                "epoch": 0,
+                "global_step": 0,
+            },
+            path,
+        )
     with pytest.raises(CheckpointError, match="broken.ckpt" if damage != "foreign" else "record of frozen encoders"):
         run(["test", *flags(ave_root, tmp_path, "--ckpt_path", str(path))])
 
@@ -287,9 +387,16 @@ def test_params_without_arguments_shows_its_usage(capsys: pytest.CaptureFixture[
 
 def test_commands_from_a_shell(tmp_path: Path) -> None:
     """Exit codes and messages as a user sees them; help needs no heavy import (P32)."""
+
     def shell(*args: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-X", "importtime", "-m", "avprompt", *args], capture_output=True, text=True,
-                              cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+        return subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "avprompt", *args],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            check=False,
+        )
 
     help_ = shell("--help")
     assert help_.returncode == 0 and "avprompt fit --config" in help_.stdout and "torch" not in help_.stderr
@@ -342,18 +449,26 @@ def test_waiting_threads_sleep(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert capsys.readouterr().out.startswith("0.1.0")
 
 
-@pytest.mark.parametrize(("args", "message"), [
-    ("fit --config quickstrat", "Did you mean quickstart"), ("params --config=nowhere.yaml", "nowhere.yaml"),
-    ("test --config quickstart --ckpt_path nowhere.ckpt", "nowhere.ckpt: got no such file")])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("fit --config quickstrat", "Did you mean quickstart"),
+        ("params --config=nowhere.yaml", "nowhere.yaml"),
+        ("test --config quickstart --ckpt_path nowhere.ckpt", "nowhere.ckpt: got no such file"),
+    ],
+)
 def test_a_file_that_is_not_there_is_refused_before_torch_is_imported(args: str, message: str) -> None:
     """Which takes ten seconds."""
-    program = "import sys; from avprompt.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    program = (
+        "import sys; from avprompt.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    )
     said = subprocess.run([sys.executable, "-c", program, *args.split()], capture_output=True, text=True)
     assert said.returncode == 2 and message in said.stderr and said.stdout.split() == ["False"], said
 
 
-def test_answers_about_the_program_are_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                                  capsys: pytest.CaptureFixture) -> None:
+def test_answers_about_the_program_are_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     """Until a file of the package changes; a failure is not kept, and a cache that cannot be written only costs time."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     asked = []
@@ -379,17 +494,29 @@ def test_answers_about_the_program_are_remembered(monkeypatch: pytest.MonkeyPatc
     assert asked[-1] == ["test", "--help"]
 
 
-@pytest.mark.parametrize("flag, said", [
-    ("--data.batch_sizes 2", "--data.batch_sizes: got no such argument; expected an argument of AVEDataModule. Did you "
-     "mean batch_size or eval_batch_size?"),
-    ("--modl.x 3", "--modl: got no such flag; expected a flag of this command. Did you mean model?"),
-    ("--model.backbone.prompts.alphaa 1", "--model.backbone.prompts.alphaa: got no such argument; expected an argument "
-     "of DGSCT. Did you mean alpha?"),
-    ("--config misspelt.yaml", "--trainer.max_epoch: got no such argument in misspelt.yaml; expected an argument of "
-     "Trainer. Did you mean max_epochs or min_epochs or max_steps?"),
-])
-def test_a_misspelt_key_is_refused_before_torch_is_imported(flag: str, said: str, tmp_path: Path,
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        (
+            "--data.batch_sizes 2",
+            "--data.batch_sizes: got no such argument; expected an argument of AVEDataModule. Did you "
+            "mean batch_size or eval_batch_size?",
+        ),
+        ("--modl.x 3", "--modl: got no such flag; expected a flag of this command. Did you mean model?"),
+        (
+            "--model.backbone.prompts.alphaa 1",
+            "--model.backbone.prompts.alphaa: got no such argument; expected an argument of DGSCT. Did you mean alpha?",
+        ),
+        (
+            "--config misspelt.yaml",
+            "--trainer.max_epoch: got no such argument in misspelt.yaml; expected an argument of "
+            "Trainer. Did you mean max_epochs or min_epochs or max_steps?",
+        ),
+    ],
+)
+def test_a_misspelt_key_is_refused_before_torch_is_imported(
+    flag: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("misspelt.yaml").write_text("trainer: {max_epoch: 3}\n", encoding="utf-8")
     with pytest.raises(ConfigError) as error:
@@ -408,6 +535,9 @@ def test_arguments_from_the_source_text_are_those_of_the_classes(package: str) -
     known = {name: found for name in kinds if (found := arguments(f"avprompt.{package}.{name}")) is not None}
     assert len(known) > len(kinds) / 2
     for name, found in known.items():
-        declared = {key for key, value in parameters(f"avprompt.{package}.{name}").items()
-                    if key != "self" and value.kind not in (value.VAR_KEYWORD, value.VAR_POSITIONAL)}
+        declared = {
+            key
+            for key, value in parameters(f"avprompt.{package}.{name}").items()
+            if key != "self" and value.kind not in (value.VAR_KEYWORD, value.VAR_POSITIONAL)
+        }
         assert found == declared, name

@@ -36,8 +36,10 @@ def frames() -> Tensor:
 def write_openai(library: open_clip.CLIP, path: Path) -> None:
     """OpenAI's plain state dict: half precision, three sizes beside the network's tensors."""
     state = {name: value.half() for name, value in library.state_dict().items()}
-    sizes = {name: torch.tensor(value) for name, value in
-             (("input_resolution", SIZE), ("context_length", 8), ("vocab_size", 30))}
+    sizes = {
+        name: torch.tensor(value)
+        for name, value in (("input_resolution", SIZE), ("context_length", 8), ("vocab_size", 30))
+    }
     torch.save({**state, **sizes}, path)
 
 
@@ -56,7 +58,8 @@ FILES = {
     "open_clip.pt": lambda library, path: torch.save(library.state_dict(), path),
     "open_clip.safetensors": lambda library, path: save_file(library.state_dict(), path),
     "trained.pt": lambda library, path: torch.save(
-        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in library.state_dict().items()}}, path),
+        {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in library.state_dict().items()}}, path
+    ),
     "openai.pt": write_openai,
     "archive.pt": lambda library, path: torch.jit.trace(Archived(library), torch.zeros(1, 3, SIZE, SIZE)).save(path),
 }
@@ -77,9 +80,11 @@ def test_every_kind_of_file_gives_the_library_s_function(kind: str, library: ope
 
 def test_files_that_do_not_fit_are_named(library: open_clip.CLIP, tmp_path: Path) -> None:
     state = library.state_dict()
-    for name, content in (("narrow.pt", {**state, "visual.conv1.weight": torch.zeros(8, 3, 8, 8)}),
-                          ("more.pt", {**state, "visual.attn_pool.query": torch.zeros(1)}),
-                          ("text_only.pt", {k: v for k, v in state.items() if not k.startswith("visual.")})):
+    for name, content in (
+        ("narrow.pt", {**state, "visual.conv1.weight": torch.zeros(8, 3, 8, 8)}),
+        ("more.pt", {**state, "visual.attn_pool.query": torch.zeros(1)}),
+        ("text_only.pt", {k: v for k, v in state.items() if not k.startswith("visual.")}),
+    ):
         torch.save(content, tmp_path / name)
         with pytest.raises(WeightsError, match=name):
             SmallCLIP(pretrained=str(tmp_path / name))
@@ -247,7 +252,12 @@ def test_an_archive_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.jit, "load", lambda *args, **options: pytest.fail("the archive was compiled"))
     assert _read_archive(plain).keys() == {"weight"}
     evil, proof = tmp_path / "evil.pt", tmp_path / "proof"
-    bad = b"\x80\x02cos\nsystem\nX" + len(command := f"touch {proof}".encode()).to_bytes(4, "little") + command + b"\x85R."
+    bad = (
+        b"\x80\x02cos\nsystem\nX"
+        + len(command := f"touch {proof}".encode()).to_bytes(4, "little")
+        + command
+        + b"\x85R."
+    )
     with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(evil, "w") as copy:
         for name in archive.namelist():
             copy.writestr(name, bad if name.endswith("/data.pkl") else archive.read(name))

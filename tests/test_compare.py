@@ -37,27 +37,64 @@ from avprompt.reports.variants import gather
 from avprompt.reports.verdicts import paired_tests
 from avprompt.sweeps.curves import ENCODERS as SHORT
 
-DGSCT = {"variant": "released", "spatial": True, "channel": True, "temporal": True, "a2v": True, "v2a": True,
-         "alpha": 0.3, "beta": 0.05, "gamma": 0.1}
-TINY = {"visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"pretrained": "synthetic"}},
-        "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "synthetic"}}}
-LARGE = {"visual": {"class_path": "avprompt.encoders.SwinV2",
-                    "init_args": {"model": "swinv2_large_window12_192", "pretrained": "ms_in22k"}},
-         "audio": {"class_path": "avprompt.encoders.HTSAT", "init_args": {"pretrained": "checkpoints/HTSAT.ckpt"}}}
+DGSCT = {
+    "variant": "released",
+    "spatial": True,
+    "channel": True,
+    "temporal": True,
+    "a2v": True,
+    "v2a": True,
+    "alpha": 0.3,
+    "beta": 0.05,
+    "gamma": 0.1,
+}
+TINY = {
+    "visual": {"class_path": "avprompt.encoders.TinySwinV2", "init_args": {"pretrained": "synthetic"}},
+    "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "synthetic"}},
+}
+LARGE = {
+    "visual": {
+        "class_path": "avprompt.encoders.SwinV2",
+        "init_args": {"model": "swinv2_large_window12_192", "pretrained": "ms_in22k"},
+    },
+    "audio": {"class_path": "avprompt.encoders.HTSAT", "init_args": {"pretrained": "checkpoints/HTSAT.ckpt"}},
+}
 
 
-def config(seed: int, prompts: dict[str, Any] | None, encoders: dict[str, Any], data: dict[str, Any] | None = None,
-           task: str = "AVE", model: dict[str, Any] | None = None) -> dict[str, Any]:
-    method = {"class_path": "avprompt.methods.NoPrompts"} if prompts is None else {
-        "class_path": "avprompt.methods.DGSCT", "init_args": {**DGSCT, **prompts}}
+def config(
+    seed: int,
+    prompts: dict[str, Any] | None,
+    encoders: dict[str, Any],
+    data: dict[str, Any] | None = None,
+    task: str = "AVE",
+    model: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    method = (
+        {"class_path": "avprompt.methods.NoPrompts"}
+        if prompts is None
+        else {"class_path": "avprompt.methods.DGSCT", "init_args": {**DGSCT, **prompts}}
+    )
     module = {"AVE": "AVEDataModule", "AVQA": "MUSICAVQADataModule"}[task]
-    return {"seed_everything": seed, "ckpt_path": None, "trainer": {"max_epochs": 6, "precision": None},
-            "model": {"class_path": f"avprompt.tasks.{task}", "init_args": {
-                "backbone": {"class_path": "avprompt.backbone.AVPromptBackbone",
-                             "init_args": {**encoders, "prompts": method}},
-                **({"modality": "both", "protocol": "exact"} if task == "AVE" else {}), **(model or {})}},
-            "data": {"class_path": f"avprompt.data_modules.{module}",
-                     "init_args": {"root": "data/x", "seed": seed, "validation_split": "val", **(data or {})}}}
+    return {
+        "seed_everything": seed,
+        "ckpt_path": None,
+        "trainer": {"max_epochs": 6, "precision": None},
+        "model": {
+            "class_path": f"avprompt.tasks.{task}",
+            "init_args": {
+                "backbone": {
+                    "class_path": "avprompt.backbone.AVPromptBackbone",
+                    "init_args": {**encoders, "prompts": method},
+                },
+                **({"modality": "both", "protocol": "exact"} if task == "AVE" else {}),
+                **(model or {}),
+            },
+        },
+        "data": {
+            "class_path": f"avprompt.data_modules.{module}",
+            "init_args": {"root": "data/x", "seed": seed, "validation_split": "val", **(data or {})},
+        },
+    }
 
 
 def dataset(content: dict[str, Any]) -> dict[str, str]:
@@ -67,8 +104,9 @@ def dataset(content: dict[str, Any]) -> dict[str, str]:
     return {"dataset": info.name, "unit": info.unit}
 
 
-def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str, float], ids: list[str],
-          missing: int = 0) -> None:
+def write(
+    folder: Path, label: str, settings: dict[str, Any], metrics: dict[str, float], ids: list[str], missing: int = 0
+) -> None:
     """A run as `avprompt sweep` leaves it: fit and test, the test's figures and the training's cost."""
     seed = settings["seed_everything"]
     place = folder / f"{label}-seed{seed}"
@@ -78,13 +116,23 @@ def write(folder: Path, label: str, settings: dict[str, Any], metrics: dict[str,
         own["ckpt_path"] = None if stage == "fit" else f"runs/{folder.name}/{place.name}/fit/checkpoints/best.ckpt"
         own["trainer"]["logger"] = {"init_args": {"version": stage}}
         (place / stage).mkdir(parents=True)
-        result = {"experiment": place.name, "task": "AVE", "metrics": found, "monitor": "val_accuracy",
-                  "parameters": {"trainable": 1000, "frozen": 500, "total": 1500, "checkpoint": 1000}, "seed": seed,
-                  "config": own, "wall_s": seconds, "peak_memory_bytes": 2_000_000_000, "epochs": 6,
-                  "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}}}
+        result = {
+            "experiment": place.name,
+            "task": "AVE",
+            "metrics": found,
+            "monitor": "val_accuracy",
+            "parameters": {"trainable": 1000, "frozen": 500, "total": 1500, "checkpoint": 1000},
+            "seed": seed,
+            "config": own,
+            "wall_s": seconds,
+            "peak_memory_bytes": 2_000_000_000,
+            "epochs": 6,
+            "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}},
+        }
         (place / stage / "result.json").write_text(json.dumps(result))
-        (place / stage / "manifest.json").write_text(json.dumps({**dataset(settings), "root": "data/x",
-                                                                 "ids": {"test": ids}}))
+        (place / stage / "manifest.json").write_text(
+            json.dumps({**dataset(settings), "root": "data/x", "ids": {"test": ids}})
+        )
         with SummaryWriter(str(place / stage)) as writer:
             if stage == "fit":
                 for step in (10, 20):
@@ -98,13 +146,23 @@ WORLD = [f"world000{number:06d}" for number in range(80)]
 def runs(tmp_path: Path) -> Path:
     """Table 5's rows without T on the synthetic dataset, two seeds each, in a useless order of names."""
     folder = tmp_path / "ablation"
-    rows = {"a everything": {}, "b S": {"channel": False, "temporal": False},
-            "c C": {"spatial": False, "temporal": False}, "d none": None,
-            "e bare": {"spatial": False, "channel": False, "temporal": False}, "f alpha": {"alpha": 0.5}}
+    rows = {
+        "a everything": {},
+        "b S": {"channel": False, "temporal": False},
+        "c C": {"spatial": False, "temporal": False},
+        "d none": None,
+        "e bare": {"spatial": False, "channel": False, "temporal": False},
+        "f alpha": {"alpha": 0.5},
+    }
     for place, (label, prompts) in enumerate(rows.items()):
         for seed in (0, 1):
-            write(folder, label, config(seed, prompts, TINY), {"test_accuracy": 0.5 + 0.01 * place + 0.02 * seed,
-                                                               "test_loss": 2.0}, WORLD)
+            write(
+                folder,
+                label,
+                config(seed, prompts, TINY),
+                {"test_accuracy": 0.5 + 0.01 * place + 0.02 * seed, "test_loss": 2.0},
+                WORLD,
+            )
     return folder
 
 
@@ -125,27 +183,40 @@ def test_seeds_are_grouped_and_rows_stand_in_published_order(runs: Path) -> None
 
 
 def test_synthetic_data_never_stand_unmarked_beside_published_figures(runs: Path) -> None:
-    table, = tables(lines_of(runs), read_published())
+    (table,) = tables(lines_of(runs), read_published())
     ours, published = table.header.index("accuracy, %"), table.header.index("published")
     for row in table.rows:
         assert row[ours].endswith(" [a]") and (row[published] == "" or row[published].endswith(" [b]"))
     assert table.rows[4][ours] == "51.0 ± 1.0 [a]" and table.rows[4][published] == "82.2 [b]"
-    assert table.marks["a"].startswith("synthetic dataset in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny")
-    assert table.marks["b"] == ("AVE, 402 test clips; Swin-V2-L + HTS-AT; "
-                                "published, selected on test, metric as released")
+    assert table.marks["a"].startswith(
+        "synthetic dataset in the layout of AVE, 80 test clips; TinySwinV2 (synthetic) + Tiny"
+    )
+    assert table.marks["b"] == (
+        "AVE, 402 test clips; Swin-V2-L + HTS-AT; published, selected on test, metric as released"
+    )
 
 
-@pytest.mark.parametrize(("change", "told"), [
-    ({"encoders": LARGE}, "Swin-V2-L + HTS-AT"),
-    ({"data": {"validation_split": "test"}}, "selected on test"),
-    ({"model": {"protocol": "released"}}, "metric as released"),
-    ({"encoders": {"cache": "runs/features"}}, "; features in runs/features; "),
-    ({"encoders": {**TINY, "audio": {"class_path": "avprompt.encoders.TinyHTSAT",
-                                     "init_args": {"pretrained": "none"}}}}, "TinyHTSAT (random weights)"),
-])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"encoders": LARGE}, "Swin-V2-L + HTS-AT"),
+        ({"data": {"validation_split": "test"}}, "selected on test"),
+        ({"model": {"protocol": "released"}}, "metric as released"),
+        ({"encoders": {"cache": "runs/features"}}, "; features in runs/features; "),
+        (
+            {
+                "encoders": {
+                    **TINY,
+                    "audio": {"class_path": "avprompt.encoders.TinyHTSAT", "init_args": {"pretrained": "none"}},
+                }
+            },
+            "TinyHTSAT (random weights)",
+        ),
+    ],
+)
 def test_other_encoders_data_or_protocol_get_another_mark(change: dict, told: str, runs: Path, tmp_path: Path) -> None:
     write(tmp_path / "more", "other", config(0, {}, **{"encoders": TINY, **change}), {"test_accuracy": 0.4}, WORLD)
-    table, = tables(lines_of(runs, tmp_path / "more"), read_published())
+    (table,) = tables(lines_of(runs, tmp_path / "more"), read_published())
     other = next(row for row in table.rows if row[0] == "other")
     mark = re.search(r"\[(\w)\]", other[table.header.index("accuracy, %")])[1]
     assert mark != "a" and told in table.marks[mark] and told not in table.marks["a"]
@@ -154,7 +225,7 @@ def test_other_encoders_data_or_protocol_get_another_mark(change: dict, told: st
 def test_other_clips_and_missing_clips_get_another_mark(runs: Path, tmp_path: Path) -> None:
     for name, ids, missing in (("other clips", [f"world001{n:06d}" for n in range(80)], 0), ("fewer", WORLD[:70], 10)):
         write(tmp_path / "more", name, config(0, {}, TINY), {"test_accuracy": 0.4}, ids, missing)
-    table, = tables(lines_of(runs, tmp_path / "more"), read_published())
+    (table,) = tables(lines_of(runs, tmp_path / "more"), read_published())
     column = table.header.index("accuracy, %")
     texts = {row[0]: table.marks[re.search(r"\[(\w)\]", row[column])[1]] for row in table.rows}
     assert len({texts["other clips"], texts["fewer"], texts["a everything"]}) == 3
@@ -173,9 +244,11 @@ def test_real_data_are_told_from_synthetic_data_whose_ids_look_real(tmp_path: Pa
     (tmp_path / "data" / "made").mkdir(parents=True)
     (tmp_path / "data" / "made" / "scenes.jsonl").write_text("")
     data = {line.label: line.setting.data for line in lines_of(tmp_path / "runs")}
-    assert data == {"real": "MUSIC-AVQA, 320 test questions",
-                    "made": "synthetic dataset in the layout of MUSIC-AVQA, 320 test questions"}
-    table, = tables(lines_of(tmp_path / "runs"), read_published())
+    assert data == {
+        "real": "MUSIC-AVQA, 320 test questions",
+        "made": "synthetic dataset in the layout of MUSIC-AVQA, 320 test questions",
+    }
+    (table,) = tables(lines_of(tmp_path / "runs"), read_published())
     assert [name for name in table.header if name.endswith("%")] == ["AQ, %", "VQ, %", "AVQ, %", "average, %"]
     assert "74.8 [b]" in table.rows[0]  # the released network has no temporal gate here: it is the headline's row
 
@@ -198,12 +271,18 @@ def test_one_name_for_two_settings_is_numbered(runs: Path, tmp_path: Path) -> No
 def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     """Task, dataset and encoders are named as published: a new one has to be entered."""
     content, published = read_yaml(path), read_published()
-    otherwise = {"quickstart": "ave", "quickstart_bound": "ave", "zeroshot_quickstart": "zeroshot_ave_class",
-                 "fewshot_ave_clip": "zeroshot_ave", "fewshot_ave_clap": "zeroshot_ave",
-                 "fewshot_ave_clip_clap": "zeroshot_ave"}
+    otherwise = {
+        "quickstart": "ave",
+        "quickstart_bound": "ave",
+        "zeroshot_quickstart": "zeroshot_ave_class",
+        "fewshot_ave_clip": "zeroshot_ave",
+        "fewshot_ave_clap": "zeroshot_ave",
+        "fewshot_ave_clip_clap": "zeroshot_ave",
+    }
     untrained = "zeroshot" in otherwise.get(path.stem, path.stem)
-    task = task_of(Run(path.parent, {"config": content, "metrics": {"test_accuracy": 0.5} if untrained else {}},
-                       dataset(content)))
+    task = task_of(
+        Run(path.parent, {"config": content, "metrics": {"test_accuracy": 0.5} if untrained else {}}, dataset(content))
+    )
     assert task == otherwise.get(path.stem) or path.stem.startswith(task)
     assert task in {figure.task for figure in published} | {"avqa_grounding", "pretrain_vggsound"}
     assert any(figure.dataset.startswith(dataset(content)["dataset"]) for figure in published)
@@ -212,16 +291,24 @@ def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     names |= {part.removeprefix("visual=") for f in published for part in f.settings.split() if "visual=" in part}
     for side in ("visual", "audio"):
         given = get_nested(content, f"model.init_args.backbone.init_args.{side}")
-        if isinstance(given, str) and given not in ("shared", "separate"):  # published features, by the name of their network
+        if isinstance(given, str) and given not in (
+            "shared",
+            "separate",
+        ):  # published features, by the name of their network
             assert given in names
             continue
         name = encoder_name(given).partition(",")[0]
         assert name in {*ENCODERS.values()} & names or name in ("shared", "separate") or name.startswith("Tiny"), name
 
 
-FEW_SHOT = {"backbone": {**LARGE, "prompts": {"class_path": "avprompt.methods.NoPrompts"}}, "audio_texts": None,
-            "visual_texts": {"class_path": "avprompt.methods.CoOp"}, "adapters": [], "level": "video",
-            "background": False}
+FEW_SHOT = {
+    "backbone": {**LARGE, "prompts": {"class_path": "avprompt.methods.NoPrompts"}},
+    "audio_texts": None,
+    "visual_texts": {"class_path": "avprompt.methods.CoOp"},
+    "adapters": [],
+    "level": "video",
+    "background": False,
+}
 
 
 def test_few_shot_runs_stand_beside_their_published_rows(tmp_path: Path) -> None:
@@ -250,14 +337,17 @@ def test_few_shot_runs_stand_beside_their_published_rows(tmp_path: Path) -> None
     built = {table.task: table for table in tables(lines_of(tmp_path), read_published())}
     assert list(built) == ["fewshot_ave", "fewshot_ave_class", "zeroshot_ave_class"]
     rows = [row[:4] for row in built["fewshot_ave_class"].rows]
-    assert rows == [["CoOp, 1 shot", "2", "70.0 ± 0.0 [a]", "70.4 [b]"],
-                    ["CoOp, 16 shots", "2", "70.0 ± 0.0 [a]", "78.1 [b]"]]
+    assert rows == [
+        ["CoOp, 1 shot", "2", "70.0 ± 0.0 [a]", "70.4 [b]"],
+        ["CoOp, 16 shots", "2", "70.0 ± 0.0 [a]", "78.1 [b]"],
+    ]
     assert built["fewshot_ave_class"].marks == {
         "a": "AVE, 402 test clips; CLIP ViT-B/32 + CLAP HTS-AT; selected on val",
-        "b": "AVE, 402 test clips; CLIP ViT; published, selection not stated"}
+        "b": "AVE, 402 test clips; CLIP ViT; published, selection not stated",
+    }
     assert built["zeroshot_ave_class"].rows[0][:4] == ["CLIP", "1", "68.0 [a]", "69.7 [b]"]
     assert built["zeroshot_ave_class"].marks["a"].endswith("; not trained on these data")
-    segments, = built["fewshot_ave"].rows
+    (segments,) = built["fewshot_ave"].rows
     assert segments[:1] == ["segments, 16 shots"] and segments[3] == "64.4 [b]"
     assert built["fewshot_ave"].marks["a"].endswith("selected on val, background counts as wrong")
 
@@ -268,16 +358,27 @@ def test_linear_heads_are_of_the_same_task(tmp_path: Path) -> None:
     own["model"]["class_path"] = "avprompt.tasks.AVELinear"
     off = {"temporal": False, "spatial": True, "fusion": False, "visual": True, "audio": True}
     own["model"]["init_args"]["backbone"]["init_args"]["prompts"] = {
-        "class_path": "avprompt.methods.AVSTFP", "init_args": off}
+        "class_path": "avprompt.methods.AVSTFP",
+        "init_args": off,
+    }
     write(tmp_path, "S", own, {"test_accuracy": 0.7}, WORLD)
-    table, = tables(lines_of(tmp_path), read_published())
+    (table,) = tables(lines_of(tmp_path), read_published())
     assert table.task == "ave" and table.rows[0][3] == "81.4 [b]"
 
 
 def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every format holds every figure; the command takes folders side by side, and the list that it took before."""
-    run(["compare", str(runs / "a everything-seed0"), str(runs / "d none-seed0"), "--out", str(tmp_path / "out"),
-         "--csv_file", str(tmp_path / "runs.csv")])
+    run(
+        [
+            "compare",
+            str(runs / "a everything-seed0"),
+            str(runs / "d none-seed0"),
+            "--out",
+            str(tmp_path / "out"),
+            "--csv_file",
+            str(tmp_path / "runs.csv"),
+        ]
+    )
     printed = capsys.readouterr().out
     assert "| 50.0 (untested) [a]" in printed and "| 53.0 (best) [a]" in printed and "| 82.2 [b]" in printed
     assert "± " not in printed.split("Mean")[0] and "one seed in common, and no outcomes.csv: a everything" in printed
@@ -323,7 +424,8 @@ def tested(tmp_path: Path) -> Path:
             write(folder, label, config(seed, prompts, TINY), {"test_accuracy": float(right.mean())}, WORLD[:60])
             lines = [f"{clip},0.0,1.0,True,{int(own)}" for clip, own in zip(WORLD, right)]
             (folder / f"{label}-seed{seed}" / "test" / "outcomes.csv").write_text(
-                "\n".join(["id,start,end,decoded,accuracy", *lines]) + "\n")
+                "\n".join(["id,start,end,decoded,accuracy", *lines]) + "\n"
+            )
     return folder
 
 
@@ -334,12 +436,13 @@ def test_rows_that_are_not_told_apart_say_so(tested: Path, tmp_path: Path, capsy
     with (out / "compare.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     best = max(rows, key=lambda label: float(rows[label]["mean"]))
-    other, = {"first", "second"} - {best}
+    (other,) = {"first", "second"} - {best}
     verdicts = {label: row["verdict"] for label, row in rows.items()}
     assert verdicts == {best: "best", other: "not told apart from the best", "plain": "told apart from the best"}
     assert float(rows["plain"]["behind_best_low"]) > 0 > float(rows[other]["behind_best_low"])
     assert rows[best]["p_holm"] == "" and float(rows[other]["standard_error"]) == pytest.approx(
-        float(rows[other]["std"]) / 2, abs=1e-3)
+        float(rows[other]["std"]) / 2, abs=1e-3
+    )
     assert re.search(rf"^\| {other} .*\(≈ best\) \[a\]", printed, re.M)
     assert re.search(rf"^\| {best} .*\(best\) \[a\]", printed, re.M)
     assert not re.search(r"^\| plain .* 4 \| [\d.]+ ± [\d.]+ \(", printed, re.M)
@@ -364,12 +467,17 @@ def test_partial_evaluations_are_marked_and_not_tested(tested: Path, tmp_path: P
         write(tmp_path / f"more{limit}", "tried", settings, {"test_accuracy": 0.999}, WORLD[:60])
     variants = lines_of(tested, *tmp_path.glob("more*"))
     labels = {variant.label: variant.setting.part for variant in variants}
-    assert labels == {"first": "", "second": "", "plain": "", "tried": "",
-                      "tried (limit_test_batches 1)": "limit_test_batches 1",
-                      "tried (limit_test_batches 0.25)": "limit_test_batches 0.25"}
+    assert labels == {
+        "first": "",
+        "second": "",
+        "plain": "",
+        "tried": "",
+        "tried (limit_test_batches 1)": "limit_test_batches 1",
+        "tried (limit_test_batches 0.25)": "limit_test_batches 0.25",
+    }
     found = paired_tests(variants, ["accuracy"])
     assert len(found) == 1 and {row.label for row in found[0].rows} == {"first", "second", "plain", "tried"}
-    table, = tables(variants, read_published(), found)
+    (table,) = tables(variants, read_published(), found)
     cell = next(row for row in table.rows if "limit_test_batches 1)" in row[0])[table.header.index("accuracy, %")]
     assert "(" not in cell
     assert "a part of the split only (limit_test_batches 1): no result" in table.marks[cell[-2]]
@@ -387,7 +495,9 @@ def test_rows_of_shipped_experiments_are_named_after_method_and_encoders(tmp_pat
         (folder / "manifest.json").write_text((made / "manifest.json").read_text())
     encoders = "TinySwinV2 (synthetic) + TinyHTSAT (synthetic)"
     assert {line.label for line in lines_of(tmp_path / "quickstart", tmp_path / "ave_none")} == {
-        f"DG-SCT, {encoders}", f"no prompts, late fusion, {encoders}"}
+        f"DG-SCT, {encoders}",
+        f"no prompts, late fusion, {encoders}",
+    }
 
 
 def test_nothing_to_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -419,8 +529,17 @@ def test_dashboard(runs: Path, tmp_path: Path) -> None:
     top = hparams(log / "compare", "experiment").experiment
     assert [info.name.tag for info in top.metric_infos] == ["ave/accuracy"]
     names = {info.name for info in top.hparam_infos}
-    assert names == {"prompts", "prompts.spatial", "prompts.channel", "prompts.temporal", "prompts.alpha", "data",
-                     "encoders", "protocol", "n"}
+    assert names == {
+        "prompts",
+        "prompts.spatial",
+        "prompts.channel",
+        "prompts.temporal",
+        "prompts.alpha",
+        "data",
+        "encoders",
+        "protocol",
+        "n",
+    }
     row = log / "compare" / "ave" / "c C"
     start = hparams(row, "session_start_info").session_start_info
     assert start.group_name == "ave: c C" and start.hparams["prompts.spatial"].string_value == "False"
@@ -431,23 +550,37 @@ def test_dashboard(runs: Path, tmp_path: Path) -> None:
     tags = events(log / "compare").Tags()
     assert "ave/accuracy" in tags["images"] and "custom_scalars__config__" in tags["tensors"]
     assert [round(event.value) for event in events(log / "compare").Scalars("ave_variants/accuracy/mean")] == [
-        55, 53, 52, 54, 51, 56]
+        55,
+        53,
+        52,
+        54,
+        51,
+        56,
+    ]
 
 
 def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table holds what `params` and the FLOP counter say, nothing is measured twice, failures are told."""
     (tmp_path / "good.yaml").write_text("base: quickstart")
     (tmp_path / "bad.yaml").write_text("{base: quickstart, model.backbone.prompts.groups: 7}")
-    command = ["efficiency", str(tmp_path / "good.yaml"), str(tmp_path / "bad.yaml"), "--steps", "1", "--out",
-               str(tmp_path / "table.csv")]
+    command = [
+        "efficiency",
+        str(tmp_path / "good.yaml"),
+        str(tmp_path / "bad.yaml"),
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "table.csv"),
+    ]
     with pytest.raises(ConfigError, match=r"1 failed experiments: \['bad'\]"):
         run(command)
     with (tmp_path / "table.csv").open() as file:
-        row, = csv.DictReader(file)
+        (row,) = csv.DictReader(file)
     run(["params", "--config", str(tmp_path / "good.yaml"), "--json"])
     counted = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {name: int(row[name]) for name in ("trainable", "frozen", "total", "checkpoint")} == {
-        name: counted[name] for name in ("trainable", "frozen", "total", "checkpoint")}
+        name: counted[name] for name in ("trainable", "frozen", "total", "checkpoint")
+    }
     assert 0.5 < float(row["forward_gflops_a_clip"]) < 2 and float(row["peak_gb"]) > 0.2
     stamp = (tmp_path / "table.csv").stat().st_mtime_ns
     run(["efficiency", str(tmp_path / "good.yaml"), "--steps", "1", "--out", str(tmp_path / "table.csv")])
@@ -457,8 +590,12 @@ def test_efficiency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_benchmark_uses_the_same_measurement() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--help"], capture_output=True,
-                          text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "train_step.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert "avprompt.reports.efficiency" in done.stdout
 
 
@@ -469,13 +606,20 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.calls = []
-    monkeypatch.setattr(module, "measured", lambda config, overrides, *rest, **options: module.calls.append(
-        (config, overrides)) or {name: 2.0 for name in ("step_s", "peak_gb", "peak_with_optimizer_gb")})
+    monkeypatch.setattr(
+        module,
+        "measured",
+        lambda config, overrides, *rest, **options: (
+            module.calls.append((config, overrides))
+            or {name: 2.0 for name in ("step_s", "peak_gb", "peak_with_optimizer_gb")}
+        ),
+    )
     return module
 
 
-def test_benchmark_commands_are_understood(benchmark: Any, monkeypatch: pytest.MonkeyPatch,
-                                           capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_commands_are_understood(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Those that its docstring shows; overrides begin with dashes and may hold blanks."""
     commands = re.findall(r"^    python (benchmarks/train_step.py .*)$", benchmark.__doc__.replace("\\\n", " "), re.M)
     assert len(commands) == 4
@@ -486,10 +630,9 @@ def test_benchmark_commands_are_understood(benchmark: Any, monkeypatch: pytest.M
         benchmark.main()
         assert ("ratio 1.000" in capsys.readouterr().out) == ("--against" in command)
     assert all(find_file(config).is_file() for config, _ in benchmark.calls)
-    assert benchmark.calls[-4:] == [("quickstart", ["--d=1"])] * 2 + [
-        ("ave_none", ["--a.b=[1, 2]", "--c", "null"])] * 2
+    assert benchmark.calls[-4:] == [("quickstart", ["--d=1"])] * 2 + [("ave_none", ["--a.b=[1, 2]", "--c", "null"])] * 2
     given = [overrides for _, overrides in benchmark.calls[:-4] if overrides]
-    assert len(given) == 4 and all(flag.startswith("--model.") and "=" in flag for flag, in given)
+    assert len(given) == 4 and all(flag.startswith("--model.") and "=" in flag for (flag,) in given)
 
 
 SEGMENTS = "--model.backbone.visual.segments"
@@ -511,6 +654,5 @@ def test_encoders_are_measured_without_their_weights(tmp_path: Path) -> None:
     encoder.setdefault("init_args", {})["pretrained"] = "nowhere.safetensors"
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(base))
     shared = measure(parts_of, str(tmp_path / "own.yaml"), [f"{SEGMENTS}=null"], "cpu", 1, 1, "fp32")
-    apart = measure(parts_of, str(tmp_path / "own.yaml"), ["--model.backbone.audio=separate"], "cpu", 1, 1,
-                    "fp32")
+    apart = measure(parts_of, str(tmp_path / "own.yaml"), ["--model.backbone.audio=separate"], "cpu", 1, 1, "fp32")
     assert apart["frozen"] > shared["frozen"] > 0

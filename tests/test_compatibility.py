@@ -24,10 +24,14 @@ def test_what_fits_passes() -> None:
     check_input(SAMPLING, None, None)
 
 
-@pytest.mark.parametrize(("sampling", "message"), [
-    ({"size": 96}, "--data.image_size: got 96 x 96 pixels; expected 64 x 64 pixels"),
-    ({"sample_rate": 8000}, "--data.sample_rate: got 8000 Hz; expected 16000 Hz"),
-    ({"seconds": 0.5}, r"--model.backbone.audio: got segments of 1 s \(16000 samples\); expected 0.5 s \(8000")])
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"size": 96}, "--data.image_size: got 96 x 96 pixels; expected 64 x 64 pixels"),
+        ({"sample_rate": 8000}, "--data.sample_rate: got 8000 Hz; expected 16000 Hz"),
+        ({"seconds": 0.5}, r"--model.backbone.audio: got segments of 1 s \(16000 samples\); expected 0.5 s \(8000"),
+    ],
+)
 def test_what_does_not_fit_names_flag_and_both_values(sampling: dict[str, float], message: str) -> None:
     given = Sampling(**{"size": 64, "sample_rate": 16000, **sampling})
     with pytest.raises(ConfigError, match=message):
@@ -41,14 +45,16 @@ def test_no_data_fit_an_oblong_encoder() -> None:
 
 def test_features_without_encoders_are_not_compared() -> None:
     task = SimpleNamespace(backbone=SimpleNamespace(visual_dim=8, audio_dim=8), resizes_frames=False)
-    check_run(task, SimpleNamespace(sampling=Sampling(size=7, sample_rate=7), feature_cache=None,
-                                    published_features=None))
+    check_run(
+        task, SimpleNamespace(sampling=Sampling(size=7, sample_rate=7), feature_cache=None, published_features=None)
+    )
 
 
 def test_a_source_of_ones_own_may_read_published_features() -> None:
     names = SimpleNamespace(visual="VGG-19", audio="VGGish")
-    data = SimpleNamespace(sampling=SAMPLING, feature_cache=None, published_features=Path("features"),
-                           info=SimpleNamespace(features=names))
+    data = SimpleNamespace(
+        sampling=SAMPLING, feature_cache=None, published_features=Path("features"), info=SimpleNamespace(features=names)
+    )
     check_run(SimpleNamespace(backbone=SimpleNamespace(visual_dim=8, audio_dim=8), resizes_frames=False), data)
     for side in ("visual", "audio"):
         encoders = SimpleNamespace(**{side: SimpleNamespace(input=VISUAL if side == "visual" else AUDIO)})
@@ -65,15 +71,32 @@ def test_a_task_that_resizes_frames_takes_any_size() -> None:
         parts_of([*experiment, "--data.sample_rate", "8000"], meta=True)
 
 
-@pytest.mark.parametrize(("command", "flag", "value", "wanted"), [
-    ("fit", "sample_rate", "8000", "16000 Hz"), ("fit", "image_size", "96", "64 x 64"),
-    *((command, "sample_rate", "8000", "16000 Hz")
-      for command in ("validate", "test", "predict", "visualize", "params", "data stats"))])
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "wanted"),
+    [
+        ("fit", "sample_rate", "8000", "16000 Hz"),
+        ("fit", "image_size", "96", "64 x 64"),
+        *(
+            (command, "sample_rate", "8000", "16000 Hz")
+            for command in ("validate", "test", "predict", "visualize", "params", "data stats")
+        ),
+    ],
+)
 def test_every_command_compares(command: str, flag: str, value: str, wanted: str, tmp_path: Path) -> None:
     """The folder of the data is empty: the comparison comes before anything looks into it."""
     with pytest.raises(ConfigError, match=f"--data.{flag}: got {value}.*expected {wanted}"):
-        run([*command.split(), "--config", QUICKSTART, "--data.root", str(tmp_path), f"--data.{flag}", value,
-             *(["--ckpt_path", "none"] if command in ("validate", "test", "predict", "visualize") else [])])
+        run(
+            [
+                *command.split(),
+                "--config",
+                QUICKSTART,
+                "--data.root",
+                str(tmp_path),
+                f"--data.{flag}",
+                value,
+                *(["--ckpt_path", "none"] if command in ("validate", "test", "predict", "visualize") else []),
+            ]
+        )
 
 
 def test_efficiency_counts_without_running(capsys: pytest.CaptureFixture[str]) -> None:

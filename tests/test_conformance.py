@@ -51,12 +51,29 @@ SMALL = {"num_tokens": 4, "reduction": 4}
 METHODS: dict[str, Callable[[], PromptMethod]] = {
     "none": NoPrompts,
     "dgsct": lambda: DGSCT(**SMALL),
-    "dgsct_s4": lambda: DGSCT(**SMALL, gate="inside_norm", audio_gate=False, batch_norm=False, norm_before=False,
-                              prompt_map="bicubic", token_init="zeros"),
-    "dgsct_ms3": lambda: DGSCT(num_tokens=4, alpha=0.2, beta=0.1, reduction=2, gate="inside_norm", audio_gate=False,
-                               batch_norm=False, norm_before=False, token_init="zeros"),
-    "dgsct_avqa": lambda: DGSCT(num_tokens=2, reduction=4, groups=4, temporal=False, audio_gate=False, batch_norm=False,
-                                token_init="zeros"),
+    "dgsct_s4": lambda: DGSCT(
+        **SMALL,
+        gate="inside_norm",
+        audio_gate=False,
+        batch_norm=False,
+        norm_before=False,
+        prompt_map="bicubic",
+        token_init="zeros",
+    ),
+    "dgsct_ms3": lambda: DGSCT(
+        num_tokens=4,
+        alpha=0.2,
+        beta=0.1,
+        reduction=2,
+        gate="inside_norm",
+        audio_gate=False,
+        batch_norm=False,
+        norm_before=False,
+        token_init="zeros",
+    ),
+    "dgsct_avqa": lambda: DGSCT(
+        num_tokens=2, reduction=4, groups=4, temporal=False, audio_gate=False, batch_norm=False, token_init="zeros"
+    ),
     "dgsct_no_tokens": lambda: DGSCT(num_tokens=0, reduction=4),
     "dgsct_channel": lambda: DGSCT(**SMALL, spatial=False, temporal=False),
     "dgsct_spatial": lambda: DGSCT(**SMALL, channel=False, temporal=False),
@@ -90,8 +107,17 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "adapter": lambda: Adapters(reduction=4),
     "vpt": lambda: VPT(num_tokens=3),
     "cola": lambda: LoRA(rank=2, cross=True, reduction=4),
-    "avmoe_ms3": lambda: AVMoE(2, 2, num_tokens=4, reduction=2, unimodal_attention="latents", batch_norm=False,
-                               audio_gate=False, balance=True, router_noise=0.01),
+    "avmoe_ms3": lambda: AVMoE(
+        2,
+        2,
+        num_tokens=4,
+        reduction=2,
+        unimodal_attention="latents",
+        batch_norm=False,
+        audio_gate=False,
+        balance=True,
+        router_noise=0.01,
+    ),
     "avmoe_caste": lambda: AVMoE(**SMALL, unimodal_attention="tokens", stages=[0], caste=True),
     "stgcma": lambda: STGCMA(ratio=0.25, segments=SEGMENTS),
     "mettle": lambda: MettleLike(num_tokens=2, reduction=4),
@@ -111,10 +137,19 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
 
 def without_a_row() -> list[type[PromptMethod]]:
     """Every `PromptMethod` that a module of `avprompt.methods` defines and `METHODS` lacks."""
-    modules = [importlib.import_module(module.name)
-               for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}.")]
-    defined = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)
-               and issubclass(kind, PromptMethod) and kind.__module__ == module.__name__ and not inspect.isabstract(kind)}
+    modules = [
+        importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(methods.__path__, f"{methods.__name__}.")
+    ]
+    defined = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, PromptMethod)
+        and kind.__module__ == module.__name__
+        and not inspect.isabstract(kind)
+    }
     return sorted(defined - {*(type(make()) for make in METHODS.values())}, key=lambda kind: kind.__name__)
 
 
@@ -139,16 +174,25 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module | str]]] = {
 }
 #: methods that run on pairs other than their papers' own
 TOYS = ("toy_side", "toy_loss", "toy_edits", "toy_outputs")
-MIXED = {"clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", "copl", *TOYS,
-                        *FOUND),
-         "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
-         "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck")}
+MIXED = {
+    "clip-htsat": ("none", "dgsct", "dgsct_fewshot", "dgsct_paper_gated", "toy_lone", "stgcma", "copl", *TOYS, *FOUND),
+    "clip": ("none", "dgsct", "dgsct_paper", *TOYS),
+    "dual-clip": ("none", "avstfp", "avstfp_temporal_fusion", "avstfp_merged", "avstfp_kv_cross", "avstfp_bottleneck"),
+}
 
 
 def cases(methods: list[str]) -> list[tuple[str, str]]:
     """(method, pair): every method on its papers' own pair, and what is said above."""
-    papers = {"avstfp": "clip", "maple": "clip-htsat", "lavish": "swin", "cola": "clip", "stgcma": "swin", "copl": "swin",
-              "moma": "clip", "mbt": "dual-clip"}
+    papers = {
+        "avstfp": "clip",
+        "maple": "clip-htsat",
+        "lavish": "swin",
+        "cola": "clip",
+        "stgcma": "swin",
+        "copl": "swin",
+        "moma": "clip",
+        "mbt": "dual-clip",
+    }
     own = [(name, papers.get(name.partition("_")[0], "swin-htsat")) for name in methods]
     return own + [(name, pair) for pair, names in MIXED.items() for name in names if name in methods]
 
@@ -172,8 +216,10 @@ def build(method: str, pair: str, open_gates: bool = False) -> AVPromptBackbone:
 def objective(features: AVFeatures) -> torch.Tensor:
     """A scalar that sees every feature and is flat in none (a plain mean would be blind behind a layer norm)."""
     generator = torch.Generator().manual_seed(7)
-    seen = sum((x * torch.randn(x.shape, generator=generator)).sum()
-               for x in (features.visual, features.audio, *features.pyramid))
+    seen = sum(
+        (x * torch.randn(x.shape, generator=generator)).sum()
+        for x in (features.visual, features.audio, *features.pyramid)
+    )
     return seen + sum(features.losses.values())
 
 
@@ -230,12 +276,20 @@ def test_gradients_flow_where_the_method_says(method: str, pair: str) -> None:
     features = net(clips())
     trained = any(encoder.trained for encoder in (net.visual, net.audio))
     assert any(graphs) is (net.prompts.gradient == "encoder" or trained)
-    assert (features.visual.requires_grad or features.audio.requires_grad) is (net.prompts.gradient != "none" or trained)
+    assert (features.visual.requires_grad or features.audio.requires_grad) is (
+        net.prompts.gradient != "none" or trained
+    )
     graphs.clear()
     with torch.no_grad():
         features = net(clips(), maps=True)
-    found = [features.visual, features.audio, *features.pyramid, *features.maps.values(), *features.tables.values(),
-             *features.losses.values()]
+    found = [
+        features.visual,
+        features.audio,
+        *features.pyramid,
+        *features.maps.values(),
+        *features.tables.values(),
+        *features.losses.values(),
+    ]
     assert not any(graphs) and all(x.grad_fn is None for x in found)
 
 
@@ -248,8 +302,13 @@ def test_checkpointing_changes_nothing(method: str, pair: str) -> None:
         net.checkpointing = checkpointing
         features = net(clips(), maps=True)
         objective(features).backward()
-        found.append((features, {name: p.grad for name, p in net.named_parameters() if p.requires_grad},
-                      dict(net.named_buffers())))
+        found.append(
+            (
+                features,
+                {name: p.grad for name, p in net.named_parameters() if p.requires_grad},
+                dict(net.named_buffers()),
+            )
+        )
     plain, gradients, buffers = found[0]
     for again, others, counted in found[1:]:
         for name in ("visual", "audio", "visual_tokens", "audio_tokens"):
@@ -306,21 +365,24 @@ def test_clips_of_a_batch_do_not_mix_in_eval_mode(method: str, pair: str) -> Non
     with torch.no_grad():
         together = net(batch)
         for clip in range(3):
-            alone = net({name: value[clip:clip + 1] for name, value in batch.items()})
+            alone = net({name: value[clip : clip + 1] for name, value in batch.items()})
             assert torch.allclose(together.visual[clip], alone.visual[0], rtol=1e-4, atol=1e-4)
             assert torch.allclose(together.audio[clip], alone.audio[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("method", "pair"),
-                         cases([name for name in TRAINED if name.startswith("dgsct") and "s4" not in name]))
+@pytest.mark.parametrize(
+    ("method", "pair"), cases([name for name in TRAINED if name.startswith("dgsct") and "s4" not in name])
+)
 def test_directions(method: str, pair: str) -> None:
     """Audio reaches the visual features where A2V is on and nowhere else, and the other way round."""
     net, batch = build(method, pair, open_gates=True).eval(), clips()
     frames, audio = (batch[name].requires_grad_() for name in ("frames", "audio"))
     for encoder in (net.visual, net.audio):
         encoder.frozen = False  # lets gradients through the embedding
-    for features, other, on in ((net(batch).visual, audio, net.prompts.a2v),
-                                (net(batch).audio, frames, net.prompts.v2a)):
+    for features, other, on in (
+        (net(batch).visual, audio, net.prompts.a2v),
+        (net(batch).audio, frames, net.prompts.v2a),
+    ):
         other.grad = None
         features.square().sum().backward()
         # a method without attention or latent tokens never reads the other modality

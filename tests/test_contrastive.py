@@ -96,19 +96,30 @@ def batch(clips: int = 2, names: tuple[str, ...] = NAMES, seed: int = 0) -> dict
     event = torch.zeros(clips, SEGMENTS, len(names) + 1)
     for clip in range(clips):
         event[clip, 0, clip % len(names)] = event[clip, 1, -1] = 1
-    return {"id": [str(clip) for clip in range(clips)], "event": event,
-            "frames": torch.randn(clips, SEGMENTS, 3, 32, 32, generator=generator),
-            "audio": 0.1 * torch.randn(clips, SEGMENTS, 48000, generator=generator),
-            "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool),
-            "times": torch.from_numpy(Sampling(SEGMENTS).times()).expand(clips, -1, -1)}
+    return {
+        "id": [str(clip) for clip in range(clips)],
+        "event": event,
+        "frames": torch.randn(clips, SEGMENTS, 3, 32, 32, generator=generator),
+        "audio": 0.1 * torch.randn(clips, SEGMENTS, 48000, generator=generator),
+        "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool),
+        "times": torch.from_numpy(Sampling(SEGMENTS).times()).expand(clips, -1, -1),
+    }
 
 
-def build(tokenizer: Path | None, visual: Callable[[CLIPText], ClassEmbeddings] | None = None,
-          prompts: PromptMethod | None = None, **options: object) -> Contrastive:
+def build(
+    tokenizer: Path | None,
+    visual: Callable[[CLIPText], ClassEmbeddings] | None = None,
+    prompts: PromptMethod | None = None,
+    **options: object,
+) -> Contrastive:
     torch.manual_seed(0)
     backbone = AVPromptBackbone(Eye(projection=True), copy.deepcopy(ear()), prompts)
-    return Contrastive(backbone, visual(words()) if visual else None, sound_texts(tokenizer) if tokenizer else None,
-                       **{"class_names": NAMES, **options})
+    return Contrastive(
+        backbone,
+        visual(words()) if visual else None,
+        sound_texts(tokenizer) if tokenizer else None,
+        **{"class_names": NAMES, **options},
+    )
 
 
 def fixed(words: CLIPText) -> FixedEmbeddings:
@@ -136,8 +147,6 @@ def network(tokenizer: Path, name: str, **options: object) -> Contrastive:
 BASELINES = ["coop", "cocoop", "clip_adapter", "maple", "dgsct", "dgsct_paper"]
 
 
-
-
 def open_gates(task: Contrastive) -> Contrastive:
     for name, parameter in task.backbone.prompts.named_parameters():
         if name.endswith("gate") or ("spatial_" in name and name.endswith("bias")):
@@ -154,8 +163,10 @@ def test_without_prompts_it_is_clip_and_clap(tokenizer: Path, background: bool) 
         out = task(data)
         image = eye(data["frames"])[:, 0] @ eye.projection
         sound = own_ear.audio_projection(own_ear(data["audio"]).mean(1))
-        sides = {"visual": (image, words(), [f"a photo of a {name.replace('_', ' ')}." for name in names]),
-                 "audio": (sound, clap_text(tokenizer), [f"The sounds of {name}" for name in names])}
+        sides = {
+            "visual": (image, words(), [f"a photo of a {name.replace('_', ' ')}." for name in names]),
+            "audio": (sound, clap_text(tokenizer), [f"The sounds of {name}" for name in names]),
+        }
         for side, (embedding, tower, texts) in sides.items():
             expected = F.normalize(embedding, dim=-1) @ F.normalize(tower(texts), dim=-1).T / 0.07
             assert torch.allclose(out[f"{side}_logits"].flatten(0, 1), expected, atol=1e-4)
@@ -211,7 +222,7 @@ def test_context_stands_where_it_says(position: str) -> None:
     texts = CoOp(tower, start, position=position)
     texts.attach(NAMES, NoPrompts())
     before = {"end": "a photo of a ", "middle": "a photo ", "front": ""}[position]
-    sentences = [f"{before}{name.replace('_', ' ')} {start[len(before):]}".strip() + "." for name in NAMES]
+    sentences = [f"{before}{name.replace('_', ' ')} {start[len(before) :]}".strip() + "." for name in NAMES]
     with torch.no_grad():
         assert torch.allclose(texts(torch.zeros(1, 1, 24)), tower(sentences), atol=1e-5)
         texts.context[1] += torch.randn(32)  # not the same everywhere: layer norms would not notice
@@ -334,7 +345,7 @@ def test_adapters_stand_where_they_are_asked_for(tokenizer: Path) -> None:
 def test_fusion() -> None:
     visual, audio = torch.tensor([[[3.0, 1.0, -2.0]]]), torch.tensor([[[0.5, 0.0, 1.0]]])
     assert torch.allclose(fuse(visual, audio, "sum"), 2 * visual + 2 * audio)
-    released = (visual ** 2 + audio ** 2) / (visual + audio)  # what the released rule comes to
+    released = (visual**2 + audio**2) / (visual + audio)  # what the released rule comes to
     assert torch.allclose(fuse(visual, audio, "weighted"), released)
     sure = [x.softmax(-1).max() for x in (visual, audio)]
     w1 = sure[0] / (sure[0] + sure[1])
@@ -360,8 +371,10 @@ def test_matching_averages_segments(tokenizer: Path) -> None:
 def test_scales(tokenizer: Path) -> None:
     data = batch()
     with torch.no_grad():
-        plain, raw, given = (build(tokenizer, fixed, **options).eval()(data) for options in (
-            {}, {"exp_audio_scale": False}, {"visual_scale": 100.0, "audio_scale": 2.0}))
+        plain, raw, given = (
+            build(tokenizer, fixed, **options).eval()(data)
+            for options in ({}, {"exp_audio_scale": False}, {"visual_scale": 100.0, "audio_scale": 2.0})
+        )
     natural = 1 / 0.07
     assert torch.allclose(raw["audio_logits"], plain["audio_logits"] / natural * torch.tensor(natural).log(), atol=1e-4)
     assert torch.equal(raw["visual_logits"], plain["visual_logits"])
@@ -416,12 +429,16 @@ def test_released_objective(tokenizer: Path) -> None:
             out, e = task(data), epoch + 1
             got = list(task.losses(out, data).values())
             target, own = data["event"].argmax(-1).flatten(), torch.arange(2)
-            ce, ai, ia = (F.cross_entropy(*pair) for pair in ((out["logits"].flatten(0, 1), target),
-                                                              (out["matching"], own), (out["matching"].T, own)))
+            ce, ai, ia = (
+                F.cross_entropy(*pair)
+                for pair in ((out["logits"].flatten(0, 1), target), (out["matching"], own), (out["matching"].T, own))
+            )
             s = ce + ai + ia
-            w = {"epochs": ((500 if e <= 10 else 5), 2, 1.5),
-                 "proportional": [x / (e + s) + 1 / e for x in (ce, ai, ia)],
-                 "misplaced": [ce / (e + s) + 1 / e, ai / (e + s) + 1 / e, ia / e + s + 1 / e]}[weighting]
+            w = {
+                "epochs": ((500 if e <= 10 else 5), 2, 1.5),
+                "proportional": [x / (e + s) + 1 / e for x in (ce, ai, ia)],
+                "misplaced": [ce / (e + s) + 1 / e, ai / (e + s) + 1 / e, ia / e + s + 1 / e],
+            }[weighting]
             assert torch.allclose(torch.stack(got), torch.stack([w[0] * ce, w[1] * ai, w[2] * ia]), rtol=1e-4)
 
 

@@ -32,8 +32,9 @@ from avprompt.sweeps import sweep
 from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
-GUIDE, README, TUTORIAL = ((ROOT / name).read_text(encoding="utf-8")
-                           for name in ("docs/guide.md", "README.md", "docs/tutorial.md"))
+GUIDE, README, TUTORIAL = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("docs/guide.md", "README.md", "docs/tutorial.md")
+)
 USING = README.partition("## Using it\n")[2].partition("\n## ")[0]
 #: synthetic dataset, arguments besides ten videos -> its root, and the folder of its videos in the guide
 DATASETS_OF_THE_GUIDE = [
@@ -42,10 +43,13 @@ DATASETS_OF_THE_GUIDE = [
     ("avsbench", {"classes": 2, "objects": 2}, "data/AVSBench", None),
     ("avsbench", {"classes": 3, "objects": 1, "videos": 15, "setting": "ms3"}, "data/AVSBench", None),
     ("music_avqa", {"classes": 4}, "data/MUSIC-AVQA", "MUSIC_AVQA_VIDEOS"),
-    ("kinetics_sounds", {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "data/Kinetics-Sounds",
-     "KINETICS_VIDEOS"),
-    ("vggsound", {"categories": ["star", "ring"], "objects": 1, "offscreen_sounds": 0}, "data/vggsound",
-     "VGGSOUND_VIDEOS"),
+    ("kinetics_sounds", {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "data/Kinetics-Sounds", "KINETICS_VIDEOS"),
+    (
+        "vggsound",
+        {"categories": ["star", "ring"], "objects": 1, "offscreen_sounds": 0},
+        "data/vggsound",
+        "VGGSOUND_VIDEOS",
+    ),
 ]
 #: beginning of a command -> what it gets besides: sizes of tiny encoders, less to do
 MORE = {
@@ -58,17 +62,26 @@ MORE = {
     "sweep": ["--seeds", "[0]"],
 }
 #: what experiments get: one batch of everything in front of the command's own flags, and behind them no GPU
-ONE_BATCH = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0",
-             "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-             *(f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test", "predict"))]
+ONE_BATCH = [
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.val_check_interval=1.0",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    *(f"--trainer.limit_{stage}_batches=1" for stage in ("train", "val", "test", "predict")),
+]
 NO_GPU = ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
 
 
 def commands(text: str) -> list[str]:
     """Command lines of ```bash blocks, without comments."""
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    return [shlex.join(words) for block in blocks for line in block.splitlines()
-            if (words := shlex.split(line, comments=True))]
+    return [
+        shlex.join(words)
+        for block in blocks
+        for line in block.splitlines()
+        if (words := shlex.split(line, comments=True))
+    ]
 
 
 #: the same command is run once
@@ -94,8 +107,9 @@ class Tree:
         (root / "tests").mkdir()
         for name in ("conftest.py", "small.py", "toys.py", "test_conformance.py"):
             shutil.copy(ROOT / "tests" / name, root / "tests")
-        for name, content in re.findall(r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", GUIDE,
-                                        re.DOTALL | re.MULTILINE):
+        for name, content in re.findall(
+            r"`([\w/]+\.(?:py|yaml))`:\n\n```\w+\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE
+        ):
             assert not (root / name).exists(), f"{name} is no new file"
             (root / name).write_text(content, encoding="utf-8")
         for number, (dataset, options, place, videos) in enumerate(DATASETS_OF_THE_GUIDE):
@@ -109,7 +123,7 @@ class Tree:
 
     def follow(self, command: str) -> None:
         """Run the guide as far as this command, each once; what happens to others is their own test's."""
-        for one in COMMANDS[:COMMANDS.index(command) + 1]:
+        for one in COMMANDS[: COMMANDS.index(command) + 1]:
             if one not in self.outcomes:
                 try:
                     self.outcomes[one] = execute(self, one)
@@ -183,9 +197,14 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         place = tree.root / "src" / "avprompt" / package.__name__.rpartition(".")[2]
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(place)])
     smaller = {"ave": {"classes": 2, "objects": 1, "offscreen_sounds": 0}, "avvp": {"classes": 2}}
-    monkeypatch.setattr(quickstart, "PLANS", {
-        name: replace(plan, options={**plan.options, **smaller.get(name, {})})
-        for name, plan in quickstart.PLANS.items()})
+    monkeypatch.setattr(
+        quickstart,
+        "PLANS",
+        {
+            name: replace(plan, options={**plan.options, **smaller.get(name, {})})
+            for name, plan in quickstart.PLANS.items()
+        },
+    )
     monkeypatch.setattr(quickstart, "ROWS", {"DG-SCT": []})  # sweeps run the other
     monkeypatch.setattr(quickstart, "execute", lambda one, threads: tree.train(one))
     monkeypatch.setattr(sweep, "Processes", lambda *given: Here(tree, *given))
@@ -221,21 +240,31 @@ def install(tree: Tree, args: list[str]) -> None:
     """The README's line, whose first two commands made the environment that this is run in; the last is run."""
     line = next(line for line in commands(GUIDE) if line.startswith("python3"))
     assert line in commands(README)
-    avprompt(tree, args[args.index(".venv/bin/avprompt") + 1:])
+    avprompt(tree, args[args.index(".venv/bin/avprompt") + 1 :])
 
 
 def conformance(tree: Tree, args: list[str]) -> None:
     """In a process of its own: the suite finds methods when it is imported."""
     environment = {**os.environ, "PYTHONPATH": str(tree.root / "src")}
-    result = subprocess.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *args], cwd=tree.root,
-                            env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *args],
+        cwd=tree.root,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout
     passed = set(re.findall(r"::(test_\w+)\[(scale_shift-[\w-]+)\] PASSED", result.stdout))
-    tests = {"test_gradients_flow_where_the_method_says", "test_checkpointing_changes_nothing",
-             "test_step_zero_is_the_frozen_network_where_the_method_says_so", "test_save_and_load",
-             "test_gradients_reach_exactly_the_trainable_parameters", "test_bfloat16_is_finite_and_near",
-             "test_frozen_tensors_stay_bit_equal_and_trainable_ones_move",
-             "test_clips_of_a_batch_do_not_mix_in_eval_mode"}
+    tests = {
+        "test_gradients_flow_where_the_method_says",
+        "test_checkpointing_changes_nothing",
+        "test_step_zero_is_the_frozen_network_where_the_method_says_so",
+        "test_save_and_load",
+        "test_gradients_reach_exactly_the_trainable_parameters",
+        "test_bfloat16_is_finite_and_near",
+        "test_frozen_tensors_stay_bit_equal_and_trainable_ones_move",
+        "test_clips_of_a_batch_do_not_mix_in_eval_mode",
+    }
     assert passed == {(test, f"scale_shift-{pair}") for test in tests for pair in ("swin-htsat", "clip-htsat")}
 
 
@@ -244,8 +273,20 @@ def tensorboard(tree: Tree, args: list[str]) -> None:
     from tensorboard.program import TensorBoard
 
     board = TensorBoard()
-    board.configure(argv=["tensorboard", *args, "--port", "0", "--load_fast", "false", "--reload_task", "blocking",
-                           "--reload_interval", "0"])
+    board.configure(
+        argv=[
+            "tensorboard",
+            *args,
+            "--port",
+            "0",
+            "--load_fast",
+            "false",
+            "--reload_task",
+            "blocking",
+            "--reload_interval",
+            "0",
+        ]
+    )
     with urllib.request.urlopen(f"{board.launch()}data/runs") as answer:
         assert "ave_dgsct/version_0" in answer.read().decode()
 
@@ -270,7 +311,13 @@ def test_what_the_commands_leave(tree: Tree) -> None:
             for name in names:
                 assert "<" in name or "{" in name or Path(root, name).exists(), (root, name)
     assert {path.name for path in Path("tables").iterdir()} == {
-        "compare.csv", "pairs.csv", "compare.md", "compare.tex", "compare.html", "efficiency.csv"}
+        "compare.csv",
+        "pairs.csv",
+        "compare.md",
+        "compare.tex",
+        "compare.html",
+        "efficiency.csv",
+    }
     for pattern, count in (("quickstart/version_*/pictures", 1), ("ave_dgsct/version_*/predictions.csv", 2)):
         assert len(list(Path("runs").glob(pattern))) == count, pattern
     assert read_json(Path("runs/dgsct_modules_ave_quickstart/all-seed0/test/result.json"))
@@ -279,17 +326,35 @@ def test_what_the_commands_leave(tree: Tree) -> None:
 QUICKSTART = ["fit", "--config", "quickstart"]
 SMALL = [*QUICKSTART, "--data.categories", "null", *ONE_BATCH]
 MODEL, BACKBONE = "--model", "--model.backbone"
-TRAINED = ["test", "--config", "quickstart", "--data.categories", "null", "--ckpt_path",
-           "runs/quickstart/DG-SCT/fit/checkpoints/best.ckpt"]
-DIVERGES = [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.batch_size", "2",
-            f"{MODEL}.optimizer.lr", "1e30", "--trainer.logger.version", "diverged"]
+TRAINED = [
+    "test",
+    "--config",
+    "quickstart",
+    "--data.categories",
+    "null",
+    "--ckpt_path",
+    "runs/quickstart/DG-SCT/fit/checkpoints/best.ckpt",
+]
+DIVERGES = [
+    *SMALL,
+    "--trainer.limit_train_batches",
+    "1.0",
+    "--data.batch_size",
+    "2",
+    f"{MODEL}.optimizer.lr",
+    "1e30",
+    "--trainer.logger.version",
+    "diverged",
+]
 #: quoted message -> commands, of which the last gives it
 TROUBLES: dict[str, list[list[str]]] = {
     "got gpu, and no GPU that PyTorch can use": [["fit", "--config", "ave_dgsct"]],
     "expected 'none', a library tag, or an existing local file": [
-        [*SMALL, f"{BACKBONE}.audio=avprompt.encoders.HTSAT", f"{BACKBONE}.audio.pretrained=nowhere.ckpt"]],
+        [*SMALL, f"{BACKBONE}.audio=avprompt.encoders.HTSAT", f"{BACKBONE}.audio.pretrained=nowhere.ckpt"]
+    ],
     "An error happened while trying to locate the file on the Hub": [
-        ["fit", "--config", "ave_avstfp_b16", "--trainer", "cpu"]],
+        ["fit", "--config", "ave_avstfp_b16", "--trainer", "cpu"]
+    ],
     "clips of split train unusable": [[*SMALL, "--data.root", "data/holes"]],
     "no such file; expected an annotation file of AVE": [[*SMALL, "--data.root", "data/empty"]],
     "a store with (theirs, asked)": [[*SMALL, "--data.antialias", "false"]],
@@ -299,9 +364,9 @@ TROUBLES: dict[str, list[list[str]]] = {
     "alphaa: got no such argument": [[*SMALL, f"{BACKBONE}.prompts.alphaa", "1"]],
     "expected no value: the data module sets it": [[*SMALL, f"{MODEL}.num_classes", "5"]],
     "every argument that the two classes share to be repeated": [
-        [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]],
-    "expected encoders of plain transformer blocks on both sides": [
-        [*SMALL, f"{BACKBONE}.prompts", "methods/avstfp"]],
+        [*SMALL, f"{BACKBONE}.prompts", "avprompt.methods.MaPLe"]
+    ],
+    "expected encoders of plain transformer blocks on both sides": [[*SMALL, f"{BACKBONE}.prompts", "methods/avstfp"]],
     "tensors that this experiment trains": [[*TRAINED, f"{BACKBONE}.prompts.num_tokens", "2"]],
     "expected the encoder in use": [[*TRAINED, f"{BACKBONE}.visual.pretrained", "none"]],
     "expected finite loss terms": [DIVERGES],
@@ -309,10 +374,17 @@ TROUBLES: dict[str, list[list[str]]] = {
     "ids of several files each": [["data", "prepare", "--videos", "TWICE", "--out", "data/twice"]],
     "position in the training data": [
         DIVERGES,
-        [*SMALL, "--trainer.limit_train_batches", "1.0", "--data.batch_size", "3", "--ckpt_path",
-         "runs/quickstart/diverged/checkpoints/interrupted.ckpt"]],
-    "other settings than those of the finished": [
-        ["sweep", "changed.yaml", "--out", "runs/quickstart_ablation"]],
+        [
+            *SMALL,
+            "--trainer.limit_train_batches",
+            "1.0",
+            "--data.batch_size",
+            "3",
+            "--ckpt_path",
+            "runs/quickstart/diverged/checkpoints/interrupted.ckpt",
+        ],
+    ],
+    "other settings than those of the finished": [["sweep", "changed.yaml", "--out", "runs/quickstart_ablation"]],
 }
 
 
@@ -376,7 +448,7 @@ def test_experiments_of_the_readme() -> None:
 
 def test_ten_lines_of_python(capsys: pytest.CaptureFixture[str]) -> None:
     """The README's program runs as it stands, forward and backward."""
-    program, = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    (program,) = re.findall(r"^```python\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
     assert len(program.strip().splitlines()) <= 11
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("torch.Size([1, 2, 384]) torch.Size([1, 2, 768])")

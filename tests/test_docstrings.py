@@ -14,9 +14,17 @@ from avprompt import data_modules
 FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
 #: the data modules lie in a folder of their own, which is part of the package
 PACKAGES = {"avprompt.": avprompt.__path__, "avprompt.data_modules.": data_modules.__path__}
-MODULES = sorted({"avprompt", *(module.name for prefix, path in PACKAGES.items()
-                                for module in pkgutil.walk_packages(path, prefix)
-                                if not module.name.endswith("__main__"))})
+MODULES = sorted(
+    {
+        "avprompt",
+        *(
+            module.name
+            for prefix, path in PACKAGES.items()
+            for module in pkgutil.walk_packages(path, prefix)
+            if not module.name.endswith("__main__")
+        ),
+    }
+)
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -27,6 +35,9 @@ def test_examples(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: object) 
 
 
 def test_there_are_examples() -> None:
-    counted = sum(bool(case.examples) for name in MODULES
-                  for case in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name)))
+    counted = sum(
+        bool(case.examples)
+        for name in MODULES
+        for case in doctest.DocTestFinder(exclude_empty=True).find(importlib.import_module(name))
+    )
     assert counted > 80

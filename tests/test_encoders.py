@@ -17,15 +17,17 @@ from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 
 def timm_net() -> SwinTransformerV2:
-    net = SwinTransformerV2(img_size=32, patch_size=4, num_classes=5, embed_dim=16, depths=(4, 2), num_heads=(2, 4),
-                            window_size=4)
+    net = SwinTransformerV2(
+        img_size=32, patch_size=4, num_classes=5, embed_dim=16, depths=(4, 2), num_heads=(2, 4), window_size=4
+    )
     enliven(net, seed=1)
     return net.eval()
 
 
 def swin_v1_net() -> SwinTransformer:
-    net = SwinTransformer(img_size=32, patch_size=4, num_classes=5, embed_dim=16, depths=(4, 2), num_heads=(2, 4),
-                          window_size=4)
+    net = SwinTransformer(
+        img_size=32, patch_size=4, num_classes=5, embed_dim=16, depths=(4, 2), num_heads=(2, 4), window_size=4
+    )
     enliven(net, seed=1)
     return net.eval()
 
@@ -39,8 +41,9 @@ class SmallSwinV1(SwinV1):
 
 def htsat_net():
     small = FrontEnd(sample_rate=16000, window_size=512, hop_size=800, mel_bins=16, fmin=50, fmax=8000)
-    net = htsat_module().HTSAT_Swin_Transformer(config=small, num_classes=5, spec_size=32, embed_dim=16, depths=[2, 2],
-                                                num_heads=[2, 4], window_size=4)
+    net = htsat_module().HTSAT_Swin_Transformer(
+        config=small, num_classes=5, spec_size=32, embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=4
+    )
     enliven(net, seed=2)
     torch.nn.init.uniform_(net.bn0.running_mean, -1, 1)
     return net.eval()
@@ -162,8 +165,10 @@ def test_swin_weight_layouts(layout: str, tmp_path) -> None:
         save_file(weights, path)
     else:
         if layout != "timm":  # merging at the end of a stage, masks in the file, a flat classifier
-            weights = {key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
-                       for key, value in weights.items()} | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
+            weights = {
+                key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
+                for key, value in weights.items()
+            } | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}
         torch.save({"model": weights} if layout == "microsoft" else weights, path)
     ours = SmallSwin()
     ours._load("small", str(path))
@@ -188,8 +193,10 @@ def test_swin_v1_weight_layouts(layout: str, tmp_path) -> None:
     weights, path = swin_v1_net().state_dict(), tmp_path / "swin.pth"
     expected = dict(weights)
     if layout == "microsoft":
-        theirs = {key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
-                  for key, value in weights.items()}
+        theirs = {
+            key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
+            for key, value in weights.items()
+        }
         weights = {"model": theirs | {"layers.0.blocks.1.attn_mask": torch.zeros(4, 16, 16)}}
     elif layout == "larger_window":  # timm resizes the tables of relative positions
         table = "layers.0.blocks.0.attn.relative_position_bias_table"

@@ -32,30 +32,64 @@ SYNTHETIC_DATASETS = {
 #: data module -> fixture of published features of its dataset
 FEATURES = {"AVEDataModule": "ave_features", "LLPDataModule": "llp_features", "MUSICAVQADataModule": "avqa_features"}
 #: trained parameters of the classics: those of the published networks that have an effect
-CLASSICS = {"ave_avel_vgg19": 1_335_246, "ave_avel_noatt_vgg19": 956_317, "ave_dmrn_vgg19": 1_571_150,
-            "ave_avsdn_vgg19": 2_162_510, "ave_cmran_vgg19": 9_509_150, "ave_cmran_vgg19_weak": 9_509_407,
-            "ave_psp_vgg19": 1_548_657, "ave_psp_vgg19_weak": 1_253_902, "ave_cmbs_vgg19": 9_200_473,
-            "ave_cmbs_vgg19_weak": 9_395_518, "ave_rfjc_vgg19": 22_776_510, "avvp_mgn_feats": 4_366_065,
-            "avvp_han_feats": 4_569_675, "avvp_valor_feats": 5_094_475, "avvp_mm_pyramid_feats": 40_827_469,
-            "avqa_st_avqa_res18": 7_916_716, "avqa_st_avqa_networks": 7_916_716, "avvp_han_networks": 4_044_875,
-            "ave_late_fusion_networks": 1_335_246,
-            **dict.fromkeys(("avs_s4_pvt", "avs_ms3_pvt"), 100_140_417),
-            **dict.fromkeys(("avs_s4_resnet50", "avs_ms3_resnet50"), 68_157_697)}
+CLASSICS = {
+    "ave_avel_vgg19": 1_335_246,
+    "ave_avel_noatt_vgg19": 956_317,
+    "ave_dmrn_vgg19": 1_571_150,
+    "ave_avsdn_vgg19": 2_162_510,
+    "ave_cmran_vgg19": 9_509_150,
+    "ave_cmran_vgg19_weak": 9_509_407,
+    "ave_psp_vgg19": 1_548_657,
+    "ave_psp_vgg19_weak": 1_253_902,
+    "ave_cmbs_vgg19": 9_200_473,
+    "ave_cmbs_vgg19_weak": 9_395_518,
+    "ave_rfjc_vgg19": 22_776_510,
+    "avvp_mgn_feats": 4_366_065,
+    "avvp_han_feats": 4_569_675,
+    "avvp_valor_feats": 5_094_475,
+    "avvp_mm_pyramid_feats": 40_827_469,
+    "avqa_st_avqa_res18": 7_916_716,
+    "avqa_st_avqa_networks": 7_916_716,
+    "avvp_han_networks": 4_044_875,
+    "ave_late_fusion_networks": 1_335_246,
+    **dict.fromkeys(("avs_s4_pvt", "avs_ms3_pvt"), 100_140_417),
+    **dict.fromkeys(("avs_s4_resnet50", "avs_ms3_resnet50"), 68_157_697),
+}
 #: experiments with nothing to train
 ZERO_SHOT = ("fewshot_ave_clip", "fewshot_ave_clap", "fewshot_ave_clip_clap")
 #: experiments that differ in method, encoders and their learning rate alone from one that runs below; methods run in the
 #: conformance suite
 ALIKE = {
-    **dict.fromkeys(("ave_linear_probe", "ave_bitfit", "ave_adapter", "ave_vpt", "ave_finetune_last4", "ave_copl_like",
-                     "ave_mbt"), "ave_finetune"),
+    **dict.fromkeys(
+        ("ave_linear_probe", "ave_bitfit", "ave_adapter", "ave_vpt", "ave_finetune_last4", "ave_copl_like", "ave_mbt"),
+        "ave_finetune",
+    ),
     "ave_moma_like": "ave_stgcma_b16",
     "avar_moma_like": "avar_stgcma_b16",
     "ave_linear_probe_quickstart": "ave_avstfp_quickstart",
     "ave_lora": "ave_cola",
     **dict.fromkeys(("ave_lavish_b16", "ave_lavish_l16"), "ave_lavish_swinv2_l"),
-    **dict.fromkeys((f"fewshot_ave_{method}" for method in (
-        "none", "bitfit", "adapter", "vpt", "lora", "cola", "lavish", "lavish_star", "stgcma", "avmoe", "mettle_like",
-        "molt_like", "copl_like")), "fewshot_ave_dgsct"),
+    **dict.fromkeys(
+        (
+            f"fewshot_ave_{method}"
+            for method in (
+                "none",
+                "bitfit",
+                "adapter",
+                "vpt",
+                "lora",
+                "cola",
+                "lavish",
+                "lavish_star",
+                "stgcma",
+                "avmoe",
+                "mettle_like",
+                "molt_like",
+                "copl_like",
+            )
+        ),
+        "fewshot_ave_dgsct",
+    ),
     "avs_s4_resnet50": "avs_s4_pvt",
     "avs_ms3_resnet50": "avs_ms3_pvt",
     "ave_late_fusion_networks": "ave_late_fusion",
@@ -110,15 +144,21 @@ def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> lis
         extra = [*extra, f"taught: {request.getfixturevalue('llp_taught')}"]
     if data == "AVSBenchDataModule":
         root = root[content["data"]["init_args"]["setting"]]
-    return ["--config", str(path), *tiny(path, folder / "tiny.yaml", [f"root: {root}", *extra]), "--trainer",
-            str(ROOT / "lightning_configs" / "trainer" / "debug.yaml")]
+    return [
+        "--config",
+        str(path),
+        *tiny(path, folder / "tiny.yaml", [f"root: {root}", *extra]),
+        "--trainer",
+        str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
+    ]
 
 
 def test_what_is_not_run_is_like_what_is() -> None:
     def rest(name: str) -> dict:
         content = read_yaml(ROOT / "experiments" / f"{name}.yaml")
-        content["model"]["init_args"] = {key: value for key, value in content["model"]["init_args"].items()
-                                         if key not in ("backbone", "prompt_lr")}
+        content["model"]["init_args"] = {
+            key: value for key, value in content["model"]["init_args"].items() if key not in ("backbone", "prompt_lr")
+        }
         for key in ("image_size", "sample_rate"):  # the encoders'
             content["data"]["init_args"].pop(key, None)
         return content
@@ -130,9 +170,11 @@ def test_what_is_not_run_is_like_what_is() -> None:
 @pytest.mark.parametrize("path", RUN, ids=lambda p: p.stem)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
 @pytest.mark.usefixtures("narrow_vggish")
-def test_experiment_trains_validates_and_tests(path: Path, request: pytest.FixtureRequest, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiment_trains_validates_and_tests(
+    path: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And gives every trained parameter a gradient at the first step: DDP waits for each of them."""
+
     def check(task: AVPromptTask, optimizer: object) -> None:
         idle = [name for name, own in task.named_parameters() if own.requires_grad and own.grad is None]
         assert not idle, f"trained, but without influence on the loss: {idle}"
@@ -148,8 +190,9 @@ def test_experiment_trains_validates_and_tests(path: Path, request: pytest.Fixtu
         run(["test", *flags, *([] if path.stem in ZERO_SHOT else ["--ckpt_path", "none"])])
 
 
-@pytest.mark.parametrize("path", [path for path in EXPERIMENTS if path in RUN or path.stem in {*COUNTS, *CLASSICS}],
-                         ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in EXPERIMENTS if path in RUN or path.stem in {*COUNTS, *CLASSICS}], ids=lambda p: p.stem
+)
 def test_experiment_has_parameters(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(["params", "--config", str(path), "--json"])
     table = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -164,8 +207,16 @@ def test_experiment_has_parameters(path: Path, capsys: pytest.CaptureFixture[str
 
 def test_equations_laid_over_few_shot_learning(capsys: pytest.CaptureFixture[str]) -> None:
     """Four adapters, four context vectors and two temperatures instead of the released head's."""
-    run(["params", "--config", str(ROOT / "experiments" / "fewshot_ave_dgsct.yaml"),
-         "--config", str(ROOT / "lightning_configs" / "fewshot" / "equations.yaml"), "--json"])
+    run(
+        [
+            "params",
+            "--config",
+            str(ROOT / "experiments" / "fewshot_ave_dgsct.yaml"),
+            "--config",
+            str(ROOT / "lightning_configs" / "fewshot" / "equations.yaml"),
+            "--json",
+        ]
+    )
     table = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert table["trainable"] == 92_571_792 + 4 * 131_072 + 4 * 512 + 2
 

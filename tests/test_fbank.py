@@ -31,15 +31,34 @@ def segments() -> torch.Tensor:
     return sound
 
 
-@pytest.mark.parametrize(("fbank", "samples", "frames"), [
-    (Fbank(), 16000, 98), (AVQA, 16000, 223), (AVQA, 15800, 221), (Fbank(window_ms=20, shift_ms=12.5), 16000, 79),
-    (Fbank(sample_rate=22050), 16000, 71)])
+@pytest.mark.parametrize(
+    ("fbank", "samples", "frames"),
+    [
+        (Fbank(), 16000, 98),
+        (AVQA, 16000, 223),
+        (AVQA, 15800, 221),
+        (Fbank(window_ms=20, shift_ms=12.5), 16000, 79),
+        (Fbank(sample_rate=22050), 16000, 71),
+    ],
+)
 def test_every_segment_is_torchaudios(fbank: Fbank, samples: int, frames: int, segments: torch.Tensor) -> None:
     segments = segments[:, :samples]
-    expected = torch.stack([
-        kaldi.fbank(row[None], htk_compat=True, sample_frequency=fbank.sample_rate, use_energy=False, dither=0.0,
-                    window_type="hanning", num_mel_bins=fbank.mel_bins, frame_shift=fbank.shift_ms,
-                    frame_length=fbank.window_ms) for row in segments])
+    expected = torch.stack(
+        [
+            kaldi.fbank(
+                row[None],
+                htk_compat=True,
+                sample_frequency=fbank.sample_rate,
+                use_energy=False,
+                dither=0.0,
+                window_type="hanning",
+                num_mel_bins=fbank.mel_bins,
+                frame_shift=fbank.shift_ms,
+                frame_length=fbank.window_ms,
+            )
+            for row in segments
+        ]
+    )
     raw = fbank.raw(segments)
     assert raw.shape == (6, frames, fbank.mel_bins) and raw.dtype == torch.float32
     assert torch.allclose(raw, expected, atol=1e-4)
@@ -90,8 +109,18 @@ def test_other_waveforms_are_refused(waveform: torch.Tensor) -> None:
         Fbank()(waveform)
 
 
-@pytest.mark.parametrize("setting", [{"mel_bins": 3}, {"frames": 0}, {"shift_ms": 0.0}, {"window_ms": 0.1},
-                                     {"sample_rate": 0}, {"std": 0.0}, {"std": -1.0}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"mel_bins": 3},
+        {"frames": 0},
+        {"shift_ms": 0.0},
+        {"window_ms": 0.1},
+        {"sample_rate": 0},
+        {"std": 0.0},
+        {"std": -1.0},
+    ],
+)
 def test_impossible_settings(setting: dict[str, float]) -> None:
     with pytest.raises(ArgumentError, match=f"fbank.{next(iter(setting))}"):
         Fbank(**setting)
@@ -130,8 +159,10 @@ def train_ids(root: Path) -> list[str]:
 
 
 def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (copy / "trainSet.txt").write_text((copy / "trainSet.txt").read_text()
-                                       + (copy / "trainSet.txt").read_text().splitlines()[0].replace("disc", "ring"))
+    (copy / "trainSet.txt").write_text(
+        (copy / "trainSet.txt").read_text()
+        + (copy / "trainSet.txt").read_text().splitlines()[0].replace("disc", "ring")
+    )
     with (copy / "Annotations.txt").open("a") as file:  # a clip on two rows counts once
         file.write((copy / "trainSet.txt").read_text().splitlines()[-1] + "\n")
     run(["data", "stats", *experiment(tmp_path, copy)])
@@ -140,28 +171,52 @@ def test_stats_measures_the_training_split(copy: Path, tmp_path: Path, capsys: p
         folder = copy / "store" / "clips" / clip
         for second, valid in zip(np.load(folder / "audio.npy"), np.load(folder / "valid.npy")):
             if valid:
-                pieces.append(kaldi.fbank(torch.from_numpy(second / np.float32(2**15))[None], htk_compat=True, sample_frequency=16000,
-                                          window_type="hanning", num_mel_bins=64).numpy().astype(np.float64))
+                pieces.append(
+                    kaldi.fbank(
+                        torch.from_numpy(second / np.float32(2**15))[None],
+                        htk_compat=True,
+                        sample_frequency=16000,
+                        window_type="hanning",
+                        num_mel_bins=64,
+                    )
+                    .numpy()
+                    .astype(np.float64)
+                )
     features = np.concatenate(pieces)
     record = json.loads((copy / "fbank_statistics.json").read_text())
     assert record["mean"] == pytest.approx(features.mean(), abs=1e-6)
     assert record["std"] == pytest.approx(features.std(), abs=1e-6)
     assert (record["split"], record["clips"], record["corrupt"], record["segments"], record["seconds"]) == (
-        "train", 24, 0, 234, 234.0)
-    assert record["fbank"] == {"mel_bins": 64, "frames": 102, "shift_ms": 10.0, "window_ms": 25.0, "sample_rate": 16000,
-                               "seconds": 1.0, "fill": "after"}
+        "train",
+        24,
+        0,
+        234,
+        234.0,
+    )
+    assert record["fbank"] == {
+        "mel_bins": 64,
+        "frames": 102,
+        "shift_ms": 10.0,
+        "window_ms": 25.0,
+        "sample_rate": 16000,
+        "seconds": 1.0,
+        "fill": "after",
+    }
     printed = capsys.readouterr().out.splitlines()
     prefix = "--model.backbone.visual.fbank"
     assert printed[-2:] == [f"{prefix}.mean {record['mean']:.4f}", f"{prefix}.std {record['std']:.4f}"]
     # the flags that were printed are flags that work
     from avprompt.cli import model_of
+
     model = model_of([*experiment(tmp_path, copy), *" ".join(printed[-2:]).split()], meta=True)
     assert model.backbone.audio.fbank.mean == round(record["mean"], 4)
 
 
 def test_stats_of_an_audio_encoder_of_its_own(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ("{class_path: avprompt.encoders.ViTSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
-           "{class_path: avprompt.encoders.TinyCLIP, init_args: {pretrained: none}}}}")
+    own = (
+        "{class_path: avprompt.encoders.ViTSpectrogram, init_args: {fbank: {mel_bins: 80}, tower: "
+        "{class_path: avprompt.encoders.TinyCLIP, init_args: {pretrained: none}}}}"
+    )
     run(["data", "stats", *experiment(tmp_path, copy, own), "--data.num_workers=1"])
     assert "\n--model.backbone.audio.fbank.mean -" in capsys.readouterr().out
     assert json.loads((copy / "fbank_statistics.json").read_text())["fbank"]["mel_bins"] == 80

@@ -24,8 +24,16 @@ def experiment(root: Path, *more: str) -> list[str]:
 
 
 def on_features(root: Path, cache: Path, *more: str) -> list[str]:
-    return experiment(root, "--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache",
-                      str(cache), "--data.feature_cache", str(cache), *more)
+    return experiment(
+        root,
+        "--model.backbone",
+        "avprompt.backbone.PrecomputedFeatures",
+        "--model.backbone.cache",
+        str(cache),
+        "--data.feature_cache",
+        str(cache),
+        *more,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,19 @@ def caches(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     found = {}
     for pool, precision in (("mean", "float16"), ("grid", "bfloat16")):
         found[pool] = tmp_path_factory.mktemp(pool) / "cache"
-        run(["data", "features", *experiment(ave_root, *PLAIN), "--pool", pool, "--precision", precision, "--out",
-             str(found[pool])])
+        run(
+            [
+                "data",
+                "features",
+                *experiment(ave_root, *PLAIN),
+                "--pool",
+                pool,
+                "--precision",
+                precision,
+                "--out",
+                str(found[pool]),
+            ]
+        )
     return found
 
 
@@ -58,8 +77,14 @@ def test_cached_features_are_those_of_every_step(pool: str, bound: float, ave_ro
 
 
 def test_a_head_trains_and_is_tested_on_features_alone(ave_root: Path, caches: dict, tmp_path: Path) -> None:
-    quiet = ["--trainer.enable_progress_bar", "false", "--trainer.max_epochs", "1", "--trainer.logger.save_dir",
-             str(tmp_path)]
+    quiet = [
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+    ]
     run(["fit", *on_features(ave_root, caches["mean"], *quiet)])
     best = tmp_path / "quickstart" / "version_0" / "checkpoints" / "best.ckpt"
     run(["test", *on_features(ave_root, caches["mean"], *quiet, "--ckpt_path", str(best))])
@@ -70,9 +95,16 @@ def test_a_head_trains_and_is_tested_on_features_alone(ave_root: Path, caches: d
         run(["test", *on_features(ave_root, caches["grid"], *quiet, "--ckpt_path", str(best))])
 
 
-def test_computation_goes_on_where_it_stopped(ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                              capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["data", "features", *experiment(ave_root, *PLAIN, "--data.eval_batch_size", "8"), "--out", str(tmp_path / "c")]
+def test_computation_goes_on_where_it_stopped(
+    ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "data",
+        "features",
+        *experiment(ave_root, *PLAIN, "--data.eval_batch_size", "8"),
+        "--out",
+        str(tmp_path / "c"),
+    ]
     write, calls = FeatureCache.write, []
 
     def stop_after_two(self: FeatureCache, *given: object) -> None:
@@ -97,15 +129,19 @@ def test_computation_goes_on_where_it_stopped(ave_root: Path, tmp_path: Path, mo
         run([*command, "--model.backbone.audio.pretrained", "none"])
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    ((), "prompts: got DGSCT.*NoPrompts"),
-    ((*PLAIN, "--data.augment", "randaugment"), "augment: got randaugment"),
-    ((*PLAIN, "--data.mix_audio", "0.5"), "mix_audio: got 0.5"),
-    ((*PLAIN, "--model.backbone.audio.released_mode", "true"), "released_mode"),
-    ((*PLAIN, "--model.backbone.visual.frozen", "false"), "frozen"),
-])
-def test_what_changes_from_step_to_step_is_refused_before_work(flags: tuple, message: str, ave_root: Path,
-                                                               tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "prompts: got DGSCT.*NoPrompts"),
+        ((*PLAIN, "--data.augment", "randaugment"), "augment: got randaugment"),
+        ((*PLAIN, "--data.mix_audio", "0.5"), "mix_audio: got 0.5"),
+        ((*PLAIN, "--model.backbone.audio.released_mode", "true"), "released_mode"),
+        ((*PLAIN, "--model.backbone.visual.frozen", "false"), "frozen"),
+    ],
+)
+def test_what_changes_from_step_to_step_is_refused_before_work(
+    flags: tuple, message: str, ave_root: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match=message):
         run(["data", "features", *experiment(ave_root, *flags), "--out", str(tmp_path / "c")])
     assert not (tmp_path / "c").exists()
@@ -182,28 +218,69 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert "an experiment" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "fixture", "data"), [
-    ("avvp_han_networks", "llp_root",
-     ["--data.categories", "[disc, square, triangle, plus, ring, star, bar, hourglass]"]),
-    ("avqa_st_avqa_networks", "avqa_root", ["--data.stride", "null"])])
+@pytest.mark.parametrize(
+    ("name", "fixture", "data"),
+    [
+        (
+            "avvp_han_networks",
+            "llp_root",
+            ["--data.categories", "[disc, square, triangle, plus, ring, star, bar, hourglass]"],
+        ),
+        ("avqa_st_avqa_networks", "avqa_root", ["--data.stride", "null"]),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
 @pytest.mark.usefixtures("narrow_vggish")
 def test_heads_of_parsing_and_questions_train_on_features_of_such_networks(
-        name: str, fixture: str, data: list[str], request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    name: str, fixture: str, data: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """ResNet and VGGish fill a cache; negatives of question answering come from the cache too."""
-    flags = ["--config", str(ROOT / "experiments" / f"{name}.yaml"),
-             "--data.root", str(request.getfixturevalue(fixture)), "--data.image_size", "64", "--data.num_workers", "0", "--data.batch_size", "2", *data]
+    flags = [
+        "--config",
+        str(ROOT / "experiments" / f"{name}.yaml"),
+        "--data.root",
+        str(request.getfixturevalue(fixture)),
+        "--data.image_size",
+        "64",
+        "--data.num_workers",
+        "0",
+        "--data.batch_size",
+        "2",
+        *data,
+    ]
     visual = {"model": "resnet18", "pretrained": "none", "img_size": "64"}
     networks = [text for key, value in visual.items() for text in (f"--model.backbone.visual.{key}", value)]
-    run(["data", "features", *flags, *networks, "--model.backbone.audio.pretrained", "none", "--pool", "grid", "--out",
-         str(tmp_path / "cache")])
-    on_cache = [*flags, "--model.backbone", "avprompt.backbone.PrecomputedFeatures", "--model.backbone.cache",
-                str(tmp_path / "cache"), "--data.feature_cache", str(tmp_path / "cache")]
+    run(
+        [
+            "data",
+            "features",
+            *flags,
+            *networks,
+            "--model.backbone.audio.pretrained",
+            "none",
+            "--pool",
+            "grid",
+            "--out",
+            str(tmp_path / "cache"),
+        ]
+    )
+    on_cache = [
+        *flags,
+        "--model.backbone",
+        "avprompt.backbone.PrecomputedFeatures",
+        "--model.backbone.cache",
+        str(tmp_path / "cache"),
+        "--data.feature_cache",
+        str(tmp_path / "cache"),
+    ]
     run(["fit", *on_cache, "--trainer", str(ROOT / "lightning_configs" / "trainer" / "debug.yaml")])
     if "avqa" in name:
         _, module = parts_of(on_cache)
         module.setup("fit")
         sample = module.datasets["train"][0]
-        kept = {tuple(map(float, row)) for clip_id in set(module.datasets["train"].ids) - {sample["id"]}
-                for row in module.datasets["train"].features.read(clip_id)["visual_features"][:, 0, :4]}
+        kept = {
+            tuple(map(float, row))
+            for clip_id in set(module.datasets["train"].ids) - {sample["id"]}
+            for row in module.datasets["train"].features.read(clip_id)["visual_features"][:, 0, :4]
+        }
         assert all(tuple(map(float, row)) in kept for row in sample["negative_features"][:, 0, :4])

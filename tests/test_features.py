@@ -29,18 +29,40 @@ PROMPTS = "--model.backbone.prompts"
 
 
 def flags(root: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.root", str(root), "--trainer.logger.save_dir", str(out),
-            "--trainer.enable_progress_bar", "false", *more]
+    return [
+        "--config",
+        QUICKSTART,
+        "--data.root",
+        str(root),
+        "--trainer.logger.save_dir",
+        str(out),
+        "--trainer.enable_progress_bar",
+        "false",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
 def drawn(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, feature_pictures.FeaturePictures]:
     """Run folder and callback after four clips, two of them drawn."""
     out = tmp_path_factory.mktemp("visualize")
-    cli = lightning_cli()(["predict", *flags(
-        ave_root, out, "--data.eval_batch_size", "4", "--trainer.limit_predict_batches", "1",
-        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.max_clips=2",
-        "--ckpt_path", "none")])
+    cli = lightning_cli()(
+        [
+            "predict",
+            *flags(
+                ave_root,
+                out,
+                "--data.eval_batch_size",
+                "4",
+                "--trainer.limit_predict_batches",
+                "1",
+                "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures",
+                "--trainer.callbacks.max_clips=2",
+                "--ckpt_path",
+                "none",
+            ),
+        ]
+    )
     callback = next(one for one in cli.trainer.callbacks if isinstance(one, feature_pictures.FeaturePictures))
     return out / "quickstart" / "version_0", callback
 
@@ -68,7 +90,7 @@ def test_a_moment_is_found_again_in_the_folded_map() -> None:
     period = width // encoder.repeat
     mel = torch.zeros(SEGMENTS, 1, width, bands)
     for repetition in range(encoder.repeat):
-        mel[:, :, repetition * period + period // 2: (repetition + 1) * period] = 1  # its second half
+        mel[:, :, repetition * period + period // 2 : (repetition + 1) * period] = 1  # its second half
     found = feature_pictures.frequency_map(encoder, encoder.fold(mel)[:, 0].unflatten(0, (1, SEGMENTS)))
     half = feature_pictures.COLUMNS // 2
     assert float(found[..., :half].max()) == 0 and float(found[..., half:].min()) == 1
@@ -135,8 +157,7 @@ def test_points_maps_and_gates_are_the_networks(drawn: tuple, ave_root: Path) ->
     batch = next(iter(data.test_dataloader()))
     with torch.no_grad():
         model.eval()
-        found = {"frozen": model.backbone(batch, prompted=False),
-                 "prompted": model.backbone(batch, maps=True)}
+        found = {"frozen": model.backbone(batch, prompted=False), "prompted": model.backbone(batch, maps=True)}
         gate = model.head.audio(found["prompted"].audio)[2].squeeze(-1)
     maps = feature_pictures.frequency_map(model.backbone.audio, found["prompted"].maps["audio"])
     for clip, event in enumerate(batch["event"]):
@@ -155,20 +176,32 @@ def test_clip_figure_draws_the_gates_it_is_given() -> None:
     frames, gate = torch.rand(3, 3, 8, 8), torch.tensor([0.1, 0.9, 0.4])
     truth = torch.zeros(3, 2, dtype=torch.bool)
     truth[1:, 1] = True
-    figure = features.clip_features_figure(frames, {"from sound": gate}, ["a", "b"], {"event": truth},
-                                           torch.rand(3, 16, 10), None, torch.rand(3, 16, 4))
+    figure = features.clip_features_figure(
+        frames, {"from sound": gate}, ["a", "b"], {"event": truth}, torch.rand(3, 16, 10), None, torch.rand(3, 16, 4)
+    )
     stairs = [patch for axis in figure.axes for patch in axis.patches if hasattr(patch, "get_data")]
     assert stairs[0].get_data().values.tolist() == pytest.approx(gate.tolist())
     assert [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()] == [
-        "spectrogram\nmel band", "listens here\nmel band", "gates"]
+        "spectrogram\nmel band",
+        "listens here\nmel band",
+        "gates",
+    ]
     assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["b"]
 
 
-@pytest.mark.parametrize(("backbone", "message"), [
-    (PublishedFeatures, "model.backbone: got PublishedFeatures; expected a backbone with a prompt method"),
-    (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), FineTuning("norms", last=1)), "FineTuning, which trains"),
-    (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), LAVISH(reduction=4, prompt_map="linear", train_norms=True)),
-     "LAVISH, which trains")])
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        (PublishedFeatures, "model.backbone: got PublishedFeatures; expected a backbone with a prompt method"),
+        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), FineTuning("norms", last=1)), "FineTuning, which trains"),
+        (
+            lambda: AVPromptBackbone(
+                SmallSwin(), SmallHTSAT(), LAVISH(reduction=4, prompt_map="linear", train_norms=True)
+            ),
+            "LAVISH, which trains",
+        ),
+    ],
+)
 def test_backbones_without_frozen_features_beside_are_refused(backbone: Callable[[], nn.Module], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         feature_pictures.FeaturePictures().on_predict_start(None, SimpleNamespace(backbone=backbone()))
@@ -176,10 +209,28 @@ def test_backbones_without_frozen_features_beside_are_refused(backbone: Callable
 
 def test_errors(ave_root: Path, avqa_root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="NoPrompts"):
-        run(["visualize", *flags(ave_root, tmp_path, "--features", "--ckpt_path", "none",
-                                    f"{PROMPTS}=avprompt.methods.NoPrompts")])
+        run(
+            [
+                "visualize",
+                *flags(
+                    ave_root, tmp_path, "--features", "--ckpt_path", "none", f"{PROMPTS}=avprompt.methods.NoPrompts"
+                ),
+            ]
+        )
     with pytest.raises(ConfigError, match="MUSICAVQADataModule"):
-        run(["visualize", "--config", str(ROOT / "experiments" / "avqa_quickstart.yaml"), "--data.root",
-             str(avqa_root), "--trainer.logger.save_dir", str(tmp_path), "--ckpt_path", "none", "--features"])
+        run(
+            [
+                "visualize",
+                "--config",
+                str(ROOT / "experiments" / "avqa_quickstart.yaml"),
+                "--data.root",
+                str(avqa_root),
+                "--trainer.logger.save_dir",
+                str(tmp_path),
+                "--ckpt_path",
+                "none",
+                "--features",
+            ]
+        )
     with pytest.raises(ArgumentError, match="max_clips"):
         feature_pictures.FeaturePictures(max_clips=-1)

@@ -60,8 +60,11 @@ def test_first_clips_in_the_files_order() -> None:
 
 def test_seeded_clips() -> None:
     items = [(category, number) for category in range(3) for number in range(20)]
-    draws = {(number, seed): Shots(number, "seeded", seed).draw(items, lambda item: item[0])
-             for number in NUMBERS for seed in range(50)}
+    draws = {
+        (number, seed): Shots(number, "seeded", seed).draw(items, lambda item: item[0])
+        for number in NUMBERS
+        for seed in range(50)
+    }
     for (number, seed), drawn in draws.items():
         assert {index: len(set(group)) for index, group in drawn.items()} == dict.fromkeys(range(3), number)
         assert all(item[0] == index for index, group in drawn.items() for item in group)
@@ -86,10 +89,17 @@ def test_a_missing_clip_changes_nothing_about_the_others() -> None:
     assert alone == {1: before[1]}  # nor does another category
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"shots": 0}, "shots: got 0"), ({"shots": -2}, "shots: got -2"), ({"shots": 1, "shot_seed": -1}, "shot_seed"),
-    ({"shots": 1, "shot_sampling": "last"}, "shot_sampling: got last"), ({"label_seed": -1}, "label_seed"),
-    ({"label_policy": "highest"}, "label_policy: got highest")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "shots: got 0"),
+        ({"shots": -2}, "shots: got -2"),
+        ({"shots": 1, "shot_seed": -1}, "shot_seed"),
+        ({"shots": 1, "shot_sampling": "last"}, "shot_sampling: got last"),
+        ({"label_seed": -1}, "label_seed"),
+        ({"label_policy": "highest"}, "label_policy: got highest"),
+    ],
+)
 def test_impossible_arguments(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         llp_module(tmp_path, **options)
@@ -125,7 +135,13 @@ def test_published_draw_of_llp(shared: Path) -> None:
     counts = Counter(llp.CATEGORIES[data.category(video)] for video in splits["train"])
     assert counts.total() == 4032 and "Speech" not in counts
     assert [counts[name] for name in ("Cat", "Banjo", "Telephone_bell_ringing", "Clapping", "Cello", "Dog")] == [
-        16, 17, 36, 39, 41, 51]
+        16,
+        17,
+        36,
+        39,
+        41,
+        51,
+    ]
     for number in NUMBERS:
         drawn = Shots(number).draw(splits["train"], data.category)
         assert sum(map(len, drawn.values())) == 24 * number and 0 not in drawn
@@ -155,8 +171,9 @@ class Everything(ClipReader):
 def test_manifest_of_a_published_draw(shared: Path, monkeypatch: pytest.MonkeyPatch, rule: str) -> None:
     monkeypatch.setattr("avprompt.data_modules.base.open_reader", lambda *arguments: Everything())
     for name, kind, categories, few in (
-            ("ave", AVEDataModule, ave.CATEGORIES, {}),
-            ("llp", LLPClassificationDataModule, llp.CATEGORIES, {"Speech": 0, "Banjo": 17, "Cat": 16})):
+        ("ave", AVEDataModule, ave.CATEGORIES, {}),
+        ("llp", LLPClassificationDataModule, llp.CATEGORIES, {"Speech": 0, "Banjo": 17, "Cat": 16}),
+    ):
         data = kind(shared / "data" / name, shots=20, shot_sampling=rule)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -205,8 +222,10 @@ def test_synthetic_ave(ave_copy: Path) -> None:
     assert manifest["shots"] == {"number": 2, "sampling": "first", "seed": None, "clips": first}
     drawn = {clip for clips in first.values() for clip in clips}
     assert data.datasets["train"].ids == [row[1] for row in rows if row[1] in drawn]  # in the file's order
-    assert data.clips() == {"train": {"used": 16, "missing": 0, "corrupt": 0},
-                            "val": {"used": 8, "missing": 0, "corrupt": 0}}
+    assert data.clips() == {
+        "train": {"used": 16, "missing": 0, "corrupt": 0},
+        "val": {"used": 8, "missing": 0, "corrupt": 0},
+    }
     data.setup("test")
     assert len(data.datasets["test"]) == 8  # evaluation is whole
     plain = ave_module(ave_copy)
@@ -235,8 +254,9 @@ def test_a_clip_without_its_event_is_no_seeded_shot(ave_copy: Path) -> None:
     silent = next(row[1] for row in rows if row[0] == "ring")
     for name in ("trainSet.txt", "Annotations.txt"):
         lines = [line.split("&") for line in (ave_copy / name).read_text().splitlines()]
-        (ave_copy / name).write_text("".join("&".join([*line[:3], "0", "0"] if line[1] == silent else line) + "\n"
-                                             for line in lines))
+        (ave_copy / name).write_text(
+            "".join("&".join([*line[:3], "0", "0"] if line[1] == silent else line) + "\n" for line in lines)
+        )
     for rule, seeds in (("first", [0]), ("seeded", range(8))):
         for seed in seeds:
             data = ave_module(ave_copy, shots=1, shot_sampling=rule, shot_seed=seed)
@@ -252,7 +272,9 @@ def test_categories_with_too_few_clips_are_named(ave_copy: Path) -> None:
     with pytest.warns(UserWarning, match="2 of 8 categories have fewer than 3 training clips: disc 2, ring 0"):
         data.setup("fit")
     assert {name: len(ids) for name, ids in data.manifest()["shots"]["clips"].items() if len(ids) < 3} == {
-        "disc": 2, "ring": 0}
+        "disc": 2,
+        "ring": 0,
+    }
     assert len(data.datasets["train"]) == 6 * 3 + 2
 
 
@@ -289,7 +311,7 @@ def test_in_a_trainer(ave_copy: Path) -> None:
     model, data = Recorder(), ave_module(ave_copy, shots=1)
     trainer(max_epochs=2).fit(model, data)
     drawn = sorted(clip for clips in data.manifest()["shots"]["clips"].values() for clip in clips)
-    first, second = (sum(model.ids["train"][k:k + 2], []) for k in (0, 2))
+    first, second = (sum(model.ids["train"][k : k + 2], []) for k in (0, 2))
     assert sorted(first) == sorted(second) == drawn and first != second
 
 
@@ -338,8 +360,10 @@ class TestLLPClassification(DatasetContract):
             sample = data.datasets["test"][several]
             titles[policy] = data.plot({**sample, "prediction": torch.tensor(5)}).get_suptitle()
         names = [CATEGORIES[c] for c in sample["labels"].nonzero().flatten()]
-        assert titles == {"lowest": f"{sample['id']}: {', '.join(names)}, answer {names[0]}; predicted star",
-                          "any": f"{sample['id']}: {', '.join(names)}; predicted star"}
+        assert titles == {
+            "lowest": f"{sample['id']}: {', '.join(names)}, answer {names[0]}; predicted star",
+            "any": f"{sample['id']}: {', '.join(names)}; predicted star",
+        }
         bare = {key: value for key, value in sample.items() if not key.startswith("label")}
         assert isinstance(data.plot(bare), Figure) and data.plot(bare).get_suptitle() == sample["id"]
 
@@ -362,8 +386,9 @@ def test_seeded_answers(llp_copy: Path) -> None:
 def test_single_label_filter_and_what_it_costs(llp_copy: Path) -> None:
     lines = [line.split("\t") for line in (llp_copy / "AVVP_train.csv").read_text().splitlines()[1:]]
     single = [(name, label) for name, label in lines if "," not in label and label != "disc"]
-    (llp_copy / "AVVP_train.csv").write_text("\n".join(["filename\tevent_labels", *(
-        "\t".join(row) for row in lines if row[1] != "disc")]) + "\n")
+    (llp_copy / "AVVP_train.csv").write_text(
+        "\n".join(["filename\tevent_labels", *("\t".join(row) for row in lines if row[1] != "disc")]) + "\n"
+    )
     test = [line.split("\t")[1].split(",") for line in (llp_copy / "AVVP_test_pd.csv").read_text().splitlines()[1:]]
     lost = sum("disc" in labels for labels in test)  # the lowest of all
     assert 0 < lost < 8
@@ -395,9 +420,22 @@ def test_through_the_parser() -> None:
     """Arguments of every class in the chain, and no other."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(AVDataModule, "data")
-    flags = ["--data", "LLPClassificationDataModule", "--data.root", "/nowhere", "--data.shots", "4",
-             "--data.shot_sampling", "seeded", "--data.label_policy", "any", "--data.categories", "[a, b]",
-             "--data.batch_size", "2"]
+    flags = [
+        "--data",
+        "LLPClassificationDataModule",
+        "--data.root",
+        "/nowhere",
+        "--data.shots",
+        "4",
+        "--data.shot_sampling",
+        "seeded",
+        "--data.label_policy",
+        "any",
+        "--data.categories",
+        "[a, b]",
+        "--data.batch_size",
+        "2",
+    ]
     data = parser.instantiate(parser.parse_args(flags)).data
     assert data.shots == Shots(4, "seeded", 0) and data.label_policy == "any" and data.class_names == ("a", "b")
     assert data.batch_size == 2

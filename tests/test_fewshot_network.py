@@ -32,8 +32,11 @@ ROOT = Path(__file__).resolve().parents[1]
 NAMES = ["Church_bell", "Male_speech", "Frying_(food)"]
 #: seen and heard tokens and channels of every site
 SITES = [((17, 64), (64, 16)), ((17, 64), (64, 16)), ((17, 64), (16, 32)), ((17, 64), (16, 32))]
-PUBLISHED = [((50, 768), heard) for heard, count in (((4096, 96), 2), ((1024, 192), 2), ((256, 384), 6), ((64, 768), 2))
-             for _ in range(count)]
+PUBLISHED = [
+    ((50, 768), heard)
+    for heard, count in (((4096, 96), 2), ((1024, 192), 2), ((256, 384), 6), ((64, 768), 2))
+    for _ in range(count)
+]
 
 
 class SmallViT(CLIP):
@@ -62,8 +65,14 @@ class SmallRoBERTa(CLAPText):
     """Two blocks of width 32; a sentence is a few numbers that tell its place in the list."""
 
     def _build(self, **sizes: int) -> nn.Module:
-        return super()._build(vocab_size=300, max_position_embeddings=90, hidden_size=32, num_hidden_layers=2,
-                              num_attention_heads=2, intermediate_size=32)
+        return super()._build(
+            vocab_size=300,
+            max_position_embeddings=90,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
 
     def tokenize(self, texts: list[str]) -> Tensor:
         assert texts == [f"The sounds of {name}" for name in (*NAMES, "background")]
@@ -79,15 +88,31 @@ def adapter(own: tuple[int, int], other: tuple[int, int]) -> Iterator[tuple[str,
     """Names and shapes of the 42 tensors of one released adapter."""
     (n, c), (m, d), half, low = own, other, own[1] // 2, own[1] // 8
     yield from {"gate": (1,), "gate_tk": (1,), "gate_av": (1,), "my_tokens": (2, c)}.items()
-    maps = {"fc_caption": (192, 512), "conv_adapter": (n, m, 1, 1), "fc": (c, d), "fc_affine_audio_1": (c, c),
-            "fc_affine_video_1": (c, c), "fc_affine_bottleneck": (half, c), "fc_affine_video_2": (half, c),
-            "fc_affine_audio_2": (half, c), "fc_affine_v_s_att": (1, half), "fc_affine_v_c_att": (c, half),
-            "temporal_gated.0": (1, c), "ln_before": (c,), "ln_post": (c,), "bn1": (low,), "bn2": (c,)}
+    maps = {
+        "fc_caption": (192, 512),
+        "conv_adapter": (n, m, 1, 1),
+        "fc": (c, d),
+        "fc_affine_audio_1": (c, c),
+        "fc_affine_video_1": (c, c),
+        "fc_affine_bottleneck": (half, c),
+        "fc_affine_video_2": (half, c),
+        "fc_affine_audio_2": (half, c),
+        "fc_affine_v_s_att": (1, half),
+        "fc_affine_v_c_att": (c, half),
+        "temporal_gated.0": (1, c),
+        "ln_before": (c,),
+        "ln_post": (c,),
+        "bn1": (low,),
+        "bn2": (c,),
+    }
     for name, shape in maps.items():
         yield from ((f"{name}.weight", shape), (f"{name}.bias", shape[:1]))
     for name, width in (("bn1", low), ("bn2", c)):
-        yield from ((f"{name}.running_mean", (width,)), (f"{name}.running_var", (width,)),
-                    (f"{name}.num_batches_tracked", ()))
+        yield from (
+            (f"{name}.running_mean", (width,)),
+            (f"{name}.running_var", (width,)),
+            (f"{name}.num_batches_tracked", ()),
+        )
     yield from (("down_sampler.weight", (low, half, 1, 1)), ("up_sampler.weight", (c, low // 2, 1, 1)))
 
 
@@ -102,21 +127,34 @@ def layout(towers: tuple[CLIP, CLIPText, CLAPAudio, CLAPText], sites: list, clas
             found[audio.library_key(name).replace("audio_branch.", "htsat.")] = value.shape
     found |= {f"clap_text_encoder.{name}": value.shape for name, value in heard.state_dict().items()}
     for layer in ("0", "3"):
-        found |= {f"clap_text_encoder.text_transform.sequential.{layer}.weight": (512, 512),
-                  f"clap_text_encoder.text_transform.sequential.{layer}.bias": (512,)}
+        found |= {
+            f"clap_text_encoder.text_transform.sequential.{layer}.weight": (512, 512),
+            f"clap_text_encoder.text_transform.sequential.{layer}.bias": (512,),
+        }
     for place, (seen, sound) in enumerate(sites):
         for own, other, side in ((seen, sound, "vis"), (sound, seen, "audio")):
-            found |= {f"{side}_adapter_blocks_{step}.{place}.{name}": shape for step in ("p1", "p2")
-                      for name, shape in adapter(own, other)}
+            found |= {
+                f"{side}_adapter_blocks_{step}.{place}.{name}": shape
+                for step in ("p1", "p2")
+                for name, shape in adapter(own, other)
+            }
     width = names.positional_embedding.shape[1]
-    found |= {"prompt_learner.ctx": (4, width), "prompt_learner.meta_net.linear1.weight": (32, 512),
-              "prompt_learner.meta_net.linear1.bias": (32,), "prompt_learner.meta_net.linear2.weight": (width, 32),
-              "prompt_learner.meta_net.linear2.bias": (width,), "prompt_learner.token_prefix": (classes, 1, width),
-              "prompt_learner.token_suffix": (classes, 72, width)}
+    found |= {
+        "prompt_learner.ctx": (4, width),
+        "prompt_learner.meta_net.linear1.weight": (32, 512),
+        "prompt_learner.meta_net.linear1.bias": (32,),
+        "prompt_learner.meta_net.linear2.weight": (width, 32),
+        "prompt_learner.meta_net.linear2.bias": (width,),
+        "prompt_learner.token_prefix": (classes, 1, width),
+        "prompt_learner.token_suffix": (classes, 72, width),
+    }
     for name in ("clip_adapter", "clip_adapter_text"):
         found |= {f"{name}.fc.0.weight": (128, 512), f"{name}.fc.2.weight": (512, 128)}
-    return {**found, "audio_visual_contrastive_learner.fc_a1.weight": (512, 512),
-            "audio_visual_contrastive_learner.fc_a1.bias": (512,)}
+    return {
+        **found,
+        "audio_visual_contrastive_learner.fc_a1.weight": (512, 512),
+        "audio_visual_contrastive_learner.fc_a1.bias": (512,),
+    }
 
 
 def draw(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -137,11 +175,17 @@ def draw(name: str, shape: tuple[int, ...]) -> Tensor:
 def state() -> dict[str, Tensor]:
     """A small released file with some of the dead heads."""
     towers = SmallViT(projection=True), SmallText(), SmallCLAP(repeat=3), SmallRoBERTa()
-    shapes = layout(towers, SITES, len(NAMES) + 1) | {"CMBS.audio_cas.weight": (28, 256),
-                                                      "audio_adapter.audio_gated.0.weight": (1, 256),
-                                                      "htsat.tscam_conv.weight": (1, 32, 2, 3), "htsat.head.bias": (1,)}
-    return {name: torch.zeros((), dtype=torch.long) if name.endswith("tracked") else draw(name, tuple(shape))
-            for name, shape in shapes.items() if not name.startswith(("htsat.spectrogram", "htsat.logmel"))}
+    shapes = layout(towers, SITES, len(NAMES) + 1) | {
+        "CMBS.audio_cas.weight": (28, 256),
+        "audio_adapter.audio_gated.0.weight": (1, 256),
+        "htsat.tscam_conv.weight": (1, 32, 2, 3),
+        "htsat.head.bias": (1,),
+    }
+    return {
+        name: torch.zeros((), dtype=torch.long) if name.endswith("tracked") else draw(name, tuple(shape))
+        for name, shape in shapes.items()
+        if not name.startswith(("htsat.spectrogram", "htsat.logmel"))
+    }
 
 
 @pytest.fixture
@@ -180,12 +224,15 @@ def test_outputs_equal_the_authors(state: dict[str, Tensor]) -> None:
     batch = example()
     with torch.no_grad():
         features, out = module.backbone(batch), module(batch)
-    out |= {"visual_tokens": tokens[0], "audio_tokens": features.audio_tokens,
-            "visual": module.backbone.visual.project(features.visual),
-            "audio": module.backbone.audio.project(features.audio)}
+    out |= {
+        "visual_tokens": tokens[0],
+        "audio_tokens": features.audio_tokens,
+        "visual": module.backbone.visual.project(features.visual),
+        "audio": module.backbone.audio.project(features.audio),
+    }
     for name, (elements, norm) in RECORDED.items():
         flat, expected = out[name].flatten(), torch.tensor(elements)
-        found = flat[::max(1, len(flat) // 6)][:6]
+        found = flat[:: max(1, len(flat) // 6)][:6]
         assert (found - expected).norm() < 1e-4 * expected.norm(), name
         assert abs(float(flat.norm()) - norm) < 1e-4 * norm, name
 
@@ -224,16 +271,25 @@ def test_every_key_is_used_or_known_or_an_error(state: dict[str, Tensor]) -> Non
     for name in ("ViT.novelty", "text_encoder.novelty", "htsat.novelty", "clap_text_encoder.novelty"):
         with pytest.raises(WeightsError, match="novelty"):
             convert({**state, name: torch.zeros(1)})
-    ours = {"audio_adapter_blocks_p2.3.temporal_gated.0.weight": "audio_p2.3.temporal_score.weight",
-            "prompt_learner.ctx": "texts.context", "clip_adapter_text.fc.2.weight": "text_adapter.up.weight",
-            "audio_visual_contrastive_learner.fc_a1.bias": "matching.audio.bias"}
+    ours = {
+        "audio_adapter_blocks_p2.3.temporal_gated.0.weight": "audio_p2.3.temporal_score.weight",
+        "prompt_learner.ctx": "texts.context",
+        "clip_adapter_text.fc.2.weight": "text_adapter.up.weight",
+        "audio_visual_contrastive_learner.fc_a1.bias": "matching.audio.bias",
+    }
     with pytest.raises(CheckpointError) as error:
         convert({key: value for key, value in state.items() if key not in ours})
     assert all(name in str(error.value) for name in ours.values())
     with pytest.raises(CheckpointError, match=r"unknown .*ctx \(7,\)"):
         convert({**state, "prompt_learner.ctx": torch.zeros(7)})
-    for name in ("ViT.proj", "text_encoder.text_projection", "htsat.norm.weight", "audio_projection.2.bias",
-                 "clap_text_encoder.text_branch.pooler.dense.bias", "logit_scale"):
+    for name in (
+        "ViT.proj",
+        "text_encoder.text_projection",
+        "htsat.norm.weight",
+        "audio_projection.2.bias",
+        "clap_text_encoder.text_branch.pooler.dense.bias",
+        "logit_scale",
+    ):
         with pytest.raises(WeightsError, match=f"missing .*{name.split('.', 1)[-1]}"):
             convert({key: value for key, value in state.items() if key != name})
     with pytest.raises(ArgumentError, match="gama"):
@@ -241,8 +297,9 @@ def test_every_key_is_used_or_known_or_an_error(state: dict[str, Tensor]) -> Non
 
 
 @pytest.mark.usefixtures("_small")
-def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_path: Path,
-                                               capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_writes_what_the_network_loads(
+    state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, target = tmp_path / "mm_best_72.40.pt", tmp_path / "ours.ckpt"
     torch.save(state, source)
     main(["convert", "--task", "fewshot", "--audio_scale", "20", str(source), str(target)])
@@ -252,12 +309,21 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
         for side, path in files.items():
             assert f"--model.{place.format(side)}.pretrained {path}" in said
     names, heard = SmallText(pretrained=str(files["visual"])), SmallRoBERTa(str(files["audio"]))
-    visual, audio = SmallViT(pretrained=str(files["visual"]), projection=True), SmallCLAP(
-        pretrained=str(files["audio"]), front_end="released", repeat=3)
+    visual, audio = (
+        SmallViT(pretrained=str(files["visual"]), projection=True),
+        SmallCLAP(pretrained=str(files["audio"]), front_end="released", repeat=3),
+    )
     module = Contrastive(
         AVPromptBackbone(visual, audio, DGSCTFewShot(num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01)),
-        CoOp(names, 4), FixedEmbeddings(lambda: heard, "The sounds of {}", spaces=False),
-        NAMES, True, adapters=["visual", "visual_texts"], fusion="sum", objective="released", exp_audio_scale=False)
+        CoOp(names, 4),
+        FixedEmbeddings(lambda: heard, "The sounds of {}", spaces=False),
+        NAMES,
+        True,
+        adapters=["visual", "visual_texts"],
+        fusion="sum",
+        objective="released",
+        exp_audio_scale=False,
+    )
     content = checkpoints.read_checkpoint(target)
     module.on_load_checkpoint(content)
     module.load_state_dict(content["state_dict"])
@@ -266,8 +332,10 @@ def test_command_writes_what_the_network_loads(state: dict[str, Tensor], tmp_pat
         ours, theirs = module.eval()(example()), direct(example())
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     # dead: text_transform, tscam_conv and head; CLAP's scale is added
-    assert len(load_file(files["audio"])) == sum(name.startswith(("htsat.", "audio_projection.", "clap_text_encoder."))
-                                                 for name in state) - 6 + 1
+    assert (
+        len(load_file(files["audio"]))
+        == sum(name.startswith(("htsat.", "audio_projection.", "clap_text_encoder.")) for name in state) - 6 + 1
+    )
 
 
 def attached(sites: list) -> DGSCTFewShot:
@@ -286,8 +354,10 @@ def attached(sites: list) -> DGSCTFewShot:
 
 def test_parameters_are_those_of_the_authors_that_ever_get_a_gradient() -> None:
     method, dead = attached(PUBLISHED), 192 * 512 + 192 + 1  # fc_caption, gate_tk
-    count = [[sum(p.numel() for p in guide.parameters()) for guide in getattr(method, name)]
-             for name in ("audio_p1", "visual_p1")]
+    count = [
+        [sum(p.numel() for p in guide.parameters()) for guide in getattr(method, name)]
+        for name in ("audio_p1", "visual_p1")
+    ]
     heard = [420_605] * 2 + [453_173] * 2 + [1_020_581] * 6 + [3_136_325] * 2
     seen = [2_821_815] * 2 + [2_741_943] * 2 + [2_850_999] * 6 + [3_136_311] * 2
     assert count == [[total - dead for total in side] for side in (heard, seen)]
@@ -303,8 +373,12 @@ def test_the_experiment_owns_what_a_published_file_holds(task: str) -> None:
     assert sum(p.numel() for p in module.parameters() if p.requires_grad) == 93_098_640
     with torch.device("meta"):
         towers = module.backbone.visual, CLIPText("ViT-B-32"), module.backbone.audio, CLAPText()
-    shapes = layout(towers, PUBLISHED, 29) | {"htsat.tscam_conv.weight": (), "htsat.tscam_conv.bias": (),
-                                              "htsat.head.weight": (), "htsat.head.bias": ()}
+    shapes = layout(towers, PUBLISHED, 29) | {
+        "htsat.tscam_conv.weight": (),
+        "htsat.tscam_conv.bias": (),
+        "htsat.head.weight": (),
+        "htsat.head.bias": (),
+    }
     constants = 12 + 5  # position indices of all blocks and masks of the shifted ones, none of ours
     assert len(shapes) == 3018 - 276 - constants
     owned = module.state_dict()
@@ -318,14 +392,18 @@ def test_the_experiment_owns_what_a_published_file_holds(task: str) -> None:
     assert not module.head.branches["audio"].exponential
 
 
-@pytest.mark.parametrize(("visual", "audio", "seen", "heard"), [
-    (12, [2, 2, 6, 2], range(12), range(12)),
-    (24, [2, 2, 6, 2], range(1, 24, 2), range(12)),
-    (12, [2, 2, 12, 2], range(12), [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17]),
-    (24, [2, 2, 12, 2], [0, 1, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23], range(18)),
-])
-def test_one_stage_of_clip_pairs_with_all_blocks_of_clap(visual: int, audio: list[int], seen: list[int],
-                                                         heard: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("visual", "audio", "seen", "heard"),
+    [
+        (12, [2, 2, 6, 2], range(12), range(12)),
+        (24, [2, 2, 6, 2], range(1, 24, 2), range(12)),
+        (12, [2, 2, 12, 2], range(12), [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17]),
+        (24, [2, 2, 12, 2], [0, 1, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23], range(18)),
+    ],
+)
+def test_one_stage_of_clip_pairs_with_all_blocks_of_clap(
+    visual: int, audio: list[int], seen: list[int], heard: list[int]
+) -> None:
     """B/32, B/16 (12 blocks) and L/14 (24) with HTS-AT tiny (12) and base (18): evenly spread, ending together."""
     assert pair_blocks([visual], audio) == list(zip(seen, heard))
 

@@ -26,13 +26,30 @@ from avprompt.data_modules import base as data_base
 from avprompt.errors import AVPromptError, CheckpointError, ConfigError, DatasetError, WeightsError
 
 QUICKSTART = str(ROOT / "experiments" / "quickstart.yaml")
-BRIEF = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", "1",
-         *(word for stage in ("train", "val", "test", "predict") for word in (f"--trainer.limit_{stage}_batches", "1"))]
+BRIEF = [
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+    "--trainer.max_epochs",
+    "1",
+    *(word for stage in ("train", "val", "test", "predict") for word in (f"--trainer.limit_{stage}_batches", "1")),
+]
 
 
 def flags(root: Path, out: Path, *more: str) -> list[str]:
-    return ["--config", QUICKSTART, "--data.root", str(root), "--trainer.logger.save_dir", str(out),
-            "--model.backbone.prompts", "avprompt.methods.NoPrompts", *BRIEF, *more]
+    return [
+        "--config",
+        QUICKSTART,
+        "--data.root",
+        str(root),
+        "--trainer.logger.save_dir",
+        str(out),
+        "--model.backbone.prompts",
+        "avprompt.methods.NoPrompts",
+        *BRIEF,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +70,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 @pytest.fixture
 def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither weights nor a user's videos may be read."""
+
     def refuse(*args: Any, **options: Any) -> None:
         raise AssertionError("work has begun")
 
@@ -63,10 +81,14 @@ def nothing_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict", "visualize"])
-def test_an_untrained_network_is_not_evaluated_unasked(command: str, ave_root: Path, tmp_path: Path,
-                                                       nothing_read: None) -> None:
-    with pytest.raises(ConfigError, match=r"--ckpt_path: got nothing, for an experiment that trains [\d,]+ parameters"
-                                          ".*--ckpt_path best.*--ckpt_path none"):
+def test_an_untrained_network_is_not_evaluated_unasked(
+    command: str, ave_root: Path, tmp_path: Path, nothing_read: None
+) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"--ckpt_path: got nothing, for an experiment that trains [\d,]+ parameters"
+        ".*--ckpt_path best.*--ckpt_path none",
+    ):
         run([command, *flags(ave_root, tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
 
@@ -77,18 +99,33 @@ def test_none_evaluates_the_network_as_it_is(ave_root: Path, tmp_path: Path) -> 
 
 
 def test_a_network_without_anything_to_train_needs_no_checkpoint(ave_root: Path, tmp_path: Path) -> None:
-    run(["test", "--config", str(ROOT / "lightning_configs" / "fewshot" / "clip_tiny.yaml"), "--data.root", str(ave_root),
-         "--trainer.logger.save_dir", str(tmp_path), *BRIEF])
+    run(
+        [
+            "test",
+            "--config",
+            str(ROOT / "lightning_configs" / "fewshot" / "clip_tiny.yaml"),
+            "--data.root",
+            str(ave_root),
+            "--trainer.logger.save_dir",
+            str(tmp_path),
+            *BRIEF,
+        ]
+    )
     assert list(tmp_path.rglob("result.json"))
 
 
-@pytest.mark.parametrize(("more", "kind", "message"), [
-    (["--data.root", "{root}-s"], DatasetError, "--data.root: got .*which is no folder.*Did you mean {name}"),
-    (["--data.predict_root", "{root}/video"], DatasetError, "--data.predict_root: .*Did you mean videos"),
-    (["--ckpt_path", "{root}/split.ckpt"], CheckpointError, "split.ckpt: got no such file"),
-    (["--ckpt_path", "{root}/Annotations.txt"], CheckpointError, "Annotations.txt: got .* bytes that do not load")])
-def test_wrong_paths_are_refused_before_any_work(more: list[str], kind: type[AVPromptError], message: str, ave_root: Path,
-                                                 tmp_path: Path, nothing_read: None) -> None:
+@pytest.mark.parametrize(
+    ("more", "kind", "message"),
+    [
+        (["--data.root", "{root}-s"], DatasetError, "--data.root: got .*which is no folder.*Did you mean {name}"),
+        (["--data.predict_root", "{root}/video"], DatasetError, "--data.predict_root: .*Did you mean videos"),
+        (["--ckpt_path", "{root}/split.ckpt"], CheckpointError, "split.ckpt: got no such file"),
+        (["--ckpt_path", "{root}/Annotations.txt"], CheckpointError, "Annotations.txt: got .* bytes that do not load"),
+    ],
+)
+def test_wrong_paths_are_refused_before_any_work(
+    more: list[str], kind: type[AVPromptError], message: str, ave_root: Path, tmp_path: Path, nothing_read: None
+) -> None:
     more = [word.format(root=ave_root) for word in more]
     with pytest.raises(kind, match=message.format(name=ave_root.name)):
         run(["predict", *flags(ave_root, tmp_path / "runs", "--ckpt_path", "none", *more)])
@@ -96,21 +133,38 @@ def test_wrong_paths_are_refused_before_any_work(more: list[str], kind: type[AVP
 
 
 def test_a_checkpoint_of_another_network_is_refused_before_videos_are_decoded(
-        trained: Path, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: Path, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(data_base, "find_media", lambda *args: pytest.fail("videos are looked at"))
     with pytest.raises(CheckpointError, match=r"best.ckpt: got missing \['backbone.prompts"):
-        run(["predict", *flags(ave_root, tmp_path, "--model.backbone.prompts", "avprompt.methods.DGSCT",
-                               "--model.backbone.prompts.num_tokens", "4", "--model.backbone.prompts.reduction", "4",
-                               "--data.predict_root", str(ave_root / "videos"), "--ckpt_path",
-                               str(trained / "checkpoints" / "best.ckpt"))])
+        run(
+            [
+                "predict",
+                *flags(
+                    ave_root,
+                    tmp_path,
+                    "--model.backbone.prompts",
+                    "avprompt.methods.DGSCT",
+                    "--model.backbone.prompts.num_tokens",
+                    "4",
+                    "--model.backbone.prompts.reduction",
+                    "4",
+                    "--data.predict_root",
+                    str(ave_root / "videos"),
+                    "--ckpt_path",
+                    str(trained / "checkpoints" / "best.ckpt"),
+                ),
+            ]
+        )
 
 
 # --- folders
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "none"])
-def test_a_command_that_fails_leaves_no_folder(logger: str, ave_root: Path, tmp_path: Path,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_fails_leaves_no_folder(
+    logger: str, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     none = ["--trainer.logger", "false"] if logger == "none" else []
@@ -121,9 +175,15 @@ def test_a_command_that_fails_leaves_no_folder(logger: str, ave_root: Path, tmp_
 
 def test_a_refused_second_run_leaves_nothing(trained: Path, ave_root: Path) -> None:
     before = contents(trained.parent)
-    with pytest.raises(ConfigError, match="the run of another configuration, which differs in data.init_args.batch_size"):
-        run(["fit", *flags(ave_root, trained.parents[1], "--trainer.logger.version", "version_0", "--data.batch_size",
-                           "3")])
+    with pytest.raises(
+        ConfigError, match="the run of another configuration, which differs in data.init_args.batch_size"
+    ):
+        run(
+            [
+                "fit",
+                *flags(ave_root, trained.parents[1], "--trainer.logger.version", "version_0", "--data.batch_size", "3"),
+            ]
+        )
     assert contents(trained.parent) == before
 
 
@@ -133,13 +193,22 @@ def test_predictions_with_a_runs_own_configuration_lie_beside_it(ave_root: Path,
     folder = tmp_path / "quickstart" / "fit"
     before = contents(folder)
     for _ in range(2):
-        run(["predict", "--config", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
+        run(
+            [
+                "predict",
+                "--config",
+                str(folder / "config.yaml"),
+                "--ckpt_path",
+                str(folder / "checkpoints" / "last.ckpt"),
+            ]
+        )
     assert contents(folder) == before
     assert sorted(path.parent.name for path in tmp_path.rglob("predictions.csv")) == ["version_0", "version_1"]
 
 
-def test_monitors_that_need_a_logger_are_left_out_without_one(ave_root: Path, tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monitors_that_need_a_logger_are_left_out_without_one(
+    ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monitor = ["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateMonitor"]
     run(["fit", *flags(ave_root, tmp_path), "--trainer.logger", "false", *monitor])
@@ -155,16 +224,21 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     from avprompt.datasets.registry import DATASETS
 
     run(["list", "--json"])
-    found = {kind: {item["name"]: item["about"] for item in items}
-             for kind, items in json.loads(capsys.readouterr().out).items()}
+    found = {
+        kind: {item["name"]: item["about"] for item in items}
+        for kind, items in json.loads(capsys.readouterr().out).items()
+    }
     methods = avprompt._PUBLIC["avprompt.methods"]
     assert set(methods) - {"PromptMethod", "PromptState", "CoOp", "CoCoOp"} <= found["methods"].keys()
     assert {"SwinV2", "HTSAT", "CLIPText"} <= found["encoders"].keys() and "FrozenEncoder" not in found["encoders"]
     assert found["datasets"].keys() == DATASETS.keys()
     assert found["experiments"].keys() == {path.stem for path in EXPERIMENTS.glob("*.yaml")}
     assert "82.2" in found["experiments"]["ave_dgsct"]
-    assert all(about.endswith((".", ".)", "csv", "json", ")", "txt")) for kind in ("methods", "tasks") for about in
-               found[kind].values())
+    assert all(
+        about.endswith((".", ".)", "csv", "json", ")", "txt"))
+        for kind in ("methods", "tasks")
+        for about in found[kind].values()
+    )
     run(["list", "tasks"])
     said = capsys.readouterr().out
     assert said.startswith("tasks (") and "AVE " in said and "DGSCT" not in said
@@ -192,9 +266,13 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     with pytest.raises(SystemExit):  # HTS-AT's file is on no hub
         run(["weights", "ave_dgsct", "fewshot_ave_dgsct", "--fetch", "--hash"])
     said = capsys.readouterr().out
-    assert ("lukewys/laion_clap", "630k-audioset-fusion-best.pt") in calls and ("FacebookAI/roberta-base",
-                                                                               "vocab.json") in calls
-    assert hashlib.sha256(b"weights").hexdigest() in said and "checkpoints/HTSAT_AudioSet_Saved_1.ckpt: missing\n" in said
+    assert ("lukewys/laion_clap", "630k-audioset-fusion-best.pt") in calls and (
+        "FacebookAI/roberta-base",
+        "vocab.json",
+    ) in calls
+    assert (
+        hashlib.sha256(b"weights").hexdigest() in said and "checkpoints/HTSAT_AudioSet_Saved_1.ckpt: missing\n" in said
+    )
     run(["weights", "quickstart"])
     assert capsys.readouterr().out == "0 files, 0 missing\n"
 
@@ -202,7 +280,9 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests have no network: huggingface_hub says so, and the message says what to do."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="expected model.safetensors of https://huggingface.co/timm/.*HF_HUB_OFFLINE"):
+    with pytest.raises(
+        WeightsError, match="expected model.safetensors of https://huggingface.co/timm/.*HF_HUB_OFFLINE"
+    ):
         run(["weights", "ave_dgsct", "--fetch"])
 
 
@@ -222,23 +302,28 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def shell(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "avprompt", *words], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
+    return subprocess.Popen(
+        [sys.executable, "-m", "avprompt", *words],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
 
 
 def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path: Path) -> None:
     """Into a file: no bar, no advertisement, no warning with its file and line; `--quiet` leaves out the rest."""
     words = [word for word in flags(ave_root, tmp_path, "--trainer.max_epochs", "2")]
     place = words.index("--trainer.enable_progress_bar")
-    run_ = shell("fit", *words[:place], *words[place + 2:], cwd=tmp_path)
+    run_ = shell("fit", *words[:place], *words[place + 2 :], cwd=tmp_path)
     said, problems = run_.communicate(timeout=500)
     assert run_.returncode == 0, problems
     lines = [line for line in said.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2, said + problems
     assert re.fullmatch(r"epoch 1/2: loss [\d.]+, val_accuracy [\d.]+, .* s, .* s left", lines[0]), lines
     assert re.fullmatch(r"epoch 2/2: loss [\d.]+, val_accuracy [\d.]+, .* s", lines[1]), lines
-    for unwanted in ("\r", "it/s", "💡", "litlogger", "Deprecat", "deprecated", ".py:", "warnings.warn",
-                     "TPU"):
+    for unwanted in ("\r", "it/s", "💡", "litlogger", "Deprecat", "deprecated", ".py:", "warnings.warn", "TPU"):
         assert unwanted not in said + problems, (unwanted, said + problems)
     quiet = shell("test", *flags(ave_root, tmp_path), "--ckpt_path", "best", "--quiet", cwd=tmp_path)
     said, problems = quiet.communicate(timeout=500)
@@ -246,8 +331,15 @@ def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path:
 
 
 def test_two_callbacks_that_write_the_same_files_are_refused(ave_root: Path, tmp_path: Path) -> None:
-    given = flags(ave_root, tmp_path, "--ckpt_path", "none", "--format", "pdf",
-                  "--trainer.callbacks+=avprompt.callbacks.PredictionWriter")
+    given = flags(
+        ave_root,
+        tmp_path,
+        "--ckpt_path",
+        "none",
+        "--format",
+        "pdf",
+        "--trainer.callbacks+=avprompt.callbacks.PredictionWriter",
+    )
     with pytest.raises(ConfigError, match="PredictionWriter twice"):
         run(["visualize", *given])
 
@@ -277,9 +369,14 @@ def test_quickstart_shows_the_lines_of_its_trainings(tmp_path: Path, capsys: pyt
 # --- what to do next
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["fti"], "Did you mean fit"), (["fit"], "Try `avprompt fit --config quickstart`"),
-    (["visualize"], "Try `avprompt visualize --config quickstart`")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fti"], "Did you mean fit"),
+        (["fit"], "Try `avprompt fit --config quickstart`"),
+        (["visualize"], "Try `avprompt visualize --config quickstart`"),
+    ],
+)
 def test_a_wrong_command_says_what_to_try(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         run(words)
@@ -298,8 +395,11 @@ def test_files_for_contributors_name_what_exists() -> None:
     import avprompt
 
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    named = [path for path in re.findall(r"`((?:tests|src|lightning_configs|data_modules|experiments)/[\w/.]+)`", text)
-             if not re.search("NAME|TASK", path)]
+    named = [
+        path
+        for path in re.findall(r"`((?:tests|src|lightning_configs|data_modules|experiments)/[\w/.]+)`", text)
+        if not re.search("NAME|TASK", path)
+    ]
     assert len(named) > 8 and all((ROOT / path).exists() for path in named)
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert str(cited["version"]) == avprompt.__version__ and len(cited["references"]) == 2

@@ -29,8 +29,10 @@ HEADS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
 
 def features(clips: int = 2, segments: int = 10, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {"audio": torch.randn(clips, segments, AUDIO, generator=generator),
-            "visual": torch.randn(clips, segments, VISUAL, generator=generator)}
+    return {
+        "audio": torch.randn(clips, segments, AUDIO, generator=generator),
+        "visual": torch.randn(clips, segments, VISUAL, generator=generator),
+    }
 
 
 def build(kind: str) -> tuple[nn.Module, Callable[[dict[str, Tensor]], dict[str, Tensor]]]:
@@ -94,7 +96,9 @@ def test_every_released_key_has_one_place() -> None:
 
 
 @pytest.mark.parametrize(("gates", "moved"), [((0.1, 0.0), "audio"), ((0.0, 0.1), "visual"), ((0.0, 0.0), None)])
-def test_each_gate_guides_the_other_modality_and_can_be_switched_off(gates: tuple[float, float], moved: str | None) -> None:
+def test_each_gate_guides_the_other_modality_and_can_be_switched_off(
+    gates: tuple[float, float], moved: str | None
+) -> None:
     """The gate output itself depends on both gates whatever their strength."""
     for name in ("audio", "visual"):
         head, given = CMBSHead(AUDIO, VISUAL, CLASSES, gates).eval(), features()
@@ -114,12 +118,15 @@ def test_the_strength_of_a_gate_is_gamma_times_its_sigmoid() -> None:
     for name in ("audio", "visual"):
         getattr(head, f"{name}_decoder").register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
         getattr(head, f"{name}_scores").register_forward_pre_hook(
-            lambda _, inputs, name=name: seen.update({f"{name} gated": inputs[0]}))
+            lambda _, inputs, name=name: seen.update({f"{name} gated": inputs[0]})
+        )
         gate = getattr(head, name).gate
         nn.init.zeros_(gate.weight)
         nn.init.constant_(gate.bias, 50.0 if name == "audio" else -50.0)
     head(**given)
-    assert torch.allclose(seen["visual gated"], 1.5 * seen["visual"]) and torch.allclose(seen["audio gated"], seen["audio"])
+    assert torch.allclose(seen["visual gated"], 1.5 * seen["visual"]) and torch.allclose(
+        seen["audio gated"], seen["audio"]
+    )
 
 
 def test_clip_scores_by_hand() -> None:
@@ -134,8 +141,12 @@ def test_outputs_of_every_head(kind: str) -> None:
     for clips, segments in ((2, 10), (1, 3), (1, 1)):
         outputs = run(features(clips, segments))
         shapes = {name: tuple(value.shape) for name, value in outputs.items()}
-        assert shapes == {"is_event": (clips, segments), "event": (clips, CLASSES), "gate": (clips, segments),
-                          "video_scores": (clips, CLASSES)}
+        assert shapes == {
+            "is_event": (clips, segments),
+            "event": (clips, CLASSES),
+            "gate": (clips, segments),
+            "video_scores": (clips, CLASSES),
+        }
         assert ((outputs["gate"] > 0) & (outputs["gate"] < 1)).all()
 
 
@@ -149,9 +160,12 @@ def test_every_parameter_learns(kind: str) -> None:
     event[0, :4, 1] = event[1, 3:, 2] = event[0, 4:, -1] = event[1, :3, -1] = 1
     foreground, category, has_event = losses.event_targets(event)
     outputs = run(features())
-    terms = (losses.segment_relevance(outputs["is_event"], foreground), losses.gate_relevance(outputs["gate"], foreground),
-             losses.clip_category(outputs["event"], category, has_event),
-             losses.clip_category(outputs["video_scores"], category, has_event))
+    terms = (
+        losses.segment_relevance(outputs["is_event"], foreground),
+        losses.gate_relevance(outputs["gate"], foreground),
+        losses.clip_category(outputs["event"], category, has_event),
+        losses.clip_category(outputs["video_scores"], category, has_event),
+    )
     torch.stack(terms).sum().backward()
     dead = [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not dead
@@ -163,7 +177,7 @@ def test_clips_do_not_influence_each_other(kind: str) -> None:
     with torch.no_grad():
         given = features(3)
         whole = run(given)
-        single = [run({name: value[clip:clip + 1] for name, value in given.items()}) for clip in range(3)]
+        single = [run({name: value[clip : clip + 1] for name, value in given.items()}) for clip in range(3)]
     for name, value in whole.items():
         assert torch.allclose(value, torch.cat([part[name] for part in single]), atol=1e-5), name
 
@@ -187,7 +201,8 @@ def test_one_modality_has_the_same_temporal_model_as_in_both() -> None:
         head = SingleHead(stream, CLASSES)
         for other in (getattr(both, name), getattr(late, name).stream):
             assert {k: v.shape for k, v in head.stream.state_dict().items()} == {
-                k: v.shape for k, v in other.state_dict().items()}
+                k: v.shape for k, v in other.state_dict().items()
+            }
 
 
 def test_late_fusion_averages_two_single_heads() -> None:

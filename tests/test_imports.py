@@ -28,16 +28,29 @@ BREACHES = {
 def tree(tmp_path: Path) -> Path:
     """The package as the wheel holds it, with data_modules inside."""
     for source, target in ((ROOT / "src" / "avprompt", "avprompt"), (ROOT / "data_modules", "avprompt/data_modules")):
-        shutil.copytree(source, tmp_path / target, dirs_exist_ok=True,
-                        ignore=lambda folder, names: [name for name in names if not name.endswith(".py") and (
-                            Path(folder, name).is_file() or name in ("__pycache__", "data_modules"))])
+        shutil.copytree(
+            source,
+            tmp_path / target,
+            dirs_exist_ok=True,
+            ignore=lambda folder, names: [
+                name
+                for name in names
+                if not name.endswith(".py")
+                and (Path(folder, name).is_file() or name in ("__pycache__", "data_modules"))
+            ],
+        )
     return tmp_path
 
 
 def lint(tree: Path) -> subprocess.CompletedProcess:
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
-    return subprocess.run([sys.executable, "-c", command, "--no-cache", "--config", str(ROOT / "setup.cfg")], cwd=tree,
-                          capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", command, "--no-cache", "--config", str(ROOT / "setup.cfg")],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_imports_point_down(tree: Path) -> None:
@@ -58,18 +71,37 @@ def test_a_breach_is_found(module: str, tree: Path) -> None:
 
 def test_there_is_no_module_of_odds_and_ends() -> None:
     folders = (ROOT / "src", ROOT / "data_modules", ROOT / "tests", ROOT / "benchmarks")
-    assert not [path for folder in folders for path in folder.rglob("*.py")
-                if path.stem in ("utils", "helpers", "common")]
+    assert not [
+        path for folder in folders for path in folder.rglob("*.py") if path.stem in ("utils", "helpers", "common")
+    ]
 
 
 def test_a_command_imports_what_it_uses(tmp_path: Path) -> None:
     """Counted, not timed: these packages are for pictures, for other loggers, or for metrics that no task has."""
-    heavy = ("scipy", "matplotlib", "transformers", "wandb", "numba", "sklearn", "pandas", "librosa.filters", "requests")
-    program = ("import sys; from avprompt.cli import main; main(['params', '--config', 'ave_dgsct']); "
-               f"print([name for name in {heavy} if name in sys.modules])\n"
-               "import torchmetrics, matplotlib.figure, scipy.signal; print(torchmetrics.utilities.imports._SCIPY_AVAILABLE)")
-    found = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True,
-                           env={**os.environ, "AVPROMPT_FULL_IMPORTS": ""}).stdout.splitlines()
+    heavy = (
+        "scipy",
+        "matplotlib",
+        "transformers",
+        "wandb",
+        "numba",
+        "sklearn",
+        "pandas",
+        "librosa.filters",
+        "requests",
+    )
+    program = (
+        "import sys; from avprompt.cli import main; main(['params', '--config', 'ave_dgsct']); "
+        f"print([name for name in {heavy} if name in sys.modules])\n"
+        "import torchmetrics, matplotlib.figure, scipy.signal; print(torchmetrics.utilities.imports._SCIPY_AVAILABLE)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "AVPROMPT_FULL_IMPORTS": ""},
+    ).stdout.splitlines()
     assert found[-2] == "[]"
     assert "met" in found[-1]  # once torchmetrics is imported, its extras are what they are
     assert "188,538,816" in found[3]

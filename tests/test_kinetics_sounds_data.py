@@ -47,8 +47,12 @@ def published(tmp_path: Path) -> Path:
     root = tmp_path / "k400"
     root.mkdir()
     rows = {
-        "train": ['"playing violin",-3B32lodo2M,59,69,train,0', '"air drumming",--nQbRBEz2s,104,114,train,0',
-                  "laughing,_dbcJuKJQNs,40,50,train,1", '"playing violin",0wR5jVB-WPk,417,427,train,0'],
+        "train": [
+            '"playing violin",-3B32lodo2M,59,69,train,0',
+            '"air drumming",--nQbRBEz2s,104,114,train,0',
+            "laughing,_dbcJuKJQNs,40,50,train,1",
+            '"playing violin",0wR5jVB-WPk,417,427,train,0',
+        ],
         "val": ["abseiling,3caPS4FHFF8,36,46,val,0", "laughing,6IbvOJxXnOo,0,10,val,0"],
         "test": ['"playing violin",8pIBspPMeKs,1279,1289,test,0'],
     }
@@ -102,12 +106,15 @@ class TestKineticsSounds(DatasetContract):
 def test_published_rows(published: Path) -> None:
     splits = kinetics_sounds.read_splits(published)
     assert {split: [(item.id, item.label) for item in items] for split, items in splits.items()} == {
-        "train": [("-3B32lodo2M_000059_000069", 1), ("_dbcJuKJQNs_000040_000050", 0),
-                  ("0wR5jVB-WPk_000417_000427", 1)],
-        "val": [("6IbvOJxXnOo_000000_000010", 0)], "test": [("8pIBspPMeKs_001279_001289", 1)]}
+        "train": [("-3B32lodo2M_000059_000069", 1), ("_dbcJuKJQNs_000040_000050", 0), ("0wR5jVB-WPk_000417_000427", 1)],
+        "val": [("6IbvOJxXnOo_000000_000010", 0)],
+        "test": [("8pIBspPMeKs_001279_001289", 1)],
+    }
     assert splits.others == {"train": 1, "val": 1, "test": 0}
-    assert kinetics_sounds.remarks(splits) == ["1 rows of split train are of other classes and left out",
-                                               "1 rows of split val are of other classes and left out"]
+    assert kinetics_sounds.remarks(splits) == [
+        "1 rows of split train are of other classes and left out",
+        "1 rows of split val are of other classes and left out",
+    ]
 
 
 def test_shipped_classes(tmp_path: Path) -> None:
@@ -130,8 +137,9 @@ def test_class_lists(published: Path, tmp_path: Path) -> None:
 def test_unknown_classes(published: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("playing violen\nlaughing\n")
-    with pytest.raises(AnnotationError, match="mine.txt: got .'playing violen'., in none.*4 labels. "
-                                              "Did you mean 'playing violin'"):
+    with pytest.raises(
+        AnnotationError, match="mine.txt: got .'playing violen'., in none.*4 labels. Did you mean 'playing violin'"
+    ):
         module(published, classes=path).read_annotations()
     with pytest.raises(AnnotationError, match="kinetics_sounds_32.txt: got .'blowing nose'"):
         (published / "classes.txt").unlink()
@@ -146,17 +154,23 @@ def test_unknown_classes(published: Path, tmp_path: Path) -> None:
             module(published, classes=path)
 
 
-@pytest.mark.parametrize(("bad", "message"), [
-    ("laughing,abc,0", "3 fields; expected 6"),
-    ("laughing,abc,0,10,train,0,9", "7 fields; expected 6"),
-    ("laughing,abc,x,10,train,0", "x to 10; expected whole seconds"),
-    ("laughing,abc,-1,10,train,0", "-1 to 10"),
-    ("laughing,abc,10,10,train,0", "10 to 10"),
-    ("laughing,../abc,0,10,train,0", "youtube_id '../abc'"),
-    ("laughing,,0,10,train,0", "youtube_id ''"),
-    ("laughing,_dbcJuKJQNs,40,50,train,0", "_dbcJuKJQNs_000040_000050 again; expected one row a clip; see .*line 4"),
-    ('laughing,"abc,0,10,train,0', "unexpected end of data"),
-])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("laughing,abc,0", "3 fields; expected 6"),
+        ("laughing,abc,0,10,train,0,9", "7 fields; expected 6"),
+        ("laughing,abc,x,10,train,0", "x to 10; expected whole seconds"),
+        ("laughing,abc,-1,10,train,0", "-1 to 10"),
+        ("laughing,abc,10,10,train,0", "10 to 10"),
+        ("laughing,../abc,0,10,train,0", "youtube_id '../abc'"),
+        ("laughing,,0,10,train,0", "youtube_id ''"),
+        (
+            "laughing,_dbcJuKJQNs,40,50,train,0",
+            "_dbcJuKJQNs_000040_000050 again; expected one row a clip; see .*line 4",
+        ),
+        ('laughing,"abc,0,10,train,0', "unexpected end of data"),
+    ],
+)
 def test_malformed_rows_name_their_line(published: Path, bad: str, message: str) -> None:
     with (published / "train.csv").open("a") as file:
         file.write(bad + "\n")
@@ -194,7 +208,8 @@ def test_videos_in_two_splits_are_reported(published: Path) -> None:
         splits = module(published).read_annotations()
     assert kinetics_sounds.remarks(splits)[2:] == [
         "1 clips of split test say another split in their own column",
-        "1 videos of training clips are also in split test: _dbcJuKJQNs"]
+        "1 videos of training clips are also in split test: _dbcJuKJQNs",
+    ]
 
 
 def test_verify(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,9 +248,13 @@ def test_synthetic_dataset(ks_root: Path) -> None:
     """Kinetics' own layout: media named by id and times, every class once in each block of its split."""
     splits = kinetics_sounds.read_splits(ks_root)
     assert {split: np.bincount([item.label for item in items]).tolist() for split, items in splits.items()} == {
-        "train": [3] * 8, "val": [1] * 8, "test": [1] * 8}
+        "train": [3] * 8,
+        "val": [1] * 8,
+        "test": [1] * 8,
+    }
     assert {item.id for items in splits.values() for item in items} == {
-        path.stem for path in (ks_root / "videos").glob("*.mp4")}
+        path.stem for path in (ks_root / "videos").glob("*.mp4")
+    }
     assert all(len(item.video) == 11 for item in splits["train"])
     assert module(ks_root).class_names == CATEGORIES
     scenes = {line["id"]: line for line in map(json.loads, (ks_root / "scenes.jsonl").read_text().splitlines())}
@@ -248,8 +267,10 @@ def test_scenes_need_both_modalities() -> None:
     settings, sight, sound, both = Settings(), 0, 0, 0
     for index in range(400):
         scene = action_scene(5, index, settings)
-        seen, heard = ({part.category for part in parts if (part.start, part.end) == (0, SECONDS)}
-                       for parts in (scene.things, scene.sounds))
+        seen, heard = (
+            {part.category for part in parts if (part.start, part.end) == (0, SECONDS)}
+            for parts in (scene.things, scene.sounds)
+        )
         assert seen & heard == {index % 8} and scene.events() == [(index % 8, 0, SECONDS)]
         assert len(scene.things) == 3 and len(scene.sounds) == 2
         sight, sound, both = sight + (len(seen) == 1), sound + (len(heard) == 1), both + (len(seen) > 1 < len(heard))

@@ -12,35 +12,55 @@ from avprompt.methods import lean
 from avprompt.methods.dgsct import Bottleneck, ReleasedAdapter
 
 OWN, OTHER = BlockSpec(8, (2, 3), 0), BlockSpec(6, (2, 2), 0)
-SETTINGS = {"channel": True, "spatial": True, "alpha": 0.3, "beta": 0.05, "gamma": None, "num_tokens": 2,
-            "reduction": 2, "groups": 2}
-VARIANTS = {"ave": {}, "avqa": {"groups": 4, "reduction": 1, "gate": None, "batch_norm": False},
-            "ms3": {"gate": "inside_norm", "batch_norm": False, "norm_before": False}, "no tokens": {"num_tokens": 0},
-            "lavish": {"channel": False, "spatial": False}, "few-shot": {"gamma": 0.1},
-            "no channel": {"channel": False}, "no spatial": {"spatial": False}, "one group": {"groups": 1}}
+SETTINGS = {
+    "channel": True,
+    "spatial": True,
+    "alpha": 0.3,
+    "beta": 0.05,
+    "gamma": None,
+    "num_tokens": 2,
+    "reduction": 2,
+    "groups": 2,
+}
+VARIANTS = {
+    "ave": {},
+    "avqa": {"groups": 4, "reduction": 1, "gate": None, "batch_norm": False},
+    "ms3": {"gate": "inside_norm", "batch_norm": False, "norm_before": False},
+    "no tokens": {"num_tokens": 0},
+    "lavish": {"channel": False, "spatial": False},
+    "few-shot": {"gamma": 0.1},
+    "no channel": {"channel": False},
+    "no spatial": {"spatial": False},
+    "one group": {"groups": 1},
+}
 
 
 def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
 
-@pytest.mark.parametrize(("function", "inputs"), [
-    (lean.ReadLatent, lambda: (draw(2, 5, 4), draw(2, 3, 4), draw(1))),
-    (lean.MeanRelu, lambda: (draw(2, 5, 4), draw(3, 4), draw(3))),
-    (lean.Score, lambda: (draw(2, 5, 4), draw(2, 1, 4), draw(3, 4), draw(3), draw(2, 3, 1))),
-    (lean.Score, lambda: (draw(2, 5, 4), None, draw(3, 4), draw(3), draw(2, 3, 1))),
-    (lean.MapTokens, lambda: (draw(2, 5, 4), draw(3, 5), draw(3))),
-])
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (lean.ReadLatent, lambda: (draw(2, 5, 4), draw(2, 3, 4), draw(1))),
+        (lean.MeanRelu, lambda: (draw(2, 5, 4), draw(3, 4), draw(3))),
+        (lean.Score, lambda: (draw(2, 5, 4), draw(2, 1, 4), draw(3, 4), draw(3), draw(2, 3, 1))),
+        (lean.Score, lambda: (draw(2, 5, 4), None, draw(3, 4), draw(3), draw(2, 3, 1))),
+        (lean.MapTokens, lambda: (draw(2, 5, 4), draw(3, 5), draw(3))),
+    ],
+)
 def test_derivatives(function: type[torch.autograd.Function], inputs: object) -> None:
     assert gradcheck(function.apply, inputs())
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("gate", [None, "after_norm", "inside_norm"])
-@pytest.mark.parametrize(("batch_norm", "norm_before", "relu"), [(True, True, True), (True, False, False),
-                                                                  (False, True, True)])
-def test_derivatives_of_the_bottleneck(training: bool, gate: str | None, batch_norm: bool, norm_before: bool,
-                                       relu: bool) -> None:
+@pytest.mark.parametrize(
+    ("batch_norm", "norm_before", "relu"), [(True, True, True), (True, False, False), (False, True, True)]
+)
+def test_derivatives_of_the_bottleneck(
+    training: bool, gate: str | None, batch_norm: bool, norm_before: bool, relu: bool
+) -> None:
     module = Bottleneck()
     module.add_bottleneck(8, 2, 2, gate, batch_norm, norm_before, relu)
     module.double().train(training)

@@ -63,7 +63,7 @@ def test_prompts_of_each_segment(encoder: type) -> None:
     for block in encoder().blocks():
         x, prompts = torch.randn(2, block.spec.tokens, block.spec.dim), torch.randn(2, 3, block.spec.dim)
         together = block.attention(x, prompts=prompts)
-        alone = torch.cat([block.attention(x[i:i + 1], prompts=prompts[i]) for i in range(2)])
+        alone = torch.cat([block.attention(x[i : i + 1], prompts=prompts[i]) for i in range(2)])
         assert torch.allclose(together, alone, atol=1e-5) and not torch.allclose(together[:1], block.attention(x[:1]))
 
 
@@ -101,7 +101,7 @@ def test_moma_equals_its_equations() -> None:
         v, a = v + y + adapt(behind[name], y) + adapt(beside[name], v), a + z + adapt(method.audio[name][0], z)
     shared = method.both[0]
     h, g = (F.gelu(shared.down(x)) for x in (v, a))
-    logits = h @ g.transpose(1, 2) / 6 ** 0.5
+    logits = h @ g.transpose(1, 2) / 6**0.5
     expected = v + shared.up(logits.softmax(2) @ g), a + shared.up(logits.transpose(1, 2).softmax(2) @ h)
     assert all(torch.allclose(x, y, atol=1e-12) for x, y in zip(got, expected))
 
@@ -135,16 +135,21 @@ def test_mbt_spans_a_clip_or_a_segment(span: str) -> None:
 
 
 def test_refused() -> None:
-    for build, name in ((lambda: MoLTLike(num_tokens=0), "num_tokens"), (lambda: MoLTLike(layers=0), "layers"),
-                        (lambda: CoPLLike(num_tokens=0), "num_tokens"), (lambda: CoPLLike(entries=0), "entries"),
-                        (lambda: MBT(num_tokens=0), "num_tokens"), (lambda: MBT(layers=1), "layers"),
-                        (lambda: MBT(span="video"), "span"),
-                        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MoLTLike(layers=5)), "layers"),
-                        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MoLTLike(reduction=5)), "reduction"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), MoMALike()), "encoders"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), "shared", MoMALike(reduction=48)), "reduction"),
-                        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MBT(layers=2)), "encoders"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), TinyCLIP("none").listener(), MBT(layers=2)), "encoders"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), SmallSpectrogram(), MBT(layers=3)), "layers")):
+    for build, name in (
+        (lambda: MoLTLike(num_tokens=0), "num_tokens"),
+        (lambda: MoLTLike(layers=0), "layers"),
+        (lambda: CoPLLike(num_tokens=0), "num_tokens"),
+        (lambda: CoPLLike(entries=0), "entries"),
+        (lambda: MBT(num_tokens=0), "num_tokens"),
+        (lambda: MBT(layers=1), "layers"),
+        (lambda: MBT(span="video"), "span"),
+        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MoLTLike(layers=5)), "layers"),
+        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MoLTLike(reduction=5)), "reduction"),
+        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), MoMALike()), "encoders"),
+        (lambda: AVPromptBackbone(SmallCLIP(), "shared", MoMALike(reduction=48)), "reduction"),
+        (lambda: AVPromptBackbone(SmallSwin(), SmallHTSAT(), MBT(layers=2)), "encoders"),
+        (lambda: AVPromptBackbone(SmallCLIP(), TinyCLIP("none").listener(), MBT(layers=2)), "encoders"),
+        (lambda: AVPromptBackbone(SmallCLIP(), SmallSpectrogram(), MBT(layers=3)), "layers"),
+    ):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()

@@ -82,8 +82,9 @@ class TestLLP(DatasetContract):
         data = self.module(root)
         data.setup("fit")
         sample, weak = data.datasets["val"][0], data.datasets["train"][1]
-        full = data.plot({**sample, "prediction_audio": torch.zeros(10, 8).bool(),
-                          "prediction_visual": torch.ones(10, 8).bool()})
+        full = data.plot(
+            {**sample, "prediction_audio": torch.zeros(10, 8).bool(), "prediction_visual": torch.ones(10, 8).bool()}
+        )
         assert legend(full) == ["annotated", "predicted"] and legend(data.plot(sample)) == ["annotated"]
         assert names(full)[1] == list(CATEGORIES) != names(data.plot(sample))[1]
         bare = data.plot(weak)
@@ -106,8 +107,10 @@ def test_published_annotations(shared: Path) -> None:
     counts = [len(video.labels) for video in splits["train"]]
     assert [counts.count(n) for n in (1, 2, 3)] == [4032, 5879, 89]
     assert splits["train"][0] == llp.Video("BjCEufrlXm4_20_30", (0, 3)) and splits["train"][0].audio is None
-    events = {split: [sum(len(getattr(video, kind)) for video in splits[split]) for kind in ("audio", "visual")]
-              for split in ("val", "test")}
+    events = {
+        split: [sum(len(getattr(video, kind)) for video in splits[split]) for kind in ("audio", "visual")]
+        for split in ("val", "test")
+    }
     assert events == {"val": [1451, 856], "test": [2663, 1628]}  # all of the rows that belong to a video
     assert len(llp.CATEGORIES) == len(set(llp.CATEGORIES)) == 25
 
@@ -117,19 +120,33 @@ def test_published_anomalies(shared: Path) -> None:
     splits = llp.read_splits(root)
     unmatched = {kind: {name: len(rows) for name, rows in names.items()} for kind, names in splits.unmatched.items()}
     assert unmatched["audio"] == {
-        "12eWNawPekw_30_40": 1, "17iGUal2M_10_20": 1, "19jWnmYnlD8_30_400": 1, "7X3oSVoA_90_100": 2,
-        "AkAfFL5Q4QA_30_40": 2, "Baby_cry_infant_cry": 2, "CSWQ_HzQ_10_20": 3, "KvIjsmANkxI_10_20`": 1,
-        "P7x4FV4lg_570_580": 2, "VMTJRpjbE_150_160": 2}
+        "12eWNawPekw_30_40": 1,
+        "17iGUal2M_10_20": 1,
+        "19jWnmYnlD8_30_400": 1,
+        "7X3oSVoA_90_100": 2,
+        "AkAfFL5Q4QA_30_40": 2,
+        "Baby_cry_infant_cry": 2,
+        "CSWQ_HzQ_10_20": 3,
+        "KvIjsmANkxI_10_20`": 1,
+        "P7x4FV4lg_570_580": 2,
+        "VMTJRpjbE_150_160": 2,
+    }
     assert len(unmatched["visual"]) == 7 and set(unmatched["visual"]) < set(unmatched["audio"])
     said = "\n".join(llp.remarks(splits))
     for sentence in (
-            "10 names in AVVP_eval_audio.csv (rows) belong to no", "KvIjsmANkxI_10_20` (1)",
-            "6 rows of AVVP_eval_audio.csv end no later", "8DF2PxdT5tE_390_400 9 to 0",
-            "8 rows of AVVP_eval_audio.csv stand there before", "BYEYNxKvij4_70_80 0 to 4",
-            "7 names in AVVP_eval_visual.csv", "1 videos name a category more than once: LcFWKgFphXI_20_30",
-            "4 videos of split val without audio", "70 videos of split val without visual",
-            "6 videos of split test without audio",  # one has an empty event only
-            "121 videos of split test without visual"):
+        "10 names in AVVP_eval_audio.csv (rows) belong to no",
+        "KvIjsmANkxI_10_20` (1)",
+        "6 rows of AVVP_eval_audio.csv end no later",
+        "8DF2PxdT5tE_390_400 9 to 0",
+        "8 rows of AVVP_eval_audio.csv stand there before",
+        "BYEYNxKvij4_70_80 0 to 4",
+        "7 names in AVVP_eval_visual.csv",
+        "1 videos name a category more than once: LcFWKgFphXI_20_30",
+        "4 videos of split val without audio",
+        "70 videos of split val without visual",
+        "6 videos of split test without audio",  # one has an empty event only
+        "121 videos of split test without visual",
+    ):
         assert sentence in said
     assert "rows of AVVP_eval_visual.csv" not in said
     videos = {video.name: video for split in ("val", "test") for video in splits[split]}
@@ -162,10 +179,12 @@ def test_anomalies_change_no_label_and_are_all_named(copy: Path) -> None:
         data.setup("fit")
     said = str(next(w.message for w in caught if "change no label" in str(w.message)))
     assert f"2 names in {audio.name} (rows) belong to no validation or test video: {name}` (1), " in said
-    for sentence in (f"1 rows of {audio.name} end no later than they begin: {name} 9 to 2",
-                     f"1 rows of {visual.name} end no later than they begin: {name} 5 to 5",
-                     f"1 rows of {audio.name} stand there before: {name} {first[1]} to {first[2]}",
-                     "1 videos name a category more than once: llp00700032_0_10"):
+    for sentence in (
+        f"1 rows of {audio.name} end no later than they begin: {name} 9 to 2",
+        f"1 rows of {visual.name} end no later than they begin: {name} 5 to 5",
+        f"1 rows of {audio.name} stand there before: {name} {first[1]} to {first[2]}",
+        "1 videos name a category more than once: llp00700032_0_10",
+    ):
         assert sentence in said
     with pytest.warns(UserWarning, match="change no label"):
         data.setup("test")
@@ -190,33 +209,38 @@ def test_what_is_usual_is_remarked_without_a_warning(copy: Path) -> None:
     assert llp.remarks(splits) == expected != []
     path = copy / "AVVP_val_pd.csv"
     path.write_text(path.read_text().replace("\tstar\n", "\tstar,disc\n"))
-    assert any("1 videos of split val whose categories are not those of their events: llp00700029_0_10" in line
-               for line in llp.remarks(llp.read_splits(copy)))
+    assert any(
+        "1 videos of split val whose categories are not those of their events: llp00700029_0_10" in line
+        for line in llp.remarks(llp.read_splits(copy))
+    )
 
 
 def test_long_lists_are_counted_and_cut(copy: Path) -> None:
     for number in range(12):
         append(copy / "AVVP_eval_audio.csv", f"nobody{number}", 0, 1, "disc")
-    line, = llp.ignored(llp.read_splits(copy))
+    (line,) = llp.ignored(llp.read_splits(copy))
     assert line.startswith("12 names in") and line.endswith("nobody9 (1) and 2 more")
 
 
-@pytest.mark.parametrize(("file", "row", "message"), [
-    ("AVVP_train.csv", "abcdefghijk_0_10", "2 fields"),
-    ("AVVP_train.csv", "abcdefghijk_0_10\tdragon", "category 'dragon'"),
-    ("AVVP_train.csv", "abcdefghijk_0_10\t", "category ''"),
-    ("AVVP_val_pd.csv", "abcdefghij_0_10\tdisc", "<id of 11 characters>_<start>_<end>"),
-    ("AVVP_val_pd.csv", "abcdefghijk_0_10`\tdisc", "abcdefghijk_0_10`"),
-    ("AVVP_test_pd.csv", "../../etc/p_0_10\tdisc", "filename '../../etc/p_0_10'"),
-    ("AVVP_test_pd.csv", "llp00700000_0_10\tdisc", "one row a video; see .*AVVP_train.csv, line 2"),
-    ("AVVP_test_pd.csv", "llp00700033_20_30\tdisc", "one row a video; see .*AVVP_test_pd.csv, line 3"),
-    ("AVVP_eval_audio.csv", "llp00700032_0_10\t0\t10", "4 fields"),
-    ("AVVP_eval_audio.csv", "llp00700032_0_10\t0\t11\tdisc", "0 to 11"),
-    ("AVVP_eval_audio.csv", "llp00700032_0_10\t12\t3\tdisc", "12 to 3"),
-    ("AVVP_eval_visual.csv", "llp00700032_0_10\t-1\t3\tdisc", "-1 to 3"),
-    ("AVVP_eval_visual.csv", "llp00700032_0_10\t0.5\t3\tdisc", "whole seconds from 0 to 10"),
-    ("AVVP_eval_visual.csv", "llp00700032_0_10\t0\t3\tdisc,star", "category 'disc,star'"),
-])
+@pytest.mark.parametrize(
+    ("file", "row", "message"),
+    [
+        ("AVVP_train.csv", "abcdefghijk_0_10", "2 fields"),
+        ("AVVP_train.csv", "abcdefghijk_0_10\tdragon", "category 'dragon'"),
+        ("AVVP_train.csv", "abcdefghijk_0_10\t", "category ''"),
+        ("AVVP_val_pd.csv", "abcdefghij_0_10\tdisc", "<id of 11 characters>_<start>_<end>"),
+        ("AVVP_val_pd.csv", "abcdefghijk_0_10`\tdisc", "abcdefghijk_0_10`"),
+        ("AVVP_test_pd.csv", "../../etc/p_0_10\tdisc", "filename '../../etc/p_0_10'"),
+        ("AVVP_test_pd.csv", "llp00700000_0_10\tdisc", "one row a video; see .*AVVP_train.csv, line 2"),
+        ("AVVP_test_pd.csv", "llp00700033_20_30\tdisc", "one row a video; see .*AVVP_test_pd.csv, line 3"),
+        ("AVVP_eval_audio.csv", "llp00700032_0_10\t0\t10", "4 fields"),
+        ("AVVP_eval_audio.csv", "llp00700032_0_10\t0\t11\tdisc", "0 to 11"),
+        ("AVVP_eval_audio.csv", "llp00700032_0_10\t12\t3\tdisc", "12 to 3"),
+        ("AVVP_eval_visual.csv", "llp00700032_0_10\t-1\t3\tdisc", "-1 to 3"),
+        ("AVVP_eval_visual.csv", "llp00700032_0_10\t0.5\t3\tdisc", "whole seconds from 0 to 10"),
+        ("AVVP_eval_visual.csv", "llp00700032_0_10\t0\t3\tdisc,star", "category 'disc,star'"),
+    ],
+)
 def test_malformed_rows_name_their_line(copy: Path, file: str, row: str, message: str) -> None:
     number = len((copy / file).read_text().splitlines()) + 1
     append(copy / file, row)
@@ -395,12 +419,17 @@ def test_synthetic_annotations_follow_the_scenes(llp_root: Path) -> None:
     scenes = {scene["id"]: scene for scene in map(json.loads, (llp_root / "scenes.jsonl").read_text().splitlines())}
     splits = llp.read_splits(llp_root)
     videos = [video for split in splits.values() for video in split]
-    assert sorted(scenes) == sorted(video.id for video in videos) == sorted(
-        path.stem for path in (llp_root / "videos").iterdir())
+    assert (
+        sorted(scenes)
+        == sorted(video.id for video in videos)
+        == sorted(path.stem for path in (llp_root / "videos").iterdir())
+    )
     for video in videos:
         scene = scenes[video.id]
-        spans = {kind: [(part["category"], part["start"], part["end"]) for part in scene[key]]
-                 for kind, key in (("audio", "sounds"), ("visual", "things"))}
+        spans = {
+            kind: [(part["category"], part["start"], part["end"]) for part in scene[key]]
+            for kind, key in (("audio", "sounds"), ("visual", "things"))
+        }
         assert video.name == f"{video.id}_0_10" and len(video.id) == 11
         assert set(video.labels) == {c for c, *_ in spans["audio"] + spans["visual"]} and 1 <= len(video.labels) <= 3
         if video.audio is not None:
@@ -414,8 +443,11 @@ def test_synthetic_dataset_is_varied_and_balanced() -> None:
     heard = [{sound.category: (sound.start, sound.end) for sound in scene.sounds} for scene in scenes]
     seen = [{thing.category: (thing.start, thing.end) for thing in scene.things} for scene in scenes]
     both = [(a[c], v[c]) for a, v in zip(heard, seen) for c in a.keys() & v.keys()]
-    kinds = [len(both), sum(len(a.keys() - v.keys()) for a, v in zip(heard, seen)),
-             sum(len(v.keys() - a.keys()) for a, v in zip(heard, seen))]
+    kinds = [
+        len(both),
+        sum(len(a.keys() - v.keys()) for a, v in zip(heard, seen)),
+        sum(len(v.keys() - a.keys()) for a, v in zip(heard, seen)),
+    ]
     assert min(kinds) > 0.28 * sum(kinds) and sum(a != v for a, v in both) > 0.8 * len(both)
     sizes = [len(a.keys() | v.keys()) for a, v in zip(heard, seen)]
     assert min(sizes.count(n) for n in (1, 2, 3)) > 100 and set(sizes) == {1, 2, 3}
@@ -428,8 +460,9 @@ def test_synthetic_dataset_is_varied_and_balanced() -> None:
     assert occurs.min() > 0.75 * occurs.mean()
 
 
-def test_synthetic_dataset_is_the_same_again_and_refuses_another(llp_root: Path, tmp_path: Path,
-                                                     capsys: pytest.CaptureFixture[str]) -> None:
+def test_synthetic_dataset_is_the_same_again_and_refuses_another(
+    llp_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "again"
     shutil.copytree(llp_root / "videos", root / "videos")
     stamps = {path.name: path.stat().st_mtime_ns for path in (root / "videos").iterdir()}
@@ -468,14 +501,17 @@ def bars(figure: Figure) -> list[list[tuple[float, float, float, bool, tuple[flo
         found.append([])
         for bar in axis.collections:
             box = bar.get_paths()[0].get_extents()
-            found[-1].append((round(box.x0), round(box.x1), box.y0, bar.get_hatch() is not None,
-                              tuple(bar.get_facecolor()[0][:3])))
+            found[-1].append(
+                (round(box.x0), round(box.x1), box.y0, bar.get_hatch() is not None, tuple(bar.get_facecolor()[0][:3]))
+            )
     return found
 
 
 def picture(truth: list[llp.Events] | None, prediction: list[llp.Events] | None, **options: object) -> Figure:
-    pairs = {key: None if pair is None else tuple(llp.target(events, 10, 25).bool() for events in pair)
-             for key, pair in (("truth", truth), ("prediction", prediction))}
+    pairs = {
+        key: None if pair is None else tuple(llp.target(events, 10, 25).bool() for events in pair)
+        for key, pair in (("truth", truth), ("prediction", prediction))
+    }
     return parsing_figure(torch.rand(10, 3, 8, 8), torch.rand(10, 50) - 0.5, llp.CATEGORIES, **pairs, **options)
 
 

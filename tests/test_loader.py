@@ -31,8 +31,9 @@ class Draws(Numbers):
 
 
 def loader(workers: int = 0, data: Dataset | None = None, **options: object) -> ResumableLoader:
-    return ResumableLoader(data or Numbers(), **{"batch_size": 4, "seed": 3, "shuffle": True, "num_workers": workers,
-                                                 **options})
+    return ResumableLoader(
+        data or Numbers(), **{"batch_size": 4, "seed": 3, "shuffle": True, "num_workers": workers, **options}
+    )
 
 
 def epoch(loader: ResumableLoader, number: int) -> list[list[int]]:
@@ -93,8 +94,9 @@ def test_a_position_belongs_to_its_epoch() -> None:
     assert epoch(again, 2) == [] and epoch(following, 3) == epoch(loader(), 3)
 
 
-@pytest.mark.parametrize(("change", "named"), [({"batch_size": 5}, "clips_a_step"), ({"seed": 4}, "seed"),
-                                               ({"world": 2}, "clips_a_step")])
+@pytest.mark.parametrize(
+    ("change", "named"), [({"batch_size": 5}, "clips_a_step"), ({"seed": 4}, "seed"), ({"world": 2}, "clips_a_step")]
+)
 def test_resuming_inside_an_epoch_with_other_batches_is_an_error(change: dict[str, int], named: str) -> None:
     running = loader()
     batches = iter(running)
@@ -140,8 +142,9 @@ def test_processes_have_as_many_batches_in_training(world: int, batch_size: int)
     assert len({tuple(map(len, shard)) for shard in shards}) == 1 and shards[0]
     dealt = sum(sum(shards, []), [])
     assert set(dealt) == set(range(23)) and len(dealt) == -(-23 // world) * world
-    assert [len(own) for own in shards] == [len(loader(batch_size=batch_size, rank=rank, world=world))
-                                            for rank in range(world)]
+    assert [len(own) for own in shards] == [
+        len(loader(batch_size=batch_size, rank=rank, world=world)) for rank in range(world)
+    ]
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -152,13 +155,16 @@ def test_a_step_of_several_processes_has_the_clips_of_one(world: int) -> None:
     assert sum((part[5] for part in parts), [])[:3] == whole[5]  # 23 clips: the last step is filled up
 
 
-@pytest.mark.parametrize(("size", "batch_size", "world"), [(23, 4, 2), (23, 4, 3), (23, 4, 6), (7, 16, 2), (3, 2, 3),
-                                                           (5, 2, 3), (24, 4, 5)])
+@pytest.mark.parametrize(
+    ("size", "batch_size", "world"), [(23, 4, 2), (23, 4, 3), (23, 4, 6), (7, 16, 2), (3, 2, 3), (5, 2, 3), (24, 4, 5)]
+)
 def test_processes_repeat_nothing_in_evaluation(size: int, batch_size: int, world: int) -> None:
     """All together they have the batches of one process, in its order, as long as there are enough."""
     data = list(range(size))
-    shards = [epoch(loader(data=data, shuffle=False, batch_size=batch_size, rank=rank, world=world, training=False), 0)
-              for rank in range(world)]
+    shards = [
+        epoch(loader(data=data, shuffle=False, batch_size=batch_size, rank=rank, world=world, training=False), 0)
+        for rank in range(world)
+    ]
     assert all(shards) and sum(sum(shards, []), []) == data
     if -(-size // batch_size) >= world:
         assert sum(shards, []) == epoch(loader(data=data, shuffle=False, batch_size=batch_size), 0)
@@ -230,8 +236,17 @@ class Steps(LightningModule):
 
 def run(folder: Path, workers: int, stop: int | None = None, ckpt_path: Path | None = None, **options: object) -> list:
     model = Steps(folder, stop)
-    trainer = Trainer(**{"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "max_epochs": 3,
-                         "enable_progress_bar": False, "enable_model_summary": False, **options})
+    trainer = Trainer(
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "max_epochs": 3,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **options,
+        }
+    )
     if stop is None:
         trainer.fit(model, loader(workers), ckpt_path=ckpt_path, weights_only=True)
     else:
@@ -272,14 +287,25 @@ def test_spawned_workers(ave_root: Path) -> None:
     assert [batch["id"] for batch in loader] == here
 
 
-@pytest.mark.parametrize(("error", "message"), [
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
-                  "are out of shared memory."), "shared memory.*--shm-size.*num_workers to 0"),
-    (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "--shm-size"),
-    (OSError(28, "No space left on device"), "--shm-size"),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "Use fewer workers or smaller batches"),
-    (RuntimeError("something else"), None),
-])
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError(
+                "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers "
+                "are out of shared memory."
+            ),
+            "shared memory.*--shm-size.*num_workers to 0",
+        ),
+        (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "--shm-size"),
+        (OSError(28, "No space left on device"), "--shm-size"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            "Use fewer workers or smaller batches",
+        ),
+        (RuntimeError("something else"), None),
+    ],
+)
 def test_too_little_memory_for_workers(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str | None) -> None:
     def failing(self: DataLoader) -> object:
         raise error

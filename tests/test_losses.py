@@ -62,7 +62,7 @@ def test_targets_equal_the_authors_on_every_kind_of_clip() -> None:
     for clip in range(40):
         category, first, last = (int(torch.randint(0, n, (), generator=generator)) for n in (5, 11, 11))
         inside = torch.zeros(10, dtype=torch.bool)
-        inside[0 if clip == 0 else first:10 if clip == 0 else last] = True
+        inside[0 if clip == 0 else first : 10 if clip == 0 else last] = True
         event[clip, inside, category], event[clip, ~inside, 5] = 1, 1
     assert (event[..., :5].sum((1, 2)) == 0).any() and (event[..., 5].sum(1) == 0).any()
     foreground, category, has_event = losses.event_targets(event)
@@ -78,8 +78,11 @@ def test_released_sum() -> None:
     foreground, category, has_event = losses.event_targets(event)
     bce, cross_entropy = torch.nn.BCEWithLogitsLoss(), torch.nn.CrossEntropyLoss()
     theirs = bce(is_event, foreground) + bce(gate, foreground) + 2 * cross_entropy(scores, category)
-    ours = (losses.segment_relevance(is_event, foreground) + losses.gate_relevance(gate, foreground, "released")
-            + 2 * losses.clip_category(scores, category, has_event))
+    ours = (
+        losses.segment_relevance(is_event, foreground)
+        + losses.gate_relevance(gate, foreground, "released")
+        + 2 * losses.clip_category(scores, category, has_event)
+    )
     assert torch.isclose(ours, theirs)
 
 

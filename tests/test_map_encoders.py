@@ -25,7 +25,7 @@ def test_log_mel_is_vggishs() -> None:
     """Restated from the published description: triangles in mel over the bins of the magnitude spectrum."""
     wave = np.sin(2 * math.pi * 440 * np.arange(16000) / 16000) + 0.1 * np.random.default_rng(0).standard_normal(16000)
     window = 0.5 - 0.5 * np.cos(2 * math.pi * np.arange(400) / 400)
-    spectrum = np.abs([np.fft.rfft(wave[160 * i:160 * i + 400] * window, 512) for i in range(96)])
+    spectrum = np.abs([np.fft.rfft(wave[160 * i : 160 * i + 400] * window, 512) for i in range(96)])
     edges, bins = np.linspace(mel(np.array(125.0)), mel(np.array(7500.0)), 66), mel(np.arange(257) * 16000 / 512)
     rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
@@ -51,8 +51,12 @@ def test_vggish_reads_frames_by_bands_by_channels(tmp_path: Path) -> None:
         x = F.relu(F.linear(x, encoder.embeddings[place].weight, encoder.embeddings[place].bias))
     with torch.no_grad():
         assert torch.allclose(encoder(wave)[:, 0], x, atol=1e-6)
-    keys = {f"{part}.{i}.{kind}" for part, places in (("features", (0, 3, 6, 8, 11, 13)), ("embeddings", (0, 2, 4)))
-            for i in places for kind in ("weight", "bias")}
+    keys = {
+        f"{part}.{i}.{kind}"
+        for part, places in (("features", (0, 3, 6, 8, 11, 13)), ("embeddings", (0, 2, 4)))
+        for i in places
+        for kind in ("weight", "bias")
+    }
     assert encoder.state_dict().keys() == keys  # those of the published file
     torch.save({"features.0.weight": weights["features.0.weight"]}, tmp_path / "vggish.pth")
     with pytest.raises(WeightsError, match="missing"):
@@ -81,8 +85,13 @@ def test_pvt_is_timms(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = timm.create_model("pvt_v2_b0", features_only=True).eval()
     whole = timm.create_model("pvt_v2_b0", num_classes=7)
-    whole.load_state_dict({**{name.replace("stages_", "stages."): value for name, value in net.state_dict().items()},
-                           "head.weight": whole.head.weight, "head.bias": whole.head.bias})
+    whole.load_state_dict(
+        {
+            **{name.replace("stages_", "stages."): value for name, value in net.state_dict().items()},
+            "head.weight": whole.head.weight,
+            "head.bias": whole.head.bias,
+        }
+    )
     torch.save(whole.state_dict(), tmp_path / "pvt.pth")
     encoder, frames = PVT("pvt_v2_b0", str(tmp_path / "pvt.pth"), img_size=64), torch.randn(1, 1, 3, 64, 64)
     with torch.no_grad():
@@ -92,14 +101,32 @@ def test_pvt_is_timms(tmp_path: Path) -> None:
 
 def test_sizes() -> None:
     with torch.device("meta"):
-        found = {"vgg19": VGG(), "resnet152": ResNet("resnet152", pooled=True), "resnet50": ResNet("resnet50"),
-                 "resnet18": ResNet("resnet18", last_stride=1), "pvt": PVT(), "vggish": VGGish()}
+        found = {
+            "vgg19": VGG(),
+            "resnet152": ResNet("resnet152", pooled=True),
+            "resnet50": ResNet("resnet50"),
+            "resnet18": ResNet("resnet18", last_stride=1),
+            "pvt": PVT(),
+            "vggish": VGGish(),
+        }
     counts = {name: sum(p.numel() for p in encoder.parameters()) for name, encoder in found.items()}
-    assert counts == {"vgg19": 20_024_384, "resnet152": 58_143_808, "resnet50": 23_508_032, "resnet18": 11_176_512,
-                      "pvt": 81_443_008, "vggish": 72_141_184}
+    assert counts == {
+        "vgg19": 20_024_384,
+        "resnet152": 58_143_808,
+        "resnet50": 23_508_032,
+        "resnet18": 11_176_512,
+        "pvt": 81_443_008,
+        "vggish": 72_141_184,
+    }
     specs = {name: (encoder.last_spec.dim, encoder.last_spec.grid) for name, encoder in found.items()}
-    assert specs == {"vgg19": (512, (7, 7)), "resnet152": (2048, (1, 1)), "resnet50": (2048, (7, 7)),
-                     "resnet18": (512, (14, 14)), "pvt": (512, (7, 7)), "vggish": (128, (1, 1))}
+    assert specs == {
+        "vgg19": (512, (7, 7)),
+        "resnet152": (2048, (1, 1)),
+        "resnet50": (2048, (7, 7)),
+        "resnet18": (512, (14, 14)),
+        "pvt": (512, (7, 7)),
+        "vggish": (128, (1, 1)),
+    }
 
 
 def test_avsbench_reads_stages_and_sound_as_they_are() -> None:
@@ -110,8 +137,9 @@ def test_avsbench_reads_stages_and_sound_as_they_are() -> None:
     maps = encoder.eval().maps(torch.randn(1, 1, 3, 64, 64))
     level, spec = head.levels[1], encoder.specs[1]
     grid = maps[1].transpose(1, 2).unflatten(2, spec.grid)
-    expected = sum(F.conv2d(grid, c.weight, c.bias, padding=wide, dilation=wide)
-                   for c, wide in zip(level.dilated, (3, 6, 12, 18)))
+    expected = sum(
+        F.conv2d(grid, c.weight, c.bias, padding=wide, dilation=wide) for c, wide in zip(level.dilated, (3, 6, 12, 18))
+    )
     assert torch.allclose(level.resize(maps[1][None])[0].permute(0, 3, 1, 2), expected, atol=1e-5)
     assert isinstance(head.audio_project, torch.nn.Identity)
     for wrong in ({"audio_dim": 64, "dilated": True}, {"audio_dim": 128, "dilated": False}):
@@ -137,11 +165,15 @@ def test_only_what_is_trained_has_a_graph() -> None:
 
 def test_refused() -> None:
     with torch.device("meta"):
-        for build, name in ((lambda: ResNet("resnet34"), "model"), (lambda: ResNet(last_stride=4), "last_stride"),
-                            (lambda: VGG(img_size=200), "img_size"), (lambda: PVT("pvt_v2_b9"), "model"),
-                            (lambda: MapBackbone(TinySwinV2("none"), VGGish()), "visual"),
-                            (lambda: MapBackbone(VGG(), TinyHTSAT("none")), "audio"),
-                            (lambda: AVPromptBackbone(VGG(), TinyHTSAT("none")), "visual")):
+        for build, name in (
+            (lambda: ResNet("resnet34"), "model"),
+            (lambda: ResNet(last_stride=4), "last_stride"),
+            (lambda: VGG(img_size=200), "img_size"),
+            (lambda: PVT("pvt_v2_b9"), "model"),
+            (lambda: MapBackbone(TinySwinV2("none"), VGGish()), "visual"),
+            (lambda: MapBackbone(VGG(), TinyHTSAT("none")), "audio"),
+            (lambda: AVPromptBackbone(VGG(), TinyHTSAT("none")), "visual"),
+        ):
             with pytest.raises(ArgumentError, match=f"^{name}:"):
                 build()
     with pytest.raises(WeightsError, match="IMAGENET1K_V1"):

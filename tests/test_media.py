@@ -58,9 +58,8 @@ def test_windows_equal_the_same_seconds_of_the_whole(tmp_path: Path, ending: str
     whole = decode_clip(path, Sampling(segments=30, size=32, sample_rate=RATE))
     window = decode_clip(path, Sampling(segments=5, size=32, sample_rate=RATE), start=start)
     assert shades(window) == [int(start + k + 0.5) for k in range(5)]
-    expected = whole.audio.flatten()[round(start * RATE):][:5 * RATE]
+    expected = whole.audio.flatten()[round(start * RATE) :][: 5 * RATE]
     assert np.abs(window.audio.flatten() - expected).max() < 1e-3 and np.abs(expected).max() > 0.09
-
 
 
 def test_segments_apart(tmp_path: Path) -> None:
@@ -107,10 +106,10 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
 
 def test_sound_that_begins_later_stays_in_step(tmp_path: Path) -> None:
     clip = decode_clip(write_video(tmp_path / "a.mp4", delay=3.25), SAMPLING)
-    assert not np.abs(clip.audio.flatten()[:3 * RATE]).max() > 1e-3
+    assert not np.abs(clip.audio.flatten()[: 3 * RATE]).max() > 1e-3
     punctual = decode_clip(write_video(tmp_path / "b.mp4"), SAMPLING).audio.flatten()
-    late = clip.audio.flatten()[round(3.25 * RATE):]
-    assert np.abs(late - punctual[:len(late)])[RATE // 4:].max() < 0.01
+    late = clip.audio.flatten()[round(3.25 * RATE) :]
+    assert np.abs(late - punctual[: len(late)])[RATE // 4 :].max() < 0.01
     assert clip.valid.tolist() == [False] * 3 + [True] * 7
 
 
@@ -128,14 +127,18 @@ def test_length_of_a_file_that_does_not_say(tmp_path: Path) -> None:
 
 def test_unusable_files_say_why(tmp_path: Path) -> None:
     whole = write_video(tmp_path / "whole.mp4", movflags="faststart").read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(whole[:len(whole) * 7 // 10])
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
     write_video(tmp_path / "song.mp4", cover=True)
-    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 320000, b"WAVE", b"fmt ", 16, 3, 1, RATE, 4 * RATE, 4, 32,
-                         b"data", 320000)
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + 320000, b"WAVE", b"fmt ", 16, 3, 1, RATE, 4 * RATE, 4, 32, b"data", 320000
+    )
     (tmp_path / "nan.wav").write_bytes(header + np.full(80000, np.nan, "<f4").tobytes())
-    for name, wave, reason in (("cut.mp4", None, "truncated: its video says 10.0 s and ends at"),
-                               ("song.mp4", None, "no video stream"), ("whole.mp4", "nan.wav", "NaN"),
-                               ("absent.mp4", None, "no such file")):
+    for name, wave, reason in (
+        ("cut.mp4", None, "truncated: its video says 10.0 s and ends at"),
+        ("song.mp4", None, "no video stream"),
+        ("whole.mp4", "nan.wav", "NaN"),
+        ("absent.mp4", None, "no such file"),
+    ):
         with pytest.raises(ClipDecodeError, match=reason):
             decode_clip(tmp_path / name, SAMPLING, wave=wave and tmp_path / wave)
     with pytest.raises(ClipDecodeError, match="from second 30 on"):
@@ -147,7 +150,7 @@ def test_damage_in_the_middle_costs_what_it_damages(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mkv", seconds=10)
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
-    content[middle:middle + 400] = os.urandom(400)
+    content[middle : middle + 400] = os.urandom(400)
     path.write_bytes(content)
     clip = decode_clip(path, SAMPLING)
     assert clip.valid[:3].all() and clip.valid[-2:].all() and shades(clip)[-1] == 9
@@ -167,10 +170,18 @@ def broken_files(folder: Path) -> dict[str, str]:
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("this is no video")
     whole = write_video(folder / "cut.mp4").read_bytes()
-    (folder / "cut.mp4").write_bytes(whole[:len(whole) // 3])  # the index at the end is lost
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 3])  # the index at the end is lost
     write_wave(folder / "lonely.wav", loudness(10, 440.0)[None])
-    return {"mute": "no-audio", "blind": "no-video", "quiet": "silent", "brief": "short", "empty": "broken",
-            "text": "broken", "cut": "broken", "lonely": "no-video"}
+    return {
+        "mute": "no-audio",
+        "blind": "no-video",
+        "quiet": "silent",
+        "brief": "short",
+        "empty": "broken",
+        "text": "broken",
+        "cut": "broken",
+        "lonely": "no-video",
+    }
 
 
 def test_prepare_lists_every_problem_and_keeps_the_rest(tmp_path: Path) -> None:
@@ -270,11 +281,15 @@ def test_store_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert ClipStore(store).read("a")[0].shape == (10, 3, 64, 64)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    ('{"format": 99}', "format 99"), ('{"format": 4, "sampling": {"fps": 3}, "check": ""}', "not as they were written"),
-    ('{"form', "Unterminated"),
-    ("[]", "store.json"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format": 99}', "format 99"),
+        ('{"format": 4, "sampling": {"fps": 3}, "check": ""}', "not as they were written"),
+        ('{"form', "Unterminated"),
+        ("[]", "store.json"),
+    ],
+)
 def test_foreign_stores_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "store.json").write_text(content)
     with pytest.raises(DatasetError, match=message) as error:
@@ -296,7 +311,9 @@ def test_a_folder_that_is_no_store_is_never_emptied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [3, 5])
-def test_frames_that_nothing_needs_are_not_decoded(seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_nothing_needs_are_not_decoded(
+    seconds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those that are chosen stay the same, bit for bit, also where the last one stands for seconds behind the end."""
     path, rng = tmp_path / "a.mp4", np.random.default_rng(0)
     picture = rng.integers(256, size=(48, 64, 3), dtype=np.uint8)
@@ -322,7 +339,7 @@ def test_frames_that_nothing_needs_are_not_decoded(seconds: int, tmp_path: Path,
 def test_sixteen_bit_sound_is_kept_exactly(tmp_path: Path) -> None:
     store, sampling = ClipStore(tmp_path), Sampling(segments=1, size=4, sample_rate=6)
     store.create(sampling)
-    exact = np.array([[-2**15, -1, 0, 1, 2**15 - 1, 1234]]) / np.float32(2**15)
+    exact = np.array([[-(2**15), -1, 0, 1, 2**15 - 1, 1234]]) / np.float32(2**15)
     for audio, back in ((exact, exact), (np.full((1, 6), 1.0), np.full((1, 6), 1 - 2.0**-15))):
         frames = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
         store.write("a", Clip(frames, audio.astype(np.float32), np.ones(1, bool), 1.0))

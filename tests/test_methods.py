@@ -39,20 +39,30 @@ def parameters(method: PromptMethod, visual: list[int], audio: list[int] | None 
     return sum(p.numel() for p in method.parameters())
 
 
-@pytest.mark.parametrize(("method", "encoders", "count"), [
-    (LAVISH(), [SWIN], 8_447_808), (LAVISH(), [[768] * 12], 3_843_168), (LAVISH(), [[1024] * 24], 13_394_112),
-    # of 17,148,048 in S4 144,384 belong to a norm that is built and not used
-    (LAVISH(num_tokens=16, reduction=4, audio_gate=False, batch_norm=False, norm_before=False), [SWIN],
-     17_148_048 - 144_384),
-    (LAVISH(num_tokens=64, groups=4, batch_norm=False), [SWIN], 8_835_264),
-    (LAVISH(prompt_map="linear"), [SWIN, HTSAT], 20_193_216),
-    (LoRA(), [[768] * 12], 5_308_416), (LoRA(), [[1024] * 24], 14_155_776),
-    (LoRA(cross=True), [[768] * 12], 17_826_192), (LoRA(cross=True), [[1024] * 24], 52_181_280),
-    # on twelve pairs, and LoRA in the twelve blocks without a partner
-    (LoRA(cross=True), [SWIN, HTSAT], 13_071_816 + 2_654_208),
-    (VPT(num_tokens=10), [[768] * 12], 10 * 768 * 24),
-    (Adapters(reduction=8), [[768] * 12], 48 * (2 * 768 * 96 + 96 + 768)),
-])
+@pytest.mark.parametrize(
+    ("method", "encoders", "count"),
+    [
+        (LAVISH(), [SWIN], 8_447_808),
+        (LAVISH(), [[768] * 12], 3_843_168),
+        (LAVISH(), [[1024] * 24], 13_394_112),
+        # of 17,148,048 in S4 144,384 belong to a norm that is built and not used
+        (
+            LAVISH(num_tokens=16, reduction=4, audio_gate=False, batch_norm=False, norm_before=False),
+            [SWIN],
+            17_148_048 - 144_384,
+        ),
+        (LAVISH(num_tokens=64, groups=4, batch_norm=False), [SWIN], 8_835_264),
+        (LAVISH(prompt_map="linear"), [SWIN, HTSAT], 20_193_216),
+        (LoRA(), [[768] * 12], 5_308_416),
+        (LoRA(), [[1024] * 24], 14_155_776),
+        (LoRA(cross=True), [[768] * 12], 17_826_192),
+        (LoRA(cross=True), [[1024] * 24], 52_181_280),
+        # on twelve pairs, and LoRA in the twelve blocks without a partner
+        (LoRA(cross=True), [SWIN, HTSAT], 13_071_816 + 2_654_208),
+        (VPT(num_tokens=10), [[768] * 12], 10 * 768 * 24),
+        (Adapters(reduction=8), [[768] * 12], 48 * (2 * 768 * 96 + 96 + 768)),
+    ],
+)
 def test_parameters_are_those_of_the_publications(method: PromptMethod, encoders: list[list[int]], count: int) -> None:
     """Counts of the authors' classes; tests/test_experiments.py has those of whole networks."""
     assert parameters(method, *encoders) == count
@@ -81,22 +91,68 @@ def sample(places: tuple[int, ...], output: Tensor, weight: Tensor, *given: Tens
 
 #: outputs and gradients of the authors' `VisualAdapter` (LAVISH, AVE and AVS) and `CMLinear` (CoLA) on the same weights
 ADAPTERS = {
-    "ave": (dict(gate="after_norm", batch_norm=True, norm_before=True),
-            [-0.001773596797, 0.007798549521, -0.014430243039, -0.001932700164, 0.008076029347, -4.5736249e-05,
-             -7.81005e-06, -0.000279315732, -7.8162833e-05]),
-    "avs": (dict(gate="inside_norm", batch_norm=False, norm_before=False),
-            [0.798034360971, -0.525402121057, 0.282351059678, 0.134184609809, 0.004744390158, 0.031504640507,
-             -0.000621058616, 0.001417640625, -0.002493934809])}
-COLA = [-0.001555111909, 1.205305329967, 0.078799890955, -0.645865992823, -0.29835804953, 0.371435369207,
-        -0.001061988325, -0.006045313664, 0.00813616453]
+    "ave": (
+        dict(gate="after_norm", batch_norm=True, norm_before=True),
+        [
+            -0.001773596797,
+            0.007798549521,
+            -0.014430243039,
+            -0.001932700164,
+            0.008076029347,
+            -4.5736249e-05,
+            -7.81005e-06,
+            -0.000279315732,
+            -7.8162833e-05,
+        ],
+    ),
+    "avs": (
+        dict(gate="inside_norm", batch_norm=False, norm_before=False),
+        [
+            0.798034360971,
+            -0.525402121057,
+            0.282351059678,
+            0.134184609809,
+            0.004744390158,
+            0.031504640507,
+            -0.000621058616,
+            0.001417640625,
+            -0.002493934809,
+        ],
+    ),
+}
+COLA = [
+    -0.001555111909,
+    1.205305329967,
+    0.078799890955,
+    -0.645865992823,
+    -0.29835804953,
+    0.371435369207,
+    -0.001061988325,
+    -0.006045313664,
+    0.00813616453,
+]
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_adapter_of_lavish_is_the_authors(name: str) -> None:
     options, recorded = ADAPTERS[name]
     own, other = BlockSpec(12, (2, 3), 0), BlockSpec(12, (3, 3), 0)
-    adapter = draw(ReleasedAdapter(own, other, channel=False, spatial=False, alpha=0.3, beta=0.05, gamma=None,
-                                   num_tokens=3, reduction=2, groups=2, prompt_map="none", **options))
+    adapter = draw(
+        ReleasedAdapter(
+            own,
+            other,
+            channel=False,
+            spatial=False,
+            alpha=0.3,
+            beta=0.05,
+            gamma=None,
+            num_tokens=3,
+            reduction=2,
+            groups=2,
+            prompt_map="none",
+            **options,
+        )
+    )
     x, u, weight = inputs((4, 6, 12), (4, 9, 12), (4, 6, 12))
     found = sample((0, 101, 202), adapter(x.requires_grad_(), u.requires_grad_())[0], weight, x, u)
     assert found == pytest.approx(recorded, abs=1e-11)
@@ -147,12 +203,16 @@ def test_cola_reads_the_other_side_step_by_step() -> None:
     firsts, mixed = [x[:, 0] for x in tokens], []
     for side, (block, x) in enumerate(zip(blocks, tokens)):
         z, other = block.norm1(x), firsts[1 - side]
-        q, k, v = (apply(side, name, part, z, other).unflatten(-1, (3, 8)).transpose(1, 2)
-                   for name, part in zip("qkv", block.attn.read(z, "qkv")))
+        q, k, v = (
+            apply(side, name, part, z, other).unflatten(-1, (3, 8)).transpose(1, 2)
+            for name, part in zip("qkv", block.attn.read(z, "qkv"))
+        )
         mixed.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
     firsts = [x[:, 0] for x in mixed]
-    after = [x + apply(side, "proj", block.attn.proj(m), m, firsts[1 - side])
-             for side, (block, x, m) in enumerate(zip(blocks, tokens, mixed))]
+    after = [
+        x + apply(side, "proj", block.attn.proj(m), m, firsts[1 - side])
+        for side, (block, x, m) in enumerate(zip(blocks, tokens, mixed))
+    ]
     firsts = [x[:, 0] for x in after]
     for side, (block, x) in enumerate(zip(blocks, after)):
         z, mlp, other = block.norm2(x), block.feed_forward, firsts[1 - side]
@@ -163,8 +223,9 @@ def test_cola_reads_the_other_side_step_by_step() -> None:
 def test_cola_without_the_other_modality_is_lora() -> None:
     net = shifted(AVPromptBackbone(SmallSwin(), SmallHTSAT(), LoRA(rank=2, cross=True, reduction=4))).float()
     plain = AVPromptBackbone(net.visual, net.audio, LoRA(rank=2)).eval()
-    plain.prompts.load_state_dict({name: value for name, value in net.prompts.state_dict().items()
-                                   if "cross" not in name})
+    plain.prompts.load_state_dict(
+        {name: value for name, value in net.prompts.state_dict().items() if "cross" not in name}
+    )
     for name, parameter in net.prompts.named_parameters():
         if name.endswith("cross.scale"):
             nn.init.zeros_(parameter)
@@ -204,11 +265,18 @@ def test_what_fine_tuning_trains() -> None:
     left = {name for name, _ in SmallHTSAT().named_parameters()} - audio
     assert left and all(name.startswith(("spectrogram_extractor.", "logmel_extractor.")) for name in left)
     visual, audio = chosen(FineTuning(last=3), SmallSwin(), SmallHTSAT())  # 4 and 2 blocks, 2 and 2
-    assert {name[:17] for name in visual if "blocks" in name} == {"stages.0.blocks.3", "stages.1.blocks.0",
-                                                                  "stages.1.blocks.1"}
+    assert {name[:17] for name in visual if "blocks" in name} == {
+        "stages.0.blocks.3",
+        "stages.1.blocks.0",
+        "stages.1.blocks.1",
+    }
     assert {name for name in visual if "blocks" not in name} == {
-        "norm.weight", "norm.bias", "stages.0.merge.norm.weight", "stages.0.merge.norm.bias",
-        "stages.0.merge.reduction.weight"}
+        "norm.weight",
+        "norm.bias",
+        "stages.0.merge.norm.weight",
+        "stages.0.merge.norm.bias",
+        "stages.0.merge.reduction.weight",
+    }
     assert not any(name.startswith(("bn0", "patch_embed", "stages.0.blocks.0")) for name in audio)
     visual, audio = chosen(FineTuning(), SmallCLIP(projection=True), "shared")
     assert "projection" not in visual and "conv.weight" in visual & audio
@@ -219,8 +287,17 @@ def test_what_fine_tuning_trains() -> None:
 
 
 def adapter(**options: object) -> ReleasedAdapter:
-    settings = {"channel": False, "spatial": False, "alpha": 0.3, "beta": 0.05, "gamma": None, "num_tokens": 2,
-                "reduction": 2, "groups": 2, **options}
+    settings = {
+        "channel": False,
+        "spatial": False,
+        "alpha": 0.3,
+        "beta": 0.05,
+        "gamma": None,
+        "num_tokens": 2,
+        "reduction": 2,
+        "groups": 2,
+        **options,
+    }
     return ReleasedAdapter(*specs([8, 8]), **settings)
 
 
@@ -231,18 +308,22 @@ def test_methods_and_tasks_are_public() -> None:
 
 
 def test_impossible_settings_are_named() -> None:
-    for build, name in ((lambda: FineTuning(last=0), "last"), (lambda: FineTuning("weights"), "parameters"),
-                        (lambda: VPT(num_tokens=0), "num_tokens"),
-                        (lambda: VPT(visual=False, audio=False), "visual, audio"),
-                        (lambda: Adapters(steps=()), "steps"), (lambda: LoRA(rank=0), "rank"),
-                        (lambda: LoRA(layers=("qkv",)), "layers"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), "shared", LoRA(cross=True, reduction=25)), "reduction"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), "shared", Adapters(reduction=25)), "reduction"),
-                        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), LAVISH(reduction=4)), "prompt_map"),
-                        (lambda: DGSCT(prompt_map="bilinear"), "prompt_map"),
-                        (lambda: adapter(prompt_map="bilinear"), "prompt_map"),
-                        (lambda: adapter(reduction=0), "reduction, groups"),
-                        (lambda: adapter(groups=0), "reduction, groups")):
+    for build, name in (
+        (lambda: FineTuning(last=0), "last"),
+        (lambda: FineTuning("weights"), "parameters"),
+        (lambda: VPT(num_tokens=0), "num_tokens"),
+        (lambda: VPT(visual=False, audio=False), "visual, audio"),
+        (lambda: Adapters(steps=()), "steps"),
+        (lambda: LoRA(rank=0), "rank"),
+        (lambda: LoRA(layers=("qkv",)), "layers"),
+        (lambda: AVPromptBackbone(SmallCLIP(), "shared", LoRA(cross=True, reduction=25)), "reduction"),
+        (lambda: AVPromptBackbone(SmallCLIP(), "shared", Adapters(reduction=25)), "reduction"),
+        (lambda: AVPromptBackbone(SmallCLIP(), SmallHTSAT(), LAVISH(reduction=4)), "prompt_map"),
+        (lambda: DGSCT(prompt_map="bilinear"), "prompt_map"),
+        (lambda: adapter(prompt_map="bilinear"), "prompt_map"),
+        (lambda: adapter(reduction=0), "reduction, groups"),
+        (lambda: adapter(groups=0), "reduction, groups"),
+    ):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()
 

@@ -46,7 +46,7 @@ def test_exact_equals_brute_force_however_it_is_split(seed: int) -> None:
     for size in (1, 4, 13):
         metric = AVEAccuracy()
         for first in range(0, 13, size):
-            metric.update(*(part[first:first + size] for part in case))
+            metric.update(*(part[first : first + size] for part in case))
         assert float(metric.compute()) == pytest.approx(expected, abs=1e-12)
 
 

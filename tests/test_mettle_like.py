@@ -18,7 +18,7 @@ from avprompt.methods.mettle_like import Injection, Reader
 def test_reader_equals_the_formulas_written_out() -> None:
     reader, x = filled(Reader(12, tokens=3, reduction=4)), torch.randn(2, 10, 12).double()
     keys, values = reader.key(reader.norm(x)), reader.value(reader.norm(x))
-    attention = torch.softmax(reader.query(reader.tokens) @ keys.transpose(1, 2) / 3 ** 0.5, dim=-1)
+    attention = torch.softmax(reader.query(reader.tokens) @ keys.transpose(1, 2) / 3**0.5, dim=-1)
     adapted = reader.up(F.gelu(reader.down(reader.norm_mean(x.mean(1)))))
     expected = reader.tokens + reader.out(attention @ values) + adapted[:, None]
     assert torch.allclose(reader(x), expected, atol=1e-12)
@@ -26,7 +26,10 @@ def test_reader_equals_the_formulas_written_out() -> None:
 
 def test_vectors_are_the_mean_over_all_layers() -> None:
     """Those of blocks without a partner too, each projected by its stage's layer."""
-    net, batch = AVPromptBackbone(SmallSwin(), SmallHTSAT(), MettleLike(num_tokens=2, reduction=4)).eval(), small_clips()
+    net, batch = (
+        AVPromptBackbone(SmallSwin(), SmallHTSAT(), MettleLike(num_tokens=2, reduction=4)).eval(),
+        small_clips(),
+    )
     method, expected = net.prompts, {}
     with torch.no_grad():
         for name, encoder, x in (("visual", net.visual, batch["frames"]), ("audio", net.audio, batch["audio"])):
@@ -91,9 +94,12 @@ def test_errors() -> None:
         AVPromptBackbone(SmallCLIP(), SmallHTSAT(), MettleLike(reduction=4, inject=True))
     with pytest.raises(ArgumentError, match="reduction"):
         AVPromptBackbone(SmallSwin(), SmallHTSAT(), MettleLike(reduction=5))
-    for build, name in ((lambda: MettleLike(num_tokens=0), "num_tokens"),
-                        (lambda: MettleLike(layers="first"), "layers"),
-                        (lambda: Reader(8, 2, 0), "reduction"), (lambda: Injection(8, (8, 8), 0), "reduction"),
-                        (lambda: Injection(8, (8, 8), 3), "reduction")):
+    for build, name in (
+        (lambda: MettleLike(num_tokens=0), "num_tokens"),
+        (lambda: MettleLike(layers="first"), "layers"),
+        (lambda: Reader(8, 2, 0), "reduction"),
+        (lambda: Injection(8, (8, 8), 0), "reduction"),
+        (lambda: Injection(8, (8, 8), 3), "reduction"),
+    ):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()

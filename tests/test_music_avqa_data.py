@@ -55,8 +55,7 @@ def copy(avqa_root: Path, tmp_path: Path) -> Path:
 
 
 def module(root: Path, **options: object) -> MUSICAVQADataModule:
-    settings = {"batch_size": 4, "image_size": 64, "sample_rate": 16000,
-                "stride": None}
+    settings = {"batch_size": 4, "image_size": 64, "sample_rate": 16000, "stride": None}
     return MUSICAVQADataModule(root, **{**settings, **options})
 
 
@@ -128,10 +127,18 @@ class TestMUSICAVQA(DatasetContract):
 
 # ---- what the files say
 
+
 def record(**changes: object) -> dict[str, object]:
-    return {"video_id": "00000028", "question_id": 7, "type": '["Audio-Visual", "Existential"]',
-            "question_content": "Is the <Object> in the video always playing?", "templ_values": '["ukulele"]',
-            "question_deleted": 0, "anser": "yes", **changes}
+    return {
+        "video_id": "00000028",
+        "question_id": 7,
+        "type": '["Audio-Visual", "Existential"]',
+        "question_content": "Is the <Object> in the video always playing?",
+        "templ_values": '["ukulele"]',
+        "question_deleted": 0,
+        "anser": "yes",
+        **changes,
+    }
 
 
 def write(root: Path, **splits: list[dict[str, object]]) -> Path:
@@ -143,25 +150,45 @@ def write(root: Path, **splits: list[dict[str, object]]) -> Path:
     return root
 
 
-@pytest.mark.parametrize(("content", "values", "words"), [
-    ("Is the <Object> in the video always playing?", ["ukulele"], "Is the ukulele in the video always playing"),
-    ("Is the <Object> on the <LR> louder than the <Object> on the <LR>?", ["flute", "left", "cello", "right"],
-     "Is the flute on the left louder than the cello on the right"),
-    ("Are there <Object> and <Object> sound? ", ["violin", "pipa"], "Are there violin and pipa sound"),
-    ("How many sounding <Object> in the video？", ["bagpipe"], "How many sounding bagpipe in the video"),
-    ("Is the <Object> louder than the <Object>?", ["a", "b"], "Is the a louder than the b"),
-    ("Is there a voiceover", [], "Is there a voiceover"),
-])
+@pytest.mark.parametrize(
+    ("content", "values", "words"),
+    [
+        ("Is the <Object> in the video always playing?", ["ukulele"], "Is the ukulele in the video always playing"),
+        (
+            "Is the <Object> on the <LR> louder than the <Object> on the <LR>?",
+            ["flute", "left", "cello", "right"],
+            "Is the flute on the left louder than the cello on the right",
+        ),
+        ("Are there <Object> and <Object> sound? ", ["violin", "pipa"], "Are there violin and pipa sound"),
+        ("How many sounding <Object> in the video？", ["bagpipe"], "How many sounding bagpipe in the video"),
+        ("Is the <Object> louder than the <Object>?", ["a", "b"], "Is the a louder than the b"),
+        ("Is there a voiceover", [], "Is there a voiceover"),
+    ],
+)
 def test_words_of_a_question(content: str, values: list[str], words: str) -> None:
     assert tokenise(content, values) == tuple(words.split())
 
 
 def test_vocabulary_by_first_appearance(tmp_path: Path) -> None:
-    train = [record(), record(question_id=8, question_content="Is there a voiceover?", templ_values="[]", anser="no"),
-             record(question_id=9, anser="more than ten")]
+    train = [
+        record(),
+        record(question_id=8, question_content="Is there a voiceover?", templ_values="[]", anser="no"),
+        record(question_id=9, anser="more than ten"),
+    ]
     vocabulary = read_vocabulary(write(tmp_path, train=train))
-    assert vocabulary.words == ("<pad>", "Is", "the", "ukulele", "in", "video", "always", "playing", "there", "a",
-                                "voiceover")
+    assert vocabulary.words == (
+        "<pad>",
+        "Is",
+        "the",
+        "ukulele",
+        "in",
+        "video",
+        "always",
+        "playing",
+        "there",
+        "a",
+        "voiceover",
+    )
     assert vocabulary.answers == ("yes", "no", "more than ten")
     assert vocabulary.encode(("Is", "there", "a", "video"), 6).tolist() == [1, 8, 9, 5, 0, 0]
     data = module(tmp_path)
@@ -203,11 +230,14 @@ def test_without_training_questions(copy: Path) -> None:
         data.setup("validate")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"templ_values": '["pipa"]'}, "unknown words .'pipa'."),
-    ({"anser": "maybe"}, "unknown answer 'maybe'"),
-    ({"question_content": "Is <Object> " + "the " * 12 + "video?"}, "15 words: .*question_length 14"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"templ_values": '["pipa"]'}, "unknown words .'pipa'."),
+        ({"anser": "maybe"}, "unknown answer 'maybe'"),
+        ({"question_content": "Is <Object> " + "the " * 12 + "video?"}, "15 words: .*question_length 14"),
+    ],
+)
 def test_questions_that_do_not_fit_name_their_file(tmp_path: Path, change: dict[str, object], message: str) -> None:
     write(tmp_path, test=[record(), record(question_id=31, **change)])
     with pytest.raises(AnnotationError, match=f"avqa-test.json, question_id 31: got {message}"):
@@ -220,28 +250,43 @@ def test_longer_questions_where_they_are_wanted(tmp_path: Path) -> None:
     item = data.read_annotations()["train"][1]
     assert data.annotate(item, None)["question"].shape == (15,) and data.annotate(item, None)["question"].all()
     assert "split train has 1 questions of more than 14 words: raise question_length" in music_avqa.remarks(
-        read_splits(tmp_path))
+        read_splits(tmp_path)
+    )
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"anser": None}, "anser"), ({"anser": ""}, "empty anser"), ({"video_id": 28}, "video_id"),
-    ({"video_id": "../28"}, "name of a file"), ({"question_deleted": 2}, "question_deleted 2"),
-    ({"type": '["Audio", "Location"]'}, "type .*one of"), ({"type": "Audio Counting"}, "JSON list of strings"),
-    ({"templ_values": "[1]"}, "templ_values .*JSON list of strings"), ({"templ_values": "[]"}, "every <...>"),
-    ({"templ_values": '["a", "b"]'}, "every <...>"),
-    ({"question_content": "How  many?", "templ_values": "[]"}, "blanks"),
-    ({"question_content": "?", "templ_values": "[]"}, "words with"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"anser": None}, "anser"),
+        ({"anser": ""}, "empty anser"),
+        ({"video_id": 28}, "video_id"),
+        ({"video_id": "../28"}, "name of a file"),
+        ({"question_deleted": 2}, "question_deleted 2"),
+        ({"type": '["Audio", "Location"]'}, "type .*one of"),
+        ({"type": "Audio Counting"}, "JSON list of strings"),
+        ({"templ_values": "[1]"}, "templ_values .*JSON list of strings"),
+        ({"templ_values": "[]"}, "every <...>"),
+        ({"templ_values": '["a", "b"]'}, "every <...>"),
+        ({"question_content": "How  many?", "templ_values": "[]"}, "blanks"),
+        ({"question_content": "?", "templ_values": "[]"}, "words with"),
+    ],
+)
 def test_malformed_records_are_named(tmp_path: Path, change: dict[str, object], message: str) -> None:
     write(tmp_path, val=[record(), record(question_id=4711, **change)])
     with pytest.raises(AnnotationError, match=f"avqa-val.json, record 2, question_id 4711: .*{message}"):
         read_splits(tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b'[{"video_id": ', "JSON list of questions"), (b'{"a": 1}', "got dict"), (b"[7]", "record 1: got 7"),
-    (b'["\xff"]', "JSON list of questions"), (b'[{"video_id": "a"}]', "record 1, question_id None"),
-])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"video_id": ', "JSON list of questions"),
+        (b'{"a": 1}', "got dict"),
+        (b"[7]", "record 1: got 7"),
+        (b'["\xff"]', "JSON list of questions"),
+        (b'[{"video_id": "a"}]', "record 1, question_id None"),
+    ],
+)
 def test_malformed_files(tmp_path: Path, content: bytes, message: str) -> None:
     write(tmp_path)
     (tmp_path / "json" / "avqa-test.json").write_bytes(content)
@@ -251,8 +296,11 @@ def test_malformed_files(tmp_path: Path, content: bytes, message: str) -> None:
 
 def test_repeated_and_deleted_questions(copy: Path) -> None:
     """A question with two answers is two examples; a deleted one is none. Both are reported."""
-    rewrite(copy, "train", lambda records: records.append(
-        {**records[0], "anser": "yes" if records[0]["anser"] == "no" else "no"}))
+    rewrite(
+        copy,
+        "train",
+        lambda records: records.append({**records[0], "anser": "yes" if records[0]["anser"] == "no" else "no"}),
+    )
     rewrite(copy, "train", lambda records: records[1].update(question_deleted=1))
     data = module(copy)
     with pytest.warns(UserWarning, match="avqa-train.json: 1 questions marked as deleted are left out"):
@@ -263,12 +311,18 @@ def test_repeated_and_deleted_questions(copy: Path) -> None:
     assert len(splits["train"]) == 49 and splits["train"][1].deleted and splits["train"][1] not in items
     assert music_avqa.remarks(splits) == [
         "split train has 1 question_ids more than once, mostly with different answers: all kept",
-        "split train has 1 questions marked as deleted: left out"]
+        "split train has 1 questions marked as deleted: left out",
+    ]
 
 
 def test_impossible_arguments(copy: Path) -> None:
-    for options in ({"release": "new"}, {"vocabulary": "val"}, {"negatives": "released"}, {"question_length": 0},
-                    {"negatives_in_evaluation": True}):
+    for options in (
+        {"release": "new"},
+        {"vocabulary": "val"},
+        {"negatives": "released"},
+        {"question_length": 0},
+        {"negatives_in_evaluation": True},
+    ):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             module(copy, **options)
     with pytest.raises(DatasetError, match="json_update"):
@@ -350,14 +404,26 @@ def test_published_splits_share_videos(published: dict[tuple[str, str], list[Que
     assert len(found) == 5
 
 
-@pytest.mark.parametrize(("video", "generated"), [
-    ("00000028", False), ("va00000028", True), ("sa00000001", True), ("evv00000001", True), ("eva00000001", True),
-    ("esa00000001", True), ("vv00000001", True), ("va", False), ("xva00000001", False)])
+@pytest.mark.parametrize(
+    ("video", "generated"),
+    [
+        ("00000028", False),
+        ("va00000028", True),
+        ("sa00000001", True),
+        ("evv00000001", True),
+        ("eva00000001", True),
+        ("esa00000001", True),
+        ("vv00000001", True),
+        ("va", False),
+        ("xva00000001", False),
+    ],
+)
 def test_generated_videos(video: str, generated: bool) -> None:
     assert is_generated(video) is generated
 
 
 # ---- negative frames
+
 
 def sources(data: MUSICAVQADataModule, split: str, frames: Tensor) -> list[tuple[str, int]]:
     """Video and segment that each of T frames comes from."""
@@ -463,6 +529,7 @@ def test_negatives_in_workers(copy: Path) -> None:
 
 # ---- media, verify, pictures
 
+
 def test_published_layout(copy: Path) -> None:
     (copy / "store").unlink()
     with pytest.raises(DatasetError, match="frames: got no such folder"):
@@ -540,6 +607,7 @@ def test_card_draws_grounding_and_seconds() -> None:
 
 # ---- the synthetic dataset
 
+
 class Unclear(Exception):
     """A question has no answer, or several."""
 
@@ -601,8 +669,13 @@ class Watched:
         for pattern, reply in RULES:
             if match := re.fullmatch(pattern, text):
                 value = reply(self, *match.groups())
-                return value if isinstance(value, str) else ("no", "yes")[value] if isinstance(value, bool) else (
-                    "zero", "one", "two", "three")[value]
+                return (
+                    value
+                    if isinstance(value, str)
+                    else ("no", "yes")[value]
+                    if isinstance(value, bool)
+                    else ("zero", "one", "two", "three")[value]
+                )
         raise AssertionError(text)
 
 
@@ -622,31 +695,52 @@ RULES: list[tuple[str, Callable[..., Any]]] = [
     (r"Is there a (\w+) in the entire video\?", lambda w, a: a in w.name),
     (r"How many types of musical instruments appeared in the entire video\?", lambda w: len(set(w.name))),
     (r"Are there (\w+) and (\w+) instruments in the video\?", lambda w, a, b: a in w.name and b in w.name),
-    (r"What kind of instrument is the (left|right)est instrument\?",
-     lambda w, side: w.name[w.order.index((min if side == "left" else max)(w.order))]),
+    (
+        r"What kind of instrument is the (left|right)est instrument\?",
+        lambda w, side: w.name[w.order.index((min if side == "left" else max)(w.order))],
+    ),
     (r"What kind of musical instrument is it\?", lambda w: only(w.name)),
     (r"What is the instrument on the (left|right) of (\w+)\?", lambda w, side, a: w.beside(w.thing(a), side)),
-    (r"What is the (left|right) instrument of the (first|last) sounding instrument\?",
-     lambda w, side, end: w.beside(w.came_in(end), side)),
-    (r"Is the (\w+) in the video always playing\?",
-     lambda w, a: w.in_view[w.thing(a)] <= w.audible[a] if a in w.audible else False),
+    (
+        r"What is the (left|right) instrument of the (first|last) sounding instrument\?",
+        lambda w, side, end: w.beside(w.came_in(end), side),
+    ),
+    (
+        r"Is the (\w+) in the video always playing\?",
+        lambda w, a: w.in_view[w.thing(a)] <= w.audible[a] if a in w.audible else False,
+    ),
     (r"Is there a voiceover\?", lambda w: not set(w.audible) <= set(w.name)),
     (r"Is this sound from the instrument in the video\?", lambda w: only(w.audible) == only(w.name)),
     (r"How many instruments are sounding in the video\?", lambda w: len(w.sounding)),
     (r"How many types of musical instruments sound in the video\?", lambda w: len({w.name[i] for i in w.sounding})),
-    (r"How many instruments in the video did not sound from beginning to end\?",
-     lambda w: len(w.name) - len(w.sounding)),
+    (
+        r"How many instruments in the video did not sound from beginning to end\?",
+        lambda w: len(w.name) - len(w.sounding),
+    ),
     (r"How many sounding (\w+) in the video\?", lambda w, a: sum(w.name[i] == a for i in w.sounding)),
-    (r"Where is the (loudest|lowest) instrument\?",
-     lambda w, end: w.place[w.thing(w.extreme(w.level, end == "loudest"))]),
-    (r"Is the (first|last) sound coming from the (\w+) instrument\?",
-     lambda w, end, place: w.name[w.at(place)] == w.extreme({a: min(s) for a, s in w.audible.items()}, end == "last")),
-    (r"What is the (first|second) instrument that comes in\?",
-     lambda w, which: w.name[w.came_in(which)] if which == "first" else only(
-         w.name[i] for i in w.sounding if min(w.plays[i]) != min(map(min, filter(None, w.plays))))),
+    (
+        r"Where is the (loudest|lowest) instrument\?",
+        lambda w, end: w.place[w.thing(w.extreme(w.level, end == "loudest"))],
+    ),
+    (
+        r"Is the (first|last) sound coming from the (\w+) instrument\?",
+        lambda w, end, place: (
+            w.name[w.at(place)] == w.extreme({a: min(s) for a, s in w.audible.items()}, end == "last")
+        ),
+    ),
+    (
+        r"What is the (first|second) instrument that comes in\?",
+        lambda w, which: (
+            w.name[w.came_in(which)]
+            if which == "first"
+            else only(w.name[i] for i in w.sounding if min(w.plays[i]) != min(map(min, filter(None, w.plays))))
+        ),
+    ),
     (r"Where is the (first|last) sounding instrument\?", lambda w, end: w.place[w.came_in(end)]),
-    (r"Is the instrument on the (\w+) louder than the instrument on the (\w+)\?",
-     lambda w, one, two: differ(w.loudness(w.at(one)), w.loudness(w.at(two)))),
+    (
+        r"Is the instrument on the (\w+) louder than the instrument on the (\w+)\?",
+        lambda w, one, two: differ(w.loudness(w.at(one)), w.loudness(w.at(two))),
+    ),
 ]
 
 
@@ -713,8 +807,10 @@ def test_louder_sounds_are_louder(big: tuple[dict, dict]) -> None:
     for scene in list(big[0].values())[:120]:
         if len(scene["sounds"]) == 2:
             rng = np.random.default_rng(0)
-            one, two = (sound["level"] * render_sound(sound["category"], sound["pitch"], SAMPLE_RATE, rng).std()
-                        for sound in scene["sounds"])
+            one, two = (
+                sound["level"] * render_sound(sound["category"], sound["pitch"], SAMPLE_RATE, rng).std()
+                for sound in scene["sounds"]
+            )
             assert (one > two) == (scene["sounds"][0]["level"] > scene["sounds"][1]["level"])
             assert max(one, two) > 1.15 * min(one, two)
 
@@ -774,7 +870,8 @@ def test_synthetic_dataset_repeats_and_goes_on(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="another synthetic dataset"):
         synthesize(one, **{**options, "seed": 3})
     assert questions({f"{i}": clip_scene(3, i, 5, 0.3) for i in range(10)}) != questions(
-        {f"{i}": clip_scene(2, i, 5, 0.3) for i in range(10)})
+        {f"{i}": clip_scene(2, i, 5, 0.3) for i in range(10)}
+    )
 
 
 def test_some_kinds_of_questions_alone() -> None:
@@ -790,8 +887,17 @@ def test_some_kinds_of_questions_alone() -> None:
         questions(quiet, 3, kinds=("Comparative",))
 
 
-@pytest.mark.parametrize("wrong", [{"videos": 9}, {"classes": 3}, {"classes": 9}, {"questions_per_video": 0},
-                                   {"questions_per_video": 9}, {"kinds": []}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"videos": 9},
+        {"classes": 3},
+        {"classes": 9},
+        {"questions_per_video": 0},
+        {"questions_per_video": 9},
+        {"kinds": []},
+    ],
+)
 def test_impossible_synthetic_datasets(tmp_path: Path, wrong: dict[str, Any]) -> None:
     name, value = next(iter(wrong.items()))
     with pytest.raises(ArgumentError, match=re.escape(f"{name}: got {value}")):
@@ -813,8 +919,10 @@ def test_small_synthetic_datasets_ask_known_words_only(seed: int) -> None:
     for videos, per_video, classes in ((10, 4, 4), (10, 8, 8), (30, 4, 6)):
         scenes = {f"{i:08d}": clip_scene(seed, i, classes, 0.3) for i in range(videos)}
         asked = questions(scenes, per_video, seed, classes)
-        words, answers = ({split: {word for raw in records for word in part(raw)} for split, records in asked.items()}
-                          for part in (lambda raw: filled(raw)[:-1].split(), lambda raw: [raw["anser"]]))
+        words, answers = (
+            {split: {word for raw in records for word in part(raw)} for split, records in asked.items()}
+            for part in (lambda raw: filled(raw)[:-1].split(), lambda raw: [raw["anser"]])
+        )
         for split in ("val", "test"):
             assert len(asked[split]) == videos // 5 * per_video
             assert words[split] <= words["train"] and answers[split] <= answers["train"]

@@ -55,15 +55,27 @@ class Data(LightningDataModule):
 
 
 def batch(ids: list[str], outputs: dict[str, Tensor], **labels: Any) -> dict[str, Any]:
-    return {"id": ids, "outputs": outputs, "valid": torch.ones(len(ids), T, dtype=torch.bool),
-            "times": torch.from_numpy(Sampling(T).times()).repeat(len(ids), 1, 1), **labels}
+    return {
+        "id": ids,
+        "outputs": outputs,
+        "valid": torch.ones(len(ids), T, dtype=torch.bool),
+        "times": torch.from_numpy(Sampling(T).times()).repeat(len(ids), 1, 1),
+        **labels,
+    }
 
 
 def check(task: Any, batches: list[dict[str, Any]], folder: Path, names: str = "abcdefg") -> Any:
     """Test, and see that each metric is the mean of its column."""
-    trainer = Trainer(accelerator="cpu", callbacks=[OutcomeWriter()], enable_progress_bar=False, logger=False,
-                      enable_checkpointing=False, enable_model_summary=False, default_root_dir=folder)
-    found, = trainer.test(task, Data(batches, names), verbose=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[OutcomeWriter()],
+        enable_progress_bar=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    (found,) = trainer.test(task, Data(batches, names), verbose=False)
     table = read_outcomes(next(folder.rglob("outcomes.csv")))
     metrics = {name.removeprefix("test_"): value for name, value in found.items() if name != "test_loss"}
     assert set(metric_columns(table)) == set(metrics)
@@ -82,13 +94,21 @@ class FixedAVE(Fixed, AVE):
 @pytest.mark.parametrize("protocol", ["exact", "released"])
 def test_ave(protocol: str, tmp_path: Path) -> None:
     """By the released protocol the clip of a small batch weighs more."""
+
     def part(ids: list[str], right: list[list[int]]) -> dict[str, Any]:
         gate = torch.tensor(right).float() * 2 - 1  # every segment has event 1
-        return batch(ids, {"is_event": gate, "event": torch.tensor([[0.0, 3.0]]).repeat(len(ids), 1)},
-                     event=one_hot([[1] * T] * len(ids), 3))
+        return batch(
+            ids,
+            {"is_event": gate, "event": torch.tensor([[0.0, 3.0]]).repeat(len(ids), 1)},
+            event=one_hot([[1] * T] * len(ids), 3),
+        )
 
-    table = check(FixedAVE(accuracy=AVEAccuracy(protocol)), [
-        part(["x", "y"], [[1, 1, 0, 0], [1, 1, 1, 1]]), part(["007"], [[0, 0, 0, 1]])], tmp_path, "ab")
+    table = check(
+        FixedAVE(accuracy=AVEAccuracy(protocol)),
+        [part(["x", "y"], [[1, 1, 0, 0], [1, 1, 1, 1]]), part(["007"], [[0, 0, 0, 1]])],
+        tmp_path,
+        "ab",
+    )
     assert list(table["id"]) == ["x"] * T + ["y"] * T + ["007"] * T and list(table["start"][:2]) == ["0.0", "1.0"]
     assert list(table["predicted"][:3]) == ["b", "b", "background"] and set(table["annotated"]) == {"b"}
     scores = clip_scores(table, "accuracy")
@@ -112,8 +132,14 @@ def test_avs(protocol: str, silent: bool, tmp_path: Path) -> None:
             masks[:] = 0
         annotated = torch.ones(2, T, dtype=torch.bool)
         annotated[1, 3] = place != 0
-        batches.append(batch([f"{place}a", f"{place}b"], {"masks": torch.randn(2, T, 6, 6, generator=generator)},
-                             masks=masks, annotated=annotated))
+        batches.append(
+            batch(
+                [f"{place}a", f"{place}b"],
+                {"masks": torch.randn(2, T, 6, 6, generator=generator)},
+                masks=masks,
+                annotated=annotated,
+            )
+        )
     table = check(FixedAVS(miou=AVSJaccard(), fscore=AVSFScore(protocol, frames_per_group=5)), batches, tmp_path)
     assert len(table) == 3 * 2 * T - 1 and table["miou"].between(0, 1).all()
 
@@ -127,13 +153,27 @@ def test_avqa(tmp_path: Path) -> None:
     """A question counts under its type, its group and the average; kinds that nobody asks have no column."""
     generator = torch.Generator().manual_seed(0)
     kinds = [TYPES[place] for place in (0, 3, 3, 8, 8, 8)]
-    batches = [batch(["v", "v", "w"], {"answer": torch.randn(3, 7, generator=generator)},
-                     answer=torch.randint(2, (3,), generator=generator), question_text=["?"] * 3,
-                     question_id=torch.arange(3), question_type=[json.dumps(kind) for kind in part])
-               for part in (kinds[:3], kinds[3:])]
+    batches = [
+        batch(
+            ["v", "v", "w"],
+            {"answer": torch.randn(3, 7, generator=generator)},
+            answer=torch.randint(2, (3,), generator=generator),
+            question_text=["?"] * 3,
+            question_id=torch.arange(3),
+            question_type=[json.dumps(kind) for kind in part],
+        )
+        for part in (kinds[:3], kinds[3:])
+    ]
     table = check(FixedAVQA(accuracy=AVQAAccuracy()), batches, tmp_path)
-    assert metric_columns(table) == ["AQ", "VQ", "AVQ", "average", "Audio_Counting", "Visual_Location",
-                                     "Audio-Visual_Temporal"]
+    assert metric_columns(table) == [
+        "AQ",
+        "VQ",
+        "AVQ",
+        "average",
+        "Audio_Counting",
+        "Visual_Location",
+        "Audio-Visual_Temporal",
+    ]
     assert list(table["AQ"].notna()) == [True] + [False] * 5 and table["average"].notna().all()
     assert clip_scores(table, "average").weights.tolist() == [4, 2]  # questions of v and w
 
@@ -151,8 +191,12 @@ def test_grounding(tmp_path: Path) -> None:
 
 class FixedContrastive(Fixed, Contrastive):
     def __init__(self, level: str) -> None:
-        super().__init__(**{name: MeanMetric() for name in (
-            "accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")})
+        super().__init__(
+            **{
+                name: MeanMetric()
+                for name in ("accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")
+            }
+        )
         self.head = nn.Module()
         self.head.branches = ("visual", "audio")
         self.class_names, self.num_texts, self.level, self.row_per_segment = "ab", 2, level, level == "segment"
@@ -167,16 +211,34 @@ def test_contrastive(tmp_path: Path) -> None:
     assert table["video_accuracy"].isna().tolist() == [False] * 4 + [True] * 4 + [False] * 4
     labels = torch.tensor([[1, 0], [1, 1], [0, 1]])
     mean = {name: value.mean(1) for name, value in outputs.items()}
-    check(FixedContrastive("video"), [batch(list("xyz"), mean, label=torch.tensor([0, 1, 1]), labels=labels,
-                                            accepted=labels.float())], tmp_path / "clips")
+    check(
+        FixedContrastive("video"),
+        [batch(list("xyz"), mean, label=torch.tensor([0, 1, 1]), labels=labels, accepted=labels.float())],
+        tmp_path / "clips",
+    )
 
 
 def test_training_keeps_the_best_epoch(ave_root: Path, tmp_path: Path) -> None:
     """The validation split as the checkpoint that is selected sees it; a run that resumes elsewhere takes it along."""
-    given = ["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
-             "--trainer.limit_train_batches", "1", "--trainer.enable_progress_bar", "false",
-             "--trainer.enable_model_summary", "false", "--trainer.logger.save_dir", str(tmp_path),
-             "--model.prompt_lr", "1e-30", "--model.optimizer.lr", "1e-30"]
+    given = [
+        "fit",
+        "--config",
+        str(ROOT / "experiments" / "quickstart.yaml"),
+        "--data.root",
+        str(ave_root),
+        "--trainer.limit_train_batches",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+        "--model.prompt_lr",
+        "1e-30",
+        "--model.optimizer.lr",
+        "1e-30",
+    ]
     run([*given, "--trainer.max_epochs", "1", "--trainer.logger.version", "a"])
     first = next(tmp_path.rglob("a/outcomes.csv"))
     metrics = json.loads(first.with_name("result.json").read_text())["metrics"]
@@ -185,8 +247,17 @@ def test_training_keeps_the_best_epoch(ave_root: Path, tmp_path: Path) -> None:
     manifest = json.loads(first.with_name("manifest.json").read_text())
     assert list(dict.fromkeys(table["id"])) == manifest["ids"]["val"]
     # nothing is learned: the second epoch is no better, and writes nothing
-    run([*given, "--trainer.max_epochs", "2", "--trainer.logger.version", "b", "--ckpt_path",
-         str(first.parent / "checkpoints" / "last.ckpt")])
+    run(
+        [
+            *given,
+            "--trainer.max_epochs",
+            "2",
+            "--trainer.logger.version",
+            "b",
+            "--ckpt_path",
+            str(first.parent / "checkpoints" / "last.ckpt"),
+        ]
+    )
     assert next(tmp_path.rglob("b/outcomes.csv")).read_bytes() == first.read_bytes()
 
 

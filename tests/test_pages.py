@@ -59,10 +59,23 @@ def videos(folder: Path) -> Path:
 def predicted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a prediction of five videos, two of which cannot be used."""
     base = tmp_path_factory.mktemp("pages")
-    data = AVEDataModule(base, image_size=32, sample_rate=8000, segments=SEGMENTS, batch_size=2,
-                         predict_root=videos(base / "own videos"), categories=["bell", "speech"])
-    trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter()], enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, logger=CSVLogger(base / "run", "", ""))
+    data = AVEDataModule(
+        base,
+        image_size=32,
+        sample_rate=8000,
+        segments=SEGMENTS,
+        batch_size=2,
+        predict_root=videos(base / "own videos"),
+        categories=["bell", "speech"],
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[PredictionWriter()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        logger=CSVLogger(base / "run", "", ""),
+    )
     with pytest.warns(UserWarning, match="left out"):
         trainer.predict(Finder(), datamodule=data, return_predictions=False)
     return base / "run"
@@ -80,7 +93,7 @@ def test_table_has_every_second_and_every_video(predicted: Path) -> None:
     late = rows_of(predicted, "late")  # predicted from what there is, and marked
     assert [row["reason"] for row in late[:2]] == 2 * [LACKING] and late[0]["predicted"]
     for clip, reason in (("mute", "no audio"), ("broken", "no media")):
-        row, = rows_of(predicted, clip)
+        (row,) = rows_of(predicted, clip)
         assert reason in row["reason"] and row["path"].endswith(f"{clip}.mp4")
         assert row["decoded"] == "False" and row["predicted"] == row["start"] == ""
 
@@ -88,7 +101,7 @@ def test_table_has_every_second_and_every_video(predicted: Path) -> None:
 def test_page_needs_nothing_else(predicted: Path) -> None:
     page = (predicted / "predictions.html").read_text(encoding="utf-8")
     assert len(page) < 800_000 and not re.findall(r"(?:src|href)=\"https?:", page)
-    assert "3 of 5 videos predicted" in page and "<b>&\"" not in page and "no audio" in page
+    assert "3 of 5 videos predicted" in page and '<b>&"' not in page and "no audio" in page
     assert {path.name for path in (predicted / "media").iterdir()} == {"001.mp4"}  # what browsers do not play
 
 
@@ -105,7 +118,8 @@ def test_cursor_moves_with_the_video(predicted: Path) -> None:
         def wanted(found: dict) -> float:
             data = found["data"]
             return data["left"] + (data["right"] - data["left"]) * (found["now"] - data["begin"]) / (
-                data["end"] - data["begin"])
+                data["end"] - data["begin"]
+            )
 
         page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState > 0)")
         for place, length in enumerate((6, 4, 5)):  # each can be played, the one that was copied too
@@ -127,7 +141,9 @@ def test_cursor_moves_with_the_video(predicted: Path) -> None:
         assert page.evaluate(state, 0)["drawn"] == 0
         box = page.locator(".timeline").first.bounding_box()
         data = first["data"]
-        page.mouse.click(box["x"] + box["width"] * (data["left"] + 2.5 / 8 * (data["right"] - data["left"])), box["y"] + 30)
+        page.mouse.click(
+            box["x"] + box["width"] * (data["left"] + 2.5 / 8 * (data["right"] - data["left"])), box["y"] + 30
+        )
         page.wait_for_function("Math.abs(document.querySelector('video').currentTime - 2.5) < 0.1")
         assert "2.0 to 3.0 s" in page.evaluate(state, 0)["text"]
         page.evaluate("() => { document.querySelector('video').currentTime = 5.95 }")
@@ -136,18 +152,29 @@ def test_cursor_moves_with_the_video(predicted: Path) -> None:
 
 
 def test_clip_of_a_dataset_plays_as_the_network_read_it(ave_root: Path, tmp_path: Path) -> None:
-    data = AVEDataModule(ave_root, image_size=64, sample_rate=16000, batch_size=2,
-                         categories=["disc", "square", "triangle", "plus", "ring", "star", "bar", "hourglass"])
-    trainer = Trainer(accelerator="cpu", callbacks=[PredictionWriter(max_pictures=1)], enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, logger=CSVLogger(tmp_path, "", ""),
-                      limit_predict_batches=1)
+    data = AVEDataModule(
+        ave_root,
+        image_size=64,
+        sample_rate=16000,
+        batch_size=2,
+        categories=["disc", "square", "triangle", "plus", "ring", "star", "bar", "hourglass"],
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[PredictionWriter(max_pictures=1)],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        logger=CSVLogger(tmp_path, "", ""),
+        limit_predict_batches=1,
+    )
 
     class Ten(Oracle):
         def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Tensor]:
             return {"is_event": torch.ones(2, 10), "event": torch.rand(2, 8)}
 
     trainer.predict(Ten(), datamodule=data, return_predictions=False)
-    clip, = (tmp_path / "media").iterdir()
+    (clip,) = (tmp_path / "media").iterdir()
     assert plays(clip) and duration(clip) == pytest.approx(10, abs=0.2)
     frames, audio, _ = data.reader.read(data.to_predict.ids[0])
     again = decode_clip(clip, Sampling(size=64, sample_rate=16000))
@@ -158,7 +185,9 @@ def test_clip_of_a_dataset_plays_as_the_network_read_it(ave_root: Path, tmp_path
 
 def test_what_browsers_play(tmp_path: Path) -> None:
     assert plays(write_video(tmp_path / "a.mp4", seconds=2))
-    assert not plays(write_video(tmp_path / "a.avi", seconds=2)) and not plays(write_video(tmp_path / "a.mkv", seconds=2))
+    assert not plays(write_video(tmp_path / "a.avi", seconds=2)) and not plays(
+        write_video(tmp_path / "a.mkv", seconds=2)
+    )
     with av.open(str(tmp_path / "deep.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=5)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
@@ -178,8 +207,14 @@ def test_what_browsers_play(tmp_path: Path) -> None:
 def test_timeline_of_segments_with_gaps() -> None:
     times = np.array([[0.0, 1.0], [6.0, 7.0], [12.0, 13.0]])
     assert pieces(times) == [(0, 1), (1, 2), (2, 3)]
-    recording = Recording(times, np.array([True, True, False]), ["", "", "after $the$ end"],
-                          labels={"predicted": ["cat", "", ""]}, curves={"event": np.full((3, 2), 0.3)}, names=["cat"])
+    recording = Recording(
+        times,
+        np.array([True, True, False]),
+        ["", "", "after $the$ end"],
+        labels={"predicted": ["cat", "", ""]},
+        curves={"event": np.full((3, 2), 0.3)},
+        names=["cat"],
+    )
     figure = recording_figure(recording, title="$x$")
     width, left, right = place_of(recording)
     box = figure.axes[0].get_position()
@@ -211,8 +246,15 @@ def test_figures_for_papers(tmp_path: Path) -> None:
 
 def test_probabilities_stand_beside_decisions() -> None:
     curves = {"any event": torch.rand(4), "event": torch.rand(4, 3)}
-    figure = clip_figure(torch.rand(4, 3, 8, 8), torch.rand(4, 50), ["a", "b"], torch.tensor([0, 1, 2, 0]),
-                         valid=torch.tensor([True, True, True, False]), probabilities=curves, maps=torch.rand(4, 2, 2))
+    figure = clip_figure(
+        torch.rand(4, 3, 8, 8),
+        torch.rand(4, 50),
+        ["a", "b"],
+        torch.tensor([0, 1, 2, 0]),
+        valid=torch.tensor([True, True, True, False]),
+        probabilities=curves,
+        maps=torch.rand(4, 2, 2),
+    )
     drawn = [[patch.get_data().values for patch in axis.patches if hasattr(patch, "get_data")] for axis in figure.axes]
     single, several = [found for found in drawn if found]
     assert len(single) == 1 and len(several) == 3 and np.isnan(single[0]).tolist() == [False] * 3 + [True]
@@ -222,8 +264,9 @@ def test_probabilities_stand_beside_decisions() -> None:
 
 
 def test_few_points_are_cautioned_against() -> None:
-    points = {count: (np.random.default_rng(0).random((count, 2)), [k % 9 for k in range(count)], 0.1)
-              for count in (12, 200)}
+    points = {
+        count: (np.random.default_rng(0).random((count, 2)), [k % 9 for k in range(count)], 0.1) for count in (12, 200)
+    }
     few, many = (tsne_figure({"sound": panel}, list("abcdefghi")) for panel in points.values())
     assert "Fewer than" in few.get_supxlabel() and "Fewer than" not in many.get_supxlabel()
     assert "n = 12, perplexity 3.67" in few.axes[0].get_title()
@@ -233,7 +276,10 @@ def test_few_points_are_cautioned_against() -> None:
 
 def test_format_on_the_command_line() -> None:
     assert pictures(["--features", "--format=pdf"])[1:] == [
-        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures", "--trainer.callbacks.formats=[pdf]",
-        "--trainer.callbacks+=avprompt.callbacks.PredictionWriter", "--trainer.callbacks.formats=[pdf]"]
+        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures",
+        "--trainer.callbacks.formats=[pdf]",
+        "--trainer.callbacks+=avprompt.callbacks.PredictionWriter",
+        "--trainer.callbacks.formats=[pdf]",
+    ]
     with pytest.raises(ConfigError, match="--format"):
         pictures(["--format"])

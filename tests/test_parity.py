@@ -21,26 +21,46 @@ OUTPUTS = {"is_event": "is_event", "event": "event", "av_gate": "gate", "av_scor
 #: stand-in -> task, trained parameters, and what the authors' own networks gave in eval mode on the stand-in's example
 #: (float32; MS3 float64): six elements of every output (each sixth of it) and its norm
 RECORDED = {
-    "avvp": ("avvp", 193_327_026, 1, {
-        "audio_token_logits": ([0.087888, 0.010023, -0.105871, -0.028661, 0.080285, -0.125343], 2.37067),
-        "visual_token_logits": ([0.152128, 0.015474, 0.058542, 0.012176, 0.200111, -0.197119], 2.37538),
-        "video_prob": ([0.552863, 0.499221, 0.619579, 0.594094, 0.250754, 0.265153], 2.32983),
-        "audio_video_prob": ([0.506706, 0.098736, 0.387271, 0.087767, 0.093537, 0.30888], 1.35033),
-        "visual_video_prob": ([0.851829, 0.423789, 0.563195, 0.764557, 0.888452, 0.893248], 3.49924),
-        "audio_prob": ([0.557355, 0.102769, 0.297467, 0.314415, 0.169109, 0.233753], 4.69713),
-        "visual_prob": ([0.936414, 0.977032, 0.628875, 0.805176, 0.793983, 0.963242], 12.17212),
-    }),
-    "s4": ("avs_s4", 136_319_937, 1, {
-        "masks": ([0.011388, -0.374463, -0.041115, 0.892033, 0.190438, 0.105759], 304.66034),
-    }),
-    "ms3": ("avs_ms3", 225_563_409, 1, {
-        "masks": ([0.2220107, 1.916218, 1.5524083, 0.9507319, 0.5492151, 1.7422445], 782.6015625),
-    }),
-    "avqa": ("avqa", 253_206_900, 2, {
-        "answer": ([-0.020516, 0.055922, -0.176213, 0.008178, 0.055156, -0.167274], 0.66856),
-        "match_positive": ([0.185526, -0.006271, -0.093101, 0.161643, 0.137471, 0.095307], 1.425),
-        "match_negative": ([0.244527, 0.175436, 0.042968, 0.260584, 0.303849, 0.387735], 1.28835),
-    }),
+    "avvp": (
+        "avvp",
+        193_327_026,
+        1,
+        {
+            "audio_token_logits": ([0.087888, 0.010023, -0.105871, -0.028661, 0.080285, -0.125343], 2.37067),
+            "visual_token_logits": ([0.152128, 0.015474, 0.058542, 0.012176, 0.200111, -0.197119], 2.37538),
+            "video_prob": ([0.552863, 0.499221, 0.619579, 0.594094, 0.250754, 0.265153], 2.32983),
+            "audio_video_prob": ([0.506706, 0.098736, 0.387271, 0.087767, 0.093537, 0.30888], 1.35033),
+            "visual_video_prob": ([0.851829, 0.423789, 0.563195, 0.764557, 0.888452, 0.893248], 3.49924),
+            "audio_prob": ([0.557355, 0.102769, 0.297467, 0.314415, 0.169109, 0.233753], 4.69713),
+            "visual_prob": ([0.936414, 0.977032, 0.628875, 0.805176, 0.793983, 0.963242], 12.17212),
+        },
+    ),
+    "s4": (
+        "avs_s4",
+        136_319_937,
+        1,
+        {
+            "masks": ([0.011388, -0.374463, -0.041115, 0.892033, 0.190438, 0.105759], 304.66034),
+        },
+    ),
+    "ms3": (
+        "avs_ms3",
+        225_563_409,
+        1,
+        {
+            "masks": ([0.2220107, 1.916218, 1.5524083, 0.9507319, 0.5492151, 1.7422445], 782.6015625),
+        },
+    ),
+    "avqa": (
+        "avqa",
+        253_206_900,
+        2,
+        {
+            "answer": ([-0.020516, 0.055922, -0.176213, 0.008178, 0.055156, -0.167274], 0.66856),
+            "match_positive": ([0.185526, -0.006271, -0.093101, 0.161643, 0.137471, 0.095307], 1.425),
+            "match_negative": ([0.244527, 0.175436, 0.042968, 0.260584, 0.303849, 0.387735], 1.28835),
+        },
+    ),
 }
 
 
@@ -63,7 +83,9 @@ def assert_equal_outputs(outputs: dict[str, torch.Tensor], expected: dict) -> No
         assert difference < 1e-3, f"{ours}: {difference}"
 
 
-def test_ave_outputs_equal_the_authors(stand_in: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ave_outputs_equal_the_authors(
+    stand_in: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through the library, and through the files that `avprompt convert` writes."""
     expected = json.loads((Path(stand_in.__file__).parent / "ave_expected.json").read_text())
     state, batch = stand_in.released_state_dict("ave"), stand_in.example_batch("ave")
@@ -73,8 +95,9 @@ def test_ave_outputs_equal_the_authors(stand_in: ModuleType, tmp_path: Path, cap
     from avprompt import checkpoints
     from avprompt.cli import model_of
 
-    encoders = [flag for side in ("visual", "audio") for flag in (
-        f"--model.backbone.{side}.pretrained", str(files[side]))]
+    encoders = [
+        flag for side in ("visual", "audio") for flag in (f"--model.backbone.{side}.pretrained", str(files[side]))
+    ]
     module = model_of(["--config", str(ROOT / "experiments" / "ave_dgsct.yaml"), *encoders]).eval()
     content = checkpoints.read_checkpoint(files["checkpoint"])
     module.on_load_checkpoint(content)
@@ -87,8 +110,9 @@ def test_ave_outputs_equal_the_authors(stand_in: ModuleType, tmp_path: Path, cap
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_other_tasks_outputs_equal_the_authors(name: str, stand_in: ModuleType,
-                                               monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_tasks_outputs_equal_the_authors(
+    name: str, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Trained are exactly the parameters that ever get a gradient there (S4: and not HTS-AT, which they train by accident).
 
     The MS3 network is ill-conditioned on the stand-in's weights: the authors' own code differs from itself by 1.1e-2
@@ -106,7 +130,7 @@ def test_other_tasks_outputs_equal_the_authors(name: str, stand_in: ModuleType,
     for key, (elements, norm) in recorded.items():
         flat = outputs[key].flatten()
         expected = torch.tensor(elements, dtype=flat.dtype)
-        assert (flat[::max(1, len(flat) // 6)][:6] - expected).norm() < limit * expected.norm(), key
+        assert (flat[:: max(1, len(flat) // 6)][:6] - expected).norm() < limit * expected.norm(), key
         assert abs(float(flat.norm()) - norm) < limit * norm, key
 
 

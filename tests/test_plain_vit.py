@@ -23,15 +23,30 @@ from avprompt.methods import AVSTFP, MaPLe
 SIZES = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 #: architecture -> further sizes; patches of 14 or 16
 MODELS = {
-    "vit_tiny_patch16_224": {}, "vit_small_patch14_dinov2": {}, "vit_small_patch14_reg4_dinov2": {},
-    "vit_giant_patch14_dinov2": {"mlp_ratio": 4.0}, "vit_base_patch16_siglip_224": {},
+    "vit_tiny_patch16_224": {},
+    "vit_small_patch14_dinov2": {},
+    "vit_small_patch14_reg4_dinov2": {},
+    "vit_giant_patch14_dinov2": {"mlp_ratio": 4.0},
+    "vit_base_patch16_siglip_224": {},
     "vit_base_patch16_siglip_gap_224": {},
-    "vit_base_patch16_clip_224": {}, "vit_so150m_patch16_reg4_map_256": {}, "eva_giant_patch14_224": {"mlp_ratio": 4.0},
-    "eva02_tiny_patch14_224": {}, "eva02_base_patch14_224": {}, "eva02_large_patch14_224": {},
-    "vit_small_patch16_dinov3": {}, "vit_pe_core_tiny_patch16_384": {}, "vit_base_patch16_rope_reg1_gap_256": {},
+    "vit_base_patch16_clip_224": {},
+    "vit_so150m_patch16_reg4_map_256": {},
+    "eva_giant_patch14_224": {"mlp_ratio": 4.0},
+    "eva02_tiny_patch14_224": {},
+    "eva02_base_patch14_224": {},
+    "eva02_large_patch14_224": {},
+    "vit_small_patch16_dinov3": {},
+    "vit_pe_core_tiny_patch16_384": {},
+    "vit_base_patch16_rope_reg1_gap_256": {},
 }
-ROTARY = ("eva02_tiny_patch14_224", "eva02_base_patch14_224", "eva02_large_patch14_224", "vit_small_patch16_dinov3",
-          "vit_pe_core_tiny_patch16_384", "vit_base_patch16_rope_reg1_gap_256")
+ROTARY = (
+    "eva02_tiny_patch14_224",
+    "eva02_base_patch14_224",
+    "eva02_large_patch14_224",
+    "vit_small_patch16_dinov3",
+    "vit_pe_core_tiny_patch16_384",
+    "vit_base_patch16_rope_reg1_gap_256",
+)
 
 
 def patch(model: str) -> int:
@@ -90,11 +105,19 @@ def test_steps_equal_timm(model: str) -> None:
     assert (ours.input.mean, ours.input.std, ours.input.interpolation) == (known.mean, known.std, known.interpolation)
 
 
-@pytest.mark.parametrize("model, what", [
-    ("vit_srelpos_small_patch16_224", "VisionTransformerRelPos"), ("deit_tiny_distilled_patch16_224", "Distilled"),
-    ("resnet18", "ResNet"), ("vit_small_r26_s32_224", "HybridEmbed"), ("eva02_enormous_patch14_clip_224", "PostNorm"),
-    ("vit_base_patch16_xp_224", "ParallelScaling"), ("vit_small_patch16_rope_mixed_224", "rotary positions"),
-    ("vit_tinny_patch16_224", "near it: .*vit_tiny_patch16_224")])
+@pytest.mark.parametrize(
+    "model, what",
+    [
+        ("vit_srelpos_small_patch16_224", "VisionTransformerRelPos"),
+        ("deit_tiny_distilled_patch16_224", "Distilled"),
+        ("resnet18", "ResNet"),
+        ("vit_small_r26_s32_224", "HybridEmbed"),
+        ("eva02_enormous_patch14_clip_224", "PostNorm"),
+        ("vit_base_patch16_xp_224", "ParallelScaling"),
+        ("vit_small_patch16_rope_mixed_224", "rotary positions"),
+        ("vit_tinny_patch16_224", "near it: .*vit_tiny_patch16_224"),
+    ],
+)
 def test_other_networks_are_refused(model: str, what: str) -> None:
     with pytest.raises(ArgumentError, match=what), torch.device("meta"):
         TimmViT(model)
@@ -144,9 +167,10 @@ def test_files_of_weights(kind: str, tmp_path: Path) -> None:
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
     model = "vit_tiny_patch16_224"
     state = library(model).state_dict()
-    for name, content, what in (("more.pth", {**state, "surprise": torch.zeros(1)}, "unknown .'surprise'"),
-                                ("less.pth", {key: value for key, value in state.items() if key != "norm.bias"},
-                                 "missing .'norm.bias'")):
+    for name, content, what in (
+        ("more.pth", {**state, "surprise": torch.zeros(1)}, "unknown .'surprise'"),
+        ("less.pth", {key: value for key, value in state.items() if key != "norm.bias"}, "missing .'norm.bias'"),
+    ):
         torch.save(content, tmp_path / name)
         with pytest.raises(WeightsError, match=what):
             small(model, pretrained=str(tmp_path / name))
@@ -170,8 +194,11 @@ def test_any_plain_transformer_hears(stem: str) -> None:
     audio = 0.1 * torch.randn(1, SEGMENTS, 16000)
     # the same network of timm's over three equal colours, with the table that the spectrogram has
     same = timm.create_model(model, num_classes=0, img_size=42, **SIZES).eval()
-    state = {net.visual.library_key(name): value for name, value in net.visual.state_dict().items()
-             if name != "temporal_embedding"}
+    state = {
+        net.visual.library_key(name): value
+        for name, value in net.visual.state_dict().items()
+        if name != "temporal_embedding"
+    }
     table = resize_positions(state["pos_embed"][0], 0, (2, 3), (3, 3))  # DINOv2's registers have no positions
     same.load_state_dict({**state, "pos_embed": table[None]})
     picture = net.audio.fbank(audio[0])[..., :42].expand(-1, 3, -1, -1) / (3 if stem == "mean" else 1)
@@ -252,7 +279,7 @@ def test_one_second_has_the_centre_of_the_positions(ast_files: tuple[nn.Module, 
     ours, audio = SmallAST(str(folder)), 0.1 * torch.randn(1, 3, 16000)
     short, state = ASTModel(ASTConfig(**AST_SIZES, max_length=98)).eval(), dict(net.state_dict())
     table = state["embeddings.position_embeddings"][0]
-    centre = table[2:].unflatten(0, (12, 101))[:, 50 - 4:50 - 4 + 9].flatten(0, 1)  # as ast_models.py of its authors
+    centre = table[2:].unflatten(0, (12, 101))[:, 50 - 4 : 50 - 4 + 9].flatten(0, 1)  # as ast_models.py of its authors
     short.load_state_dict({**state, "embeddings.position_embeddings": torch.cat((table[:2], centre))[None]})
     with torch.no_grad():
         expected = short(ours.fbank(audio[0])[:, 0].transpose(1, 2)).last_hidden_state
@@ -261,10 +288,12 @@ def test_one_second_has_the_centre_of_the_positions(ast_files: tuple[nn.Module, 
 
 def test_ast_files_that_do_not_fit(ast_files: tuple[nn.Module, Path], tmp_path: Path) -> None:
     _, folder = ast_files
-    for arguments, what in (({"pretrained": "MIT/ast-nowhere"}, "MIT/ast-nowhere.*give their path"),
-                            ({"pretrained": str(tmp_path / "no.safetensors")}, "no.safetensors"),
-                            ({"pretrained": str(tmp_path)}, "model.safetensors"),
-                            ({"pretrained": str(folder), "stride": 12}, "stride 12")):
+    for arguments, what in (
+        ({"pretrained": "MIT/ast-nowhere"}, "MIT/ast-nowhere.*give their path"),
+        ({"pretrained": str(tmp_path / "no.safetensors")}, "no.safetensors"),
+        ({"pretrained": str(tmp_path)}, "model.safetensors"),
+        ({"pretrained": str(folder), "stride": 12}, "stride 12"),
+    ):
         with pytest.raises(WeightsError, match=f"(?s){what}"):
             SmallAST(**arguments)
     state = load_file(folder / "model.safetensors")
@@ -322,18 +351,45 @@ def test_full_size_audio_networks_on_the_meta_device() -> None:
 
 # names
 
+
 def test_encoders_by_name() -> None:
     with torch.device("meta"):
-        found = {tag: encoder_of_tag(tag) for tag in (
-            "timm:vit_small_patch14_dinov2.lvd142m", "vit_small_patch14_dinov2.lvd142m", "timm:swinv2_tiny_window8_256",
-            "swin_tiny_patch4_window7_224.ms_in1k", "open_clip:ViT-B-32/openai", "ViT-B-32",
+        found = {
+            tag: encoder_of_tag(tag)
+            for tag in (
+                "timm:vit_small_patch14_dinov2.lvd142m",
+                "vit_small_patch14_dinov2.lvd142m",
+                "timm:swinv2_tiny_window8_256",
+                "swin_tiny_patch4_window7_224.ms_in1k",
+                "open_clip:ViT-B-32/openai",
+                "ViT-B-32",
                 "open_clip:ViT-B-32/laion2b_s34b_b79k",
-            "ast:MIT/ast-finetuned-audioset-10-10-0.4593", "ast", "dasheng:dasheng_base", "clap:tiny", "htsat")}
+                "ast:MIT/ast-finetuned-audioset-10-10-0.4593",
+                "ast",
+                "dasheng:dasheng_base",
+                "clap:tiny",
+                "htsat",
+            )
+        }
     kinds = [type(encoder).__name__ for encoder in found.values()]
-    assert kinds == ["TimmViT", "TimmViT", "SwinV2", "SwinV1", "CLIP", "CLIP", "CLIP", "ASTransformer", "ASTransformer",
-                     "Dasheng", "CLAPAudio", "HTSAT"]
-    activations = [type(found[tag].stages[0].blocks[0].feed_forward.act).__name__
-                   for tag in ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32/laion2b_s34b_b79k")]
+    assert kinds == [
+        "TimmViT",
+        "TimmViT",
+        "SwinV2",
+        "SwinV1",
+        "CLIP",
+        "CLIP",
+        "CLIP",
+        "ASTransformer",
+        "ASTransformer",
+        "Dasheng",
+        "CLAPAudio",
+        "HTSAT",
+    ]
+    activations = [
+        type(found[tag].stages[0].blocks[0].feed_forward.act).__name__
+        for tag in ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32/laion2b_s34b_b79k")
+    ]
     assert activations == ["QuickGELU", "GELU"]
     assert encoder_of_tag("timm:vit_tiny_patch16_224", img_size=32).input.height == 32
 
@@ -341,19 +397,26 @@ def test_encoders_by_name() -> None:
 def test_a_file_for_a_named_tag(tmp_path: Path) -> None:
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
     save_file(net.state_dict(), tmp_path / "weights.safetensors")
-    ours = encoder_of_tag("timm:vit_tiny_patch16_224.augreg_in21k", pretrained=str(tmp_path / "weights.safetensors"),
-                          img_size=32)
+    ours = encoder_of_tag(
+        "timm:vit_tiny_patch16_224.augreg_in21k", pretrained=str(tmp_path / "weights.safetensors"), img_size=32
+    )
     assert torch.equal(ours.conv.weight, net.patch_embed.proj.weight) and ours.input.mean == (0.5,) * 3
 
 
-@pytest.mark.parametrize("tag, error, what", [
-    ("timm:vit_smal_patch14_dinov2", ArgumentError, "near it: .*vit_small_patch14_dinov2"),
-    ("vit_smal_patch14_dinov2", ArgumentError, "near it: .*vit_small_patch14_dinov2"),
-    ("open_clip:ViT-B-61", ArgumentError, "near it: .*ViT-B-16"), ("torchvision:vit_b_16", ArgumentError, "timm:MODEL"),
-    ("open_clip:RN50", ArgumentError, "plain vision transformer"),
-    ("open_clip:ViT-B-16/opanai", WeightsError, "openai"),
-    ("timm:vit_small_patch14_dinov2.lvd142", WeightsError, "lvd142m"), (None, ArgumentError, "NoneType"),
-    ("timm:vit_small_patch14_dinov2.lvd142m", WeightsError, "give the file's path")])
+@pytest.mark.parametrize(
+    "tag, error, what",
+    [
+        ("timm:vit_smal_patch14_dinov2", ArgumentError, "near it: .*vit_small_patch14_dinov2"),
+        ("vit_smal_patch14_dinov2", ArgumentError, "near it: .*vit_small_patch14_dinov2"),
+        ("open_clip:ViT-B-61", ArgumentError, "near it: .*ViT-B-16"),
+        ("torchvision:vit_b_16", ArgumentError, "timm:MODEL"),
+        ("open_clip:RN50", ArgumentError, "plain vision transformer"),
+        ("open_clip:ViT-B-16/opanai", WeightsError, "openai"),
+        ("timm:vit_small_patch14_dinov2.lvd142", WeightsError, "lvd142m"),
+        (None, ArgumentError, "NoneType"),
+        ("timm:vit_small_patch14_dinov2.lvd142m", WeightsError, "give the file's path"),
+    ],
+)
 def test_wrong_names(tag: str, error: type, what: str) -> None:
     options = {"img_size": 28} if tag and "lvd" in tag else {}
     with pytest.raises(error, match=what):
@@ -362,21 +425,28 @@ def test_wrong_names(tag: str, error: type, what: str) -> None:
 
 # edits
 
+
 class SmallSwinV1(SwinV1):
     def _build(self, model: str) -> nn.Module:
         from timm.models.swin_transformer import SwinTransformer
 
-        return draw(SwinTransformer(img_size=32, patch_size=4, num_classes=0, embed_dim=16, depths=(2, 2),
-                                    num_heads=(2, 4), window_size=4))
+        return draw(
+            SwinTransformer(
+                img_size=32, patch_size=4, num_classes=0, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4
+            )
+        )
 
 
 BLOCKS = {
-    "swin_v2": lambda: SmallSwin().stages[0].blocks[1], "swin_v1": lambda: SmallSwinV1().stages[0].blocks[1],
-    "htsat": lambda: SmallHTSAT().stages[0].blocks[1], "clip": lambda: SmallCLIP().stages[0].blocks[1],
+    "swin_v2": lambda: SmallSwin().stages[0].blocks[1],
+    "swin_v1": lambda: SmallSwinV1().stages[0].blocks[1],
+    "htsat": lambda: SmallHTSAT().stages[0].blocks[1],
+    "clip": lambda: SmallCLIP().stages[0].blocks[1],
     "vit": lambda: small("vit_small_patch14_dinov2").stages[0].blocks[1],
     "gated": lambda: small("vit_giant_patch14_dinov2").stages[0].blocks[1],
     "split": lambda: small("eva02_base_patch14_224").stages[0].blocks[1],
-    "ast": lambda: SmallAST().stages[0].blocks[1], "dasheng": lambda: SmallDasheng().stages[0].blocks[1],
+    "ast": lambda: SmallAST().stages[0].blocks[1],
+    "dasheng": lambda: SmallDasheng().stages[0].blocks[1],
 }
 
 
@@ -419,8 +489,10 @@ def test_an_edit_is_a_change_of_the_layer_s_weights(name: str, block: FrozenBloc
 
 def test_no_edit_and_zero_edits_are_the_library_bit_for_bit(block: FrozenBlock) -> None:
     x = torch.randn(2, block.spec.tokens, block.spec.dim, dtype=torch.float64)
-    zero = {name: lambda tokens, name=name: tokens.new_zeros(*tokens.shape[:-1], block.spec.linear(name)[1])
-            for name in LAYERS}
+    zero = {
+        name: lambda tokens, name=name: tokens.new_zeros(*tokens.shape[:-1], block.spec.linear(name)[1])
+        for name in LAYERS
+    }
     with torch.no_grad():
         for branch in (block.attention, block.mlp):
             assert all(torch.equal(branch(x), branch(x, edits)) for edits in (None, {}, zero))

@@ -36,8 +36,10 @@ class Oracle(AVE):
         if "broken" in batch["id"]:
             raise RuntimeError("the machine was switched off")
         count = len(batch["id"])
-        return {"is_event": torch.tensor([[-2.0, 2.0, 2.0, -2.0]]).repeat(count, 1),
-                "event": torch.tensor([[0.0, 3.0]]).repeat(count, 1)}
+        return {
+            "is_event": torch.tensor([[-2.0, 2.0, 2.0, -2.0]]).repeat(count, 1),
+            "event": torch.tensor([[0.0, 3.0]]).repeat(count, 1),
+        }
 
 
 class Clips(LightningDataModule):
@@ -54,8 +56,12 @@ class Clips(LightningDataModule):
 
     def batch(self, ids: list[str]) -> dict:
         count = len(ids)
-        batch = {"id": ids, "frames": torch.rand(count, SEGMENTS, 3, 8, 8), "audio": torch.zeros(count, SEGMENTS, 100),
-                 "valid": torch.tensor([[True, True, True, False]]).repeat(count, 1)}
+        batch = {
+            "id": ids,
+            "frames": torch.rand(count, SEGMENTS, 3, 8, 8),
+            "audio": torch.zeros(count, SEGMENTS, 100),
+            "valid": torch.tensor([[True, True, True, False]]).repeat(count, 1),
+        }
         starts = torch.zeros(count) if self.truth else 10.0 + torch.arange(count)
         batch["times"] = torch.stack([torch.from_numpy(Sampling(SEGMENTS).times(float(start))) for start in starts])
         if self.truth:
@@ -69,11 +75,19 @@ class Clips(LightningDataModule):
         return clip_figure(sample["frames"], sample["audio"], NAMES, sample["prediction"], truth, sample["id"])
 
 
-def predict(folder: Path, data: Clips, writer: PredictionWriter | None = None, **options: object) -> list[dict[str, str]]:
+def predict(
+    folder: Path, data: Clips, writer: PredictionWriter | None = None, **options: object
+) -> list[dict[str, str]]:
     """Predict on the clips; the rows of the table."""
     given = {"logger": CSVLogger(folder, name="", version=""), **options}
-    trainer = Trainer(accelerator="cpu", callbacks=[writer or PredictionWriter()], enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, **given)
+    trainer = Trainer(
+        accelerator="cpu",
+        callbacks=[writer or PredictionWriter()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        **given,
+    )
     trainer.predict(Oracle(), data, return_predictions=False)
     return table(folder)
 
@@ -92,12 +106,24 @@ def test_own_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 3 * SEGMENTS and pictures(tmp_path) == ["-dash.png", "a, b.png", "third.png"]
     assert [row["id"] for row in rows[::SEGMENTS]] == ["-dash", "a, b", "third"]
     assert [(row["start"], row["end"]) for row in rows[4:8]] == [(f"{11 + t}.0", f"{12 + t}.0") for t in range(4)]
-    assert rows[1] == {"id": "-dash", "start": "11.0", "end": "12.0", "predicted": NAMES[1], "event_probability": "0.8808",
-                       "clip_category": NAMES[1], "clip_category_probability": "0.9526", "decoded": "True",
-                       "annotated": "", "path": "/videos/-dash.mp4", "reason": ""}
+    assert rows[1] == {
+        "id": "-dash",
+        "start": "11.0",
+        "end": "12.0",
+        "predicted": NAMES[1],
+        "event_probability": "0.8808",
+        "clip_category": NAMES[1],
+        "clip_category_probability": "0.9526",
+        "decoded": "True",
+        "annotated": "",
+        "path": "/videos/-dash.mp4",
+        "reason": "",
+    }
     assert rows[3]["predicted"] == "background" and rows[3]["decoded"] == "False"
     said = capsys.readouterr().out
-    assert f"12 predictions in {tmp_path / 'predictions.csv'}; 3 of 3 clips drawn" in said and "max_pictures" not in said
+    assert (
+        f"12 predictions in {tmp_path / 'predictions.csv'}; 3 of 3 clips drawn" in said and "max_pictures" not in said
+    )
 
 
 def test_annotated_clips(tmp_path: Path) -> None:
@@ -136,7 +162,9 @@ def test_interruption_keeps_what_was_predicted_and_the_next_run_begins_anew(tmp_
     assert [row["id"] for row in predict(tmp_path, Clips(["c"]))[::SEGMENTS]] == ["c"]
 
 
-def test_where_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_it_cannot_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for options in ({}, {"logger": False}):
         with pytest.raises(FileNotFoundError):  # of `table`: the run itself is fine
@@ -147,8 +175,13 @@ def test_where_it_cannot_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_without_a_logger_a_run_has_a_folder_too(tmp_path: Path) -> None:
     for run in ("version_0", "version_1"):
-        trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, callbacks=[PredictionWriter()],
-                          enable_progress_bar=False)
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            default_root_dir=tmp_path,
+            callbacks=[PredictionWriter()],
+            enable_progress_bar=False,
+        )
         trainer.predict(Oracle(), datamodule=Clips(["a"]), return_predictions=False)
         assert (tmp_path / run / "predictions.csv").is_file() and run_folder(trainer) == tmp_path / run
 
@@ -175,9 +208,13 @@ def drawn(figure: Figure) -> list[tuple[str, int, float, float]]:
     return found
 
 
-def clip(segments: int, prediction: list[int] | None = None, truth: list[int] | None = None, **options: object) -> Figure:
-    given = {name: None if values is None else torch.tensor(values) for name, values in
-             (("prediction", prediction), ("truth", truth))}
+def clip(
+    segments: int, prediction: list[int] | None = None, truth: list[int] | None = None, **options: object
+) -> Figure:
+    given = {
+        name: None if values is None else torch.tensor(values)
+        for name, values in (("prediction", prediction), ("truth", truth))
+    }
     return clip_figure(torch.rand(segments, 3, 8, 8), torch.rand(segments, 50) - 0.5, CATEGORIES, **given, **options)
 
 
@@ -185,7 +222,7 @@ def clip(segments: int, prediction: list[int] | None = None, truth: list[int] | 
 def test_labels_are_whole_and_do_not_overlap(first: int) -> None:
     """The worst case: another category every second."""
     texts = drawn(clip(10, list(range(first, first + 10))))
-    assert [text.replace("\n", " ") for text, *_ in texts] == list(CATEGORIES[first:first + 10])
+    assert [text.replace("\n", " ") for text, *_ in texts] == list(CATEGORIES[first : first + 10])
     for second, (_, _, left, right) in enumerate(texts):
         assert second < left < right < second + 1
     assert all(a[3] < b[2] for a, b in pairwise(texts))
@@ -194,10 +231,17 @@ def test_labels_are_whole_and_do_not_overlap(first: int) -> None:
 def test_rows_and_agreement() -> None:
     figure = clip(4, [28, 3, 3, 28], [3, 3, 3, 28], title="$clip_1$", start=20.0)
     texts = drawn(figure)
-    assert [text for text, *_ in texts] == [CATEGORIES[3], "background", "background", "Fixed-wing aircraft, airplane",
-                                            "background"]
+    assert [text for text, *_ in texts] == [
+        CATEGORIES[3],
+        "background",
+        "background",
+        "Fixed-wing aircraft, airplane",
+        "background",
+    ]
     assert [t.get_text() for axis in figure.axes[-2:] for t in axis.get_yticklabels()] == [
-        "annotated", "predicted,\n3 of 4 right"]
+        "annotated",
+        "predicted,\n3 of 4 right",
+    ]
     assert [t.get_text() for t in figure.axes[4].get_xticklabels()] == ["20 s", "21 s", "22 s", "23 s", "24 s"]
     assert figure.get_suptitle() == "$clip_1$"  # as it is, no formula
     assert len(clip(4).axes) == 5 and len(clip(4, [1] * 4).axes) == 6
@@ -205,7 +249,7 @@ def test_rows_and_agreement() -> None:
 
 def test_padding_is_marked() -> None:
     figure = clip(4, valid=torch.tensor([True, True, False, False]))
-    (text, _, left, right), = drawn(figure)
+    ((text, _, left, right),) = drawn(figure)
     assert text == "no media" and 2 < left < right < 4
     assert [axis.images[0].get_alpha() for axis in figure.axes[:4]] == [1.0, 1.0, 0.25, 0.25]
     assert not drawn(clip(4, valid=torch.ones(4, dtype=torch.bool)))

@@ -27,9 +27,16 @@ from avprompt.reports.outcomes import clip_scores, metric_columns, read_outcomes
 
 EXPERIMENTS = ROOT / "experiments"
 #: experiment of each task -> fixture of its dataset
-TASKS = {"quickstart": "ave_root", "ave_avstfp_quickstart": "ave_root", "avvp_quickstart": "llp_root",
-         "avs_s4_quickstart": "avs_roots", "avs_ms3_quickstart": "avs_roots", "avqa_quickstart": "avqa_root",
-         "avar_avstfp_quickstart": "ks_root", "fewshot_ave_quickstart": "ave_root"}
+TASKS = {
+    "quickstart": "ave_root",
+    "ave_avstfp_quickstart": "ave_root",
+    "avvp_quickstart": "llp_root",
+    "avs_s4_quickstart": "avs_roots",
+    "avs_ms3_quickstart": "avs_roots",
+    "avqa_quickstart": "avqa_root",
+    "avar_avstfp_quickstart": "ks_root",
+    "fewshot_ave_quickstart": "ave_root",
+}
 #: whose commands run; S4 and MS3 are one task
 RUN = [name for name in TASKS if name != "avs_s4_quickstart"]
 pytestmark = pytest.mark.filterwarnings("ignore:parsing runs without")
@@ -40,11 +47,24 @@ def start(mode: str, folder: Path, world: int) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world), "NODE_RANK": "0",
-              "OMP_NUM_THREADS": "1"}
-    return [subprocess.Popen([sys.executable, str(Path(__file__).with_name("two_processes.py")), mode, str(folder)],
-                             env={**os.environ, **places, "LOCAL_RANK": str(rank), "RANK": str(rank)}, cwd=folder,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for rank in range(world)]
+    places = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "NODE_RANK": "0",
+        "OMP_NUM_THREADS": "1",
+    }
+    return [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("two_processes.py")), mode, str(folder)],
+            env={**os.environ, **places, "LOCAL_RANK": str(rank), "RANK": str(rank)},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(world)
+    ]
 
 
 def finish(processes: list[subprocess.Popen], seconds: float = 1800) -> list[tuple[int, str]]:
@@ -69,25 +89,47 @@ def together(mode: str, folder: Path, world: int = 2, content: dict | None = Non
 def flags(name: str, request: pytest.FixtureRequest) -> list[str]:
     root = request.getfixturevalue(TASKS[name])
     root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
-    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.init_args.root", str(root),
-            "--data.init_args.eval_batch_size", "3",
-            *(["--model.dropout", "0"] if name == "ave_avstfp_quickstart" else [])]  # trains the same on 1 and 2
+    return [
+        "--config",
+        str(EXPERIMENTS / f"{name}.yaml"),
+        "--data.init_args.root",
+        str(root),
+        "--data.init_args.eval_batch_size",
+        "3",
+        *(["--model.dropout", "0"] if name == "ave_avstfp_quickstart" else []),
+    ]  # trains the same on 1 and 2
 
 
 def command(name: str, args: list[str], folder: Path, version: str, processes: int) -> list[str]:
     """A command line on one or two processes, TensorBoard on."""
     few = ["--trainer.callbacks", "[{class_path: avprompt.callbacks.PredictionWriter, init_args: {max_pictures: 4}}]"]
     logger = "--trainer.logger.init_args"
-    return [name, *args, f"{logger}.save_dir", str(folder), f"{logger}.version", version,
-            "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false",
-            "--trainer.devices", str(processes), "--trainer.strategy", "ddp" if processes > 1 else "auto",
-            *(few if name == "visualize" else [])]
+    return [
+        name,
+        *args,
+        f"{logger}.save_dir",
+        str(folder),
+        f"{logger}.version",
+        version,
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",
+        "--trainer.devices",
+        str(processes),
+        "--trainer.strategy",
+        "ddp" if processes > 1 else "auto",
+        *(few if name == "visualize" else []),
+    ]
 
 
 def files(folder: Path) -> set[str]:
     """What a run left, but for events and hparams, whose names and contents tell the time."""
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")
-            if path.is_file() and not path.name.startswith(("events", "hparams"))}
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(("events", "hparams"))
+    }
 
 
 def result(folder: Path) -> dict[str, float]:
@@ -101,11 +143,25 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     lines = {}
     for name in RUN:
         ours, ckpt = flags(name, request), ["--ckpt_path", str(folder / name / "fit" / "checkpoints" / "last.ckpt")]
-        lines[f"{name} fit"] = command("fit", [
-            *ours, "--data.init_args.batch_size", "2", "--trainer.limit_train_batches", "2",
-            "--trainer.max_epochs", "1", "--trainer.num_sanity_val_steps", "0",
-            "--trainer.callbacks", "[avprompt.callbacks.ValidationPictures]"],
-            folder, "fit", 2)
+        lines[f"{name} fit"] = command(
+            "fit",
+            [
+                *ours,
+                "--data.init_args.batch_size",
+                "2",
+                "--trainer.limit_train_batches",
+                "2",
+                "--trainer.max_epochs",
+                "1",
+                "--trainer.num_sanity_val_steps",
+                "0",
+                "--trainer.callbacks",
+                "[avprompt.callbacks.ValidationPictures]",
+            ],
+            folder,
+            "fit",
+            2,
+        )
         for stage in ("test", "visualize", *(["validate"] if name == "quickstart" else [])):
             lines[f"{name} {stage}"] = command(stage, [*ours, *ckpt], folder, stage, 2)
     together("commands", folder, content=lines)
@@ -114,12 +170,14 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("name", RUN)
-def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, request: pytest.FixtureRequest,
-                                                        tmp_path: Path) -> None:
+def test_every_command_gives_the_figures_of_one_process(
+    name: str, runs: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Sets do not divide: 8 or 5 clips in batches of 3 by two processes."""
     two, ckpt = runs / name, ["--ckpt_path", str(runs / name / "fit" / "checkpoints" / "last.ckpt")]
-    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "result.json", "manifest.json",
-            "config.yaml"} <= files(two / "fit")
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "result.json", "manifest.json", "config.yaml"} <= files(
+        two / "fit"
+    )
     for stage in ("test", "visualize"):
         run(command(stage, [*flags(name, request), *ckpt], tmp_path, stage, 1))
         one = tmp_path / name / stage
@@ -142,8 +200,16 @@ def test_every_command_gives_the_figures_of_one_process(name: str, runs: Path, r
 def test_training_and_resuming_with_one_process(runs: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """One process trains like two with halves of its batch; it resumes their checkpoint, and says what changes."""
     name = "ave_avstfp_quickstart"
-    ours = [*flags(name, request), "--data.init_args.batch_size", "4", "--trainer.limit_train_batches", "2",
-            "--trainer.num_sanity_val_steps", "0", "--trainer.max_epochs"]
+    ours = [
+        *flags(name, request),
+        "--data.init_args.batch_size",
+        "4",
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.num_sanity_val_steps",
+        "0",
+        "--trainer.max_epochs",
+    ]
     run(command("fit", [*ours, "1"], tmp_path, "fit", 1))
     one, two = (result(folder / name / "fit") for folder in (tmp_path, runs))
     assert one.keys() == two.keys() >= {"train_loss_epoch", "train_segment"}
@@ -157,8 +223,10 @@ def test_training_and_resuming_with_one_process(runs: Path, request: pytest.Fixt
 # --- the same loss and gradients
 
 #: more of the objective, where a task has several
-VARIANTS = {"fewshot_ave_quickstart": ["--model.init_args.objective", "paper"],
-            "avs_s4_quickstart": ["--model.init_args.matching", "0.5"]}
+VARIANTS = {
+    "fewshot_ave_quickstart": ["--model.init_args.objective", "paper"],
+    "avs_s4_quickstart": ["--model.init_args.matching", "0.5"],
+}
 
 
 def test_losses_and_gradients_are_those_of_one_process(request: pytest.FixtureRequest, tmp_path: Path) -> None:
@@ -180,6 +248,7 @@ def test_losses_and_gradients_are_those_of_one_process(request: pytest.FixtureRe
 
 # --- metrics
 
+
 def cases() -> dict[str, tuple[Metric, tuple, int]]:
     """Every metric, its inputs for 23 clips, and a batch size that does not divide them."""
     draw = torch.Generator().manual_seed(3)
@@ -195,10 +264,14 @@ def cases() -> dict[str, tuple[Metric, tuple, int]]:
     answers = (uniform(23, 9), (9 * uniform(23)).long(), [TYPES[place] for place in (9 * uniform(23)).long()])
     labels = (uniform(23, 6), (6 * uniform(23)).long())
     return {
-        "ave": (metrics.AVEAccuracy(), events, 4), "ave released": (metrics.AVEAccuracy("released"), events, 4),
-        "avvp": (metrics.AVVPFScore(), (*probabilities, *targets), 4), "miou": (metrics.AVSJaccard(), scores, 4),
-        "fscore": (metrics.AVSFScore(), scores, 4), "fscore released": (metrics.AVSFScore("released", 5), scores, 4),
-        "avqa": (metrics.AVQAAccuracy(), answers, 4), "mean": (MeanMetric(), ((uniform(23) < 0.3).float(),), 4),
+        "ave": (metrics.AVEAccuracy(), events, 4),
+        "ave released": (metrics.AVEAccuracy("released"), events, 4),
+        "avvp": (metrics.AVVPFScore(), (*probabilities, *targets), 4),
+        "miou": (metrics.AVSJaccard(), scores, 4),
+        "fscore": (metrics.AVSFScore(), scores, 4),
+        "fscore released": (metrics.AVSFScore("released", 5), scores, 4),
+        "avqa": (metrics.AVQAAccuracy(), answers, 4),
+        "mean": (MeanMetric(), ((uniform(23) < 0.3).float(),), 4),
         "top1": (MulticlassAccuracy(6, average="micro"), labels, 4),
         "top5": (MulticlassAccuracy(6, top_k=5, average="micro"), labels, 4),
     }
@@ -212,16 +285,22 @@ def test_metrics_are_those_of_one_process(tmp_path: Path) -> None:
         found = [json.loads((tmp_path / f"metrics.{world}.{rank}.json").read_text()) for rank in range(world)]
         for name, (metric, inputs, batch_size) in cases().items():
             for first in range(0, 23, batch_size):
-                metric.update(*(part[first:first + batch_size] for part in inputs))
+                metric.update(*(part[first : first + batch_size] for part in inputs))
             value = metric.compute()
             assert all(own[name] == (value if isinstance(value, dict) else float(value)) for own in found), name
 
 
 # --- failures
 
-@pytest.mark.parametrize(("broken", "code", "message"), [
-    ("decode1", 2, "ClipDecodeError: twenty.mp4: got nothing"),
-    ("decode0", 2, "ClipDecodeError: twenty.mp4: got nothing"), ("memory1", 1, "")])
+
+@pytest.mark.parametrize(
+    ("broken", "code", "message"),
+    [
+        ("decode1", 2, "ClipDecodeError: twenty.mp4: got nothing"),
+        ("decode0", 2, "ClipDecodeError: twenty.mp4: got nothing"),
+        ("memory1", 1, ""),
+    ],
+)
 def test_a_failure_of_one_process_ends_all(broken: str, code: int, message: str, tmp_path: Path) -> None:
     """Within seconds, with its message in the first process; where training has begun there is a checkpoint."""
     (tmp_path / "broken").write_text(broken)
@@ -246,5 +325,14 @@ def test_strategies_that_split_a_network_are_refused(tmp_path: Path) -> None:
     for strategy in ("auto", "ddp", "lightning.pytorch.strategies.DDPStrategy", None):
         check_strategy(strategy)
     with pytest.raises(ConfigError, match="trainer.strategy: got fsdp"):
-        run(["fit", "--config", str(EXPERIMENTS / "quickstart.yaml"), "--data.init_args.root", str(tmp_path / "none"),
-             "--trainer.strategy", "fsdp"])
+        run(
+            [
+                "fit",
+                "--config",
+                str(EXPERIMENTS / "quickstart.yaml"),
+                "--data.init_args.root",
+                str(tmp_path / "none"),
+                "--trainer.strategy",
+                "fsdp",
+            ]
+        )

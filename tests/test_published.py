@@ -25,8 +25,11 @@ SHIPPED = (resources.files("avprompt.reports") / "published.csv").read_text(enco
 
 def find(source: str, **wanted: str) -> dict[str, Figure]:
     """Metric -> figure of the one row of a source that has these fields."""
-    found = [figure for figure in FIGURES if figure.source == source
-             and all(getattr(figure, name) == value for name, value in wanted.items())]
+    found = [
+        figure
+        for figure in FIGURES
+        if figure.source == source and all(getattr(figure, name) == value for name, value in wanted.items())
+    ]
     assert len({figure.metric for figure in found}) == len(found) > 0, wanted
     return {figure.metric: figure for figure in found}
 
@@ -45,12 +48,23 @@ def test_every_figure_is_within_its_units_range() -> None:
 
 def test_number_of_rows_of_each_table() -> None:
     """Every row of every table: rows that share a source are told apart by method, row, encoders, task and metric."""
-    counts = {paper(1): 12, paper(2): 5 * 10, paper(3): 4 * 4, paper(4): 6 * 4, paper(5): 6 * 11, paper(6): 4 * 2,
-              paper(7): 5 * 3, paper(8): 4 * 9, paper(9): 4 * 10,
-              "DG-SCT (NeurIPS 2023), figures 4 and 7": 15 * 5 + 7 * 3,
-              "AV-STFP poster (BMVC 2025), table 1": 17, "AV-STFP poster (BMVC 2025), table 2": 9 * 4,
-              "AV-STFP poster (BMVC 2025), table 3": 8, "AV-STFP poster (BMVC 2025), ablation of prompts": 8,
-              "AV-STFP poster (BMVC 2025), ablation of branches": 9}
+    counts = {
+        paper(1): 12,
+        paper(2): 5 * 10,
+        paper(3): 4 * 4,
+        paper(4): 6 * 4,
+        paper(5): 6 * 11,
+        paper(6): 4 * 2,
+        paper(7): 5 * 3,
+        paper(8): 4 * 9,
+        paper(9): 4 * 10,
+        "DG-SCT (NeurIPS 2023), figures 4 and 7": 15 * 5 + 7 * 3,
+        "AV-STFP poster (BMVC 2025), table 1": 17,
+        "AV-STFP poster (BMVC 2025), table 2": 9 * 4,
+        "AV-STFP poster (BMVC 2025), table 3": 8,
+        "AV-STFP poster (BMVC 2025), ablation of prompts": 8,
+        "AV-STFP poster (BMVC 2025), ablation of branches": 9,
+    }
     for source, count in counts.items():
         assert sum(figure.source == source for figure in FIGURES) == count, source
 
@@ -91,13 +105,19 @@ def test_values_are_those_of_the_papers_text(shared: Path) -> None:
         values = [f.value for task in ("avs_s4", "avs_ms3") for f in find(paper(3), method=method, task=task).values()]
         assert line(text, *values), method
     for row in ("baseline", "C", "S", "S+C", "T", "S+C+T"):
-        values = [f.value for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
-                  for f in find(paper(5), task=task, row=row).values()]
+        values = [
+            f.value
+            for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
+            for f in find(paper(5), task=task, row=row).values()
+        ]
         assert len(values) == 11 and line(text, *values), row
         checked += 1
     for row in ("neither", "A2V", "V2A", "A2V+V2A"):
-        values = [f.value for task in ("ave", "avs_s4", "avs_ms3", "avqa")
-                  for f in find(paper(8), task=task, row=row).values()]
+        values = [
+            f.value
+            for task in ("ave", "avs_s4", "avs_ms3", "avqa")
+            for f in find(paper(8), task=task, row=row).values()
+        ]
         assert len(values) == 9 and line(text, *values), row
         assert line(text, *(f.value for f in find(paper(9), row=row).values())), row
         checked += 2
@@ -109,15 +129,18 @@ def test_values_are_those_of_the_papers_text(shared: Path) -> None:
             assert re.search(rf"{int(figure.value)}\.?{round(figure.value * 10) % 10}%", paths["002"]), figure
 
 
-@pytest.mark.parametrize(("old", "new", "message"), [
-    ("task,dataset", "task,data", "line 1"),
-    (",71.4,percent", ",about 71,percent", "line 2, value"),
-    (",71.4,percent", ",,percent", "line 2, value"),
-    (",71.4,percent", ",71.4,furlong", "line 2, unit"),
-    ("table 1\",table,", "table 1\",hearsay,", "line 2, kind"),
-    ("\"DG-SCT (NeurIPS 2023), table 1\"", "", "line 2, source"),
-    ("ave,AVE,test,,AVEL (Audio-Visual),", "ave,AVE,test,,AVEL, (Audio-Visual),", "line 2"),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("task,dataset", "task,data", "line 1"),
+        (",71.4,percent", ",about 71,percent", "line 2, value"),
+        (",71.4,percent", ",,percent", "line 2, value"),
+        (",71.4,percent", ",71.4,furlong", "line 2, unit"),
+        ('table 1",table,', 'table 1",hearsay,', "line 2, kind"),
+        ('"DG-SCT (NeurIPS 2023), table 1"', "", "line 2, source"),
+        ("ave,AVE,test,,AVEL (Audio-Visual),", "ave,AVE,test,,AVEL, (Audio-Visual),", "line 2"),
+    ],
+)
 def test_damaged_file(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in SHIPPED
     (tmp_path / "figures.csv").write_text(SHIPPED.replace(old, new, 1), encoding="utf-8")
@@ -130,12 +153,19 @@ OTHERWISE = {("avqa", "S+C+T"), ("ave", "no fusion, both prompts"), ("ave", "AV-
 FEW_SHOT = ["DG-SCT (NeurIPS 2023), figures 4 and 7"]
 
 
-@pytest.mark.parametrize(("name", "tables"), [
-    ("dgsct_modules", [paper(5)]), ("dgsct_directions", [paper(8), paper(9)]), ("fewshot_ave", FEW_SHOT),
-    ("fewshot_ave_class", FEW_SHOT), ("fewshot_llp_class", FEW_SHOT),
-    ("avstfp_prompts", ["AV-STFP poster (BMVC 2025), ablation of prompts"]),
-    ("avstfp_branches", ["AV-STFP poster (BMVC 2025), ablation of branches"]),
-    ("dgsct_hyperparameters", ["DG-SCT (NeurIPS 2023), appendix D, text on figure 8"])])
+@pytest.mark.parametrize(
+    ("name", "tables"),
+    [
+        ("dgsct_modules", [paper(5)]),
+        ("dgsct_directions", [paper(8), paper(9)]),
+        ("fewshot_ave", FEW_SHOT),
+        ("fewshot_ave_class", FEW_SHOT),
+        ("fewshot_llp_class", FEW_SHOT),
+        ("avstfp_prompts", ["AV-STFP poster (BMVC 2025), ablation of prompts"]),
+        ("avstfp_branches", ["AV-STFP poster (BMVC 2025), ablation of branches"]),
+        ("dgsct_hyperparameters", ["DG-SCT (NeurIPS 2023), appendix D, text on figure 8"]),
+    ],
+)
 def test_sweeps_have_the_published_rows(name: str, tables: list[str], tmp_path: Path) -> None:
     """Each row of a published ablation is made by exactly one variant of its sweep, for every task of the table."""
     path = ROOT / "experiments" / "sweeps" / f"{name}.yaml"
@@ -143,14 +173,17 @@ def test_sweeps_have_the_published_rows(name: str, tables: list[str], tmp_path: 
         for quickstart in (False, True):
             runs, _ = read_sweep(path, [0], tmp_path, task, quickstart)
             configs = {(run.variant, run.axis): config_of(run) for run in runs}
-            rows = {(figure.method, figure.row): figure for figure in FIGURES
-                    if figure.task == task and figure.settings and figure.source in tables}
+            rows = {
+                (figure.method, figure.row): figure
+                for figure in FIGURES
+                if figure.task == task and figure.settings and figure.source in tables
+            }
             assert rows
             for (method, row), figure in rows.items():
                 made = [run for run, config in configs.items() if figure.describes(config)]
                 assert len(made) == 1 or (task, row) in OTHERWISE, (task, row, made)
                 if tables == FEW_SHOT:
-                    (label, (_, shots)), = made
+                    ((label, (_, shots)),) = made
                     assert (label, f"{shots} shot{'s' * (shots > 1)}") == (method, row)
 
 
@@ -167,8 +200,11 @@ def merge(old: dict[str, Any], new: dict[str, Any]) -> None:
         before = old.get(key)
         if isinstance(value, str) and isinstance(before, dict):
             value = {"class_path": value}
-        if isinstance(value, dict) and isinstance(before, dict) and value.get(
-                "class_path") in (None, before.get("class_path")):
+        if (
+            isinstance(value, dict)
+            and isinstance(before, dict)
+            and value.get("class_path") in (None, before.get("class_path"))
+        ):
             merge(before, value)
         else:
             old[key] = copy.deepcopy(value)
@@ -180,10 +216,13 @@ def with_defaults(node: Any) -> Any:
     if not str(node.get("class_path")).startswith("avprompt."):
         return {key: with_defaults(value) for key, value in node.items()}
     module, _, name = node["class_path"].rpartition(".")
-    defaults = {parameter.name: parameter.default for kind in reversed(inspect.getmro(getattr(
-        importlib.import_module(module), name))) if "__init__" in vars(kind)
+    defaults = {
+        parameter.name: parameter.default
+        for kind in reversed(inspect.getmro(getattr(importlib.import_module(module), name)))
+        if "__init__" in vars(kind)
         for parameter in inspect.signature(kind.__init__).parameters.values()
-        if parameter.default is not parameter.empty}
+        if parameter.default is not parameter.empty
+    }
     given = {key: with_defaults(value) for key, value in (node.get("init_args") or {}).items()}
     return {**node, "init_args": {**defaults, **given}}
 
@@ -191,8 +230,11 @@ def with_defaults(node: Any) -> Any:
 def test_classics_have_the_published_rows(tmp_path: Path) -> None:
     """Each row of a head is made by exactly one variant of its sweep, on both sources of features."""
     path = ROOT / "experiments" / "sweeps" / "late_fusion_ave.yaml"
-    rows = {figure.settings: figure.method for figure in FIGURES if "head=" in figure.settings
-            and "supervision=full" in figure.settings}
+    rows = {
+        figure.settings: figure.method
+        for figure in FIGURES
+        if "head=" in figure.settings and "supervision=full" in figure.settings
+    }
     assert len(rows) == 10
     for task in read_yaml(path)["tasks"]:
         runs, _ = read_sweep(path, [0], tmp_path, task)

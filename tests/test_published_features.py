@@ -45,8 +45,10 @@ def test_a_row_of_the_annotations_is_a_row_of_the_files(small: Path) -> None:
     data = module(small)
     for stage in ("fit", "test"):
         data.setup(stage)
-    with h5py.File(small / "features" / "visual_feature.h5") as visual, h5py.File(
-            small / "features" / "audio_feature.h5") as audio:
+    with (
+        h5py.File(small / "features" / "visual_feature.h5") as visual,
+        h5py.File(small / "features" / "audio_feature.h5") as audio,
+    ):
         for split, row in (("val", 2), ("test", 3)):
             sample = data.datasets[split][0]
             assert sample["visual_features"].shape == (10, 49, 512) and sample["audio_features"].dtype == torch.float32
@@ -57,8 +59,10 @@ def test_a_row_of_the_annotations_is_a_row_of_the_files(small: Path) -> None:
     assert batch["category"].sort().values.tolist() == [1, 2] and "frames" not in batch and batch["valid"].all()
     features = PublishedFeatures()(batch)
     assert features.visual_tokens.shape == (2, 10, 49, 512) and features.visual.shape == (2, 10, 512)
-    kinds = [{key: (value.shape, value.dtype) for key, value in found.items() if torch.is_tensor(value)}
-             for found in (data.example_batch(2), batch)]
+    kinds = [
+        {key: (value.shape, value.dtype) for key, value in found.items() if torch.is_tensor(value)}
+        for found in (data.example_batch(2), batch)
+    ]
     assert kinds[0] == kinds[1]
     assert data.plot(data.datasets["test"][0]) is not None  # without media, and without an error
     again = pickle.loads(pickle.dumps(data.datasets["test"].features))  # as a spawned worker gets it
@@ -83,14 +87,21 @@ def test_files_are_converted_once(small: Path, tmp_path: Path) -> None:
     assert not list(folder.glob(".*"))
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    ("absent", "audio.h5: got no such file"), ("text", "audio.h5: got .*expected HDF5"),
-    ("key", r"audio.h5: got the keys \['features'\]; expected avadataset"), ("link", "audio.h5: got the keys"),
-    ("count", "audio.h5: got 3 rows; expected 4, one for each row of the annotations"),
-    ("shape", r"avadataset: float64 \(4, 10, 64\); expected avadataset \(4, 10, 128\)"),
-    ("kind", "avadataset: int64"), ("nan", "NaN, infinity or too large a number in row 2"),
-    ("range", "too large a number in row 1; expected finite numbers that float16 can hold"),
-    ("map", r"audio.float16.npy: got float16 \(2, 10, 128\)")])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("absent", "audio.h5: got no such file"),
+        ("text", "audio.h5: got .*expected HDF5"),
+        ("key", r"audio.h5: got the keys \['features'\]; expected avadataset"),
+        ("link", "audio.h5: got the keys"),
+        ("count", "audio.h5: got 3 rows; expected 4, one for each row of the annotations"),
+        ("shape", r"avadataset: float64 \(4, 10, 64\); expected avadataset \(4, 10, 128\)"),
+        ("kind", "avadataset: int64"),
+        ("nan", "NaN, infinity or too large a number in row 2"),
+        ("range", "too large a number in row 1; expected finite numbers that float16 can hold"),
+        ("map", r"audio.float16.npy: got float16 \(2, 10, 128\)"),
+    ],
+)
 def test_each_fault_of_a_file_is_named(damage: str, message: str, tmp_path: Path) -> None:
     path, shape = tmp_path / "audio.h5", (4, 10, {"shape": 64}.get(damage, 128))
     values = np.ones(({"count": 3}.get(damage, 4), *shape[1:]))
@@ -140,14 +151,20 @@ def test_folders_of_video_parsing(llp_root: Path, tmp_path: Path) -> None:
     data.setup("test")
     sample = data.datasets["test"][0]
     assert {name: tuple(sample[f"{name}_features"].shape) for name in ("visual", "audio", "video")} == {
-        "visual": (10, 2048), "audio": (10, 128), "video": (10, 512)}
+        "visual": (10, 2048),
+        "audio": (10, 128),
+        "video": (10, 512),
+    }
     frames = np.load(folder / "res152" / f"{sample['id']}.npy")
     assert np.allclose(sample["visual_features"][3], frames[24:32].mean(0), rtol=1e-5)  # the seconds' eight frames
     assert data.video_dim == 512
     wrong = folder / "vggish" / f"{sample['id']}.npy"
-    for values, message in ((np.zeros((9, 128), np.float32), r"float32 \(9, 128\); expected finite.*\(10, 128\)"),
-                            (np.full((10, 128), np.nan, np.float32), "NaN or infinity"),
-                            (np.zeros((10, 128), int), "int64"), (np.array([{}] * 3), "Python objects")):
+    for values, message in (
+        (np.zeros((9, 128), np.float32), r"float32 \(9, 128\); expected finite.*\(10, 128\)"),
+        (np.full((10, 128), np.nan, np.float32), "NaN or infinity"),
+        (np.zeros((10, 128), int), "int64"),
+        (np.array([{}] * 3), "Python objects"),
+    ):
         np.save(wrong, values, allow_pickle=True)
         with pytest.raises(ClipDecodeError, match=f"{wrong.name}: got .*{message}"):
             data.datasets["test"][0]
@@ -174,8 +191,13 @@ def test_folders_of_question_answering(avqa_root: Path, tmp_path: Path) -> None:
     grids = {clip: np.load(folder / "res18_14x14" / f"{clip}.npy") for clip in ids}
     chosen = grids[sample["id"]][::6].reshape(10, 512, 196).transpose(0, 2, 1)
     assert np.array_equal(sample["visual_features"], chosen) and sample["audio_features"].shape == (10, 128)
-    others = torch.cat([torch.from_numpy(grids[clip][::6].reshape(10, 512, 196).transpose(0, 2, 1).copy())
-                        for clip in ids if clip != sample["id"]])
+    others = torch.cat(
+        [
+            torch.from_numpy(grids[clip][::6].reshape(10, 512, 196).transpose(0, 2, 1).copy())
+            for clip in ids
+            if clip != sample["id"]
+        ]
+    )
     for frame in sample["negative_features"]:
         assert (others == frame).all(2).all(1).any()  # one of another video's ten
     assert len({float(frame.max()) for frame in sample["negative_features"]}) > 1
@@ -186,15 +208,21 @@ def test_what_does_not_fit_is_refused(small: Path) -> None:
         module(small, segments=5)
     with pytest.raises(DatasetError, match="published_features: got .*expected a folder"):
         AVEDataModule(small, published_features=small / "nowhere").setup("test")
-    for more in ({"augment": "randaugment"}, {"mix_audio": 0.5}, {"predict_root": small}, {"feature_cache": small},
-                 {"corrupt": "substitute"}):
+    for more in (
+        {"augment": "randaugment"},
+        {"mix_audio": 0.5},
+        {"predict_root": small},
+        {"feature_cache": small},
+        {"corrupt": "substitute"},
+    ):
         with pytest.raises(ArgumentError, match="feature"):
             module(small, **more)
     with pytest.raises(ArgumentError, match="published_features: .*none"):
         AVSBenchDataModule(small, "s4", published_features=small)
     check_run(AVELinear(PublishedFeatures(), 3), module(small))
     for backbone, data, message in (
-            (PublishedFeatures(), AVEDataModule(small), "--data.published_features: got nothing"),
-            (PublishedFeatures("ResNet-152"), module(small), "--model.backbone: .*VGG-19.*ResNet-152")):
+        (PublishedFeatures(), AVEDataModule(small), "--data.published_features: got nothing"),
+        (PublishedFeatures("ResNet-152"), module(small), "--model.backbone: .*VGG-19.*ResNet-152"),
+    ):
         with pytest.raises(ConfigError, match=message):
             check_run(AVELinear(backbone, 3), data)

@@ -24,8 +24,11 @@ from avprompt.tasks import AVPromptTask
 
 PACKAGES = ("tasks", "data_modules", "methods", "encoders", "heads", "callbacks")
 #: commands whose arguments are a function's
-COMMANDS = [prepare, *SYNTHETIC_DATASETS.values(),
-            *(getattr(importlib.import_module(module), name) for name, module in FUNCTIONS.items())]
+COMMANDS = [
+    prepare,
+    *SYNTHETIC_DATASETS.values(),
+    *(getattr(importlib.import_module(module), name) for name, module in FUNCTIONS.items()),
+]
 
 
 def types(hint: Any) -> Iterator[Any]:
@@ -48,12 +51,21 @@ def everything() -> list[type]:
     todo: list[Any] = [AVPromptTask, AVDataModule, Callback]
     while todo:
         kind = todo.pop()
-        todo += kind.__subclasses__() if kind.__module__.startswith(("avprompt.", "torch.optim")) or kind is Callback else []
+        todo += (
+            kind.__subclasses__()
+            if kind.__module__.startswith(("avprompt.", "torch.optim")) or kind is Callback
+            else []
+        )
         if kind in found or not kind.__module__.startswith("avprompt."):
             continue
         found.add(kind)
-        todo += [part for hint in hints(kind).values() if takes_a_class(hint) for part in types(hint)
-                 if inspect.isclass(part)]
+        todo += [
+            part
+            for hint in hints(kind).values()
+            if takes_a_class(hint)
+            for part in types(hint)
+            if inspect.isclass(part)
+        ]
     return sorted(found, key=lambda kind: kind.__qualname__)
 
 
@@ -91,8 +103,11 @@ def shape(hint: Any) -> type | None:
     parts = (hint, *typing.get_args(hint))
     if any(typing.get_origin(part) is Annotated for part in parts):
         return None
-    return next(dict if typing.get_origin(part) is dict else list for part in parts
-                if typing.get_origin(part) in (list, tuple, dict))
+    return next(
+        dict if typing.get_origin(part) is dict else list
+        for part in parts
+        if typing.get_origin(part) in (list, tuple, dict)
+    )
 
 
 @pytest.mark.parametrize("package", FOREIGN)
@@ -101,51 +116,74 @@ def test_ranges_of_foreign_classes_name_arguments_that_exist(package: str) -> No
     import torch
     from lightning import Trainer
 
-    kinds = [Trainer] if package == "lightning" else [
-        kind for module in (torch.optim, torch.optim.lr_scheduler) for kind in vars(module).values()
-        if inspect.isclass(kind)]
+    kinds = (
+        [Trainer]
+        if package == "lightning"
+        else [
+            kind
+            for module in (torch.optim, torch.optim.lr_scheduler)
+            for kind in vars(module).values()
+            if inspect.isclass(kind)
+        ]
+    )
     known = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters} | {"warmup"}
     assert FOREIGN[package].keys() <= known
 
 
-@pytest.mark.parametrize(("flag", "message"), [
-    ("--model.prompt_lr=-0.1", "--model.prompt_lr: got -0.1; expected above 0"),
-    ("--model.optimizer.lr=0", r"--model.optimizer.lr: got 0.0; expected above 0"),
-    ("--trainer.max_epochs=-2", "--trainer.max_epochs: got -2; expected at least -1"),
-    ("--data.shots=0", "--data.shots: got 0; expected at least 1"),
-    ("--model.method_losses={balance: .nan}", "--model.method_losses: got nan; expected a finite number"),
-    ("--model.backbone.prompts.num_tokens=0", "--model.backbone.prompts.num_tokens: got 0; expected at least 1")])
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--model.prompt_lr=-0.1", "--model.prompt_lr: got -0.1; expected above 0"),
+        ("--model.optimizer.lr=0", r"--model.optimizer.lr: got 0.0; expected above 0"),
+        ("--trainer.max_epochs=-2", "--trainer.max_epochs: got -2; expected at least -1"),
+        ("--data.shots=0", "--data.shots: got 0; expected at least 1"),
+        ("--model.method_losses={balance: .nan}", "--model.method_losses: got nan; expected a finite number"),
+        ("--model.backbone.prompts.num_tokens=0", "--model.backbone.prompts.num_tokens: got 0; expected at least 1"),
+    ],
+)
 def test_a_flag_out_of_range_is_named(flag: str, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         run(["fit", "--config", "quickstart", "--data.root", "/tmp", flag])
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["sweep", "quickstart_ablation", "--workers", "0"], "--workers: got 0; expected at least 1"),
-    (["quickstart", "--videos", "-3"], "--videos: got -3; expected at least 1"),
-    (["data", "prepare", "--videos", "/tmp", "--out", "/tmp/x", "--size", "-1"], "--size: got -1; expected at least 1"),
-    (["data", "synth", "ave", "--root", "/tmp/x", "--noise", "-1"], "--noise: got -1.0; expected at least 0")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep", "quickstart_ablation", "--workers", "0"], "--workers: got 0; expected at least 1"),
+        (["quickstart", "--videos", "-3"], "--videos: got -3; expected at least 1"),
+        (
+            ["data", "prepare", "--videos", "/tmp", "--out", "/tmp/x", "--size", "-1"],
+            "--size: got -1; expected at least 1",
+        ),
+        (["data", "synth", "ave", "--root", "/tmp/x", "--noise", "-1"], "--noise: got -1.0; expected at least 0"),
+    ],
+)
 def test_a_command_out_of_range_is_named(words: list[str], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         run(words)
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    ("fit --trainer.max_epoch=1", "--trainer.max_epoch: got no such argument.*Did you mean max_epochs"),
-    ("fit --data.batchsize=2", "--data.batchsize: got no such argument.*AVEDataModule. Did you mean batch_size"),
-    ("fit --model.backbone.prompts.alfa=1", "--model.backbone.prompts.alfa: .*of DGSCT. Did you mean alpha"),
-    ("fit --model.optimizer.lrr=1", "--model.optimizer.lrr: .*of Adam. Did you mean lr"),
-    ("fit --data.batch_size two", "--data.batch_size: got 'two'; expected int. "),
-    ("fit --trainer.max_epochs x", "--trainer.max_epochs: got 'x'; expected int or null. "),
-    ("fit --model.prompt_lr x", "--model.prompt_lr: got 'x'; expected float or null. "),
-    ("fit --data.layout tape", "--data.layout: got 'tape'; expected one of 'store', 'folders'. "),
-    ("fit --model.backbone.prompts DGSTC", "prompts: got DGSTC; .*Did you mean DGSCT"),
-    ("fit --model.backbone.prompts avprompt.methods.DGSTC", "DGSTC; .*Did you mean DGSCT"),
-    ("fit fast", "fast: got a word that belongs to no flag"),
-    ("sweep x --wrokers=1", "--wrokers: got no such flag.*Did you mean --workers.*`avprompt sweep --help`"),
-    ("quickstart --task avx", "--task: got 'avx'; expected one of 'ave', "),
-    ("data prepar", "got prepar; .*Did you mean prepare"), ("convert", "source, target.*: got nothing"),
-    ("experiments --sho", "--sho: got no such flag.*Did you mean --show")])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("fit --trainer.max_epoch=1", "--trainer.max_epoch: got no such argument.*Did you mean max_epochs"),
+        ("fit --data.batchsize=2", "--data.batchsize: got no such argument.*AVEDataModule. Did you mean batch_size"),
+        ("fit --model.backbone.prompts.alfa=1", "--model.backbone.prompts.alfa: .*of DGSCT. Did you mean alpha"),
+        ("fit --model.optimizer.lrr=1", "--model.optimizer.lrr: .*of Adam. Did you mean lr"),
+        ("fit --data.batch_size two", "--data.batch_size: got 'two'; expected int. "),
+        ("fit --trainer.max_epochs x", "--trainer.max_epochs: got 'x'; expected int or null. "),
+        ("fit --model.prompt_lr x", "--model.prompt_lr: got 'x'; expected float or null. "),
+        ("fit --data.layout tape", "--data.layout: got 'tape'; expected one of 'store', 'folders'. "),
+        ("fit --model.backbone.prompts DGSTC", "prompts: got DGSTC; .*Did you mean DGSCT"),
+        ("fit --model.backbone.prompts avprompt.methods.DGSTC", "DGSTC; .*Did you mean DGSCT"),
+        ("fit fast", "fast: got a word that belongs to no flag"),
+        ("sweep x --wrokers=1", "--wrokers: got no such flag.*Did you mean --workers.*`avprompt sweep --help`"),
+        ("quickstart --task avx", "--task: got 'avx'; expected one of 'ave', "),
+        ("data prepar", "got prepar; .*Did you mean prepare"),
+        ("convert", "source, target.*: got nothing"),
+        ("experiments --sho", "--sho: got no such flag.*Did you mean --show"),
+    ],
+)
 def test_a_wrong_flag_gives_one_line(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     command, *rest = words.split()
     more = ["--config", "quickstart", "--data.root", "/tmp"] if command == "fit" else []

@@ -92,17 +92,27 @@ def shown(path: Path, matrix: tuple[float, ...]) -> np.ndarray:
     content = bytearray(write_video(path, seconds=1, corner=True).read_bytes())
     place = content.find(b"tkhd") + 44
     a, b, c, d = (round(value * (1 << 16)) for value in matrix)
-    content[place:place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return decode_frames(path, np.array([0.0]))[0][0]
 
 
-@pytest.mark.parametrize(("matrix", "expected"), [
-    ((1, 0, 0, 1), "1000"), ((-1, 0, 0, 1), "0100"), ((1, 0, 0, -1), "0010"), ((-1, 0, 0, -1), "0001"),
-    ((0, 1, -1, 0), "0100"), ((0, -1, 1, 0), "0010"), ((0, 1, 1, 0), "1000"), ((0, -1, -1, 0), "0001"),
-])
-def test_pictures_are_turned_and_mirrored_as_the_file_says(tmp_path: Path, matrix: tuple[int, ...],
-                                                           expected: str) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), "1000"),
+        ((-1, 0, 0, 1), "0100"),
+        ((1, 0, 0, -1), "0010"),
+        ((-1, 0, 0, -1), "0001"),
+        ((0, 1, -1, 0), "0100"),
+        ((0, -1, 1, 0), "0010"),
+        ((0, 1, 1, 0), "1000"),
+        ((0, -1, -1, 0), "0001"),
+    ],
+)
+def test_pictures_are_turned_and_mirrored_as_the_file_says(
+    tmp_path: Path, matrix: tuple[int, ...], expected: str
+) -> None:
     picture = shown(tmp_path / "a.mp4", matrix)
     assert picture.shape == ((WIDTH, HEIGHT, 3) if matrix[0] == 0 else (HEIGHT, WIDTH, 3))
     assert "".join("01"[int(picture[y, x].mean() > 125)] for y in (4, -4) for x in (4, -4)) == expected
@@ -124,7 +134,7 @@ def test_a_file_that_claims_days_is_asked_for_its_last_second(tmp_path: Path) ->
     path = write_video(tmp_path / "a.mkv", seconds=12)
     content = bytearray(path.read_bytes())
     place = content.find(b"\x44\x89\x88") + 3  # the header's duration in milliseconds
-    content[place:place + 8] = struct.pack(">d", 2e9)
+    content[place : place + 8] = struct.pack(">d", 2e9)
     path.write_bytes(content)
     with av.open(str(path)) as container:
         assert container.duration / av.time_base > 10**6
@@ -151,8 +161,16 @@ def test_shrinking_channel_by_channel_changes_nothing() -> None:
 
     picture = np.random.default_rng(0).integers(0, 256, (57, 83, 3), np.uint8)
     for antialias in (False, True):
-        whole = F.interpolate(torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (20, 20), mode="bicubic",
-                              antialias=antialias)[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        whole = (
+            F.interpolate(
+                torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (20, 20), mode="bicubic", antialias=antialias
+            )[0]
+            .round()
+            .clamp(0, 255)
+            .byte()
+            .permute(1, 2, 0)
+            .numpy()
+        )
         assert np.array_equal(resize(picture, 20, antialias), whole)
 
 
@@ -162,8 +180,13 @@ def test_shrinking_channel_by_channel_changes_nothing() -> None:
 def test_numbers_count_as_numbers(tmp_path: Path) -> None:
     for name in ("10.jpg", "9.jpg", "1.JPG", "frame_2.jpg", "frame_10.jpg", "._1.jpg", "2.png"):
         (tmp_path / name).touch()
-    assert [path.name for path in listed(tmp_path, ".jpg")] == ["1.JPG", "9.jpg", "10.jpg", "frame_2.jpg",
-                                                                "frame_10.jpg"]
+    assert [path.name for path in listed(tmp_path, ".jpg")] == [
+        "1.JPG",
+        "9.jpg",
+        "10.jpg",
+        "frame_2.jpg",
+        "frame_10.jpg",
+    ]
     assert natural(Path("a" + "9" * 5000)) > natural(Path("a1"))
 
 
@@ -194,14 +217,18 @@ def test_same_names_are_counted_and_listed_at_once(tmp_path: Path) -> None:
     folders = [tmp_path / "train", tmp_path / "replacement"]
     with pytest.raises(DatasetError) as error:
         find_media(folders)
-    assert all(str(tmp_path / folder / f"{name}.mp4") in str(error.value) for folder in ("train", "replacement")
-               for name in "abc")
+    assert all(
+        str(tmp_path / folder / f"{name}.mp4") in str(error.value)
+        for folder in ("train", "replacement")
+        for name in "abc"
+    )
     assert "3 ids of several files each" in str(error.value) and "--prefer later" in str(error.value)
     for prefer, folder in (("later", "replacement"), ("earlier", "train")):
         media = find_media(folders, prefer)
         assert [media.clips[name][0].parent.name for name in "abcd"] == [folder] * 3 + ["train"]
         assert set(media.passed_over) == set("abc") and all(
-            path.parent.name != folder for paths in media.passed_over.values() for path in paths)
+            path.parent.name != folder for paths in media.passed_over.values() for path in paths
+        )
 
 
 def test_one_bad_name_costs_nobody_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,19 +272,30 @@ def test_reasons_say_which_seconds_are_valid(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v" / "a.mp4", seconds=6, delay=2)
     prepare(tmp_path / "v", tmp_path / "s", size=16, sample_rate=RATE)
-    assert "2-5 valid of 10 segments: picture in 0-5, sound in 2-7" in read_manifest(tmp_path / "s/manifest.csv")["a"].reason
+    assert (
+        "2-5 valid of 10 segments: picture in 0-5, sound in 2-7"
+        in read_manifest(tmp_path / "s/manifest.csv")["a"].reason
+    )
 
 
-@pytest.mark.parametrize(("pattern", "rule"), [
-    ("{id}", "lack the times"), ("trim_{id}_{start:06d}_{end:06d}", "'trim_' before"),
-    ("{id}_{start}_{end}", "written in another way"), ("{id}_{start}000_{end}000", "written in another way"),
-    ("Some title [{id}]", "other text around"), ("{id}-{start}.0-{end}.0", "written in another way"),
-    ("{id}_{start:06d}_{end:06d}.f137", "'.f137' after"),
-])
+@pytest.mark.parametrize(
+    ("pattern", "rule"),
+    [
+        ("{id}", "lack the times"),
+        ("trim_{id}_{start:06d}_{end:06d}", "'trim_' before"),
+        ("{id}_{start}_{end}", "written in another way"),
+        ("{id}_{start}000_{end}000", "written in another way"),
+        ("Some title [{id}]", "other text around"),
+        ("{id}-{start}.0-{end}.0", "written in another way"),
+        ("{id}_{start:06d}_{end:06d}.f137", "'.f137' after"),
+    ],
+)
 def test_names_of_other_downloaders(pattern: str, rule: str) -> None:
     videos = {f"{place:05d}-a_Bcd": (place % 7, place % 7 + 10) for place in range(20)}
-    meant = {pattern.format(id=video, start=start, end=end): f"{video}_{start:06d}_{end:06d}"
-             for video, (start, end) in videos.items()}
+    meant = {
+        pattern.format(id=video, start=start, end=end): f"{video}_{start:06d}_{end:06d}"
+        for video, (start, end) in videos.items()
+    }
     found = naming.likely(meant, set(meant.values()) | {"of_another_video_000001_000011"})
     assert found.names == meant and rule in found.rule
 
@@ -265,7 +303,8 @@ def test_names_of_other_downloaders(pattern: str, rule: str) -> None:
 def test_names_that_fit_several_ids_are_left_alone() -> None:
     assert naming.likely(["abcdefghijk"], ["abcdefghijk_000001_000011", "abcdefghijk_000020_000030"]) is None
     assert naming.likely(["abcdefghijk_3_13"], ["abcdefghijk_000001_000011", "abcdefghijk_000003_000013"]).names == {
-        "abcdefghijk_3_13": "abcdefghijk_000003_000013"}
+        "abcdefghijk_3_13": "abcdefghijk_000003_000013"
+    }
     assert naming.likely(["x", "y"], ["a", "b"]) is None
 
 
@@ -320,7 +359,9 @@ def test_damaged_clips_are_made_anew(small: tuple[Path, Path]) -> None:
     assert ClipStore(store).digest("b") != before["b"]
     prepare(folder, store, size=16, sample_rate=RATE, deep=True)
     assert {name: ClipStore(store).digest(name) for name in "abc"} == before
-    assert [name for name in "abc" if (store / "clips" / name / "frames.npy").stat().st_mtime_ns != stamps[name]] == ["b"]
+    assert [name for name in "abc" if (store / "clips" / name / "frames.npy").stat().st_mtime_ns != stamps[name]] == [
+        "b"
+    ]
 
 
 def test_a_full_disk_keeps_what_was_there(small: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,8 +381,9 @@ def test_a_full_disk_keeps_what_was_there(small: tuple[Path, Path], monkeypatch:
     assert sorted(os.listdir(store / "clips")) == ["a", "b", "c"] and not list(store.glob(".*partial"))
 
 
-def test_read_only_roots(small: tuple[Path, Path], ave_root: Path, monkeypatch: pytest.MonkeyPatch,
-                         capsys: pytest.CaptureFixture[str]) -> None:
+def test_read_only_roots(
+    small: tuple[Path, Path], ave_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What needs to be written is printed instead; what needs not is left."""
     folder, store = small
 
@@ -365,13 +407,18 @@ def test_home_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     write_video(home / "videos" / "a.mp4", seconds=1)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
-    for flags in (["--videos", "~/videos", "--out", "~/store"], ["--videos=~/videos", "--out=~/store2"],
-                  ["--videos", "[~/videos]", "--out", "~/store3"]):
+    for flags in (
+        ["--videos", "~/videos", "--out", "~/store"],
+        ["--videos=~/videos", "--out=~/store2"],
+        ["--videos", "[~/videos]", "--out", "~/store3"],
+    ):
         run(["data", "prepare", *flags, "--size", "16"])
     assert sorted(os.listdir(home)) == ["store", "store2", "store3", "videos"] and os.listdir(tmp_path) == ["home"]
     (tmp_path / "a.yaml").write_text("data: {init_args: {root: ~/AVE, other: ~, text: 'a ~/b'}}\nlist: [~/x]\n")
     assert configs.read_yaml(tmp_path / "a.yaml") == {
-        "data": {"init_args": {"root": str(home / "AVE"), "other": None, "text": "a ~/b"}}, "list": [str(home / "x")]}
+        "data": {"init_args": {"root": str(home / "AVE"), "other": None, "text": "a ~/b"}},
+        "list": [str(home / "x")],
+    }
 
 
 def test_workers_end_with_their_parent(tmp_path: Path) -> None:

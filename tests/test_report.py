@@ -26,12 +26,28 @@ FOUND = ["disc", "ring <&>", "background", "ring <&>"]
 def finished(folder: Path, metrics: dict[str, float], ckpt_path: Path | None = None, **changes: Any) -> Path:
     """A run's folder as `fit` or `test` leaves it."""
     folder.mkdir(parents=True)
-    config = {"seed_everything": 3, "ckpt_path": None if ckpt_path is None else str(ckpt_path),
-              **read_yaml("quickstart"), **changes}
-    result = {"experiment": "quickstart", "task": "AVE", "metrics": metrics, "monitor": "val_accuracy", "seed": 3,
-              "parameters": {"trainable": 7, "frozen": 3, "total": 10, "checkpoint": 7}, "config": config, "git": "abc",
-              "versions": {"torch": "2"}, "device": "toaster", "wall_s": 12.3, "peak_memory_bytes": 10**9, "epochs": 2,
-              "clips": {"test": {"used": 2, "missing": 1, "corrupt": 0}}}
+    config = {
+        "seed_everything": 3,
+        "ckpt_path": None if ckpt_path is None else str(ckpt_path),
+        **read_yaml("quickstart"),
+        **changes,
+    }
+    result = {
+        "experiment": "quickstart",
+        "task": "AVE",
+        "metrics": metrics,
+        "monitor": "val_accuracy",
+        "seed": 3,
+        "parameters": {"trainable": 7, "frozen": 3, "total": 10, "checkpoint": 7},
+        "config": config,
+        "git": "abc",
+        "versions": {"torch": "2"},
+        "device": "toaster",
+        "wall_s": 12.3,
+        "peak_memory_bytes": 10**9,
+        "epochs": 2,
+        "clips": {"test": {"used": 2, "missing": 1, "corrupt": 0}},
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
@@ -48,13 +64,26 @@ def with_outcomes(folder: Path) -> Path:
 
 
 def test_page_of_a_test(tmp_path: Path) -> None:
-    fit = finished(tmp_path / "runs" / "fit", {"train_loss_epoch": 1.0, "best_val_accuracy": 0.5},
-                   trainer={"max_epochs": 2})
+    fit = finished(
+        tmp_path / "runs" / "fit", {"train_loss_epoch": 1.0, "best_val_accuracy": 0.5}, trainer={"max_epochs": 2}
+    )
     with (fit / "metrics.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["epoch", "step", "train_loss_epoch", "val_loss", "val_accuracy"], [0, 5, 2.0, "", ""],
-                                    [0, 5, "", 2.5, 0.25], [1, 11, 1.0, 2.1, 0.5]])
-    test = with_outcomes(finished(tmp_path / "runs" / "test", {"test_accuracy": 0.6875, "test_loss": 1.0},
-                                  fit / "checkpoints" / "best.ckpt", trainer={"max_epochs": 2}))
+        csv.writer(file).writerows(
+            [
+                ["epoch", "step", "train_loss_epoch", "val_loss", "val_accuracy"],
+                [0, 5, 2.0, "", ""],
+                [0, 5, "", 2.5, 0.25],
+                [1, 11, 1.0, 2.1, 0.5],
+            ]
+        )
+    test = with_outcomes(
+        finished(
+            tmp_path / "runs" / "test",
+            {"test_accuracy": 0.6875, "test_loss": 1.0},
+            fit / "checkpoints" / "best.ckpt",
+            trainer={"max_epochs": 2},
+        )
+    )
     (test / "pictures").mkdir()
     Image.new("RGB", (40, 20)).save(test / "pictures" / "clip0.png")
     run(["report", str(test)])
@@ -65,7 +94,10 @@ def test_page_of_a_test(tmp_path: Path) -> None:
     with opened(test / "report.html") as page:
         assert page.locator("svg").count() == 2 and page.locator("#metrics td").nth(2).inner_text() != ""
         rows = page.locator("#clips table").first.locator("tbody tr")
-        assert rows.first.locator("td").first.inner_text() == "clip2" and rows.first.locator("td").nth(1).inner_text() == "25.0"
+        assert (
+            rows.first.locator("td").first.inner_text() == "clip2"
+            and rows.first.locator("td").nth(1).inner_text() == "25.0"
+        )
         assert page.locator("#clips a").first.get_attribute("href") == "pictures/clip0.png"
         assert page.locator("#pictures img").first.evaluate("image => image.naturalWidth") == 40
         cells = page.locator("#classes tbody tr").nth(1).locator("td").all_inner_texts()
@@ -95,8 +127,14 @@ def test_interval_resamples_clips() -> None:
 def test_categories_of_tasks_with_several_at_once() -> None:
     import pandas as pd
 
-    table = pd.DataFrame({"predicted_audio": ["dog;cat", ""], "annotated_audio": ["dog", "cat"],
-                          "predicted_visual": ["", "cat"], "annotated_visual": ["", "cat"]})
+    table = pd.DataFrame(
+        {
+            "predicted_audio": ["dog;cat", ""],
+            "annotated_audio": ["dog", "cat"],
+            "predicted_visual": ["", "cat"],
+            "annotated_visual": ["", "cat"],
+        }
+    )
     rows, matrix = class_rows(table)
     assert matrix is None and [row["category"] for row in rows] == ["cat, heard", "dog, heard", "cat, seen"]
     assert rows[1]["F1, %"] == "100.0" and rows[0]["recall, %"] == "0.0"

@@ -40,19 +40,33 @@ class Watch(Callback):
 def make(ave_root: Path, workers: int = 0, seed: int = 0) -> tuple[AVE, AVEDataModule]:
     seed_everything(seed, verbose=False)
     backbone = AVPromptBackbone(TinySwinV2(), TinyHTSAT(), DGSCT(num_tokens=2, reduction=4))
-    task = AVE(backbone, 8, optimizer=lambda p: torch.optim.Adam(p, 1e-3),
-               lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5))
-    data = AVEDataModule(ave_root, categories=list(CATEGORIES), batch_size=5, image_size=64,
-                         sample_rate=16000, num_workers=workers)
+    task = AVE(
+        backbone,
+        8,
+        optimizer=lambda p: torch.optim.Adam(p, 1e-3),
+        lr_scheduler=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
+    )
+    data = AVEDataModule(
+        ave_root, categories=list(CATEGORIES), batch_size=5, image_size=64, sample_rate=16000, num_workers=workers
+    )
     return task, data
 
 
-def train(task: AVE, data: AVEDataModule, folder: Path, watch: Watch, epochs: int = EPOCHS,
-          ckpt_path: Path | None = None) -> Trainer:
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=TensorBoardLogger(folder, name=None, version=""),
-                      callbacks=[ExactResume(), TaskCheckpoint(), LastCheckpoint(), InterruptCheckpoint(), watch],
-                      enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-                      limit_val_batches=1, num_sanity_val_steps=1, log_every_n_steps=1)
+def train(
+    task: AVE, data: AVEDataModule, folder: Path, watch: Watch, epochs: int = EPOCHS, ckpt_path: Path | None = None
+) -> Trainer:
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder, name=None, version=""),
+        callbacks=[ExactResume(), TaskCheckpoint(), LastCheckpoint(), InterruptCheckpoint(), watch],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_val_batches=1,
+        num_sanity_val_steps=1,
+        log_every_n_steps=1,
+    )
     trainer.fit(task, data, ckpt_path=ckpt_path)
     return trainer
 
@@ -78,7 +92,7 @@ def assert_same(task: AVE, optimizer: torch.optim.Optimizer, whole: tuple) -> No
 
 def test_the_run_under_test_is_not_trivial(whole: tuple) -> None:
     _, ids, _ = whole
-    epochs = [ids[i:i + 5] for i in (0, 5, 10)]
+    epochs = [ids[i : i + 5] for i in (0, 5, 10)]
     assert len(ids) == 15 and epochs[0] != epochs[1] != epochs[2]
     task, _ = make(Path())
     assert any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in task.modules())
@@ -109,8 +123,17 @@ def test_resume_inside_an_epoch(workers: int, stop: int, ave_root: Path, whole: 
 
 def test_nothing_to_resume_where_nothing_was_trained(tmp_path: Path) -> None:
     with pytest.raises(DatasetError):
-        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root",
-             str(tmp_path / "nowhere"), "--trainer.logger.save_dir", str(tmp_path)])
+        run(
+            [
+                "fit",
+                "--config",
+                str(ROOT / "experiments" / "quickstart.yaml"),
+                "--data.root",
+                str(tmp_path / "nowhere"),
+                "--trainer.logger.save_dir",
+                str(tmp_path),
+            ]
+        )
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
@@ -126,8 +149,16 @@ def test_non_finite_loss_stops_before_the_step(ave_root: Path, tmp_path: Path) -
                 before["ids"] = batch["id"]
                 batch["audio"][0, 3] = float("nan")
 
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[Poison()], enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False, limit_val_batches=0)
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[Poison()],
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     with pytest.raises(NonFiniteLossError) as error:
         trainer.fit(task, data)
     message = str(error.value)
@@ -149,7 +180,8 @@ def test_owned_weights_are_complete(tmp_path: Path) -> None:
             buffer.add_(3)
     state = task.state_dict()
     prompts_and_head = {f"backbone.prompts.{n}" for n in task.backbone.prompts.state_dict()} | {
-        f"head.{n}" for n in task.head.state_dict()}
+        f"head.{n}" for n in task.head.state_dict()
+    }
     assert state.keys() == prompts_and_head
     other, _ = make(Path(), seed=5)
     other.load_state_dict(state)
@@ -183,4 +215,5 @@ def test_moving_statistics_of_a_released_procedure_are_owned() -> None:
     backbone = AVPromptBackbone(TinySwinV2(), TinyHTSAT(released_mode=True), DGSCT(num_tokens=2, reduction=4))
     state = AVE(backbone, 8).state_dict()
     assert {n for n in state if n.startswith("backbone.audio.")} == {
-        f"backbone.audio.bn0.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")}
+        f"backbone.audio.bn0.{n}" for n in ("running_mean", "running_var", "num_batches_tracked")
+    }

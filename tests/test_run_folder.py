@@ -34,17 +34,40 @@ from avprompt.errors import CheckpointError, ConfigError
 FILES = {"config.yaml", "manifest.json", "result.json", "checkpoints"}
 TENSORBOARD = "{class_path: TensorBoardLogger, init_args: {save_dir: %s}}"
 CSV = "{class_path: CSVLogger, init_args: {save_dir: %s}}"
-LOGGERS = {"tensorboard": TENSORBOARD, "csv": CSV, "both": f"[{TENSORBOARD}, {CSV}]", "none": "false",
-           "wandb": "{class_path: WandbLogger, init_args: {project: quickstart, save_dir: %s, offline: true}}",
-           "mlflow": "{class_path: MLFlowLogger, init_args: {experiment_name: ave, save_dir: %s}}"}
+LOGGERS = {
+    "tensorboard": TENSORBOARD,
+    "csv": CSV,
+    "both": f"[{TENSORBOARD}, {CSV}]",
+    "none": "false",
+    "wandb": "{class_path: WandbLogger, init_args: {project: quickstart, save_dir: %s, offline: true}}",
+    "mlflow": "{class_path: MLFlowLogger, init_args: {experiment_name: ave, save_dir: %s}}",
+}
 
 
 def flags(root: Path, *more: str) -> list[str]:
-    return ["--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.init_args.root", str(root),
-            "--model.init_args.backbone.init_args.prompts", "avprompt.methods.NoPrompts",
-            "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.max_epochs", "1",
-            "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.limit_predict_batches", "1",
-            "--trainer.limit_test_batches", "1", *more]
+    return [
+        "--config",
+        str(ROOT / "experiments" / "quickstart.yaml"),
+        "--data.init_args.root",
+        str(root),
+        "--model.init_args.backbone.init_args.prompts",
+        "avprompt.methods.NoPrompts",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "1",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.limit_predict_batches",
+        "1",
+        "--trainer.limit_test_batches",
+        "1",
+        *more,
+    ]
 
 
 def runs(out: Path) -> list[Path]:
@@ -55,13 +78,19 @@ def runs(out: Path) -> list[Path]:
 @pytest.mark.parametrize("name", LOGGERS)
 def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each run has a folder with all that it leaves; one of predictions too."""
-    service = pytest.importorskip(name, reason="an optional logger that is not installed") if name in (
-        "wandb", "mlflow") else None
+    service = (
+        pytest.importorskip(name, reason="an optional logger that is not installed")
+        if name in ("wandb", "mlflow")
+        else None
+    )
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.chdir(tmp_path)
-    logger = ["--trainer.logger", LOGGERS[name].replace("%s", str(tmp_path / "out")),
-              *(["--trainer.default_root_dir", str(tmp_path / "out")] if name == "none" else [])]
+    logger = [
+        "--trainer.logger",
+        LOGGERS[name].replace("%s", str(tmp_path / "out")),
+        *(["--trainer.default_root_dir", str(tmp_path / "out")] if name == "none" else []),
+    ]
     rates = (0.001, 0.002) if name in ("tensorboard", "wandb") else (0.001,)
     for rate in map(str, rates):
         run(["fit", *flags(ave_root, *logger, "--model.init_args.optimizer.init_args.lr", rate)])
@@ -72,13 +101,15 @@ def test_everything_in_one_folder(name: str, ave_root: Path, tmp_path: Path, mon
     for folder, rate in zip(sorted(found, key=lambda path: path.stat().st_mtime), rates):
         assert {path.name for path in folder.iterdir()} >= FILES
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-        for config in (yaml.safe_load((folder / "config.yaml").read_text()),
-                       json.loads((folder / "result.json").read_text())["config"]):
+        for config in (
+            yaml.safe_load((folder / "config.yaml").read_text()),
+            json.loads((folder / "result.json").read_text())["config"],
+        ):
             assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == rate
     if name in ("wandb", "mlflow"):
         assert_logged(name, tmp_path / "out")
     run(["predict", *flags(ave_root, *logger, "--ckpt_path", "best")])
-    folder, = set(runs(tmp_path)) - set(found)
+    (folder,) = set(runs(tmp_path)) - set(found)
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "predictions.csv", "pictures", "result.json"}
 
 
@@ -87,8 +118,9 @@ def assert_logged(name: str, out: Path) -> None:
     if name == "mlflow":
         kept = {path.parent.name: {own.name for own in path.parent.iterdir()} for path in out.rglob("*.png")}
         assert any(place.startswith("validation") for place in kept), list(out.rglob("*"))
-        params, metrics = ({own.name for place in out.rglob(kind) for own in place.iterdir()} for kind in (
-            "params", "metrics"))
+        params, metrics = (
+            {own.name for place in out.rglob(kind) for own in place.iterdir()} for kind in ("params", "metrics")
+        )
         assert "experiment" in params and any("val_accuracy" in one for one in metrics)
         return
     pictures = [path for path in out.rglob("*.png") if "media" in path.parts]
@@ -128,12 +160,26 @@ class Foreign(Logger):
         """Nothing."""
 
 
-def fit(root: Path, *more: Any, version: str = "a1", ckpt_path: Path | None = None, epochs: int = 2,
-        **options: Any) -> tuple[Trainer, Path]:
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=Foreign(root, version), callbacks=[
-        *more, ExactResume(), RunReport("toy", {"seed_everything": 0}), TaskCheckpoint(), LastCheckpoint(),
-        InterruptCheckpoint()], enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        **options)
+def fit(
+    root: Path, *more: Any, version: str = "a1", ckpt_path: Path | None = None, epochs: int = 2, **options: Any
+) -> tuple[Trainer, Path]:
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=Foreign(root, version),
+        callbacks=[
+            *more,
+            ExactResume(),
+            RunReport("toy", {"seed_everything": 0}),
+            TaskCheckpoint(),
+            LastCheckpoint(),
+            InterruptCheckpoint(),
+        ],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **options,
+    )
     data = Data()
     data.manifest, data.clips, data.find_corrupt = dict, dict, lambda: None
     trainer.fit(build(), data, ckpt_path=ckpt_path)
@@ -193,13 +239,17 @@ def test_one_configuration_a_folder(tmp_path: Path) -> None:
             write_config(tmp_path / "run", text, resuming=False)
     write_config(tmp_path / "run", "{model: {lr: 2}}", resuming=True)
     write_config(tmp_path / "run", "{model: {lr: 3}}", resuming=True)
-    assert [yaml.safe_load((tmp_path / "run" / name).read_text())["model"]["lr"]
-            for name in ("config.1.yaml", "config.2.yaml", "config.yaml")] == [1, 2, 3]
+    assert [
+        yaml.safe_load((tmp_path / "run" / name).read_text())["model"]["lr"]
+        for name in ("config.1.yaml", "config.2.yaml", "config.yaml")
+    ] == [1, 2, 3]
 
 
 def test_same_version_again(ave_root: Path, tmp_path: Path) -> None:
     """A fixed version with other settings: neither checkpoint nor configuration is touched, unless the run resumes."""
-    own = flags(ave_root, "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.logger.init_args.version", "mine")
+    own = flags(
+        ave_root, "--trainer.logger.init_args.save_dir", str(tmp_path), "--trainer.logger.init_args.version", "mine"
+    )
     run(["fit", *own])
     folder = tmp_path / "quickstart" / "mine"
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "events" not in path.name}
@@ -209,7 +259,10 @@ def test_same_version_again(ave_root: Path, tmp_path: Path) -> None:
             run([command, *own, *other, *more])
     assert {path: path.read_bytes() for path in kept} == kept
     run(["fit", *own, *other, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
-    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.02
+    assert (
+        yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["optimizer"]["init_args"]["lr"]
+        == 0.02
+    )
     assert (folder / "config.1.yaml").is_file() and json.loads((folder / "result.json").read_text())["epochs"] == 2
 
 
@@ -226,7 +279,9 @@ def test_last_and_best_are_found(ave_root: Path, tmp_path: Path, monkeypatch: py
     folder = tmp_path / "quickstart"
     result = json.loads((folder / "version_2" / "result.json").read_text())
     assert result["config"]["ckpt_path"] == str(folder / "version_1" / "checkpoints" / "best.ckpt")
-    shutil.copy(folder / "version_0" / "checkpoints" / "last.ckpt", folder / "version_0" / "checkpoints" / "interrupted.ckpt")
+    shutil.copy(
+        folder / "version_0" / "checkpoints" / "last.ckpt", folder / "version_0" / "checkpoints" / "interrupted.ckpt"
+    )
     run(["fit", *own, "--trainer.max_epochs", "2", "--ckpt_path", "last"])
     result = json.loads((folder / "version_3" / "result.json").read_text())
     assert result["config"]["ckpt_path"].endswith("version_0/checkpoints/interrupted.ckpt") and result["epochs"] == 2

@@ -31,9 +31,23 @@ FILES = ["README.md", "config.yaml", "model.safetensors"]
 def trained(ave_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[AVPromptTask, Path]:
     """The task of a quickstart of two steps as training left it, and its run's folder."""
     out = tmp_path_factory.mktemp("trained")
-    cli = lightning_cli()(["fit", "--config", QUICKSTART, "--data.root", str(ave_root), "--trainer.logger.save_dir",
-                           str(out), "--trainer.max_epochs", "1",
-                           "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"])
+    cli = lightning_cli()(
+        [
+            "fit",
+            "--config",
+            QUICKSTART,
+            "--data.root",
+            str(ave_root),
+            "--trainer.logger.save_dir",
+            str(out),
+            "--trainer.max_epochs",
+            "1",
+            "--trainer.limit_train_batches",
+            "2",
+            "--trainer.limit_val_batches",
+            "1",
+        ]
+    )
     return cli.model.eval(), out / "quickstart" / "version_0"
 
 
@@ -60,23 +74,30 @@ def video(ave_root: Path) -> Path:
 def outputs(task: AVPromptTask) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        found = task({"id": ["a", "b"], "audio": 0.1 * torch.randn(2, 10, 16000, generator=generator),
-                      "frames": torch.randint(256, (2, 10, 3, 64, 64), generator=generator, dtype=torch.uint8)})
+        found = task(
+            {
+                "id": ["a", "b"],
+                "audio": 0.1 * torch.randn(2, 10, 16000, generator=generator),
+                "frames": torch.randint(256, (2, 10, 3, 64, 64), generator=generator, dtype=torch.uint8),
+            }
+        )
     return {name: value for name, value in found.items() if torch.is_tensor(value)}
 
 
 def same(one: AVPromptTask, other: AVPromptTask) -> bool:
     ours, theirs = outputs(one), outputs(other)
-    return ours.keys() == theirs.keys() and len(ours) > 1 and all(
-        torch.equal(ours[name], theirs[name]) for name in ours)
+    return (
+        ours.keys() == theirs.keys() and len(ours) > 1 and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    )
 
 
 def test_a_loaded_task_is_the_trained_one(trained: tuple[AVPromptTask, Path], loaded: AVPromptTask) -> None:
     assert not loaded.training and type(loaded) is type(trained[0]) and same(trained[0], loaded)
 
 
-def test_the_shared_folder_is_the_trained_one_too(trained: tuple[AVPromptTask, Path], pushed: Path,
-                                                  tmp_path: Path) -> None:
+def test_the_shared_folder_is_the_trained_one_too(
+    trained: tuple[AVPromptTask, Path], pushed: Path, tmp_path: Path
+) -> None:
     """On a machine without the dataset, with the random state of the process left alone."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -102,8 +123,16 @@ def test_the_files_of_a_shared_folder(trained: tuple[AVPromptTask, Path], pushed
     for name, value in result["metrics"].items():
         assert f"| {name} | {value:.4f} |" in card
     assert all(entry["fingerprint"] in card for entry in record["encoders"].values()) and len(record["encoders"]) == 2
-    for words in ("# quickstart", "DGSCT (", "TinySwinV2", "TinyHTSAT", "generated, synthetic", "limit_val_batches",
-                  f"{result['parameters']['trainable']:,} trained", "`last.ckpt`"):
+    for words in (
+        "# quickstart",
+        "DGSCT (",
+        "TinySwinV2",
+        "TinyHTSAT",
+        "generated, synthetic",
+        "limit_val_batches",
+        f"{result['parameters']['trainable']:,} trained",
+        "`last.ckpt`",
+    ):
         assert words in card, words
 
 
@@ -115,14 +144,28 @@ def test_the_card_has_no_metrics_of_other_weights(last: Path, tmp_path: Path) ->
     assert "Not measured: the weights were changed" in card and "val_accuracy" not in card
 
 
-def test_predict_says_what_the_command_says(loaded: AVPromptTask, last: Path, video: Path, ave_root: Path,
-                                            tmp_path: Path) -> None:
+def test_predict_says_what_the_command_says(
+    loaded: AVPromptTask, last: Path, video: Path, ave_root: Path, tmp_path: Path
+) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / video.name).symlink_to(video)
     (own / "broken.mp4").write_bytes(b"no video")
-    run(["predict", "--config", QUICKSTART, "--data.root", str(ave_root), "--ckpt_path", str(last),
-         "--data.predict_root", str(own), "--trainer.logger.save_dir", str(tmp_path)])
+    run(
+        [
+            "predict",
+            "--config",
+            QUICKSTART,
+            "--data.root",
+            str(ave_root),
+            "--ckpt_path",
+            str(last),
+            "--data.predict_root",
+            str(own),
+            "--trainer.logger.save_dir",
+            str(tmp_path),
+        ]
+    )
     with next(tmp_path.rglob("predictions.csv")).open(newline="", encoding="utf-8") as file:
         said = list(csv.DictReader(file))
     with pytest.warns(UserWarning, match="left out"):
@@ -148,8 +191,9 @@ def test_a_video_that_is_not_there(loaded: AVPromptTask, tmp_path: Path) -> None
         loaded.predict(tmp_path / "notes.txt")
 
 
-def test_features_of_a_dataset_are_no_videos(loaded: AVPromptTask, video: Path,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_of_a_dataset_are_no_videos(
+    loaded: AVPromptTask, video: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loaded.source.data, "feature_cache", Path("features"))
     with pytest.raises(ArgumentError, match="feature_cache"):
         loaded.predict(video)
@@ -180,8 +224,9 @@ def damaged(kind: str, last: Path, pushed: Path, folder: Path) -> Path:
     if kind == "other tensors":
         content["state_dict"].popitem()
     if kind == "other encoders":
-        content["avprompt"]["encoders"] = {name: {**entry, "fingerprint": "0" * 64}
-                                           for name, entry in content["avprompt"]["encoders"].items()}
+        content["avprompt"]["encoders"] = {
+            name: {**entry, "fingerprint": "0" * 64} for name, entry in content["avprompt"]["encoders"].items()
+        }
     torch.save(content, path)
     if kind == "truncated":
         path.write_bytes(path.read_bytes()[:1000])
@@ -195,17 +240,25 @@ def damaged(kind: str, last: Path, pushed: Path, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("kind", "error", "message"), [
-    ("missing", CheckpointError, r"best\.ckpt: got no such file"), ("without config", ConfigError, r"no config\.yaml"),
-    ("other config", ConfigError, "nothing of data, model"),
-    ("foreign", CheckpointError, "no record of frozen encoders"),
-    ("plain", CheckpointError, "no state of a network"), ("truncated", CheckpointError, "do not load"),
-    ("run folder", CheckpointError, r"checkpoints/best\.ckpt"), ("truncated folder", CheckpointError, "do not load"),
-    ("foreign folder", CheckpointError, "no record of frozen encoders"),
-    ("other tensors", CheckpointError, r"best\.ckpt: got missing \["),
-    ("other encoders", CheckpointError, "expected the encoder in use")])
-def test_what_cannot_be_loaded(kind: str, error: type[AVPromptError], message: str, last: Path, pushed: Path,
-                               tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("missing", CheckpointError, r"best\.ckpt: got no such file"),
+        ("without config", ConfigError, r"no config\.yaml"),
+        ("other config", ConfigError, "nothing of data, model"),
+        ("foreign", CheckpointError, "no record of frozen encoders"),
+        ("plain", CheckpointError, "no state of a network"),
+        ("truncated", CheckpointError, "do not load"),
+        ("run folder", CheckpointError, r"checkpoints/best\.ckpt"),
+        ("truncated folder", CheckpointError, "do not load"),
+        ("foreign folder", CheckpointError, "no record of frozen encoders"),
+        ("other tensors", CheckpointError, r"best\.ckpt: got missing \["),
+        ("other encoders", CheckpointError, "expected the encoder in use"),
+    ],
+)
+def test_what_cannot_be_loaded(
+    kind: str, error: type[AVPromptError], message: str, last: Path, pushed: Path, tmp_path: Path
+) -> None:
     with pytest.raises(error, match=message):
         avprompt.load(damaged(kind, last, pushed, tmp_path))
 

@@ -72,7 +72,7 @@ def test_difference_worked_by_hand() -> None:
     own = np.trace(covariance) / 3
     common = max(0.0, (covariance.sum() - np.trace(covariance)) / 6)
     seeds, clips = max(np.var([0.5, 0.25, 0.75], ddof=1), own - common) / 3, common
-    freedom = (seeds + clips) ** 2 / (seeds ** 2 / 2 + clips ** 2 / 3)
+    freedom = (seeds + clips) ** 2 / (seeds**2 / 2 + clips**2 / 3)
     assert found.standard_error() == pytest.approx(math.sqrt(seeds + clips), rel=0.05)  # the bootstrap's part is drawn
     assert found.p == pytest.approx(2 * stats.t.sf(0.5 / math.sqrt(seeds + clips), freedom), rel=0.15)
     assert found.high - found.difference == pytest.approx(found.difference - found.low)
@@ -94,7 +94,7 @@ def test_bootstrap_has_the_variance_of_means() -> None:
     assert np.allclose(drawn[0] + drawn[1], 1)
     assert drawn[0].std(1) == pytest.approx(scores.std(1) / math.sqrt(300), rel=0.05)
     weights = rng.integers(1, 9, 300).astype(float)
-    ratio, = bootstrap([row("one", scores, weights)], draws=4000)
+    (ratio,) = bootstrap([row("one", scores, weights)], draws=4000)
     linear = weights * (scores - (scores @ weights / weights.sum())[:, None]) / weights.mean()
     assert ratio.std(1) == pytest.approx(linear.std(1) / math.sqrt(300), rel=0.06)
 
@@ -108,11 +108,17 @@ def test_interval_covers_the_truth(seeds: int, clips: int, between: float) -> No
     rng, covered, trials = np.random.default_rng(5), 0, 250 if seeds > 1 else 100
     for _ in range(trials):
         base = rng.standard_normal(clips)
-        latent = [shift + base + rng.standard_normal(clips) + between * rng.standard_normal((seeds, 1))
-                  + rng.standard_normal((seeds, clips)) for shift in (0.5, 0.0)]
+        latent = [
+            shift
+            + base
+            + rng.standard_normal(clips)
+            + between * rng.standard_normal((seeds, 1))
+            + rng.standard_normal((seeds, clips))
+            for shift in (0.5, 0.0)
+        ]
         one, other = (row(name, (own > 0).astype(float)) for name, own in zip(("one", "other"), latent))
         found = compare_rows(one, other, tuple(bootstrap([one, other], draws=300)))
-        truth = stats.norm.cdf(0.5 / math.sqrt(3 + between ** 2)) - 0.5
+        truth = stats.norm.cdf(0.5 / math.sqrt(3 + between**2)) - 0.5
         covered += found.low <= truth <= found.high
     assert 0.915 <= covered / trials <= 1
 
@@ -122,8 +128,10 @@ def test_equal_rows_are_not_told_apart() -> None:
     rng, wrong = np.random.default_rng(2), 0
     for _ in range(30):
         base = rng.standard_normal(80)
-        rows = [row(str(place), ((base + rng.standard_normal(80) + rng.standard_normal((3, 80))) > 0).astype(float))
-                for place in range(4)]
+        rows = [
+            row(str(place), ((base + rng.standard_normal(80) + rng.standard_normal((3, 80))) > 0).astype(float))
+            for place in range(4)
+        ]
         wrong += any(pair.apart for pair in all_pairs(rows)[0])
     assert wrong <= 3
 

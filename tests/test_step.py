@@ -22,8 +22,17 @@ from avprompt.methods import DGSCT, VPT, AVMoE, PromptMethod
 from avprompt.tasks.guard import Guard, Step, fuse
 
 #: an experiment of every task, and of AVE with each objective that reads a mask
-TASKS = ("quickstart", "ave_linear_probe_quickstart", "avvp_quickstart", "avs_s4_quickstart", "avs_ms3_quickstart",
-         "avqa_quickstart", "avar_avstfp_quickstart", "fewshot_ave_quickstart", "ave_psp_vgg19")
+TASKS = (
+    "quickstart",
+    "ave_linear_probe_quickstart",
+    "avvp_quickstart",
+    "avs_s4_quickstart",
+    "avs_ms3_quickstart",
+    "avqa_quickstart",
+    "avar_avstfp_quickstart",
+    "fewshot_ave_quickstart",
+    "ave_psp_vgg19",
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,8 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = function.overloadpacket.__name__
         masks = name in ("index", "index_put", "index_put_") and any(
-            isinstance(own, Tensor) and own.dtype in (torch.bool, torch.uint8) for own in args[1])
+            isinstance(own, Tensor) and own.dtype in (torch.bool, torch.uint8) for own in args[1]
+        )
         if masks or name in ("_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "_unique2"):
             self.found[name] += 1
         return function(*args, **(kwargs or {}))
@@ -83,15 +93,24 @@ class Watch(Callback):
 
 
 def fit(task: Any, batch: dict[str, Any], *callbacks: Callback, steps: int = 3) -> Trainer:
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False,
-                      max_epochs=1, limit_val_batches=0, callbacks=list(callbacks), log_every_n_steps=50)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        limit_val_batches=0,
+        callbacks=list(callbacks),
+        log_every_n_steps=50,
+    )
     trainer.fit(task, DataLoader(Examples(batch, steps), batch_size=None))
     return trainer
 
 
 @pytest.mark.parametrize("name, lag", [*((name, 0) for name in TASKS), ("quickstart", 1)])  # the guard is the same
-def test_a_training_step_waits_for_nothing(name: str, lag: int, parts: dict[str, Any],
-                                           monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_waits_for_nothing(
+    name: str, lag: int, parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No value is read back and nothing is selected by a mask; a video with two questions is still encoded once."""
     task, data = task_of(parts, name)
     batch = data.example_batch(2)
@@ -212,8 +231,9 @@ def small_net(method: PromptMethod, **options: Any) -> AVPromptBackbone:
 def test_a_compiled_walk_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """In one graph, without a break."""
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function, **options: compiler(function, backend="eager",
-                                                                              fullgraph=True, **options))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True, **options)
+    )
     torch._dynamo.reset()
     batch, found = small_clips(), []
     for compile in ("none", "model"):
@@ -234,8 +254,9 @@ def test_frozen_layers_in_bfloat16_change_nothing_under_autocast() -> None:
     assert (net.visual.fingerprint(), net.audio.fingerprint()) == known
     kinds = {name: p.dtype for name, p in net.named_parameters()}
     low = [name for name, kind in kinds.items() if kind is torch.bfloat16]
-    assert low and all(".stages." in name and not any(part in name for part in ("norm", "cpb_mlp", "bias_table"))
-                       for name in low)
+    assert low and all(
+        ".stages." in name and not any(part in name for part in ("norm", "cpb_mlp", "bias_table")) for name in low
+    )
     assert all(kind is torch.float32 for name, kind in kinds.items() if name.startswith("prompts."))
 
 
@@ -251,6 +272,8 @@ def test_no_gradient_before_the_first_trained_part() -> None:
 def test_a_frozen_layer_keeps_no_input() -> None:
     """PyTorch's own product keeps the weight alone where the weight is frozen: no function of ours is needed."""
     layer, kept = torch.nn.Linear(6, 5).requires_grad_(False), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tuple(tensor.shape)), lambda tensor: tensor
+    ):
         layer(torch.ones(2, 3, 6, requires_grad=True))
     assert kept == [(6, 5)] or kept == [(5, 6)], kept

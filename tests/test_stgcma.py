@@ -20,8 +20,10 @@ from avprompt.errors import ArgumentError, ShapeError
 from avprompt.methods import STGCMA, PromptState
 from avprompt.tasks import AVQA, AVS, AVELinear
 
-RATIOS = {"large": ("swin_large_patch4_window7_224", [0.5, 0.25, 0.125, 0.0625]),
-          "base": ("swin_base_patch4_window7_224", [0.25, 0.25, 0.125, 0.125])}
+RATIOS = {
+    "large": ("swin_large_patch4_window7_224", [0.5, 0.25, 0.125, 0.0625]),
+    "base": ("swin_base_patch4_window7_224", [0.25, 0.25, 0.125, 0.125]),
+}
 TINY = [0.125, 0.125, 0.0625, 0.0625]
 
 
@@ -29,9 +31,13 @@ def trained(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize(("model", "counts"), [
-    ("ViT-B-16", {0.03125: 3_529_973, 0.125: 11_497_781}),
-    ("ViT-L-14", {0.03125: 10_675_789, 0.0625: 20_117_581, 0.125: 39_001_165})])
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        ("ViT-B-16", {0.03125: 3_529_973, 0.125: 11_497_781}),
+        ("ViT-L-14", {0.03125: 10_675_789, 0.0625: 20_117_581, 0.125: 39_001_165}),
+    ],
+)
 def test_sizes_in_clip(model: str, counts: dict[float, int]) -> None:
     with torch.device("meta"):
         encoder = CLIP(model, segments=10, train_norm=True)
@@ -39,8 +45,10 @@ def test_sizes_in_clip(model: str, counts: dict[float, int]) -> None:
             assert trained(AVELinear(AVPromptBackbone(encoder, "shared", STGCMA(ratio)), 28)) == expected
 
 
-@pytest.mark.parametrize(("size", "ave", "tiny", "s4"), [
-    ("large", 19_026_857, 11_740_697, 38_601_925), ("base", 10_068_597, 5_599_957, 29_739_753)])
+@pytest.mark.parametrize(
+    ("size", "ave", "tiny", "s4"),
+    [("large", 19_026_857, 11_740_697, 38_601_925), ("base", 10_068_597, 5_599_957, 29_739_753)],
+)
 def test_sizes_in_swin(size: str, ave: int, tiny: int, s4: int) -> None:
     """The authors' decoder for S4 has two convolutions of 256 channels more that nothing uses."""
     model, ratios = RATIOS[size]
@@ -74,12 +82,30 @@ def test_sizes_of_the_ablation_on_s4() -> None:
 #: what the authors' blocks give on the weights of `filled` and the tokens of `tokens`: sums and an entry each of the
 #: visual and the audio tokens, sums of |gradient| of the sum of tokens * weights
 RELEASED = {
-    "clip": [10549.21699378497, 9165.081220084017, 10.058154501625, 20.882805301237, 859.741052993237,
-             838.212106224236],
-    "swin": [29607.385804747726, 27525.00068726909, 10.666572581229, 3.892966827815, 6468.011408050884,
-             6283.139330717403],
-    "swin, shifted": [28009.975408817656, 31957.714990213793, 1.805085722684, 6.325596377864, 6385.940439234306,
-                      7070.935363064016],
+    "clip": [
+        10549.21699378497,
+        9165.081220084017,
+        10.058154501625,
+        20.882805301237,
+        859.741052993237,
+        838.212106224236,
+    ],
+    "swin": [
+        29607.385804747726,
+        27525.00068726909,
+        10.666572581229,
+        3.892966827815,
+        6468.011408050884,
+        6283.139330717403,
+    ],
+    "swin, shifted": [
+        28009.975408817656,
+        31957.714990213793,
+        1.805085722684,
+        6.325596377864,
+        6385.940439234306,
+        7070.935363064016,
+    ],
 }
 
 
@@ -106,8 +132,13 @@ def test_block_pair_gives_the_authors_numbers(name: str) -> None:
     v, a = method.step(int("shifted" in name), block, block, visual, audio, PromptState(3))
     seen = (v * tokens() + a * tokens()).sum()
     entry = a[5, -1, -1] if name == "clip" else a[5, 60, 15]
-    found = [v.sum(), a.sum(), v[0, 0, 0], entry, *(own.abs().sum() for own in torch.autograd.grad(
-        seen, (visual, audio), retain_graph=True))]
+    found = [
+        v.sum(),
+        a.sum(),
+        v[0, 0, 0],
+        entry,
+        *(own.abs().sum() for own in torch.autograd.grad(seen, (visual, audio), retain_graph=True)),
+    ]
     assert [float(value.detach()) for value in found] == pytest.approx(RELEASED[name], rel=1e-10)
 
 

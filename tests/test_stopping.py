@@ -26,12 +26,28 @@ from avprompt.signals import exit_code
 from avprompt.sweeps.run import read_json
 
 #: where a run may be stopped: hook, and optimizer steps done by then; an epoch has 5
-PLACES = [("on_train_batch_start", 1), ("on_train_batch_start", 7), ("training_step", 2), ("training_step", 5),
-          ("on_train_batch_end", 3), ("on_train_batch_end", 5), ("on_train_batch_end", 15), ("on_validation_start", 5),
-          ("on_validation_batch_end", 5), ("on_validation_batch_end", 10), ("on_validation_end", 5),
-          ("on_train_epoch_end", 5), ("on_train_epoch_start", 10)]
-VARIANTS = {"plain": {}, "steps": {"max_steps": 15}, "often": {"val_check_interval": 2},
-            "second": {"check_val_every_n_epoch": 2}, "accumulate": {"accumulate_grad_batches": 2}}
+PLACES = [
+    ("on_train_batch_start", 1),
+    ("on_train_batch_start", 7),
+    ("training_step", 2),
+    ("training_step", 5),
+    ("on_train_batch_end", 3),
+    ("on_train_batch_end", 5),
+    ("on_train_batch_end", 15),
+    ("on_validation_start", 5),
+    ("on_validation_batch_end", 5),
+    ("on_validation_batch_end", 10),
+    ("on_validation_end", 5),
+    ("on_train_epoch_end", 5),
+    ("on_train_epoch_start", 10),
+]
+VARIANTS = {
+    "plain": {},
+    "steps": {"max_steps": 15},
+    "often": {"val_check_interval": 2},
+    "second": {"check_val_every_n_epoch": 2},
+    "accumulate": {"accumulate_grad_batches": 2},
+}
 
 
 class At(Callback):
@@ -98,14 +114,26 @@ def test_the_run_under_test_is_not_trivial(whole: dict[str, tuple]) -> None:
 
 
 CASES = [("plain", place, action) for place in PLACES for action in (interrupt, fail)]
-CASES += [(variant, place, action) for variant in VARIANTS if variant != "plain"
-          for place, action in [(("on_train_batch_start", 1), fail), (("training_step", 7), interrupt),
-                                (("on_train_batch_end", 5), interrupt), (("on_train_batch_end", 15), interrupt),
-                                (("on_validation_batch_end", 5), interrupt), (("on_train_epoch_end", 5), fail)]]
+CASES += [
+    (variant, place, action)
+    for variant in VARIANTS
+    if variant != "plain"
+    for place, action in [
+        (("on_train_batch_start", 1), fail),
+        (("training_step", 7), interrupt),
+        (("on_train_batch_end", 5), interrupt),
+        (("on_train_batch_end", 15), interrupt),
+        (("on_validation_batch_end", 5), interrupt),
+        (("on_train_epoch_end", 5), fail),
+    ]
+]
 
 
-@pytest.mark.parametrize(("variant", "place", "action"), CASES,
-                         ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", str(value)))
+@pytest.mark.parametrize(
+    ("variant", "place", "action"),
+    CASES,
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "__name__", str(value)),
+)
 def test_stopped_anywhere(variant: str, place: tuple[str, int], action: Any, whole: dict, tmp_path: Path) -> None:
     options, expected, stop = VARIANTS[variant], whole[variant], At(*place, action)
     try:
@@ -117,9 +145,13 @@ def test_stopped_anywhere(variant: str, place: tuple[str, int], action: Any, who
         return
     checkpoint = tmp_path / "checkpoints" / "interrupted.ckpt"
     assert checkpoint.is_file() == (variant != "accumulate" or place[1] > 1)  # there, no step is done yet
-    trainer, seen = train(tmp_path, ckpt_path=checkpoint if checkpoint.is_file() else None,
-                          seed=99 if checkpoint.is_file() else 0, **options)
-    assert seen == expected[0][len(expected[0]) - len(seen):]
+    trainer, seen = train(
+        tmp_path,
+        ckpt_path=checkpoint if checkpoint.is_file() else None,
+        seed=99 if checkpoint.is_file() else 0,
+        **options,
+    )
+    assert seen == expected[0][len(expected[0]) - len(seen) :]
     lost = {"train_loss_step", "epoch"} if action is fail and place[0] == "on_train_batch_end" else set()
     assert_same(trainer, tmp_path, expected, lost)  # what a callback keeps Lightning from logging
 
@@ -131,12 +163,13 @@ def test_any_checkpoint_resumes(name: str, variant: str, whole: dict, tmp_path: 
     with pytest.raises(RuntimeError):
         train(tmp_path, At("training_step", 13, fail), **VARIANTS[variant])
     trainer, seen = train(tmp_path, ckpt_path=tmp_path / "checkpoints" / name, seed=99, **VARIANTS[variant])
-    assert seen == whole[variant][0][len(whole[variant][0]) - len(seen):]
+    assert seen == whole[variant][0][len(whole[variant][0]) - len(seen) :]
     assert_same(trainer, tmp_path, whole[variant])
 
 
-@pytest.mark.parametrize(("options", "variant"), [({"max_steps": 7}, "plain"), ({"max_steps": 5}, "plain"),
-                                                  ({"max_steps": 4}, "steps")])
+@pytest.mark.parametrize(
+    ("options", "variant"), [({"max_steps": 7}, "plain"), ({"max_steps": 5}, "plain"), ({"max_steps": 4}, "steps")]
+)
 def test_cut_off_by_max_steps(options: dict, variant: str, whole: dict, tmp_path: Path) -> None:
     """The rest of the epoch is trained on resuming, and its mean covers all of it."""
     _, first = train(tmp_path, **options)
@@ -164,6 +197,7 @@ def test_more_epochs(whole: dict, tmp_path: Path) -> None:
 
 
 # --- checkpoints on disk
+
 
 def test_the_best_checkpoint_travels(tmp_path: Path) -> None:
     """A run that resumes in another folder keeps the best score so far, and has its checkpoint."""
@@ -213,7 +247,9 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: py
         path.write_bytes(content)
 
     monkeypatch.setattr("avprompt.files.write_file", full)
-    with pytest.raises(WriteError, match=r"(best|last).ckpt: got No space left on device; the file that was there is kept"):
+    with pytest.raises(
+        WriteError, match=r"(best|last).ckpt: got No space left on device; the file that was there is kept"
+    ):
         train(tmp_path)
     assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == kept
     monkeypatch.undo()
@@ -224,7 +260,9 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     """A file system of 64 KiB, where one may be made."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, check=False
+    ).returncode:
         pytest.skip("no file system may be mounted here")
     try:
         path = disk / "kept.json"
@@ -247,6 +285,7 @@ def test_a_checkpoint_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 # --- signals
+
 
 def test_a_second_signal_stops_at_once(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     def twice() -> None:
@@ -284,13 +323,20 @@ def test_a_library_that_finds_the_disk_full() -> None:
 
 
 def test_interrupts_need_exact_resume() -> None:
-    trainer = Trainer(logger=False, callbacks=[InterruptCheckpoint()], accelerator="cpu", enable_progress_bar=False,
-                      enable_checkpointing=False, enable_model_summary=False)
+    trainer = Trainer(
+        logger=False,
+        callbacks=[InterruptCheckpoint()],
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     with pytest.raises(ConfigError, match="ExactResume beside it"):
         trainer.fit(build(), Data())
 
 
 # --- numbers that are none
+
 
 class Root(torch.autograd.Function):
     """The identity, whose gradient is NaN for the clip whose values are zero."""
@@ -302,17 +348,20 @@ class Root(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        x, = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         return torch.where((x == 0).flatten(1).all(1)[:, None, None], torch.nan, gradient)
 
 
-@pytest.mark.parametrize("options", [{}, {"gradient_clip_val": 1.0}, {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_clip_val": 1.0}, {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}]
+)
 def test_a_gradient_that_is_not_finite(options: dict, tmp_path: Path) -> None:
     """The loss is finite: only the gradient tells, and the step is not taken."""
     task, before = build(), {}
     losses = task.losses
-    task.losses = lambda outputs, batch: losses({**outputs, "logits": Root.apply(outputs["logits"] * batch["audio"].sum(
-        -1, keepdim=True).ne(0))}, batch)
+    task.losses = lambda outputs, batch: losses(
+        {**outputs, "logits": Root.apply(outputs["logits"] * batch["audio"].sum(-1, keepdim=True).ne(0))}, batch
+    )
 
     class Zero(Callback):
         def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -339,10 +388,14 @@ def test_clipping_is_what_it_was(tmp_path: Path) -> None:
     plain, _ = train(tmp_path / "plain")
     for name, value in state(ours).items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(state(theirs)[name])), name
-    assert any(not torch.equal(torch.as_tensor(value), torch.as_tensor(state(plain)[name])) for name, value in state(ours).items())
+    assert any(
+        not torch.equal(torch.as_tensor(value), torch.as_tensor(state(plain)[name]))
+        for name, value in state(ours).items()
+    )
 
 
 # --- the schedule
+
 
 @pytest.mark.parametrize(("then", "now"), [({"epochs": 2}, {"epochs": 4}), ({"max_steps": 7}, {})])
 def test_a_schedule_is_planned_again(then: dict, now: dict, tmp_path: Path) -> None:
@@ -352,12 +405,19 @@ def test_a_schedule_is_planned_again(then: dict, now: dict, tmp_path: Path) -> N
     _, first = train(tmp_path / "first", task=build(**schedule), **then)
     message = r"planned for (7|10) steps and is now planned for (15|20): at step (7|10) the rate"
     with pytest.warns(UserWarning, match=message):
-        _, second = train(tmp_path / "first", task=build(**schedule), ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt", **now)
+        _, second = train(
+            tmp_path / "first",
+            task=build(**schedule),
+            ckpt_path=tmp_path / "first" / "checkpoints" / "last.ckpt",
+            **now,
+        )
     rates = [[entry[-1] for entry in seen if len(entry) > 2] for seen in (whole, second)]
-    assert rates[0][-len(rates[1]):] == rates[1] and rates[1][0] > 1e-3
+    assert rates[0][-len(rates[1]) :] == rates[1] and rates[1][0] > 1e-3
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the schedule was planned")
-        train(tmp_path / "same", task=build(**schedule), ckpt_path=tmp_path / "whole" / "checkpoints" / "last.ckpt", **now)
+        train(
+            tmp_path / "same", task=build(**schedule), ckpt_path=tmp_path / "whole" / "checkpoints" / "last.ckpt", **now
+        )
 
 
 def test_a_schedule_needs_an_end(tmp_path: Path) -> None:
@@ -373,9 +433,18 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools.mkdir()
     (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
     (tools / "scontrol").chmod(0o755)
-    for name, value in {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "4712", "SLURM_ARRAY_JOB_ID": "4711",
-                        "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_PROCID": "0",
-                        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_ID": "0"}.items():
+    for name, value in {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": "4712",
+        "SLURM_ARRAY_JOB_ID": "4711",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_STEP_ID": "0",
+    }.items():
         monkeypatch.setenv(name, value)
     return asked
 
@@ -402,15 +471,32 @@ def test_a_job_that_is_stopped_is_not_queued_again(slurm: Path, tmp_path: Path, 
     assert "SLURM job 4711_3 is not queued again: no such job" in capfd.readouterr().out
 
 
-def test_a_job_that_was_queued_again_finds_its_run(slurm: Path, ave_root: Path, tmp_path: Path,
-                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_was_queued_again_finds_its_run(
+    slurm: Path, ave_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from avprompt.cli import run
 
-    command = ["fit", "--config", "ave_linear_probe_quickstart", "--data.root", str(ave_root),
-               "--trainer.max_epochs", "9", "--trainer.limit_val_batches", "1", "--trainer.num_sanity_val_steps", "0", "--trainer.logger.save_dir",
-               str(tmp_path / "runs"), "--trainer.enable_progress_bar", "false", "--trainer.limit_train_batches", "1"]
+    command = [
+        "fit",
+        "--config",
+        "ave_linear_probe_quickstart",
+        "--data.root",
+        str(ave_root),
+        "--trainer.max_epochs",
+        "9",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.num_sanity_val_steps",
+        "0",
+        "--trainer.logger.save_dir",
+        str(tmp_path / "runs"),
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.limit_train_batches",
+        "1",
+    ]
     run([*command, "--trainer.max_steps", "1"])
-    folder, = (tmp_path / "runs").glob("*/*")
+    (folder,) = (tmp_path / "runs").glob("*/*")
     assert folder.name == "slurm_4711_3.0"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     run([*command, "--trainer.max_steps", "2"])

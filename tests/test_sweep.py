@@ -36,7 +36,7 @@ from avprompt.sweeps.table import condense, summarise
 
 SWEEPS = ROOT / "experiments" / "sweeps"
 #: what a run's process does in these tests: four epochs that count, each written down once it is over, and a test
-STAND_IN = '''
+STAND_IN = """
 import json, os, pathlib, signal, sys, time
 
 def run(words):
@@ -85,7 +85,7 @@ if sys.orig_argv[1:3] == ["-m", "avprompt.cli.stages"]:
     for words in json.loads(sys.orig_argv[3]):
         run(words)
     os._exit(0)
-'''
+"""
 
 
 @pytest.fixture
@@ -121,8 +121,10 @@ def write_sweep(folder: Path, rows: str, axis: str = "axis: {--data.init_args.sh
 
 GRID = "  CLIP: {zero_shot: true}\n  CoOp: []\n  MaPLe: [--trainer.max_epochs=4]"
 TRAINED = [f"{row}-shots{shots}-seed{seed}" for row in ("CoOp", "MaPLe") for shots in (1, 4) for seed in (0, 1)]
-WHOLE = Counter([f"{one} {epoch}" for one in TRAINED for epoch in (0, 1, 2, 3, "test")]
-                + [f"CLIP-seed{seed} test" for seed in (0, 1)])
+WHOLE = Counter(
+    [f"{one} {epoch}" for one in TRAINED for epoch in (0, 1, 2, 3, "test")]
+    + [f"CLIP-seed{seed} test" for seed in (0, 1)]
+)
 
 
 @pytest.fixture
@@ -162,8 +164,14 @@ def alive(ledger: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Callable, tmp_path: Path,
-                                           monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stopped_in_the_middle_and_resumed(
+    number: int,
+    ledger: Path,
+    start: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Every epoch of every run is computed once, though the sweep is stopped inside trainings; then nothing is left."""
     monkeypatch.setenv("EPOCH", "0.15")
     file, out = write_sweep(tmp_path, GRID), tmp_path / "runs"
@@ -187,8 +195,9 @@ def test_stopped_in_the_middle_and_resumed(number: int, ledger: Path, start: Cal
     assert done(ledger) == WHOLE
 
 
-def test_killed_sweep_leaves_processes_that_no_other_disturbs(ledger: Path, start: Callable, tmp_path: Path,
-                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_sweep_leaves_processes_that_no_other_disturbs(
+    ledger: Path, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SIGKILL cannot be answered: runs go on without their sweep, and the next one does not begin them anew."""
     monkeypatch.setenv("EPOCH", "0.4")
     file, out = write_sweep(tmp_path, "  CoOp: []"), tmp_path / "runs"
@@ -234,22 +243,26 @@ def test_killed_run_resumes(ledger: Path, tmp_path: Path, monkeypatch: pytest.Mo
         with pytest.raises(ConfigError, match="stopped from outside with code -9, perhaps out of memory"):
             sweep(file, out, [0])
         killer.result()
-    line, = csv.DictReader((out / "failed.csv").open())
+    (line,) = csv.DictReader((out / "failed.csv").open())
     assert line["variant"] == "CoOp" and "code -9" in line["reason"]
     sweep(file, out, [0])
     assert done(ledger) == Counter([f"CoOp-seed0 {epoch}" for epoch in (0, 1, 2, 3, "test")])
     assert not (out / "failed.csv").exists()
 
 
-def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_recorded_and_the_others_go_on(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = "  good: []\n  bad: [--fail=fit]\n  worse: [--fail=test]\n  zero: {zero_shot: true, flags: [--fail=test]}"
     file, out = write_sweep(tmp_path, rows, axis=""), tmp_path / "runs"
     with pytest.raises(ConfigError, match="3 of 4 runs not finished.*bad, seed 5.*failed.csv"):
         run(["sweep", str(file), "--out", str(out), "--seeds", "[5]"])
     failed = list(csv.DictReader((out / "failed.csv").open()))
     assert [(line["variant"], line["seed"], line["stage"], line["code"]) for line in failed] == [
-        ("bad", "5", "fit", "2"), ("worse", "5", "test", "2"), ("zero", "5", "test", "2")]
+        ("bad", "5", "fit", "2"),
+        ("worse", "5", "test", "2"),
+        ("zero", "5", "test", "2"),
+    ]
     assert all(line["reason"] == "avprompt: DatasetError: no such clips" for line in failed)
     table = (out / "summary.md").read_text()
     assert "| good | 100.0 | 1 | 100.0 | 1,234 | 10 |" in table and "| bad | not finished | 0 |" in table
@@ -258,8 +271,9 @@ def test_failures_are_recorded_and_the_others_go_on(ledger: Path, tmp_path: Path
     sweep(file, out, [5])
     assert not (out / "failed.csv").exists()
     after = done(ledger) - before  # a training that a failed test had followed is done anew
-    assert after == Counter([f"{row}-seed5 {epoch}" for row in ("bad", "worse") for epoch in (0, 1, 2, 3, "test")]
-                            + ["zero-seed5 test"])
+    assert after == Counter(
+        [f"{row}-seed5 {epoch}" for row in ("bad", "worse") for epoch in (0, 1, 2, 3, "test")] + ["zero-seed5 test"]
+    )
     assert "4/4" in capsys.readouterr().err
 
 
@@ -322,7 +336,9 @@ def test_names_of_variants_stay_in_the_folder(name: str, ledger: Path, tmp_path:
     assert (thesis / "chapter.tex").read_text() == "years" and not done(ledger)
 
 
-@pytest.mark.parametrize("rows", ['  1: []\n  "1": []', "  Full: []\n  full: []", "  a-shots1: {zero_shot: true}\n  a: []"])
+@pytest.mark.parametrize(
+    "rows", ['  1: []\n  "1": []', "  Full: []\n  full: []", "  a-shots1: {zero_shot: true}\n  a: []"]
+)
 def test_variants_are_told_apart(rows: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="which would share the folder"):
         read_sweep(write_sweep(tmp_path, rows), [0], tmp_path / "runs")
@@ -336,7 +352,9 @@ def test_files_of_others_are_left_alone(ledger: Path, tmp_path: Path) -> None:
     (mine / "fit" / "thesis.tex").write_text("years")
     with pytest.raises(ConfigError, match="files that no sweep has made in .*MaPLe-seed0.*Nothing there was touched"):
         sweep(file, out, [0])
-    assert (mine / "fit" / "thesis.tex").read_text() == "years" and not done(ledger) and not (out / "CoOp-seed0").exists()
+    assert (
+        (mine / "fit" / "thesis.tex").read_text() == "years" and not done(ledger) and not (out / "CoOp-seed0").exists()
+    )
     with pytest.raises(ConfigError, match="files that no sweep has made"):
         execute(read_sweep(file, [0], out)[0][1])
     assert [path.name for path in mine.iterdir()] == ["fit"]
@@ -354,8 +372,13 @@ def test_two_sweeps_at_once(ledger: Path, start: Callable, tmp_path: Path, monke
     both = [start(file, out, "--seeds", "[0, 1]", "--workers", "2") for _ in range(2)]
     said = [running.communicate(timeout=120)[0] for running in both]
     assert [running.returncode for running in both] == [0, 0], said
-    expected = {f"{row}-shots{shots}-seed{seed} {epoch}" for row in ("CoOp", "bad") for shots in (1, 4)
-                for seed in (0, 1) for epoch in (0, 1, 2, 3, "test")}
+    expected = {
+        f"{row}-shots{shots}-seed{seed} {epoch}"
+        for row in ("CoOp", "bad")
+        for shots in (1, 4)
+        for seed in (0, 1)
+        for epoch in (0, 1, 2, 3, "test")
+    }
     assert done(ledger) - before == Counter(expected - before.keys())
     assert not (out / "failed.csv").exists()
     assert len(list(csv.DictReader((out / "results.csv").open()))) == 8
@@ -369,37 +392,53 @@ def test_list_of_failures_goes_when_another_has_finished_the_rest(ledger: Path, 
     assert not (out / "failed.csv").exists()
 
 
-@pytest.mark.parametrize(("content", "arguments", "message"), [
-    ("tasks: {ave: {experiment: x}}\nvariants: {all: []}", {}, "experiment.*metric.*quickstart"),
-    ("tasks: 3\nvariants: {all: []}", {}, "tasks"),
-    ("{ONE}\nvariants: [all]", {}, "the keys experiment and metric, or tasks; variants"),
-    ("{ONE}\nvariants: {all: []}\nvariant: 3", {}, "the keys experiment and metric"),
-    ("{ONE}\nvariants: {all: []}", {"task": "ave"}, "the file has one experiment"),
-    ("{ONE}\nvariants: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
-    ("{ONE}\nvariants: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
-    ("{ONE}\nvariants: {all: [--config=nowhere.yaml]}", {}, "all: got .*nowhere.yaml; expected an existing YAML file"),
-    ("{ONE}\nvariants: {all: {experiment: nowhere}}", {}, "all: experiment: got nowhere; expected an existing YAML file"),
-    ("{ONE}\nvariants: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
-    ("{ONE}\naxis: [1, 2]\nvariants: {all: []}", {}, "axis: got .*one flag and the list of its values"),
-    ("{ONE}\naxis: {--a: [1, 1]}\nvariants: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {--a: []}\nvariants: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {shots: [1]}\nvariants: {all: []}", {}, "axis: got"),
-    ("{ONE}\naxis: {--a: [1]}\nvariants: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
-    ("{ONE}\nvariants: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
-    ("{ONE}\nvariants: {all: []}\nvary: {--a: 1}", {}, "vary: got .*with lists of values"),
-    ("{ONE}\nvariants: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
-    ("{ONE}\nvariants: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
-    ("{ONE}\nvariants: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other"),
-    ("{ONE}\nvariants: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}", {}, "one of axis, budget and vary"),
-    ("{ONE}\nvariants: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
-    ("{TASKS}\nvariants: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
-    ("{TASKS}\nvariants: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
-])
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("tasks: {ave: {experiment: x}}\nvariants: {all: []}", {}, "experiment.*metric.*quickstart"),
+        ("tasks: 3\nvariants: {all: []}", {}, "tasks"),
+        ("{ONE}\nvariants: [all]", {}, "the keys experiment and metric, or tasks; variants"),
+        ("{ONE}\nvariants: {all: []}\nvariant: 3", {}, "the keys experiment and metric"),
+        ("{ONE}\nvariants: {all: []}", {"task": "ave"}, "the file has one experiment"),
+        ("{ONE}\nvariants: {all: {flags: [a]}}", {}, "all: got .*'a'.* a list of flags with values"),
+        ("{ONE}\nvariants: {all: [--trainer.max_epochs]}", {}, "a list of flags with values"),
+        (
+            "{ONE}\nvariants: {all: [--config=nowhere.yaml]}",
+            {},
+            "all: got .*nowhere.yaml; expected an existing YAML file",
+        ),
+        (
+            "{ONE}\nvariants: {all: {experiment: nowhere}}",
+            {},
+            "all: experiment: got nowhere; expected an existing YAML file",
+        ),
+        ("{ONE}\nvariants: {all: {flag: []}}", {}, "all: got .*'flag'.*zero_shot"),
+        ("{ONE}\naxis: [1, 2]\nvariants: {all: []}", {}, "axis: got .*one flag and the list of its values"),
+        ("{ONE}\naxis: {--a: [1, 1]}\nvariants: {all: []}", {}, "axis: got"),
+        ("{ONE}\naxis: {--a: []}\nvariants: {all: []}", {}, "axis: got"),
+        ("{ONE}\naxis: {shots: [1]}\nvariants: {all: []}", {}, "axis: got"),
+        ("{ONE}\naxis: {--a: [1]}\nvariants: {all: {at: {2: [--b=1]}}}", {}, r"all: got at .*some of \[1\]"),
+        ("{ONE}\nvariants: {all: {zero_shot: 3}}", {}, "zero_shot 3"),
+        ("{ONE}\nvariants: {all: []}\nvary: {--a: 1}", {}, "vary: got .*with lists of values"),
+        ("{ONE}\nvariants: {all: []}\nvary: {--a: [[1], 2]}", {}, "vary: got .*with lists of values"),
+        ("{ONE}\nvariants: {all: []}\nvary: {alpha: [1]}", {}, "alpha=1: got .*a list of flags with values"),
+        ("{ONE}\nvariants: {all: []}\nvary: {--a.x: [1, 2], --b.x: [2]}", {}, r"got \['x=2'\]; expected .*no other"),
+        (
+            "{ONE}\nvariants: {prompts.x=1: []}\nvary: {prompts.x: [1]}\naxis: {--a: [1]}",
+            {},
+            "one of axis, budget and vary",
+        ),
+        ("{ONE}\nvariants: {x=1: []}\nvary: {prompts.x: [1]}", {}, r"vary: got \['x=1'\]"),
+        ("{TASKS}\nvariants: {all: {flags: [a], tasks: [avs]}}", {}, "flags and tasks of this file"),
+        ("{TASKS}\nvariants: {all: []}", {"task": "avqa"}, "got avqa; expected one of ave"),
+    ],
+)
 def test_sweep_files_are_checked(content: str, arguments: dict, message: str, tmp_path: Path) -> None:
     place = ROOT / "experiments" / "quickstart"
     known = f"tasks: {{ave: {{experiment: {place}, quickstart: {place}, metric: m}}}}"
-    (tmp_path / "sweep.yaml").write_text(content.replace("{TASKS}", known).replace(
-        "{ONE}", f"experiment: {place}\nmetric: m"))
+    (tmp_path / "sweep.yaml").write_text(
+        content.replace("{TASKS}", known).replace("{ONE}", f"experiment: {place}\nmetric: m")
+    )
     with pytest.raises(ConfigError, match=f"sweep.yaml.*{message}"):
         read_sweep(tmp_path / "sweep.yaml", [0], tmp_path, **arguments)
 
@@ -422,21 +461,25 @@ def test_few_shot_grids(name: str, quickstart: bool, tmp_path: Path) -> None:
     """Seven methods, two of them zero-shot, 1 to 16 shots, three seeds."""
     runs, metric = read_sweep(SWEEPS / f"{name}.yaml", [0, 1, 2], tmp_path, quickstart=quickstart)
     assert metric == "test_accuracy" and len(runs) == 3 * (2 + 5 * 5) == len({one.folder for one in runs})
-    points = {row: [one.axis and one.axis[1] for one in runs if one.variant == row and one.seed == 1]
-              for row in dict.fromkeys(one.variant for one in runs)}
+    points = {
+        row: [one.axis and one.axis[1] for one in runs if one.variant == row and one.seed == 1]
+        for row in dict.fromkeys(one.variant for one in runs)
+    }
     trained = ("CoOp", "CoCoOp", "CLIP-Adapter", "MaPLe", "DG-SCT")
     assert points == {"CLIP": [None], "CLAP": [None], **{row: [1, 2, 4, 8, 16] for row in trained}}
     methods = {figure.method for figure in read_published() if figure.task == name}
     assert methods == set(trained)  # the rows are named as published
     for one in runs:
         assert one.zero_shot is (one.variant in ("CLIP", "CLAP")) and list(one.commands()) == (
-            ["test"] if one.zero_shot else ["fit", "test"])
+            ["test"] if one.zero_shot else ["fit", "test"]
+        )
         wanted = "LLPClassificationDataModule" if "llp" in name else "AVEDataModule"
         level = "video" if "class" in name else "segment"
         assert last(one.recipe, "data.class_path").endswith(wanted), one
         assert last(one.recipe, "model.init_args.level") == level, one
-        assert last(one.recipe, "data.init_args.shots") == (one.axis[1] if one.axis else last(
-            one.recipe, "data.init_args.shots")), one
+        assert last(one.recipe, "data.init_args.shots") == (
+            one.axis[1] if one.axis else last(one.recipe, "data.init_args.shots")
+        ), one
         assert (level == "segment") >= bool(last(one.recipe, "model.init_args.background")), one
     epochs = {one.axis[1]: last(one.recipe, "trainer.max_epochs") for one in runs if one.variant == "CoOp"}
     assert epochs == dict.fromkeys((1, 2, 4, 8, 16), -1) if quickstart else {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
@@ -446,10 +489,17 @@ def finish(one: SweepRun, value: float, config: dict[str, Any] | None = None, us
     """Made-up results."""
     for stage in one.commands():
         (one.folder / stage).mkdir(parents=True)
-        (one.folder / stage / "result.json").write_text(json.dumps({
-            "metrics": {"test_accuracy": value}, "parameters": {"trainable": 5000}, "wall_s": 20.0,
-            "config": config or {"model": {"class_path": "X"}, "data": {"class_path": "X"}},
-            "clips": {"test": {"used": used, "missing": 0, "corrupt": 0}}}))
+        (one.folder / stage / "result.json").write_text(
+            json.dumps(
+                {
+                    "metrics": {"test_accuracy": value},
+                    "parameters": {"trainable": 5000},
+                    "wall_s": 20.0,
+                    "config": config or {"model": {"class_path": "X"}, "data": {"class_path": "X"}},
+                    "clips": {"test": {"used": used, "missing": 0, "corrupt": 0}},
+                }
+            )
+        )
 
 
 def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
@@ -459,22 +509,37 @@ def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
             finish(one, 0.4 + 0.01 * one.seed)
     table = summarise(runs, metric, tmp_path)
     assert table == (tmp_path / "summary.md").read_text() and table.splitlines()[:5] == [
-        "| variant | zero-shot | shots 1 | shots 4 | trainable |", "| --- | --- | --- | --- | --- |",
-        "| CLIP | 41.0 ± 1.0 (3) |  |  | 5,000 |", "| CoOp |  | 41.0 ± 1.0 (3) | 40.0 (1) | 5,000 |",
-        "| MaPLe |  | not finished (0) | not finished (0) |  |"]
+        "| variant | zero-shot | shots 1 | shots 4 | trainable |",
+        "| --- | --- | --- | --- | --- |",
+        "| CLIP | 41.0 ± 1.0 (3) |  |  | 5,000 |",
+        "| CoOp |  | 41.0 ± 1.0 (3) | 40.0 (1) | 5,000 |",
+        "| MaPLe |  | not finished (0) | not finished (0) |  |",
+    ]
     lines = {(line["variant"], line["shots"]): line for line in csv.DictReader((tmp_path / "summary.csv").open())}
     assert lines["CoOp", "1"] == {
-        "variant": "CoOp", "shots": "1", "metric": "test_accuracy", "mean": "41.0", "std": "1.0", "n": "3",
-        "values": "40.0000 41.0000 42.0000", "trainable": "5000", "fit_seconds": "20.0"}
+        "variant": "CoOp",
+        "shots": "1",
+        "metric": "test_accuracy",
+        "mean": "41.0",
+        "std": "1.0",
+        "n": "3",
+        "values": "40.0000 41.0000 42.0000",
+        "trainable": "5000",
+        "fit_seconds": "20.0",
+    }
     assert lines["CLIP", ""]["fit_seconds"] == "" and lines["CoOp", "4"]["std"] == ""
     assert lines["MaPLe", "4"]["n"] == "0" and lines["MaPLe", "4"]["mean"] == ""
     assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == 7
 
 
 def few_shot_config(encoders: dict[str, Any], level: str = "segment") -> dict[str, Any]:
-    return {"data": {"class_path": "avprompt.data_modules.AVEDataModule", "init_args": {"root": "x"}},
-            "model": {"class_path": "avprompt.tasks.Contrastive", "init_args": {
-                "level": level, "backbone": {"init_args": encoders}}}}
+    return {
+        "data": {"class_path": "avprompt.data_modules.AVEDataModule", "init_args": {"root": "x"}},
+        "model": {
+            "class_path": "avprompt.tasks.Contrastive",
+            "init_args": {"level": level, "backbone": {"init_args": encoders}},
+        },
+    }
 
 
 def published_encoders() -> dict[str, Any]:
@@ -485,10 +550,14 @@ def published_encoders() -> dict[str, Any]:
 def test_published_points_stand_beside_what_was_measured_alike(tmp_path: Path) -> None:
     figures, own = read_published(), published_encoders()
 
-    def points(row: str, encoders: dict[str, Any] = own, level: str = "segment", used: int = 402,
-               **manifest: Any) -> dict:
-        result = {"config": few_shot_config(encoders, level), "metrics": {"test_accuracy": 0.5},
-                  "clips": {"test": {"used": used, "missing": 402 - used}}}
+    def points(
+        row: str, encoders: dict[str, Any] = own, level: str = "segment", used: int = 402, **manifest: Any
+    ) -> dict:
+        result = {
+            "config": few_shot_config(encoders, level),
+            "metrics": {"test_accuracy": 0.5},
+            "clips": {"test": {"used": used, "missing": 402 - used}},
+        }
         return published_points(Run(tmp_path, result, {"generated": False, "dataset": "AVE", **manifest}), row, figures)
 
     assert points("DG-SCT") == {1: 63.0, 2: 65.0, 4: 66.3, 8: 67.9, 16: 72.4, None: 64.7}
@@ -512,23 +581,33 @@ def test_plot_over_shots(tmp_path: Path) -> None:
             finish(one, 0.5 + (0.01 * one.axis[1] if one.axis else 0) + 0.02 * one.seed)
     known = {"CLIP": {None: 57.6}, "CoOp": {1: 59.6, 4: 60.0, None: 59.2}}  # its zero-shot is of another training
     figure = curve_figure(condense(runs, metric), "shots", metric, known)
-    panel, = figure.axes
+    (panel,) = figure.axes
     assert panel.get_xscale() == "log" and [tick.get_text() for tick in panel.get_xticklabels()] == ["1", "2", "16"]
-    curve, = [line for line in panel.lines if line.get_label() == "CoOp"]
+    (curve,) = [line for line in panel.lines if line.get_label() == "CoOp"]
     assert curve.get_xydata().tolist() == [[1, pytest.approx(52)], [2, pytest.approx(53)], [16, pytest.approx(67)]]
-    band, = [part for part in panel.collections if part.get_alpha() == 0.15]  # nothing of MaPLe is finished
+    (band,) = [part for part in panel.collections if part.get_alpha() == 0.15]  # nothing of MaPLe is finished
     low, high = (function(y for x, y in band.get_paths()[0].vertices if x == 1) for function in (min, max))
-    assert high - low == pytest.approx(2 * 2 ** 0.5, abs=1e-3)  # two standard deviations of two seeds 2 points apart
-    horizontal, = [line for line in panel.lines if line.get_label() == "CLIP, zero-shot"]
+    assert high - low == pytest.approx(2 * 2**0.5, abs=1e-3)  # two standard deviations of two seeds 2 points apart
+    (horizontal,) = [line for line in panel.lines if line.get_label() == "CLIP, zero-shot"]
     assert horizontal.get_ydata() == pytest.approx([51, 51])
     hollow = [line.get_xydata().tolist() for line in panel.lines if line.get_marker() == "D" and len(line.get_xdata())]
     assert hollow == [[[0.01, 57.6]], [[1, 59.6]]]  # 4 shots were not run
     assert [label.get_text() for label in figure.legends[0].get_texts()] == [
-        "CLIP, zero-shot", "CoOp", "published (other selection)"]
+        "CLIP, zero-shot",
+        "CoOp",
+        "published (other selection)",
+    ]
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    named = curve_figure([{**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
-                          for line in condense(runs, metric)], "shots", metric, {})
+    named = curve_figure(
+        [
+            {**line, "shots": {1: "few", 2: "some", 16: "many"}.get(line["shots"], "")}
+            for line in condense(runs, metric)
+        ],
+        "shots",
+        metric,
+        {},
+    )
     assert [tick.get_text() for tick in named.axes[0].get_xticklabels()] == ["few", "some", "many"]
     assert len(named.axes[0].containers) == 1  # bars
 
@@ -537,12 +616,16 @@ def test_budgets(tmp_path: Path) -> None:
     """A learning curve over clips or steps: what a run is given, what it is called, and the plot."""
     file = write_sweep(tmp_path, "  plain: []\n  wide: [--model.x=1]", axis="budget: {clips: [40, 10, 20]}")
     runs, metric = read_sweep(file, [0, 1], tmp_path)
-    assert [one.folder.name for one in runs[:3]] == ["plain-clips40-seed0", "plain-clips10-seed0", "plain-clips20-seed0"]
+    assert [one.folder.name for one in runs[:3]] == [
+        "plain-clips40-seed0",
+        "plain-clips10-seed0",
+        "plain-clips20-seed0",
+    ]
     assert runs[3].overrides == ["--model.x=1", "--data.train_clips=40"] and runs[3].axis == ("clips", 40)
     for one in runs:
         finish(one, 0.3 + 0.01 * one.axis[1] + 0.02 * one.seed)
     figure = curve_figure(condense(runs, metric), "clips", metric, {})
-    panel, = figure.axes
+    (panel,) = figure.axes
     assert panel.get_xlabel() == "training clips"
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["10", "20", "40"]
     drawn = [line for line in panel.lines if len(line.get_xdata())]
@@ -551,18 +634,33 @@ def test_budgets(tmp_path: Path) -> None:
     assert summarise(runs, metric, tmp_path).startswith("| variant | clips 40 | clips 10 | clips 20 |")
     file = write_sweep(tmp_path, "  plain: []", axis="budget: {steps: [100, 250]}")
     assert [one.overrides for one in read_sweep(file, [0], tmp_path)[0]] == [
-        [f"--trainer.max_steps={steps}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
-         "--trainer.val_check_interval=50"] for steps in (100, 250)]
-    for wrong in ("{clips: []}", "{clips: [1, 1]}", "{epochs: [1]}", "{steps: [0.5]}", "{clips: [1], steps: [2]}", "[1]"):
+        [
+            f"--trainer.max_steps={steps}",
+            "--trainer.max_epochs=-1",
+            "--trainer.check_val_every_n_epoch=null",
+            "--trainer.val_check_interval=50",
+        ]
+        for steps in (100, 250)
+    ]
+    for wrong in (
+        "{clips: []}",
+        "{clips: [1, 1]}",
+        "{epochs: [1]}",
+        "{steps: [0.5]}",
+        "{clips: [1], steps: [2]}",
+        "[1]",
+    ):
         with pytest.raises(ConfigError, match="budget"):
             read_sweep(write_sweep(tmp_path, "  plain: []", axis=f"budget: {wrong}"), [0], tmp_path)
     with pytest.raises(ConfigError, match="one of axis, budget and vary"):
-        read_sweep(write_sweep(tmp_path, "  plain: []", axis="budget: {clips: [1]}\nvary: {prompts.alpha: [1]}"), [0],
-                   tmp_path)
+        read_sweep(
+            write_sweep(tmp_path, "  plain: []", axis="budget: {clips: [1]}\nvary: {prompts.alpha: [1]}"), [0], tmp_path
+        )
 
 
-def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found: dict[str, float] | None = None,
-                    clips: int = 402) -> tuple[list[SweepRun], str]:
+def hyperparameters(
+    folder: Path, experiment: str = "ave_dgsct_released", found: dict[str, float] | None = None, clips: int = 402
+) -> tuple[list[SweepRun], str]:
     """Made-up results of some rows of the shipped sweep, two seeds half a percent apart; all rows with `None`."""
     text = (SWEEPS / "dgsct_hyperparameters.yaml").read_text()
     for name in ("ave_dgsct", "quickstart"):
@@ -581,7 +679,9 @@ def hyperparameters(folder: Path, experiment: str = "ave_dgsct_released", found:
             elif one.varied:
                 backbone["prompts"]["init_args"][one.varied[0].rpartition(".")[2]] = one.varied[1]
             finish(one, (found or {}).get(one.variant, 0.7) + 0.005 * one.seed, settings, clips)
-            (one.folder / "test" / "manifest.json").write_text('{"generated": false, "dataset": "AVE", "ids": {"test": []}}')
+            (one.folder / "test" / "manifest.json").write_text(
+                '{"generated": false, "dataset": "AVE", "ids": {"test": []}}'
+            )
     return runs, metric
 
 
@@ -590,9 +690,19 @@ def test_arguments_varied_alone(tmp_path: Path) -> None:
     for quickstart in (False, True):
         runs, _ = read_sweep(SWEEPS / "dgsct_hyperparameters.yaml", [0], tmp_path, quickstart=quickstart)
         named = {one.variant: one for one in runs}
-        assert list(named) == ["no prompts", "all", *(f"{name}={value}" for name, values in {
-            "alpha": (0.1, 0.2, 0.4, 0.5), "beta": (0.01, 0.1, 0.15, 0.2), "gamma": (0.01, 0.05, 0.2, 0.3)}.items()
-            for value in values)]
+        assert list(named) == [
+            "no prompts",
+            "all",
+            *(
+                f"{name}={value}"
+                for name, values in {
+                    "alpha": (0.1, 0.2, 0.4, 0.5),
+                    "beta": (0.01, 0.1, 0.15, 0.2),
+                    "gamma": (0.01, 0.05, 0.2, 0.3),
+                }.items()
+                for value in values
+            ),
+        ]
         one, path = named["beta=0.15"], "model.init_args.backbone.init_args.prompts.init_args.beta"
         assert one.folder == tmp_path / "beta=0.15-seed0" and one.overrides == ["--model.backbone.prompts.beta=0.15"]
         assert one.varied == (path, 0.15) and named["all"].varied is None and last(one.recipe, path) == 0.15
@@ -601,41 +711,51 @@ def test_arguments_varied_alone(tmp_path: Path) -> None:
 
 def test_plot_of_hyperparameters(tmp_path: Path) -> None:
     """A panel an argument; the experiment stands in each at its own value; the published point is the paper's."""
-    runs, metric = hyperparameters(tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75,
-                                                     "gamma=0.3": 0.65})
+    runs, metric = hyperparameters(
+        tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75, "gamma=0.3": 0.65}
+    )
     figure = varied_figure(runs, condense(runs, metric), metric, read_published())
     alpha, beta, gamma = figure.axes
     assert [panel.get_xlabel() for panel in figure.axes] == ["alpha", "beta", "gamma"]
     assert [panel.get_title() for panel in figure.axes] == [
-        "beta = 0.05, gamma = 0.1", "alpha = 0.3, gamma = 0.1", "alpha = 0.3, beta = 0.05"]
+        "beta = 0.05, gamma = 0.1",
+        "alpha = 0.3, gamma = 0.1",
+        "alpha = 0.3, beta = 0.05",
+    ]
     curves = [panel.containers[0][0].get_xydata().tolist() for panel in figure.axes]
     assert [[[x, round(y, 2)] for x, y in curve] for curve in curves] == [
-        [[0.1, 70.25], [0.3, 80.25], [0.5, 75.25]], [[0.05, 80.25]], [[0.1, 80.25], [0.3, 65.25]]]
+        [[0.1, 70.25], [0.3, 80.25], [0.5, 75.25]],
+        [[0.05, 80.25]],
+        [[0.1, 80.25], [0.3, 65.25]],
+    ]
     low, high = alpha.containers[0][2][0].get_segments()[0][:, 1]
-    assert high - low == pytest.approx(2 * 0.5 / 2 ** 0.5, abs=1e-3)
+    assert high - low == pytest.approx(2 * 0.5 / 2**0.5, abs=1e-3)
     assert [tick.get_text() for tick in beta.get_xticklabels()] == ["0.01", "0.05", "0.1", "0.15", "0.2"]
     for panel, own in zip(figure.axes, (0.3, 0.05, 0.1)):
         marked = {line.get_label(): line.get_xydata().tolist() for line in panel.lines}
         assert marked["all"] == [[own, pytest.approx(80.25)]] and marked["published"] == [[own, 82.2]]
-        dashed, = [line for line in panel.lines if line.get_label() == "no prompts"]
+        (dashed,) = [line for line in panel.lines if line.get_label() == "no prompts"]
         assert dashed.get_linestyle() == "--" and dashed.get_ydata() == pytest.approx([60.25, 60.25])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["no prompts", "all", "published"]
     figure.savefig(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("experiment", "clips"), [
-    ("ave_dgsct", 402), ("ave_dgsct_released", 390), ("quickstart", 402)])
-def test_published_hyperparameters_need_their_protocol_data_and_encoders(experiment: str, clips: int,
-                                                                         tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "clips"), [("ave_dgsct", 402), ("ave_dgsct_released", 390), ("quickstart", 402)]
+)
+def test_published_hyperparameters_need_their_protocol_data_and_encoders(
+    experiment: str, clips: int, tmp_path: Path
+) -> None:
     runs, metric = hyperparameters(tmp_path, experiment, {"all": 0.8}, clips)
     figure = varied_figure(runs, condense(runs, metric), metric, read_published())
     assert len(figure.axes) == 3
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all"]
 
 
-def test_sweep_that_varies_arguments_ends_in_a_plot(ledger: Path, tmp_path: Path,
-                                                    capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_that_varies_arguments_ends_in_a_plot(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Drawn of what is finished, and drawn anew by the next call."""
     file = write_sweep(tmp_path, "  all: []", axis="vary: {--fail: ['no', fit], prompts.alpha: [0.1]}")
     out = tmp_path / "runs"
@@ -670,8 +790,9 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_path: Path) -> None:
     """A real run that SIGTERM stops inside its training, and that resumes, ends as one that was left alone."""
-    flags = (f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, "
-             "--data.init_args.batch_size=4")
+    flags = (
+        f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
+    )
     file, out = write_sweep(tmp_path, f"  CoOp: [{flags}]", axis=""), tmp_path / "runs"
     stopped, whole = (read_sweep(file, [0], folder)[0][0] for folder in (out, tmp_path / "whole"))
     workers = os.cpu_count() or 1  # a thread each
@@ -691,8 +812,10 @@ def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_p
         torch.set_num_threads(threads)
     resumed, uninterrupted = (one.outcome("fit") for one in (stopped, whole))
     assert resumed["metrics"] == uninterrupted["metrics"] and resumed["epochs"] == uninterrupted["epochs"] == 3
-    ours, theirs = (torch.load(one.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-                    for one in (stopped, whole))
+    ours, theirs = (
+        torch.load(one.folder / "fit" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for one in (stopped, whole)
+    )
     assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
@@ -716,8 +839,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pytest.importorskip("submitit")
     folder = tmp_path / "slurm"
     folder.mkdir()
-    for name, content in {"sbatch": SBATCH, "srun": SRUN, "sacct": "#!/bin/sh\necho 'JobID|State|NodeList'\n",
-                          "scancel": '#!/bin/sh\necho "$@" >> "$SLURM_LEDGER.cancelled"\n'}.items():
+    for name, content in {
+        "sbatch": SBATCH,
+        "srun": SRUN,
+        "sacct": "#!/bin/sh\necho 'JobID|State|NodeList'\n",
+        "scancel": '#!/bin/sh\necho "$@" >> "$SLURM_LEDGER.cancelled"\n',
+    }.items():
         (folder / name).write_text(content)
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -728,19 +855,33 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_same_cells_go_to_a_cluster(cluster: Path, ledger: Path, tmp_path: Path) -> None:
     file, out = write_sweep(tmp_path, "  CLIP: {zero_shot: true}\n  CoOp: []\n  bad: [--fail=fit]"), tmp_path / "runs"
     with pytest.raises(ConfigError, match="2 of 5 runs not finished.*bad, shots 4, seed 0"):
-        run(["sweep", str(file), "--out", str(out), "--seeds", "[0]", "--workers", "3", "--slurm",
-             "{partition: gpu, time: 90, gpus_per_node: 1}"])
+        run(
+            [
+                "sweep",
+                str(file),
+                "--out",
+                str(out),
+                "--seeds",
+                "[0]",
+                "--workers",
+                "3",
+                "--slurm",
+                "{partition: gpu, time: 90, gpus_per_node: 1}",
+            ]
+        )
     script = (cluster / "ledger.sbatch").read_text()
     for line in ("array=0-4%3", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=1", "job-name=runs"):
         assert f"#SBATCH --{line}\n" in script, script
-    assert done(ledger) == Counter([f"CoOp-shots{shots}-seed0 {epoch}" for shots in (1, 4)
-                                    for epoch in (0, 1, 2, 3, "test")] + ["CLIP-seed0 test"])
+    assert done(ledger) == Counter(
+        [f"CoOp-shots{shots}-seed0 {epoch}" for shots in (1, 4) for epoch in (0, 1, 2, 3, "test")] + ["CLIP-seed0 test"]
+    )
     assert [line["variant"] for line in csv.DictReader((out / "failed.csv").open())] == ["bad", "bad"]
     assert (out / "shots.png").is_file() and "| CoOp |" in (out / "summary.md").read_text()
 
 
-def test_stopping_cancels_the_jobs(cluster: Path, ledger: Path, start: Callable, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_cancels_the_jobs(
+    cluster: Path, ledger: Path, start: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_NEVER", "1")
     file = write_sweep(tmp_path, "  CoOp: []")
     running = start(file, tmp_path / "runs", "--seeds", "[0, 1]", "--slurm", "true")

@@ -41,6 +41,7 @@ def enliven(head: nn.Module) -> nn.Module:
 
 # --- video parsing
 
+
 def mgn(**options: object) -> MGNHead:
     return enliven(MGNHead(AUDIO, VISUAL, CLASSES, SEGMENTS, **{"video_dim": 16, **options})).eval()
 
@@ -55,8 +56,14 @@ def test_parsing_head_has_no_dead_parameter(options: dict[str, object]) -> None:
     audio, visual, video = clips()
     outputs = head(audio, visual, None if head.video_project is None else video)
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
-        "video_prob": (2, 5), "audio_video_prob": (2, 5), "audio_prob": (2, 4, 5), "visual_video_prob": (2, 5),
-        "visual_prob": (2, 4, 5), "audio_token_logits": (5, 5), "visual_token_logits": (5, 5)}
+        "video_prob": (2, 5),
+        "audio_video_prob": (2, 5),
+        "audio_prob": (2, 4, 5),
+        "visual_video_prob": (2, 5),
+        "visual_prob": (2, 4, 5),
+        "audio_token_logits": (5, 5),
+        "visual_token_logits": (5, 5),
+    }
     assert_alive(head, outputs)
 
 
@@ -143,13 +150,17 @@ def test_untrained_interaction_adds_nothing() -> None:
     assert torch.allclose(module(x, draw(2, 3, 128))[0], F.layer_norm(x, (16,)), atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"gates": (0.0, 0.1)}, {"gates": (0.1, 0.0)}, {"gates": (0.0, 0.0)},
-                                     {"rectified": False}])
+@pytest.mark.parametrize(
+    "options", [{}, {"gates": (0.0, 0.1)}, {"gates": (0.1, 0.0)}, {"gates": (0.0, 0.0)}, {"rectified": False}]
+)
 def test_decoder_has_no_dead_parameter(options: dict[str, object]) -> None:
     head = decoder(matching=True, **options)
     outputs = head(draw(2, SEGMENTS, AUDIO, seed=5), pyramid())
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
-        "masks": (2, SEGMENTS, 32, 32), "matched_visual": (2, SEGMENTS, 2, 16), "matched_audio": (2, SEGMENTS, 2, 16)}
+        "masks": (2, SEGMENTS, 32, 32),
+        "matched_visual": (2, SEGMENTS, 2, 16),
+        "matched_audio": (2, SEGMENTS, 2, 16),
+    }
     assert_alive(head, outputs)
 
 
@@ -181,17 +192,23 @@ def test_impossible_decoders(options: dict[str, int]) -> None:
 def test_mask_terms() -> None:
     logits, masks = draw(2, 3, 4, 4), (draw(2, 3, 4, 4, seed=1) > 0).float()
     annotated = torch.tensor([[True, False, False], [True, True, False]])
-    expected = torch.stack([F.binary_cross_entropy(logits[b, t].sigmoid(), masks[b, t])
-                            for b, t in ((0, 0), (1, 0), (1, 1))]).mean()
+    expected = torch.stack(
+        [F.binary_cross_entropy(logits[b, t].sigmoid(), masks[b, t]) for b, t in ((0, 0), (1, 0), (1, 1))]
+    ).mean()
     assert torch.isclose(losses.mask_bce(logits, masks, annotated), expected, atol=1e-6)
     visual, audio = draw(2, 3, 4, 8), draw(2, 3, 4, 8, seed=1)
-    by_stage = [F.kl_div(visual[:, :, k].flatten(0, 1).softmax(-1).log(), audio[:, :, k].flatten(0, 1).softmax(-1),
-                         reduction="sum") for k in range(4)]
+    by_stage = [
+        F.kl_div(
+            visual[:, :, k].flatten(0, 1).softmax(-1).log(), audio[:, :, k].flatten(0, 1).softmax(-1), reduction="sum"
+        )
+        for k in range(4)
+    ]
     assert torch.isclose(losses.masked_audio_visual_kl(visual, audio), sum(by_stage) / 4, rtol=1e-5)
     assert losses.masked_audio_visual_kl(audio, audio) < 1e-5
 
 
 # --- question answering
+
 
 def avqa() -> STAVQAHead:
     torch.manual_seed(0)
@@ -199,15 +216,22 @@ def avqa() -> STAVQAHead:
 
 
 def asked(count: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    return (draw(count, SEGMENTS, AUDIO), draw(count, SEGMENTS, 6, VISUAL, seed=1),
-            torch.arange(1, 1 + 5 * count).view(count, 5) % 9)
+    return (
+        draw(count, SEGMENTS, AUDIO),
+        draw(count, SEGMENTS, 6, VISUAL, seed=1),
+        torch.arange(1, 1 + 5 * count).view(count, 5) % 9,
+    )
 
 
 def test_question_head_has_no_dead_parameter() -> None:
     head, (sound, tokens, question) = avqa(), asked()
     outputs = head(sound, tokens, question, draw(*tokens.shape, seed=4))
     assert {name: tuple(value.shape) for name, value in outputs.items()} == {
-        "answer": (2, 7), "grounding": (2, SEGMENTS, 6), "match_positive": (8, 2), "match_negative": (8, 2)}
+        "answer": (2, 7),
+        "grounding": (2, SEGMENTS, 6),
+        "match_positive": (8, 2),
+        "match_negative": (8, 2),
+    }
     assert_alive(head, {name: value for name, value in outputs.items() if name != "grounding"})
 
 
@@ -252,6 +276,9 @@ def test_weak_label_terms() -> None:
 def test_heads_run_in_bfloat16() -> None:
     audio, visual, video = clips()
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = {**mgn().train()(audio, visual, video), **decoder(matching=True).train()(
-            draw(2, SEGMENTS, AUDIO), pyramid()), **avqa().train()(*asked())}
+        outputs = {
+            **mgn().train()(audio, visual, video),
+            **decoder(matching=True).train()(draw(2, SEGMENTS, AUDIO), pyramid()),
+            **avqa().train()(*asked()),
+        }
     assert all(torch.isfinite(value.float()).all() for value in outputs.values())

@@ -40,8 +40,15 @@ class Stored(FeatureSource):
         visual, audio = batch["visual_features"] * self.scale, batch["audio_features"]
         self.seen.append(len(visual))
         found = {"visual": torch.ones(*visual.shape[:2], 2, 2)} if maps else {}
-        return AVFeatures(visual.mean(2), audio, visual, audio[:, :, None], [visual], found,
-                          losses={name: value * self.scale for name, value in self.given.items()})
+        return AVFeatures(
+            visual.mean(2),
+            audio,
+            visual,
+            audio[:, :, None],
+            [visual],
+            found,
+            losses={name: value * self.scale for name, value in self.given.items()},
+        )
 
 
 class OnAGrid(Stored):
@@ -60,14 +67,20 @@ def batch(clips: int = 2, **sampling: float) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     event = torch.zeros(clips, SEGMENTS, len(NAMES) + 1)
     event[..., 0] = 1
-    return {"id": [f"clip{number}" for number in range(clips)], "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool),
-            "visual_features": torch.randn(clips, SEGMENTS, 5, VISUAL, generator=generator),
-            "audio_features": torch.randn(clips, SEGMENTS, AUDIO, generator=generator),
-            "event": event, "label": torch.zeros(clips, dtype=torch.long), "labels": event[:, 0, :-1],
-            "times": torch.from_numpy(Sampling(SEGMENTS, **sampling).times(60.0)).expand(clips, -1, -1)}
+    return {
+        "id": [f"clip{number}" for number in range(clips)],
+        "valid": torch.ones(clips, SEGMENTS, dtype=torch.bool),
+        "visual_features": torch.randn(clips, SEGMENTS, 5, VISUAL, generator=generator),
+        "audio_features": torch.randn(clips, SEGMENTS, AUDIO, generator=generator),
+        "event": event,
+        "label": torch.zeros(clips, dtype=torch.long),
+        "labels": event[:, 0, :-1],
+        "times": torch.from_numpy(Sampling(SEGMENTS, **sampling).times(60.0)).expand(clips, -1, -1),
+    }
 
 
 # --- sources without encoders
+
 
 def test_every_task_reads_stored_features() -> None:
     data, source = batch(), OnAGrid()
@@ -104,26 +117,36 @@ def test_a_source_says_what_it_lacks() -> None:
 
 def test_stored_features_of_one_video_are_read_once() -> None:
     data, source = batch(), OnAGrid()
-    data = {**data, "id": ["a", "a"], "visual_features": data["visual_features"][[0, 0]],
-            "audio_features": data["audio_features"][[0, 0]], "question": torch.tensor([[1, 2], [3, 0]])}
+    data = {
+        **data,
+        "id": ["a", "a"],
+        "visual_features": data["visual_features"][[0, 0]],
+        "audio_features": data["audio_features"][[0, 0]],
+        "question": torch.tensor([[1, 2], [3, 0]]),
+    }
     task = AVQA(source, 5, 9).eval()
     assert task(data, maps=True)["map_visual"].shape == (2, SEGMENTS, 2, 2) and source.seen == [1]
 
 
 # --- the table of predictions
 
-@pytest.mark.parametrize(("sampling", "times"), [
-    ({}, [(60, 61), (61, 62), (62, 63)]),
-    ({"stride": 6.0}, [(60, 61), (66, 67), (72, 73)]),
-    ({"seconds": 2.0}, [(60, 62), (62, 64), (64, 66)]),
-    ({"seconds": 2.0, "stride": 0.5}, [(60, 62), (60.5, 62.5), (61, 63)]),
-])
+
+@pytest.mark.parametrize(
+    ("sampling", "times"),
+    [
+        ({}, [(60, 61), (61, 62), (62, 63)]),
+        ({"stride": 6.0}, [(60, 61), (66, 67), (72, 73)]),
+        ({"seconds": 2.0}, [(60, 62), (62, 64), (64, 66)]),
+        ({"seconds": 2.0, "stride": 0.5}, [(60, 62), (60.5, 62.5), (61, 63)]),
+    ],
+)
 def test_times_of_rows_follow_the_sampling(sampling: dict[str, float], times: list[tuple[float, float]]) -> None:
     data = batch(**sampling)
     segments, clips = AVELinear(Stored(), len(NAMES)), AVAR(Stored(), len(NAMES))
     rows = segments.prediction_rows(segments(data), data, NAMES)
     assert [(row["id"], row["start"], row["end"]) for row in rows] == [
-        (f"clip{clip}", *span) for clip in range(2) for span in times]
+        (f"clip{clip}", *span) for clip in range(2) for span in times
+    ]
     rows = clips.prediction_rows(clips(data), data, NAMES)
     assert [(row["start"], row["end"]) for row in rows] == [(times[0][0], times[-1][1])] * 2
 
@@ -135,19 +158,36 @@ def test_rows_need_times() -> None:
             task.prediction_rows(task(data), {**data, "times": times}, NAMES)
 
 
-@pytest.mark.parametrize(("experiment", "fixture", "spans"), [
-    ("avqa_grounding_dgsct", "avqa_root", [(t, t + 1) for t in range(10)]),
-    ("quickstart", "ave_root", [(t, t + 1) for t in range(10)]),
-])
-def test_times_of_a_dataset(experiment: str, fixture: str, spans: list[tuple[int, int]],
-                            request: pytest.FixtureRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("experiment", "fixture", "spans"),
+    [
+        ("avqa_grounding_dgsct", "avqa_root", [(t, t + 1) for t in range(10)]),
+        ("quickstart", "ave_root", [(t, t + 1) for t in range(10)]),
+    ],
+)
+def test_times_of_a_dataset(
+    experiment: str, fixture: str, spans: list[tuple[int, int]], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     from test_experiments import on_a_laptop
 
     flags = on_a_laptop(ROOT / "experiments" / f"{experiment}.yaml", request, tmp_path)
-    run(["predict", *flags, "--trainer.fast_dev_run", "false", "--trainer.limit_predict_batches", "1",
-         "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
-         "--trainer.logger.save_dir", str(tmp_path), "--ckpt_path", "none"])
-    path, = tmp_path.rglob("predictions.csv")
+    run(
+        [
+            "predict",
+            *flags,
+            "--trainer.fast_dev_run",
+            "false",
+            "--trainer.limit_predict_batches",
+            "1",
+            "--trainer.logger",
+            str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
+            "--trainer.logger.save_dir",
+            str(tmp_path),
+            "--ckpt_path",
+            "none",
+        ]
+    )
+    (path,) = tmp_path.rglob("predictions.csv")
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [(float(row["start"]), float(row["end"])) for row in rows[:10]] == spans
@@ -165,6 +205,7 @@ def test_times_of_windows_of_a_long_video(tmp_path: Path) -> None:
 
 # --- losses of prompt methods
 
+
 def step(task: AVELinear, data: dict[str, Any]) -> tuple[float, Tensor, dict[str, float]]:
     """Loss, gradient of the source, and what is logged."""
     torch.manual_seed(0)
@@ -180,20 +221,33 @@ def step(task: AVELinear, data: dict[str, Any]) -> tuple[float, Tensor, dict[str
 
 def build(losses: dict[str, float], **weights: float) -> AVELinear:
     torch.manual_seed(0)
-    return AVELinear(Stored(losses), len(NAMES), method_losses={name.replace("_at_", "@"): value
-                                                                for name, value in weights.items()})
+    return AVELinear(
+        Stored(losses), len(NAMES), method_losses={name.replace("_at_", "@"): value for name, value in weights.items()}
+    )
 
 
 def test_losses_of_the_method_are_weighed_and_logged() -> None:
     data = batch()
     plain, gradient, _ = step(build({}), data)
     given = {"balance@0": 2.0, "balance@1": 3.0, "orthogonal": 5.0}
-    for weights, added in (({}, 10.0), ({"balance": 0.5}, 7.5), ({"balance": 0.5, "balance_at_1": 2.0}, 12.0),
-                           ({"balance": 0.0, "orthogonal": 0.1}, 0.5)):
+    for weights, added in (
+        ({}, 10.0),
+        ({"balance": 0.5}, 7.5),
+        ({"balance": 0.5, "balance_at_1": 2.0}, 12.0),
+        ({"balance": 0.0, "orthogonal": 0.1}, 0.5),
+    ):
         loss, moved, logged = step(build(given, **weights), data)
         assert loss == pytest.approx(plain + added) and float(moved - gradient) == pytest.approx(added, rel=1e-4)
-        assert logged.items() >= {"train_balance@0": 2.0, "train_balance@1": 3.0, "train_balance": 5.0,
-                                  "train_orthogonal": 5.0, "train_loss_step": pytest.approx(loss)}.items()
+        assert (
+            logged.items()
+            >= {
+                "train_balance@0": 2.0,
+                "train_balance@1": 3.0,
+                "train_balance": 5.0,
+                "train_orthogonal": 5.0,
+                "train_loss_step": pytest.approx(loss),
+            }.items()
+        )
 
 
 def test_weight_zero_is_bit_equal_to_no_loss() -> None:
@@ -224,12 +278,25 @@ def test_wrong_weights() -> None:
 def test_weights_come_from_a_configuration(ave_root: Path, tmp_path: Path) -> None:
     """A weight for what the method does not have is told at the first batch."""
     with pytest.raises(ArgumentError, match="method_losses: got .*'balance'"):
-        run(["fit", "--config", str(ROOT / "experiments" / "quickstart.yaml"), "--data.root", str(ave_root),
-             "--trainer.fast_dev_run", "true", "--trainer.enable_progress_bar", "false",
-             "--model.method_losses", "{balance: 0.5}"])
+        run(
+            [
+                "fit",
+                "--config",
+                str(ROOT / "experiments" / "quickstart.yaml"),
+                "--data.root",
+                str(ave_root),
+                "--trainer.fast_dev_run",
+                "true",
+                "--trainer.enable_progress_bar",
+                "false",
+                "--model.method_losses",
+                "{balance: 0.5}",
+            ]
+        )
 
 
 # --- metrics
+
 
 def test_metrics_are_computed_and_reset_by_the_template() -> None:
     task, data = AVELinear(Stored(), len(NAMES)), batch()
@@ -241,16 +308,22 @@ def test_metrics_are_computed_and_reset_by_the_template() -> None:
     assert task.compute_metrics() == {}  # nothing was counted since
     task.update_metrics(right, data)
     assert task.compute_metrics() == {"accuracy": 1.0}
-    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False)
-    found, = trainer.test(task, DataLoader([data], batch_size=None), verbose=False)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    (found,) = trainer.test(task, DataLoader([data], batch_size=None), verbose=False)
     assert found.keys() == {"test_loss", "test_accuracy"}
 
 
 def test_metrics_in_percent_become_shares() -> None:
     task = AVQA(OnAGrid(), 5, 9)
-    task.update_metrics({"answer": torch.eye(5)[:2]}, {"answer": torch.tensor([0, 0]),
-                                                       "question_type": ['["Audio", "Counting"]'] * 2})
+    task.update_metrics(
+        {"answer": torch.eye(5)[:2]}, {"answer": torch.tensor([0, 0]), "question_type": ['["Audio", "Counting"]'] * 2}
+    )
     assert task.compute_metrics() == {"AQ": 0.5, "average": 0.5, "Audio_Counting": 0.5}
     assert task.counts == {"AQ": 2, "average": 2, "Audio Counting": 2}
 
@@ -283,8 +356,15 @@ def test_any_module_with_the_three_serves_as_a_backbone() -> None:
         AVE(torch.nn.Linear(2, 2), num_classes=3)
 
 
-@pytest.mark.parametrize("build", [lambda: AVELinear(OnAGrid(), len(NAMES)), lambda: AVAR(OnAGrid(), len(NAMES)),
-                                   lambda: AVE(OnAGrid(), len(NAMES)), lambda: AVQAGrounding(OnAGrid())])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AVELinear(OnAGrid(), len(NAMES)),
+        lambda: AVAR(OnAGrid(), len(NAMES)),
+        lambda: AVE(OnAGrid(), len(NAMES)),
+        lambda: AVQAGrounding(OnAGrid()),
+    ],
+)
 def test_scores_that_are_nan_are_not_counted(build: Any) -> None:
     """The largest of several scores would be NaN, and its place a prediction like any other."""
     task, data = build(), batch()
@@ -302,10 +382,21 @@ def test_few_shot_scores_that_are_nan_are_not_counted() -> None:
     from avprompt.encoders import TinyCLAP, TinyCLIP
     from avprompt.methods import RandomEmbeddings
 
-    task = Contrastive(AVPromptBackbone(TinyCLIP("none", projection=True), TinyCLAP("none")), RandomEmbeddings(64),
-                       RandomEmbeddings(64), NAMES, visual_scale=100.0, level="video", objective="class").eval()
-    data = {"id": ["quiet", "broken"], "frames": torch.zeros(2, 2, 3, 64, 64), "audio": torch.zeros(2, 2, 16000),
-            "label": torch.zeros(2, dtype=torch.long)}
+    task = Contrastive(
+        AVPromptBackbone(TinyCLIP("none", projection=True), TinyCLAP("none")),
+        RandomEmbeddings(64),
+        RandomEmbeddings(64),
+        NAMES,
+        visual_scale=100.0,
+        level="video",
+        objective="class",
+    ).eval()
+    data = {
+        "id": ["quiet", "broken"],
+        "frames": torch.zeros(2, 2, 3, 64, 64),
+        "audio": torch.zeros(2, 2, 16000),
+        "label": torch.zeros(2, dtype=torch.long),
+    }
     data["audio"][1, 0, 7] = torch.nan
     with pytest.raises(ArgumentError, match="got NaN for broken; expected scores"):
         task.validation_step(data, 0)

@@ -33,15 +33,33 @@ QUICKSTARTS = {
 def flags(name: str, request: pytest.FixtureRequest, folder: Path) -> list[str]:
     root = request.getfixturevalue(QUICKSTARTS[name][0])
     root = root["s4" if "s4" in name else "ms3"] if isinstance(root, dict) else root
-    return ["--config", str(EXPERIMENTS / f"{name}.yaml"), "--data.root", str(root),
-            "--trainer.logger.save_dir", str(folder), "--trainer.enable_progress_bar", "false"]
+    return [
+        "--config",
+        str(EXPERIMENTS / f"{name}.yaml"),
+        "--data.root",
+        str(root),
+        "--trainer.logger.save_dir",
+        str(folder),
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
 
 
 @pytest.mark.parametrize("name", QUICKSTARTS)
 @pytest.mark.filterwarnings("ignore:parsing runs without")
 def test_visualize_draws_the_test_split(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    run(["visualize", *flags(name, request, tmp_path), "--trainer.limit_predict_batches", "1",
-         "--data.eval_batch_size", "3", "--ckpt_path", "none"])
+    run(
+        [
+            "visualize",
+            *flags(name, request, tmp_path),
+            "--trainer.limit_predict_batches",
+            "1",
+            "--data.eval_batch_size",
+            "3",
+            "--ckpt_path",
+            "none",
+        ]
+    )
     folder = tmp_path / name / "version_0"
     with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -57,10 +75,21 @@ def test_visualize_draws_the_test_split(name: str, request: pytest.FixtureReques
 
 @pytest.mark.parametrize("name", ["quickstart", "avvp_quickstart", "avs_s4_quickstart", "avqa_quickstart"])
 @pytest.mark.filterwarnings("ignore:parsing runs without")
-def test_validation_shows_its_first_clips_in_tensorboard(name: str, request: pytest.FixtureRequest,
-                                                         tmp_path: Path) -> None:
-    run(["fit", *flags(name, request, tmp_path), "--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1",
-         "--trainer.max_epochs", "1"])
+def test_validation_shows_its_first_clips_in_tensorboard(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run(
+        [
+            "fit",
+            *flags(name, request, tmp_path),
+            "--trainer.limit_train_batches",
+            "1",
+            "--trainer.limit_val_batches",
+            "1",
+            "--trainer.max_epochs",
+            "1",
+        ]
+    )
     events = EventAccumulator(str(tmp_path / name / "version_0"))
     events.Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("validation/")]
@@ -75,10 +104,22 @@ def test_how_many_clips_are_shown() -> None:
 
 def test_grounding_stage_is_where_question_answering_starts(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     stage = on_a_laptop(EXPERIMENTS / "avqa_grounding_dgsct.yaml", request, tmp_path)
-    save = ["--trainer.fast_dev_run", "false", "--trainer.enable_checkpointing", "true", "--trainer.max_epochs", "1",
-            "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1",
-            "--trainer.logger", str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
-            "--trainer.logger.save_dir", str(tmp_path)]
+    save = [
+        "--trainer.fast_dev_run",
+        "false",
+        "--trainer.enable_checkpointing",
+        "true",
+        "--trainer.max_epochs",
+        "1",
+        "--trainer.limit_train_batches",
+        "2",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.logger",
+        str(ROOT / "lightning_configs" / "logger" / "tensorboard.yaml"),
+        "--trainer.logger.save_dir",
+        str(tmp_path),
+    ]
     run(["fit", *stage, *save])
     path = tmp_path / "avqa_grounding_dgsct" / "version_0" / "checkpoints" / "best.ckpt"
     trained = checkpoints.read_checkpoint(path)["state_dict"]
@@ -102,11 +143,17 @@ def test_grounding_stage_is_where_question_answering_starts(request: pytest.Fixt
 def test_negatives_of_the_plain_or_of_the_prompted_network() -> None:
     """With the positives' own frames as negatives both matches agree only where both went through the same network."""
     frames, audio = torch.randn(2, 3, 3, 64, 64), 0.1 * torch.randn(2, 3, 16000)
-    batch = {"id": ["one", "other"], "frames": frames, "audio": audio, "negative_frames": frames,
-             "question": torch.ones(2, 14, dtype=torch.long)}
+    batch = {
+        "id": ["one", "other"],
+        "frames": frames,
+        "audio": audio,
+        "negative_frames": frames,
+        "question": torch.ones(2, 14, dtype=torch.long),
+    }
     for prompted in (False, True):
-        task = model_of(["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.prompted_negatives",
-                         str(prompted).lower()]).eval()
+        task = model_of(
+            ["--config", str(EXPERIMENTS / "avqa_quickstart.yaml"), "--model.prompted_negatives", str(prompted).lower()]
+        ).eval()
         with torch.no_grad():
             for name, parameter in task.backbone.prompts.named_parameters():
                 if name.endswith("gate"):

@@ -39,13 +39,20 @@ class SmallCLAPText(CLAPText):
     """RoBERTa of two blocks and 300 tokens; its width is RoBERTa's, which laion-clap's projection insists on."""
 
     def _build(self, **sizes: int) -> nn.Module:
-        return super()._build(vocab_size=300, hidden_size=768, num_hidden_layers=2, num_attention_heads=2,
-                              intermediate_size=32, max_position_embeddings=90)
+        return super()._build(
+            vocab_size=300,
+            hidden_size=768,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=90,
+        )
 
 
 def clip_net(quick_gelu: bool = True) -> nn.Module:
-    net = open_clip.CLIP(24, open_clip.CLIPVisionCfg(**VISION_SIZES), open_clip.CLIPTextCfg(**TEXT_SIZES),
-                         quick_gelu=quick_gelu)
+    net = open_clip.CLIP(
+        24, open_clip.CLIPVisionCfg(**VISION_SIZES), open_clip.CLIPTextCfg(**TEXT_SIZES), quick_gelu=quick_gelu
+    )
     enliven(net, seed=4)
     with torch.no_grad():  # open_clip starts small enough to hide a wrong activation
         for name, parameter in net.named_parameters():
@@ -122,9 +129,9 @@ def test_tokens_behind_the_last_end_have_no_influence(clip) -> None:
     ids = ours.tokenize(TEXTS)
     embedded, end = ours.embed(ids), ids.argmax(-1)
     changed = embedded.clone()
-    changed[:, int(end.max()) + 1:] = 7.0
+    changed[:, int(end.max()) + 1 :] = 7.0
     assert torch.equal(ours.encode(embedded, end), ours.encode(changed, end))
-    assert relative(ours.encode(embedded[:, :int(end.max()) + 1], end), ours.encode(embedded, end)) <= 1e-6
+    assert relative(ours.encode(embedded[:, : int(end.max()) + 1], end), ours.encode(embedded, end)) <= 1e-6
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -288,14 +295,24 @@ def test_wrong_caches_are_refused(clip, tmp_path) -> None:
 
 
 def test_a_cache_of_other_weights_is_refused_without_building_the_tower(tmp_path) -> None:
-    texts, cache, files = ["a disc", "a ring"], tmp_path / "world.safetensors", [tmp_path / f"{name}.safetensors" for name in "ab"]
+    texts, cache, files = (
+        ["a disc", "a ring"],
+        tmp_path / "world.safetensors",
+        [tmp_path / f"{name}.safetensors" for name in "ab"],
+    )
     for file, scale in zip(files, (1.0, 2.0)):
-        save_file({name: scale * value for name, value in load_file(WEIGHTS / "tiny_clip_text.safetensors").items()}, file)
+        save_file(
+            {name: scale * value for name, value in load_file(WEIGHTS / "tiny_clip_text.safetensors").items()}, file
+        )
     first = class_embeddings(functools.cache(partial(TinyCLIPText, pretrained=str(files[0]))), texts, cache)
     same, other, tag = (functools.cache(partial(TinyCLIPText, pretrained=str(name))) for name in (*files, "world"))
     assert torch.equal(class_embeddings(same, texts, cache), first)
-    for tower in (other, tag, partial(TinyCLAPText, pretrained=str(files[0])),
-                  partial(TinyCLIPText, pretrained=str(files[0]), frozen=True)):
+    for tower in (
+        other,
+        tag,
+        partial(TinyCLAPText, pretrained=str(files[0])),
+        partial(TinyCLIPText, pretrained=str(files[0]), frozen=True),
+    ):
         with pytest.raises(WeightsError, match="world.safetensors.*another text tower.*Delete the file"):
             class_embeddings(tower, texts, cache)
     assert not any(tower.cache_info().currsize for tower in (same, other, tag))

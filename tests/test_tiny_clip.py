@@ -72,16 +72,23 @@ def test_shipped_file_is_open_clip_s_own(clip: Matching) -> None:
     picture, _ = Pictures(1, 7).draw(0)
     texts = ["a photo of a red disc and a star.", "the sounds of bar"]
     with torch.no_grad():
-        for ours, theirs in ((clip.embed(picture[None]), library.encode_image(picture)),
-                             (clip.text(texts), library.encode_text(clip.text.tokenize(texts)))):
+        for ours, theirs in (
+            (clip.embed(picture[None]), library.encode_image(picture)),
+            (clip.text(texts), library.encode_text(clip.text.tokenize(texts))),
+        ):
             assert (ours - theirs).norm() < 1e-5 * theirs.norm()
     assert clip.text.logit_scale == library.logit_scale
 
 
 def test_shipped_clap_has_laion_clap_s_layout() -> None:
     names = load_file(WEIGHTS / "tiny_clap.safetensors").keys()
-    assert {name.split(".")[0] for name in names} == {"audio_branch", "audio_projection", "text_branch",
-                                                      "text_projection", "logit_scale_a"}
+    assert {name.split(".")[0] for name in names} == {
+        "audio_branch",
+        "audio_projection",
+        "text_branch",
+        "text_projection",
+        "logit_scale_a",
+    }
 
 
 @pytest.mark.parametrize("kind", [TinyCLIP, TinyCLIPText, TinyCLAP, TinyCLAPText])
@@ -157,7 +164,7 @@ def test_captions_say_what_is_there(stream: Pictures | Seconds) -> None:
         present = {scenes.CATEGORIES[stream.facts(thing)[0]] for thing in things}
         named = {name for name in scenes.CATEGORIES if name in caption.replace(".", "").replace(",", "").split()}
         assert named <= present and bool(named) == bool(things) and ("background" in caption) == (not things)
-        details.add((len(said.nonzero()), bool(said[len(scenes.CATEGORIES):].any())))
+        details.add((len(said.nonzero()), bool(said[len(scenes.CATEGORIES) :].any())))
         text.tokenize([caption])
     assert len(details) > 3  # one and several things, plain and with more detail
     for template in stream.templates:
@@ -165,8 +172,10 @@ def test_captions_say_what_is_there(stream: Pictures | Seconds) -> None:
 
 
 def true_by_hand(holds: Tensor, said: Tensor) -> list[list[int]]:
-    return [[int(all(h or not s for h, s in zip(input_, caption))) for caption in said.tolist()]
-            for input_ in holds.tolist()]
+    return [
+        [int(all(h or not s for h, s in zip(input_, caption))) for caption in said.tolist()]
+        for input_ in holds.tolist()
+    ]
 
 
 def test_contrastive_loss_by_hand() -> None:
@@ -196,15 +205,21 @@ def test_equal_captions_are_no_negatives() -> None:
 def test_recipe_runs(modality: str, tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     recipe = pretrain.RECIPES[modality]
     learners = []
-    few = replace(recipe, batch_size=5, examples={name: type(held)(40, 1) for name, held in recipe.examples.items()},
-                  learner=lambda: learners.append(recipe.learner()) or learners[0])
+    few = replace(
+        recipe,
+        batch_size=5,
+        examples={name: type(held)(40, 1) for name, held in recipe.examples.items()},
+        learner=lambda: learners.append(recipe.learner()) or learners[0],
+    )
     monkeypatch.setitem(pretrain.RECIPES, modality, few)
     pretrain.main(["--modality", modality, "--steps", "2", "--out", str(tmp_path)])
     said, text_file = capsys.readouterr().out, recipe.text_file or recipe.file
     for file in {recipe.file, text_file}:
         assert str(tmp_path / file) in said
         shipped, written = load_file(WEIGHTS / file), load_file(tmp_path / file)
-        assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {k: (v.shape, v.dtype) for k, v in written.items()}
+        assert {k: (v.shape, v.dtype) for k, v in shipped.items()} == {
+            k: (v.shape, v.dtype) for k, v in written.items()
+        }
         assert any(not torch.equal(shipped[name], written[name]) for name in shipped)
     assert {path.name for path in tmp_path.iterdir()} == {recipe.file, text_file, "weights.json"}
     encoder = learners[0].encoder.state_dict()

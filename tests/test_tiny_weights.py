@@ -30,8 +30,13 @@ def test_an_entry_is_true_of_its_file(file: str) -> None:
     entry, recipe = ENTRIES[file], RECIPES[MAKERS[file]]
     assert entry["sha256"] == digest(WEIGHTS / file)
     assert entry["command"] == f"python -m avprompt.synthetic.pretrain --modality {MAKERS[file]}"
-    assert entry["recipe"] == {"steps": recipe.steps, "batch_size": recipe.batch_size, "lr": recipe.lr,
-                               "betas": list(recipe.betas), "weight_decay": recipe.weight_decay}
+    assert entry["recipe"] == {
+        "steps": recipe.steps,
+        "batch_size": recipe.batch_size,
+        "lr": recipe.lr,
+        "betas": list(recipe.betas),
+        "weight_decay": recipe.weight_decay,
+    }
     assert set(entry["scores"]) == set(recipe.examples)
 
 
@@ -61,7 +66,8 @@ def test_a_seed_makes_the_same_bits_again(modality: str, tmp_path: Path, monkeyp
     assert entry["sha256"] == one and entry["recipe"]["steps"] == 2 and entry["seed"] == 0
     shipped = load_file(WEIGHTS / recipe.file)
     assert {name: value.shape for name, value in load_file(tmp_path / "one" / recipe.file).items()} == {
-        name: value.shape for name, value in shipped.items()}
+        name: value.shape for name, value in shipped.items()
+    }
 
 
 def test_all_makes_every_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -28,8 +28,13 @@ def claim(path: Path, shape: tuple[int, ...], dtype: str = "<f4", content: bytes
 
 @pytest.mark.parametrize("mapped", [False, True])
 def test_arrays(tmp_path: Path, mapped: bool) -> None:
-    for array in (np.arange(12.0).reshape(3, 4), np.asfortranarray(np.arange(6).reshape(2, 3)), np.zeros((0, 3)),
-                  np.array(3.5), np.zeros(5, np.float16)):
+    for array in (
+        np.arange(12.0).reshape(3, 4),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.zeros((0, 3)),
+        np.array(3.5),
+        np.zeros(5, np.float16),
+    ):
         np.save(tmp_path / "a.npy", array)
         read = read_array(tmp_path / "a.npy", mapped)
         assert np.array_equal(read, array) and read.dtype == array.dtype and read.shape == array.shape
@@ -47,13 +52,15 @@ def test_a_header_that_claims_terabytes_takes_no_memory(tmp_path: Path, mapped: 
         read_array(tmp_path / "b.npz", mapped)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(place=st.integers(0, 127), new=st.binary(min_size=1, max_size=20))
 @pytest.mark.filterwarnings("ignore:Reading .*additional header parsing")
 def test_damaged_headers(tmp_path: Path, place: int, new: bytes) -> None:
     path = claim(tmp_path / "a.npy", (3,), content=bytes(12))
     content = path.read_bytes()
-    path.write_bytes(content[:place] + new + content[place + len(new):])
+    path.write_bytes(content[:place] + new + content[place + len(new) :])
     try:
         read_array(path)
     except ValueError:
@@ -62,10 +69,16 @@ def test_damaged_headers(tmp_path: Path, place: int, new: bytes) -> None:
 
 def huge(path: Path, width: int, height: int) -> Path:
     """A png file of some bytes that claims a size."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-                     + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""))
+
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(bytes(100)))
+        + chunk(b"IEND", b"")
+    )
     return path
 
 
@@ -98,8 +111,9 @@ def test_folders_of_published_media(tmp_path: Path) -> None:
     np.save(tmp_path / "wave" / "a.npy", np.zeros(800, np.float32))
     (tmp_path / "wave" / "._a.npy").write_bytes(b"\0\5\x16\7")
     for number in range(1, 13):
-        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(tmp_path / "frames" / "a" / f"frame_{number}.JPG", "JPEG",
-                                                           quality=100, subsampling=0)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(
+            tmp_path / "frames" / "a" / f"frame_{number}.JPG", "JPEG", quality=100, subsampling=0
+        )
         (tmp_path / "frames" / "a" / f"._frame_{number}.JPG").write_bytes(b"\0\5\x16\7")
     sampling = Sampling(segments=4, size=8, sample_rate=200)
     reader = FolderReader(tmp_path, sampling)

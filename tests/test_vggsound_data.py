@@ -99,16 +99,22 @@ def test_label_of_a_video() -> None:
 def test_format(tmp_path: Path) -> None:
     """Names with commas, ids with and without leading zeros, any word that begins with val, columns in any order."""
     root = written(
-        tmp_path, f"7,train,a,{ALWAYS},\"playing violin, fiddle\"", f"000123,validation,b,{ALWAYS},dog barking",
-        "1234567,val,c,\"[0,0,0,0,0,0,0,0,0,1]\",dog barking", "8,test,,\"[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]\",dog barking",
-        "", header="video_id,split,comment,label,category")
+        tmp_path,
+        f'7,train,a,{ALWAYS},"playing violin, fiddle"',
+        f"000123,validation,b,{ALWAYS},dog barking",
+        '1234567,val,c,"[0,0,0,0,0,0,0,0,0,1]",dog barking',
+        '8,test,,"[0, 0, 0, 0, 0, 0, 0, 0, 0, 0]",dog barking',
+        "",
+        header="video_id,split,comment,label,category",
+    )
     names = vggsound.read_categories(root / vggsound.CATEGORY_FILE)
     assert names == ("playing violin, fiddle", "dog barking")
     splits = vggsound.read_splits(root / vggsound.LABEL_FILE, names)
     assert splits == {
         "train": [vggsound.Video("000007", 0, (True,) * 10)],
         "val": [vggsound.Video("000123", 1, (True,) * 10), vggsound.Video("1234567", 1, (False,) * 9 + (True,))],
-        "test": [vggsound.Video("000008", 1, (False,) * 10)]}
+        "test": [vggsound.Video("000008", 1, (False,) * 10)],
+    }
     assert vggsound.remarks(splits) == ["1 videos of split test are background from beginning to end: 000008"]
     text = (root / vggsound.LABEL_FILE).read_text()
     (root / vggsound.LABEL_FILE).write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
@@ -117,30 +123,33 @@ def test_format(tmp_path: Path) -> None:
     assert vggsound.read_splits(root / vggsound.LABEL_FILE, names) == splits
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    (f"holdout,dog barking,2,{ALWAYS}", "split 'holdout'"),
-    (f",dog barking,2,{ALWAYS}", "split ''"),
-    (f"train,cat,2,{ALWAYS}", "category 'cat'; expected one of 2 categories"),
-    (f"train,playing violin, fiddle,2,{ALWAYS}", "expected 4 fields"),
-    ("train,dog barking,2", "expected 4 fields"),
-    (f"train,dog barking,-2,{ALWAYS}", "video_id '-2'"),
-    (f"train,dog barking,2.0,{ALWAYS}", "video_id '2.0'"),
-    (f"train,dog barking,../2,{ALWAYS}", "video_id '../2'"),
-    (f"train,dog barking,٣,{ALWAYS}", "video_id '٣'"),
-    (f"train,dog barking,,{ALWAYS}", "video_id ''"),
-    (f"test,dog barking,01,{ALWAYS}", "video_id 01 again; expected one row a video; see .*line 2"),
-    ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1]"', "a list of 10 numbers"),
-    ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"', "a list of 10 numbers"),
-    ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, 2]"', "each 0 or 1"),
-    ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, true]"', "each 0 or 1"),
-    ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, [1]]"', "each 0 or 1"),
-    ('train,dog barking,2,"[1 1 1 1 1 1 1 1 1 1]"', "a list of 10 numbers"),
-    ("train,dog barking,2,1", "a list of 10 numbers"),
-    ('train,dog barking,2,"[1] * 10"', "a list of 10 numbers"),
-    ('train,dog barking,2,"__import__(\'os\').getcwd()"', "a list of 10 numbers"),
-    ("train,dog barking,2," + "[" * 100_000, "a list of 10 numbers"),
-    (f'train,"dog" barking,2,{ALWAYS}', "comma-separated values"),
-])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"holdout,dog barking,2,{ALWAYS}", "split 'holdout'"),
+        (f",dog barking,2,{ALWAYS}", "split ''"),
+        (f"train,cat,2,{ALWAYS}", "category 'cat'; expected one of 2 categories"),
+        (f"train,playing violin, fiddle,2,{ALWAYS}", "expected 4 fields"),
+        ("train,dog barking,2", "expected 4 fields"),
+        (f"train,dog barking,-2,{ALWAYS}", "video_id '-2'"),
+        (f"train,dog barking,2.0,{ALWAYS}", "video_id '2.0'"),
+        (f"train,dog barking,../2,{ALWAYS}", "video_id '../2'"),
+        (f"train,dog barking,٣,{ALWAYS}", "video_id '٣'"),
+        (f"train,dog barking,,{ALWAYS}", "video_id ''"),
+        (f"test,dog barking,01,{ALWAYS}", "video_id 01 again; expected one row a video; see .*line 2"),
+        ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1]"', "a list of 10 numbers"),
+        ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"', "a list of 10 numbers"),
+        ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, 2]"', "each 0 or 1"),
+        ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, true]"', "each 0 or 1"),
+        ('train,dog barking,2,"[1, 1, 1, 1, 1, 1, 1, 1, 1, [1]]"', "each 0 or 1"),
+        ('train,dog barking,2,"[1 1 1 1 1 1 1 1 1 1]"', "a list of 10 numbers"),
+        ("train,dog barking,2,1", "a list of 10 numbers"),
+        ('train,dog barking,2,"[1] * 10"', "a list of 10 numbers"),
+        ("train,dog barking,2,\"__import__('os').getcwd()\"", "a list of 10 numbers"),
+        ("train,dog barking,2," + "[" * 100_000, "a list of 10 numbers"),
+        (f'train,"dog" barking,2,{ALWAYS}', "comma-separated values"),
+    ],
+)
 def test_malformed_rows_name_their_line(tmp_path: Path, row: str, message: str) -> None:
     written(tmp_path, f"train,dog barking,1,{ALWAYS}", row)
     with pytest.raises(AnnotationError, match=message) as error:
@@ -151,7 +160,7 @@ def test_malformed_rows_name_their_line(tmp_path: Path, row: str, message: str) 
 def test_other_numbers_of_seconds(tmp_path: Path) -> None:
     written(tmp_path, 'train,dog barking,1,"[0, 1, 1]"')
     data = module(tmp_path, segments=3)
-    item, = data.read_annotations()["train"]
+    (item,) = data.read_annotations()["train"]
     assert data.annotate(item, np.random.default_rng())["event"].tolist() == [[0, 0, 1], [0, 1, 0], [0, 1, 0]]
     with pytest.raises(AnnotationError, match="a list of 10 numbers"):
         module(tmp_path).read_annotations()
@@ -164,8 +173,9 @@ def test_missing_columns(tmp_path: Path, header: str) -> None:
         module(tmp_path).read_annotations()
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "an empty file"), ("\n\n", "an empty file"),
-                                                  ("a\nb\na\n", r"\['a'\] more")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "an empty file"), ("\n\n", "an empty file"), ("a\nb\na\n", r"\['a'\] more")]
+)
 def test_malformed_category_file(copy: Path, content: str, message: str) -> None:
     (copy / vggsound.CATEGORY_FILE).write_text(content)
     with pytest.raises(AnnotationError, match=message):
@@ -237,7 +247,7 @@ def test_verify_from_the_command_line(copy: Path, capsys: pytest.CaptureFixture[
         main(["data", "verify", "--root", str(copy), "--dataset", "vggsound"])
     assert stop.value.code == 1
     with (copy / "verify.csv").open() as file:
-        row, = csv.DictReader(file)
+        (row,) = csv.DictReader(file)
     assert row["id"] == "000099" and row["problem"].startswith("missing")
 
 
@@ -254,9 +264,13 @@ def test_generated_scenes() -> None:
     categories = [CATEGORIES.index(name) for name in CATEGORIES if name not in HELD_OUT]
     scenes = [corresponding_scene(0, index, Settings(5, 2, 1), categories) for index in range(300)]
     assert scenes == [corresponding_scene(0, index, Settings(5, 2, 1), categories) for index in range(300)]
-    seen, heard = ([sum(p.end - p.start for p in parts) for parts in kind]
-                   for kind in ([[t for t in s.things if t.category == s.things[0].category] for s in scenes],
-                                [[p for p in s.sounds if p.category == s.sounds[0].category] for s in scenes]))
+    seen, heard = (
+        [sum(p.end - p.start for p in parts) for parts in kind]
+        for kind in (
+            [[t for t in s.things if t.category == s.things[0].category] for s in scenes],
+            [[p for p in s.sounds if p.category == s.sounds[0].category] for s in scenes],
+        )
+    )
     for index, scene in enumerate(scenes):
         category = categories[index % 5]
         assert {event[0] for event in scene.events()} == {category}
@@ -281,7 +295,8 @@ def test_synthetic_dataset(vggsound_root: Path, tmp_path: Path) -> None:
     splits = data.read_annotations()
     for split, items in splits.items():
         assert {name: sum(item.category == c for item in items) for c, name in enumerate(NAMES)} == (
-            dict.fromkeys(NAMES, 3 if split == "train" else 1))
+            dict.fromkeys(NAMES, 3 if split == "train" else 1)
+        )
         assert all(split_of(int(item.id), 5) == split for item in items)
     with (vggsound_root / "scenes.jsonl").open() as file:
         scenes = {scene["id"]: scene for scene in map(json.loads, file)}
@@ -300,20 +315,62 @@ def test_synthetic_dataset(vggsound_root: Path, tmp_path: Path) -> None:
 
 def test_zero_shot_datasets_from_the_command_line(tmp_path: Path) -> None:
     """The categories of one are not those of the other."""
-    main(["data", "synth", "vggsound", "--root", str(tmp_path / "vggsound"), "--videos", "10", "--workers", "1",
-          "--categories", "[star, ring]", "--objects", "2", "--offscreen_sounds", "0"])
-    main(["data", "synth", "ave", "--root", str(tmp_path / "ave"), "--videos", "15", "--workers", "1", "--classes", "3",
-          "--objects", "2", "--offscreen_sounds", "1"])
+    main(
+        [
+            "data",
+            "synth",
+            "vggsound",
+            "--root",
+            str(tmp_path / "vggsound"),
+            "--videos",
+            "10",
+            "--workers",
+            "1",
+            "--categories",
+            "[star, ring]",
+            "--objects",
+            "2",
+            "--offscreen_sounds",
+            "0",
+        ]
+    )
+    main(
+        [
+            "data",
+            "synth",
+            "ave",
+            "--root",
+            str(tmp_path / "ave"),
+            "--videos",
+            "15",
+            "--workers",
+            "1",
+            "--classes",
+            "3",
+            "--objects",
+            "2",
+            "--offscreen_sounds",
+            "1",
+        ]
+    )
     trained = module(tmp_path / "vggsound").class_names
     assert trained == ("star", "ring")
     assert tuple((tmp_path / "ave" / "categories.txt").read_text().split()) == HELD_OUT
     assert all(len(items) for items in read_ave(tmp_path / "ave").values()) and not set(trained) & set(HELD_OUT)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"categories": ["disc", "dragon"]}, "categories: got"), ({"categories": ["disc", "disc"]}, "each once"),
-    ({"categories": ["disc"]}, "classes: got 1"), ({"categories": ["disc", "ring"]}, "objects, offscreen"),
-    ({"videos": 24}, "25 .one of each"), ({"videos": 1_000_001}, "to 1000000"), ({"seed": -1}, "seed: got -1")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"categories": ["disc", "dragon"]}, "categories: got"),
+        ({"categories": ["disc", "disc"]}, "each once"),
+        ({"categories": ["disc"]}, "classes: got 1"),
+        ({"categories": ["disc", "ring"]}, "objects, offscreen"),
+        ({"videos": 24}, "25 .one of each"),
+        ({"videos": 1_000_001}, "to 1000000"),
+        ({"seed": -1}, "seed: got -1"),
+    ],
+)
 def test_impossible_synthetic_datasets(tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         synthesize(tmp_path, **options)

@@ -16,8 +16,9 @@ from avprompt.methods import PromptMethod, PromptState
 class PlainStep(PromptMethod):
     """Steps that run both blocks as they are."""
 
-    def step(self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor, state: PromptState
+    ) -> tuple[Tensor, Tensor]:
         return visual_block(visual), audio_block(audio)
 
 
@@ -33,8 +34,12 @@ class SideNetwork(PlainStep):
 
     def attach(self, sites: list, lone: Mapping[str, list]) -> None:
         super().attach(sites, lone)
-        self.down = nn.ModuleDict({side: nn.ModuleList(nn.Linear(site[place].dim, 6) for site in sites)
-                                   for place, side in enumerate(("visual", "audio"))})
+        self.down = nn.ModuleDict(
+            {
+                side: nn.ModuleList(nn.Linear(site[place].dim, 6) for site in sites)
+                for place, side in enumerate(("visual", "audio"))
+            }
+        )
         self.start = nn.Parameter(torch.randn(6))
         self.up = nn.ModuleDict({side: nn.Linear(6, spec.dim) for side, spec in zip(("visual", "audio"), self.last)})
 
@@ -42,8 +47,9 @@ class SideNetwork(PlainStep):
         state.memory["ladder"] = self.start.expand(len(visual), -1)
         return visual + 0 * self.start.sum(), audio
 
-    def step(self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor, state: PromptState
+    ) -> tuple[Tensor, Tensor]:
         visual, audio = super().step(site, visual_block, audio_block, visual, audio, state)
         seen = sum(self.down[side][site](x.mean(1)) for side, x in (("visual", visual), ("audio", audio)))
         state.memory["ladder"] = torch.tanh(state.memory["ladder"] + seen)
@@ -63,8 +69,9 @@ class AuxiliaryLoss(PromptMethod):
         super().attach(sites, lone)
         self.scale = nn.ParameterList(nn.Parameter(torch.ones(2)) for _ in sites)
 
-    def step(self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor, state: PromptState
+    ) -> tuple[Tensor, Tensor]:
         visual, audio = visual_block(visual) * self.scale[site][0], audio_block(audio) * self.scale[site][1]
         state.losses[f"draw@{site}"] = (self.scale[site] - 2).square().sum() + 1e-3 * visual.square().mean()
         return visual, audio
@@ -85,19 +92,32 @@ class LowRank(nn.Module):
 class EditedLayers(PromptMethod):
     """Low-rank changes of every linear layer of both blocks, zero at the start."""
 
-    layers = {"q": ("dim", "dim"), "k": ("dim", "dim"), "v": ("dim", "dim"), "proj": ("dim", "dim"),
-              "fc1": ("dim", "hidden"), "fc2": ("hidden", "dim")}
+    layers = {
+        "q": ("dim", "dim"),
+        "k": ("dim", "dim"),
+        "v": ("dim", "dim"),
+        "proj": ("dim", "dim"),
+        "fc1": ("dim", "hidden"),
+        "fc2": ("hidden", "dim"),
+    }
 
     identity_at_start = True
 
     def attach(self, sites: list, lone: Mapping[str, list]) -> None:
         super().attach(sites, lone)
-        self.low = nn.ModuleList(nn.ModuleList(nn.ModuleDict({
-            name: LowRank(getattr(spec, i), getattr(spec, o)) for name, (i, o) in self.layers.items()})
-            for spec in site) for site in sites)
+        self.low = nn.ModuleList(
+            nn.ModuleList(
+                nn.ModuleDict(
+                    {name: LowRank(getattr(spec, i), getattr(spec, o)) for name, (i, o) in self.layers.items()}
+                )
+                for spec in site
+            )
+            for site in sites
+        )
 
-    def step(self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self, site: int, visual_block: Any, audio_block: Any, visual: Tensor, audio: Tensor, state: PromptState
+    ) -> tuple[Tensor, Tensor]:
         done = []
         for block, x, low in ((visual_block, visual, self.low[site][0]), (audio_block, audio, self.low[site][1])):
             x = x + block.attention(x, {name: low[name] for name in ("q", "k", "v", "proj")})
@@ -112,8 +132,12 @@ class LoneShift(PlainStep):
 
     def attach(self, sites: list, lone: Mapping[str, list]) -> None:
         super().attach(sites, lone)
-        self.shift = nn.ModuleDict({side: nn.ParameterList(nn.Parameter(torch.zeros(spec.dim)) for spec in specs)
-                                    for side, specs in lone.items()})
+        self.shift = nn.ModuleDict(
+            {
+                side: nn.ParameterList(nn.Parameter(torch.zeros(spec.dim)) for spec in specs)
+                for side, specs in lone.items()
+            }
+        )
 
     def lone(self, modality: str, index: int, block: Any, tokens: Tensor, state: PromptState) -> Tensor:
         return block(tokens) + self.shift[modality][index]
@@ -141,12 +165,14 @@ class OwnOutputs(PlainStep):
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         v, a = super().pool(visual, audio, state)
         if state.wants_maps:
-            first = visual[:, self.last[0].prefix:].norm(dim=-1).unflatten(1, self.last[0].grid)
+            first = visual[:, self.last[0].prefix :].norm(dim=-1).unflatten(1, self.last[0].grid)
             state.maps["saliency"] = state.clips(first)
             state.tables["router"] = state.clips(torch.stack((v.norm(dim=-1), a.norm(dim=-1)), 1).softmax(1))
         weights = state.inputs["weights"].flatten().unsqueeze(1)
-        return (torch.cat((v, weights * v), 1) * self.scale[2],
-                torch.cat((a, state.memory["energy"].unsqueeze(1)), 1) * self.scale[3])
+        return (
+            torch.cat((v, weights * v), 1) * self.scale[2],
+            torch.cat((a, state.memory["energy"].unsqueeze(1)), 1) * self.scale[3],
+        )
 
     def finish(self, features: AVFeatures, state: PromptState) -> AVFeatures:
         return replace(features, pyramid=[2 * stage for stage in features.pyramid])

@@ -42,7 +42,7 @@ def commands(folder: str) -> None:
 
 def halves(batch: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
     """The clips of one process."""
-    return {key: value[rank * len(value) // world:(rank + 1) * len(value) // world] for key, value in batch.items()}
+    return {key: value[rank * len(value) // world : (rank + 1) * len(value) // world] for key, value in batch.items()}
 
 
 def gradients(folder: str) -> None:
@@ -69,8 +69,13 @@ def gradients(folder: str) -> None:
             task.zero_grad()
             loss, _ = task.total_loss(task(own), own)
             loss.backward()
-            grads = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten()
-                               for p in task.parameters() if p.requires_grad])
+            grads = torch.cat(
+                [
+                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                    for p in task.parameters()
+                    if p.requires_grad
+                ]
+            )
             return loss.detach(), grads
 
         whole, expected = step(batch, False)
@@ -79,8 +84,10 @@ def gradients(folder: str) -> None:
             loss, grads = step(halves(batch, RANK, WORLD), gather)
             distributed.all_reduce(grads)
             distributed.all_reduce(loss)
-            results[str(gather)] = [float((loss / WORLD - whole).abs() / whole),
-                                    float((grads / WORLD - expected).norm() / expected.norm())]
+            results[str(gather)] = [
+                float((loss / WORLD - whole).abs() / whole),
+                float((grads / WORLD - expected).norm() / expected.norm()),
+            ]
         found[name] = results
         if name == "quickstart":  # the loss of all is finite in no process, and all name the same clips
             own = halves(batch, RANK, WORLD)
@@ -157,9 +164,16 @@ def failure(folder: str) -> None:
         from avprompt.media.samplers import ResumableLoader
 
         broken = (Path(folder) / "broken").read_text()
-        trainer = Trainer(max_epochs=1, accelerator="cpu", devices=WORLD, strategy="ddp", enable_progress_bar=False,
-                          logger=TensorBoardLogger(folder), use_distributed_sampler=False,
-                          callbacks=[ExactResume(), InterruptCheckpoint(), FailTogether()])
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=WORLD,
+            strategy="ddp",
+            enable_progress_bar=False,
+            logger=TensorBoardLogger(folder),
+            use_distributed_sampler=False,
+            callbacks=[ExactResume(), InterruptCheckpoint(), FailTogether()],
+        )
         loader = ResumableLoader(Clips(broken), 4)  # all processes read the same numbers
         trainer.fit(Line(), loader)
 

@@ -91,11 +91,15 @@ class _Walk:
         graph: whether gradients flow through frozen parts.
     """
 
-    def __init__(self, modality: str, encoder: FrozenEncoder, partnered: list[int], method: PromptMethod,
-                 graph: bool) -> None:
+    def __init__(
+        self, modality: str, encoder: FrozenEncoder, partnered: list[int], method: PromptMethod, graph: bool
+    ) -> None:
         self.modality, self.stages, self.method = modality, encoder.stages, method
-        self.blocks = [(number, block if graph else _WithoutGraph(block))
-                       for number, stage in enumerate(encoder.stages) for block in stage.blocks]
+        self.blocks = [
+            (number, block if graph else _WithoutGraph(block))
+            for number, stage in enumerate(encoder.stages)
+            for block in stage.blocks
+        ]
         self.lone = {index: place for place, index in enumerate(unpaired(len(self.blocks), partnered))}
         #: tokens at the end of each stage but the last, before merging
         self.ends: dict[int, Tensor] = {}
@@ -134,12 +138,20 @@ def check_batch(batch: Mapping[str, Any], more: tuple[str, ...] = ()) -> None:
         ShapeError: frames and audio disagree in clips or segments.
     """
     if missing := [name for name in ("frames", "audio", *more) if name not in batch]:
-        raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
-                            "Check the data module, and the `extra_inputs` of the prompt method.")
+        raise ArgumentError(
+            "batch",
+            f"the entries {', '.join(sorted(batch))}",
+            f"{', '.join(missing)} too",
+            "Check the data module, and the `extra_inputs` of the prompt method.",
+        )
     frames, audio = batch["frames"], batch["audio"]
     if frames.shape[:2] != audio.shape[:2]:
-        raise ShapeError("frames, audio", f"{tuple(frames.shape)} and {tuple(audio.shape)}",
-                         "the same first two dimensions (clips B, segments T)", "Check the data module.")
+        raise ShapeError(
+            "frames, audio",
+            f"{tuple(frames.shape)} and {tuple(audio.shape)}",
+            "the same first two dimensions (clips B, segments T)",
+            "Check the data module.",
+        )
 
 
 def unpaired(count: int, partnered: list[int]) -> list[int]:
@@ -180,39 +192,67 @@ class AVPromptBackbone(FeatureSource):
         ((1, 2, 80), (1, 2, 16, 80))
     """
 
-    def __init__(self, visual: FrozenEncoder | str, audio: FrozenEncoder | Literal["shared", "separate"] | str,
-                 prompts: PromptMethod | None = None, pairing: Literal["auto", "stages", "even"] = "auto",
-                 checkpointing: Checkpointing = "none", compile: Compile = "none") -> None:
+    def __init__(
+        self,
+        visual: FrozenEncoder | str,
+        audio: FrozenEncoder | Literal["shared", "separate"] | str,
+        prompts: PromptMethod | None = None,
+        pairing: Literal["auto", "stages", "even"] = "auto",
+        checkpointing: Checkpointing = "none",
+        compile: Compile = "none",
+    ) -> None:
         super().__init__()
         check_choice("checkpointing", checkpointing, get_args(Checkpointing))
         check_choice("compile", compile, get_args(Compile))
         visual = encoder_of_tag(visual) if isinstance(visual, str) else visual
         if audio in ("shared", "separate"):
             if not hasattr(visual, "listener"):
-                raise ArgumentError("audio", f"{audio}, with {type(visual).__name__}",
-                                    "a visual encoder that can read spectrograms",
-                                    "Use a vision transformer or Swin, or give an audio encoder.")
+                raise ArgumentError(
+                    "audio",
+                    f"{audio}, with {type(visual).__name__}",
+                    "a visual encoder that can read spectrograms",
+                    "Use a vision transformer or Swin, or give an audio encoder.",
+                )
             audio = (visual if audio == "shared" else copy.deepcopy(visual)).listener()
         audio = encoder_of_tag(audio) if isinstance(audio, str) else audio
         prompts = NoPrompts() if prompts is None else prompts
-        for name, value, kind in (("visual", visual, FrozenEncoder), ("audio", audio, FrozenEncoder),
-                                  ("prompts", prompts, PromptMethod)):
+        for name, value, kind in (
+            ("visual", visual, FrozenEncoder),
+            ("audio", audio, FrozenEncoder),
+            ("prompts", prompts, PromptMethod),
+        ):
             if not isinstance(value, kind):
-                raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
-                                    f"Give an object of a class of avprompt.{kind.__module__.split('.')[1]}.")
+                raise ArgumentError(
+                    name,
+                    type(value).__name__,
+                    f"a {kind.__name__}",
+                    f"Give an object of a class of avprompt.{kind.__module__.split('.')[1]}.",
+                )
         for name, value in (("visual", visual), ("audio", audio)):
             if not len(value.stages):
-                raise ArgumentError(name, type(value).__name__, "an encoder of blocks, which prompts work on",
-                                    "Use avprompt.backbone.MapBackbone for networks without.")
+                raise ArgumentError(
+                    name,
+                    type(value).__name__,
+                    "an encoder of blocks, which prompts work on",
+                    "Use avprompt.backbone.MapBackbone for networks without.",
+                )
         self.visual, self.audio, self.prompts = visual, audio, prompts
         if checkpointing == "adapters" and not prompts.has_adapters:
-            raise ArgumentError("checkpointing", f"adapters, with {type(prompts).__name__}",
-                                "a method with parts beside the frozen blocks", "Use none, or all for less memory.")
+            raise ArgumentError(
+                "checkpointing",
+                f"adapters, with {type(prompts).__name__}",
+                "a method with parts beside the frozen blocks",
+                "Use none, or all for less memory.",
+            )
         self.checkpointing = checkpointing
         depths = [[len(stage.blocks) for stage in encoder.stages] for encoder in (visual, audio)]
         if pairing == "stages" and len(depths[0]) != len(depths[1]):
-            raise ArgumentError("pairing", f"stages, with {len(depths[0])} visual and {len(depths[1])} audio stages",
-                                "as many stages on both sides", "Use pairing: even.")
+            raise ArgumentError(
+                "pairing",
+                f"stages, with {len(depths[0])} visual and {len(depths[1])} audio stages",
+                "as many stages on both sides",
+                "Use pairing: even.",
+            )
         if pairing == "even":
             depths = [[sum(depth)] for depth in depths]
         self.sites = pair_blocks(*depths)
@@ -247,8 +287,10 @@ class AVPromptBackbone(FeatureSource):
     def _specs(self) -> tuple[list, dict[str, list]]:
         """Specs of the block pairs, and of each modality's blocks without a partner."""
         v, a = ([block.spec for block in encoder.blocks()] for encoder in (self.visual, self.audio))
-        lone = {"visual": [v[i] for i in unpaired(len(v), [i for i, _ in self.sites])],
-                "audio": [a[j] for j in unpaired(len(a), [j for _, j in self.sites])]}
+        lone = {
+            "visual": [v[i] for i in unpaired(len(v), [i for i, _ in self.sites])],
+            "audio": [a[j] for j in unpaired(len(a), [j for _, j in self.sites])],
+        }
         return [(v[i], a[j]) for i, j in self.sites], lone
 
     @property
@@ -310,9 +352,12 @@ class AVPromptBackbone(FeatureSource):
         """
         encoder = getattr(self, modality)
         if not hasattr(encoder, "project"):
-            raise ArgumentError(modality, type(encoder).__name__,
-                                "an encoder with a projection into the space of texts",
-                                "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.")
+            raise ArgumentError(
+                modality,
+                type(encoder).__name__,
+                "an encoder with a projection into the space of texts",
+                "Use avprompt.encoders.CLIP with projection: true, avprompt.encoders.CLAPAudio.",
+            )
         return getattr(encoder, "logit_scale", None)
 
     def forward(self, batch: Mapping[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:
@@ -334,9 +379,13 @@ class AVPromptBackbone(FeatureSource):
         check_batch(batch, method.extra_inputs)
         frames, audio = batch["frames"], batch["audio"]
         trained = prompted and any(not encoder.frozen or encoder.trained for encoder in (self.visual, self.audio))
-        state = PromptState(frames.shape[1], maps, {name: batch[name] for name in method.extra_inputs},
-                            trained or method.gradient == "encoder",
-                            self.checkpointing == "adapters" and torch.is_grad_enabled())
+        state = PromptState(
+            frames.shape[1],
+            maps,
+            {name: batch[name] for name in method.extra_inputs},
+            trained or method.gradient == "encoder",
+            self.checkpointing == "adapters" and torch.is_grad_enabled(),
+        )
         with nullcontext() if trained or method.gradient != "none" else torch.no_grad():
             for encoder in (self.visual, self.audio):
                 for block in encoder.blocks():
@@ -349,8 +398,10 @@ class AVPromptBackbone(FeatureSource):
         return plain
 
     def _walk(self, visual: Tensor, audio: Tensor, method: PromptMethod, state: PromptState) -> AVFeatures:
-        v_walk, a_walk = (_Walk(name, encoder, [pair[side] for pair in self.sites], method, state.encoder_graph)
-                          for side, (name, encoder) in enumerate((("visual", self.visual), ("audio", self.audio))))
+        v_walk, a_walk = (
+            _Walk(name, encoder, [pair[side] for pair in self.sites], method, state.encoder_graph)
+            for side, (name, encoder) in enumerate((("visual", self.visual), ("audio", self.audio)))
+        )
         visual, audio = method.begin(visual, audio, state)
         v_next = a_next = 0
         for site, (i, j) in enumerate(self.sites):
@@ -369,8 +420,16 @@ class AVPromptBackbone(FeatureSource):
             visual, audio = self.visual.finalize(visual), self.audio.finalize(audio)
         pooled_visual, pooled_audio = (state.clips(x) for x in method.pool(visual, audio, state))
         pyramid = [state.clips(v_walk.ends[number]) for number in sorted(v_walk.ends)] + [state.clips(visual)]
-        features = AVFeatures(pooled_visual, pooled_audio, state.clips(visual), state.clips(audio), pyramid, state.maps,
-                              state.tables, state.losses)
+        features = AVFeatures(
+            pooled_visual,
+            pooled_audio,
+            state.clips(visual),
+            state.clips(audio),
+            pyramid,
+            state.maps,
+            state.tables,
+            state.losses,
+        )
         return method.finish(features, state)
 
     def _run(self, run: Callable, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
@@ -418,8 +477,12 @@ class MapBackbone(FeatureSource):
         super().__init__()
         for name, value, kind in (("visual", visual, MapEncoder), ("audio", audio, VGGish)):
             if not isinstance(value, kind):
-                raise ArgumentError(name, type(value).__name__, f"a {kind.__name__}",
-                                    "Encoders with blocks belong into AVPromptBackbone.")
+                raise ArgumentError(
+                    name,
+                    type(value).__name__,
+                    f"a {kind.__name__}",
+                    "Encoders with blocks belong into AVPromptBackbone.",
+                )
         self.visual, self.audio = visual, audio
         self.visual_dim, self.audio_dim = visual.dim, audio.dim
 
@@ -501,8 +564,9 @@ class StoredFeatures(FeatureSource, abc.ABC):
             ArgumentError: the batch lacks an entry.
         """
         if missing := [name for name in self.batch_keys if name not in batch]:
-            raise ArgumentError("batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too",
-                                self.remedy)
+            raise ArgumentError(
+                "batch", f"the entries {', '.join(sorted(batch))}", f"{', '.join(missing)} too", self.remedy
+            )
         found = {}
         for modality, spec in self.specs.items():
             x = batch[f"{modality}_features"]
@@ -529,12 +593,17 @@ class PublishedFeatures(StoredFeatures):
         (torch.Size([1, 10, 1, 2048]), 128)
     """
 
-    SPECS = {"VGG-19": (512, (7, 7)), "ResNet-152": (2048, (1, 1)), "ResNet-18": (512, (14, 14)),
-             "VGGish": (128, (1, 1))}
+    SPECS = {
+        "VGG-19": (512, (7, 7)),
+        "ResNet-152": (2048, (1, 1)),
+        "ResNet-18": (512, (14, 14)),
+        "VGGish": (128, (1, 1)),
+    }
     remedy = "Give the data module the folder of the published features: --data.published_features."
 
-    def __init__(self, visual: Literal["VGG-19", "ResNet-152", "ResNet-18"] = "VGG-19",
-                 audio: Literal["VGGish"] = "VGGish") -> None:
+    def __init__(
+        self, visual: Literal["VGG-19", "ResNet-152", "ResNet-18"] = "VGG-19", audio: Literal["VGGish"] = "VGGish"
+    ) -> None:
         super().__init__()
         self.published = {"visual": visual, "audio": audio}
         self.specs = {modality: BlockSpec(*self.SPECS[name], 0) for modality, name in self.published.items()}
@@ -583,7 +652,10 @@ class PrecomputedFeatures(StoredFeatures):
             ArgumentError: the cache holds one vector a segment.
         """
         if self.cache.record.pool == "mean":
-            raise ArgumentError("cache", "features made with --pool mean",
-                                "all tokens of a segment, for this task's head",
-                                "Compute them with `avprompt data features --pool grid`.")
+            raise ArgumentError(
+                "cache",
+                "features made with --pool mean",
+                "all tokens of a segment, for this task's head",
+                "Compute them with `avprompt data features --pool grid`.",
+            )
         return self.specs["visual"]

@@ -33,8 +33,9 @@ def trainable_state_names(module: nn.Module) -> set[str]:
     for prefix, part in module.named_modules():
         own = [name for name, parameter in part.named_parameters(recurse=False) if parameter.requires_grad]
         if own:
-            buffers = [name for name, _ in part.named_buffers(recurse=False)
-                       if name not in part._non_persistent_buffers_set]
+            buffers = [
+                name for name, _ in part.named_buffers(recurse=False) if name not in part._non_persistent_buffers_set
+            ]
             names |= {f"{prefix}.{name}".lstrip(".") for name in own + buffers}
         if isinstance(part, FrozenEncoder):
             names |= {f"{prefix}.{name}".lstrip(".") for name in part.mutable_buffers()}
@@ -81,15 +82,21 @@ def check_record(module: nn.Module, saved: dict[str, Any] | None, source: str | 
         CheckpointError: no record (not a checkpoint of avprompt), or other frozen weights.
     """
     if not isinstance(saved, dict) or "encoders" not in saved:
-        raise CheckpointError(source, "no record of frozen encoders", "a checkpoint written by avprompt",
-                              "Released checkpoints of others go through `avprompt convert` first.")
+        raise CheckpointError(
+            source,
+            "no record of frozen encoders",
+            "a checkpoint written by avprompt",
+            "Released checkpoints of others go through `avprompt convert` first.",
+        )
     for name, part in encoders(module):
         theirs, ours = saved["encoders"].get(name), {"class": type(part).__name__, "fingerprint": part.fingerprint()}
         if theirs != ours:
             raise CheckpointError(
-                source, f"{name} trained on {theirs and theirs['class']} {theirs and theirs['fingerprint'][:12]}",
+                source,
+                f"{name} trained on {theirs and theirs['class']} {theirs and theirs['fingerprint'][:12]}",
                 f"the encoder in use, {ours['class']} {ours['fingerprint'][:12]}",
-                "Give both encoders the same `pretrained` files (and arguments) as in training.")
+                "Give both encoders the same `pretrained` files (and arguments) as in training.",
+            )
 
 
 def check_names(module: nn.Module, state: dict[str, Tensor], source: str | Path = "checkpoint") -> None:
@@ -103,10 +110,12 @@ def check_names(module: nn.Module, state: dict[str, Tensor], source: str | Path 
     missing, unexpected = sorted(names - state.keys()), sorted(state.keys() - names)
     misshapen = sorted(name for name in names & state.keys() if state[name].shape != full[name].shape)
     if missing or unexpected or misshapen:
-        raise CheckpointError(source,
-                              f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shapes {misshapen[:5]}",
-                              f"the {len(names)} tensors that this experiment trains",
-                              "Use the configuration that the checkpoint was trained with (config.yaml beside it).")
+        raise CheckpointError(
+            source,
+            f"missing {missing[:5]}, unexpected {unexpected[:5]}, other shapes {misshapen[:5]}",
+            f"the {len(names)} tensors that this experiment trains",
+            "Use the configuration that the checkpoint was trained with (config.yaml beside it).",
+        )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -121,9 +130,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
-        raise CheckpointError(path, f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
-                              "a whole checkpoint",
-                              "It may be truncated: use another one, such as last.ckpt.") from error
+        raise CheckpointError(
+            path,
+            f"{path.stat().st_size} bytes that do not load ({type(error).__name__}: {error})",
+            "a whole checkpoint",
+            "It may be truncated: use another one, such as last.ckpt.",
+        ) from error
 
 
 def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
@@ -165,11 +177,18 @@ def load_part(module: nn.Module, part: nn.Module, path: str | Path, prefix: str)
     content = read_checkpoint(path)
     check_record(module, content.get(RECORD), path)
     state = content.get("state_dict", {})
-    found = {name[len(prefix):]: value for name, value in state.items() if name.startswith(prefix)}
+    found = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     ours = part.state_dict()
-    wrong = sorted(name for name in ours.keys() | found.keys()
-                   if name not in ours or name not in found or ours[name].shape != found[name].shape)
+    wrong = sorted(
+        name
+        for name in ours.keys() | found.keys()
+        if name not in ours or name not in found or ours[name].shape != found[name].shape
+    )
     if wrong:
-        raise CheckpointError(path, f"missing, unexpected or misshapen {wrong[:5]}", f"{prefix}* of the same network",
-                              "Use a checkpoint trained with the same encoders.")
+        raise CheckpointError(
+            path,
+            f"missing, unexpected or misshapen {wrong[:5]}",
+            f"{prefix}* of the same network",
+            "Use a checkpoint trained with the same encoders.",
+        )
     part.load_state_dict(found)

@@ -55,8 +55,13 @@ def shipped(name: str) -> Path:
 EXPERIMENTS, FRAGMENTS = shipped("experiments"), shipped("lightning_configs")
 
 
-def find_file(name: str | Path, folder: Path | None = None, subject: str = "--config", skip: tuple[Path, ...] = (),
-              places: tuple[Path, ...] = (EXPERIMENTS, FRAGMENTS)) -> Path:
+def find_file(
+    name: str | Path,
+    folder: Path | None = None,
+    subject: str = "--config",
+    skip: tuple[Path, ...] = (),
+    places: tuple[Path, ...] = (EXPERIMENTS, FRAGMENTS),
+) -> Path:
     """The YAML file that a name or path means; `.yaml` may be left out.
 
     A file in `folder` comes first, then one in the folders experiments/ and lightning_configs/ of the current folder,
@@ -85,8 +90,12 @@ def find_file(name: str | Path, folder: Path | None = None, subject: str = "--co
                 return file
     names = {str(file.relative_to(place).with_suffix("")) for place in places for file in place.rglob("*.yaml")}
     hint = did_you_mean(below.with_suffix("") if below.suffix in SUFFIXES else below, names)
-    raise ConfigError(subject, name, "an existing YAML file, or the name of one that ships",
-                      f"{hint}`avprompt experiments` lists the experiments.")
+    raise ConfigError(
+        subject,
+        name,
+        "an existing YAML file, or the name of one that ships",
+        f"{hint}`avprompt experiments` lists the experiments.",
+    )
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
@@ -95,9 +104,11 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
 
 _Loader.yaml_implicit_resolvers = {
     first: [entry for entry in entries if not entry[0].endswith("timestamp")]
-    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-                              list("-+0123456789"))
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def parse_yaml(text: str, subject: str | Path) -> Any:
@@ -180,13 +191,18 @@ class Place:
         bases = bases if isinstance(bases, list) else [] if bases is None else [bases]
         subject = f"{key}.base".removeprefix(".")
         if not all(isinstance(base, str) for base in bases):
-            raise ConfigError(f"{self.origin}: {subject}", bases, "a name, a path, or a list of them",
-                              "Such as `base: ave_dgsct`.")
+            raise ConfigError(
+                f"{self.origin}: {subject}", bases, "a name, a path, or a list of them", "Such as `base: ave_dgsct`."
+            )
         for base in bases:
             content = self.read(base, subject, merge(under, found))
             if not isinstance(content, dict):
-                raise ConfigError(f"{self.origin}: {subject}", f"{base}, which holds no mapping",
-                                  "files with keys and values", "Name another file.")
+                raise ConfigError(
+                    f"{self.origin}: {subject}",
+                    f"{base}, which holds no mapping",
+                    "files with keys and values",
+                    "Name another file.",
+                )
             found = merge(found, content, keep=True)
         return merge(found, expand(over, merge(under, found), self, key), delete=self.file, keep=True)
 
@@ -194,7 +210,7 @@ class Place:
 def _read(path: Path, stack: tuple[Path, ...], under: Any) -> Any:
     """What a file says, in the long form; `under` is what it is laid over, `stack` the files that are being read."""
     if path.resolve() in stack:
-        chain = " -> ".join(file.name for file in (*stack[stack.index(path.resolve()):], path))
+        chain = " -> ".join(file.name for file in (*stack[stack.index(path.resolve()) :], path))
         raise ConfigError(f"{path}: base", chain, "files that do not inherit from themselves", "Remove one of them.")
     content = load_yaml(path)
     place = Place(str(path), path.parent, (*stack, path.resolve()))
@@ -251,12 +267,17 @@ def expand(over: Any, under: Any, place: Place, key: str = "") -> Any:
         return Whole(over) if is_spec(over) else over
     under = spec_of(under[-1] if isinstance(under, list) and under and not place.file else under)
     if place.file and "class_path" not in over and not (under is None or isinstance(under, dict)):
-        raise ConfigError(f"{place.origin}: {key}", f"keys {sorted(map(str, over))} over {under}",
-                          "a value that can take its place", "Give a class_path too, or the whole value.")
+        raise ConfigError(
+            f"{place.origin}: {key}",
+            f"keys {sorted(map(str, over))} over {under}",
+            "a value that can take its place",
+            "Give a class_path too, or the whole value.",
+        )
     if "class_path" not in over and not is_spec(under):
         below = under if isinstance(under, dict) else {}  # a class by its name alone, which the parser looks up
-        return {name: expand(value, below.get(name), place, f"{key}.{name}".lstrip("."))
-                for name, value in over.items()}
+        return {
+            name: expand(value, below.get(name), place, f"{key}.{name}".lstrip(".")) for name, value in over.items()
+        }
     found: dict[str, Any] = {}
     if "class_path" in over:
         found["class_path"] = full_name(over["class_path"], under)
@@ -300,7 +321,8 @@ def merge(under: Any, over: Any, delete: bool = False, keep: bool = False) -> An
     if isinstance(over, Whole) or changes(under, over) or not isinstance(under, dict):
         under = {}
     found = (Whole if keep and (isinstance(over, Whole) or isinstance(under, Whole)) else dict)(
-        {"class_path": over["class_path"], **under} if is_spec(over) else under)
+        {"class_path": over["class_path"], **under} if is_spec(over) else under
+    )
     for key, value in over.items():
         if value is None and delete and key in found:
             del found[key]
@@ -349,8 +371,11 @@ def default_class(owner: str | None, argument: str) -> str | None:
     """Path of the class that is a constructor's default for an argument, `None` where there is none."""
     found = parameters(owner).get(argument) if owner else None
     default = None if found is None else found.default
-    return f"{default.__module__}.{default.__qualname__}" if inspect.isclass(default) and (
-        default is not inspect.Parameter.empty) else None
+    return (
+        f"{default.__module__}.{default.__qualname__}"
+        if inspect.isclass(default) and (default is not inspect.Parameter.empty)
+        else None
+    )
 
 
 def parameters(class_path: str) -> dict[str, inspect.Parameter]:
@@ -379,8 +404,12 @@ def load_class(class_path: str) -> type:
     name = class_path.rpartition(".")[2]
     found = getattr(module, name, None)
     if not inspect.isclass(found):
-        raise ConfigError("class_path", class_path, "a class that can be imported",
-                          f"{did_you_mean(name, getattr(module, '__all__', vars(module)))}Correct the spelling.")
+        raise ConfigError(
+            "class_path",
+            class_path,
+            "a class that can be imported",
+            f"{did_you_mean(name, getattr(module, '__all__', vars(module)))}Correct the spelling.",
+        )
     return found
 
 
@@ -522,8 +551,12 @@ def _flag(name: str, value: str, words: list[str], under: dict[str, Any]) -> tup
     Its value may be a fragment: a file, `<folder>/<name>`, or a name in the folder that is called like the key.
     """
     flag, parts, appends = f"--{name}", name.removesuffix("+").split("."), name.endswith("+")
-    places = [folder / below for folder in (Path(FRAGMENTS.name), FRAGMENTS) for below in
-              (f"{value}.yaml", f"{parts[-1]}/{value}.yaml") if re.fullmatch(r"\w+(/\w+)?", value)]
+    places = [
+        folder / below
+        for folder in (Path(FRAGMENTS.name), FRAGMENTS)
+        for below in (f"{value}.yaml", f"{parts[-1]}/{value}.yaml")
+        if re.fullmatch(r"\w+(/\w+)?", value)
+    ]
     file = value if value.endswith(SUFFIXES) else next((str(place) for place in places if place.is_file()), None)
     if file is None and parts == ["trainer"] and re.fullmatch(r"\w+", value):
         find_file(f"trainer/{value}", subject=flag)  # which names those that are spelt alike

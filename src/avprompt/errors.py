@@ -48,8 +48,7 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
     """
     choices = tuple(choices)
     if value not in choices:
-        raise ArgumentError(name, value, f"one of {', '.join(choices)}",
-                            did_you_mean(value, choices) + "Correct it.")
+        raise ArgumentError(name, value, f"one of {', '.join(choices)}", did_you_mean(value, choices) + "Correct it.")
 
 
 class ConfigError(AVPromptError, ValueError):

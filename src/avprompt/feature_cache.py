@@ -69,9 +69,12 @@ class CacheRecord:
     def differences(self, other: CacheRecord) -> list[str]:
         """Names of what differs between two records, clips left aside."""
         mine, theirs = asdict(self), asdict(other)
-        return [f"{name}.{key}" for name in ("encoders", "specs", "sampling") for key in mine[name]
-                if mine[name][key] != theirs[name].get(key)] + [
-                    name for name in ("pool", "precision") if mine[name] != theirs[name]]
+        return [
+            f"{name}.{key}"
+            for name in ("encoders", "specs", "sampling")
+            for key in mine[name]
+            if mine[name][key] != theirs[name].get(key)
+        ] + [name for name in ("pool", "precision") if mine[name] != theirs[name]]
 
 
 class FeatureCache:
@@ -120,8 +123,11 @@ class FeatureCache:
         (folder / RECORD).unlink(missing_ok=True)  # from here on there is no cache, until the record stands again
         count = len(record.clips)
         kind = np.float16 if record.precision == "float16" else np.uint16
-        arrays = {**{name: (kind, record.shape(name)) for name in MODALITIES},
-                  "valid": (np.bool_, (record.sampling["segments"],)), "done": (np.bool_, ())}
+        arrays = {
+            **{name: (kind, record.shape(name)) for name in MODALITIES},
+            "valid": (np.bool_, (record.sampling["segments"],)),
+            "done": (np.bool_, ()),
+        }
         for name, (dtype, shape) in arrays.items():
             np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (count, *shape)).flush()
         write_whole(folder / RECORD, (json.dumps(asdict(record), indent=1) + "\n").encode())
@@ -150,8 +156,12 @@ class FeatureCache:
             rounded = features[modality].detach().cpu().to(getattr(torch, self.record.precision))
             if not torch.isfinite(rounded).all():
                 wrong = [clip_id for clip_id, own in zip(ids, rounded) if not torch.isfinite(own).all()]
-                raise DatasetError(wrong[0], f"{modality} features that {self.record.precision} cannot hold",
-                                   "finite values", "Use --precision bfloat16, which has a wider range.")
+                raise DatasetError(
+                    wrong[0],
+                    f"{modality} features that {self.record.precision} cannot hold",
+                    "finite values",
+                    "Use --precision bfloat16, which has a wider range.",
+                )
             arrays[modality] = (rounded.view(torch.uint16) if rounded.dtype == torch.bfloat16 else rounded).numpy()
         for name, values in arrays.items():
             target = self._map(name, "r+")
@@ -172,8 +182,10 @@ class FeatureCache:
             DatasetError: the cache does not hold the clip.
         """
         place = self._place(clip_id)
-        return {"valid": torch.from_numpy(np.array(self._map("valid")[place])),
-                **{f"{modality}_features": self._values(modality, place) for modality in MODALITIES}}
+        return {
+            "valid": torch.from_numpy(np.array(self._map("valid")[place])),
+            **{f"{modality}_features": self._values(modality, place) for modality in MODALITIES},
+        }
 
     def read_visual(self, clip_id: str, rng: np.random.Generator, segments: int) -> Tensor:
         """Visual features of a random decoded one of a clip's T segments, float32: (C,), or (N, C) without tokens
@@ -185,7 +197,7 @@ class FeatureCache:
         place = self._place(clip_id)
         decoded = np.flatnonzero(self._map("valid")[place])
         values = self._values("visual", place, int(rng.choice(decoded if len(decoded) else segments))).float()
-        return values if values.ndim == 1 else values[self.record.spec("visual").prefix:]
+        return values if values.ndim == 1 else values[self.record.spec("visual").prefix :]
 
     def _place(self, clip_id: str) -> int:
         place = self.places.get(clip_id)
@@ -211,15 +223,29 @@ class FeatureCache:
         ours = sampling.settings
         if wrong := [name for name, value in self.record.sampling.items() if ours.get(name) != value]:
             theirs = {name: self.record.sampling[name] for name in wrong}
-            raise DatasetError(self.folder, f"features of clips cut with {theirs}",
-                               f"{({name: ours.get(name) for name in wrong})}", AGAIN)
+            raise DatasetError(
+                self.folder,
+                f"features of clips cut with {theirs}",
+                f"{ ({name: ours.get(name) for name in wrong}) }",
+                AGAIN,
+            )
         unfinished = set(self.missing)
         for what, found in (
             ("no features of", [clip_id for clip_id in clips if clip_id not in self.places or clip_id in unfinished]),
-            ("features of other media than now for", [clip_id for clip_id, identity in clips.items()
-                                                      if self.record.clips.get(clip_id, identity) != identity]),
+            (
+                "features of other media than now for",
+                [
+                    clip_id
+                    for clip_id, identity in clips.items()
+                    if self.record.clips.get(clip_id, identity) != identity
+                ],
+            ),
         ):
             if found:
                 some = ", ".join(found[:3])
-                raise DatasetError(self.folder, f"{what} {len(found)} of {len(clips)} clips, such as {some}",
-                                   "features of every clip as it is now", AGAIN)
+                raise DatasetError(
+                    self.folder,
+                    f"{what} {len(found)} of {len(clips)} clips, such as {some}",
+                    "features of every clip as it is now",
+                    AGAIN,
+                )

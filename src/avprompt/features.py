@@ -49,6 +49,7 @@ class AVFeatures:
             >>> AVFeatures(one, one, one[..., None], one[..., None], []).select([1, 0, 1]).visual.flatten().tolist()
             [1.0, 0.0, 1.0]
         """
+
         def pick(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: pick(entry) for name, entry in value.items()}
@@ -191,8 +192,12 @@ class ForeignSource(FeatureSource):
     def __init__(self, module: Any) -> None:  # no declared class, so that no configuration builds one
         super().__init__()
         if missing := [name for name in ("forward", "visual_dim", "audio_dim") if not hasattr(module, name)]:
-            raise ArgumentError("backbone", type(module).__name__, f"a source of features, with {', '.join(missing)}",
-                                "Give an AVPromptBackbone, or a module that says its widths and reads a batch.")
+            raise ArgumentError(
+                "backbone",
+                type(module).__name__,
+                f"a source of features, with {', '.join(missing)}",
+                "Give an AVPromptBackbone, or a module that says its widths and reads a batch.",
+            )
         self.module, self.visual_dim, self.audio_dim = module, module.visual_dim, module.audio_dim
 
     def forward(self, batch: dict[str, Any], prompted: bool = True, maps: bool = False) -> AVFeatures:

@@ -37,8 +37,12 @@ def full_disks() -> Iterator[None]:
     except OSError as error:
         if isinstance(error, AVPromptError) or error.errno not in FULL:
             raise
-        raise WriteError(error.filename or "a file of the run", error.strerror, "room on the disk",
-                         "Make room; checkpoints are whole.") from error
+        raise WriteError(
+            error.filename or "a file of the run",
+            error.strerror,
+            "room on the disk",
+            "Make room; checkpoints are whole.",
+        ) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -89,9 +93,12 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     except OSError as error:
         _remove(partial)
         kept = "the file that was there is kept" if path.exists() else "nothing was written"
-        raise WriteError(path, f"{error.strerror or error}; {kept}",
-                         "room on the disk, in a folder that can be written to",
-                         "Make room, or choose another folder.") from error
+        raise WriteError(
+            path,
+            f"{error.strerror or error}; {kept}",
+            "room on the disk, in a folder that can be written to",
+            "Make room, or choose another folder.",
+        ) from error
     except BaseException:
         _remove(partial)
         raise

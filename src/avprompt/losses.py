@@ -80,8 +80,9 @@ def segment_relevance(is_event: Tensor, foreground: Tensor) -> Tensor:
     return _binary(wide(is_event), foreground)
 
 
-def gate_relevance(gate: Tensor, foreground: Tensor,
-                   form: Literal["probability", "released"] = "probability") -> Tensor:
+def gate_relevance(
+    gate: Tensor, foreground: Tensor, form: Literal["probability", "released"] = "probability"
+) -> Tensor:
     """Binary cross-entropy that trains the product of both temporal gates to open on events.
 
     Source: the released training script; the paper does not have this term.
@@ -294,8 +295,9 @@ def audio_clip_contrast(logits: Tensor) -> tuple[Tensor, Tensor]:
     return F.cross_entropy(wide(logits), own), F.cross_entropy(wide(logits).T, own)
 
 
-def released_weights(terms: tuple[Tensor, Tensor, Tensor], epoch: int,
-                     form: Literal["epochs", "proportional", "misplaced"]) -> tuple[Tensor | float, ...]:
+def released_weights(
+    terms: tuple[Tensor, Tensor, Tensor], epoch: int, form: Literal["epochs", "proportional", "misplaced"]
+) -> tuple[Tensor | float, ...]:
     """Weights of the terms in DG-SCT's released few-shot scripts.
 
     Args:

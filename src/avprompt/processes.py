@@ -48,14 +48,23 @@ def check_strategy(strategy: str | None) -> None:
         >>> check_strategy("ddp")
     """
     name = str(strategy or "auto").rpartition(".")[2]
-    if name not in ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false", "DDPStrategy",
-                    "SingleDeviceStrategy"):
+    if name not in (
+        "auto",
+        "ddp",
+        "ddp_find_unused_parameters_true",
+        "ddp_find_unused_parameters_false",
+        "DDPStrategy",
+        "SingleDeviceStrategy",
+    ):
         raise ConfigError(
-            "trainer.strategy", strategy, "auto or ddp",
+            "trainer.strategy",
+            strategy,
+            "auto or ddp",
             "A checkpoint holds the trainable state of a whole network, as every process of ddp has it; strategies "
             "that split networks (fsdp, deepspeed, model_parallel) would write parts of it. Encoders are frozen and "
             "have neither gradients nor optimizer states: if memory is short, lower batch_size, or set "
-            "`checkpointing: all` for the backbone.")
+            "`checkpointing: all` for the backbone.",
+        )
 
 
 # --- one loss over the clips of all processes
@@ -123,8 +132,11 @@ class AllClips(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self.found:
             value = self.own[name]
-            self.found[name] = gathered(value) if torch.is_tensor(value) else [
-                entry for part in gathered_objects(value) for entry in part]
+            self.found[name] = (
+                gathered(value)
+                if torch.is_tensor(value)
+                else [entry for part in gathered_objects(value) for entry in part]
+            )
         return self.found[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -206,8 +218,10 @@ class Together:
         if not self.claim():
             self._end(self._wait(60.0))
         connection = _connection()
-        connection.set(_FAILURE, json.dumps({"rank": rank(), "code": exit_code(error),
-                                             "message": f"{type(error).__name__}: {error}"}))
+        connection.set(
+            _FAILURE,
+            json.dumps({"rank": rank(), "code": exit_code(error), "message": f"{type(error).__name__}: {error}"}),
+        )
         if rank() == 0:  # the store ends with this process: the others must have read it before
             deadline = time.monotonic() + 5
             while time.monotonic() < deadline and connection.add(_ENDED, 0) < world() - 1:
@@ -253,8 +267,10 @@ class Together:
             with contextlib.suppress(RuntimeError):
                 _connection().add(_ENDED, 1)
             if rank() == 0:
-                print(f"avprompt: process {failure['rank']} failed, and all end with it: {failure['message']}",
-                      file=sys.stderr)
+                print(
+                    f"avprompt: process {failure['rank']} failed, and all end with it: {failure['message']}",
+                    file=sys.stderr,
+                )
         self.leave(1 if failure is None else failure["code"])
 
 

@@ -41,8 +41,11 @@ class Range:
     below: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (math.isfinite(value) and (value > self.low if self.above else value >= self.low)
-                and (value < self.high if self.below else value <= self.high))
+        return (
+            math.isfinite(value)
+            and (value > self.low if self.above else value >= self.low)
+            and (value < self.high if self.below else value <= self.high)
+        )
 
     def __str__(self) -> str:
         low = "" if math.isinf(self.low) else f"{'above' if self.above else 'at least'} {self.low:g}"
@@ -70,17 +73,41 @@ Number = Annotated[float, Range()]
 #: numbers of classes that are not ours, by the package and the argument
 FOREIGN: dict[str, dict[str, Range]] = {
     "torch.optim": {
-        "lr": Range(0, above=True), "weight_decay": Range(0), "eps": Range(0), "momentum": Range(0), "gamma": Range(0),
-        "step_size": Range(1), "T_max": Range(1), "T_0": Range(1), "T_mult": Range(1), "eta_min": Range(0),
-        "factor": Range(0), "patience": Range(0), "total_iters": Range(1), "start_factor": Range(0, 1, above=True),
-        "end_factor": Range(0, 1)},
+        "lr": Range(0, above=True),
+        "weight_decay": Range(0),
+        "eps": Range(0),
+        "momentum": Range(0),
+        "gamma": Range(0),
+        "step_size": Range(1),
+        "T_max": Range(1),
+        "T_0": Range(1),
+        "T_mult": Range(1),
+        "eta_min": Range(0),
+        "factor": Range(0),
+        "patience": Range(0),
+        "total_iters": Range(1),
+        "start_factor": Range(0, 1, above=True),
+        "end_factor": Range(0, 1),
+    },
     "lightning": {
-        "max_epochs": Range(-1), "min_epochs": Range(0), "max_steps": Range(-1), "min_steps": Range(0),
-        "limit_train_batches": Range(0), "limit_val_batches": Range(0), "limit_test_batches": Range(0),
-        "limit_predict_batches": Range(0), "overfit_batches": Range(0), "val_check_interval": Range(0, above=True),
-        "check_val_every_n_epoch": Range(1), "num_sanity_val_steps": Range(-1), "log_every_n_steps": Range(0),
-        "accumulate_grad_batches": Range(1), "gradient_clip_val": Range(0), "num_nodes": Range(1),
-        "reload_dataloaders_every_n_epochs": Range(0)},
+        "max_epochs": Range(-1),
+        "min_epochs": Range(0),
+        "max_steps": Range(-1),
+        "min_steps": Range(0),
+        "limit_train_batches": Range(0),
+        "limit_val_batches": Range(0),
+        "limit_test_batches": Range(0),
+        "limit_predict_batches": Range(0),
+        "overfit_batches": Range(0),
+        "val_check_interval": Range(0, above=True),
+        "check_val_every_n_epoch": Range(1),
+        "num_sanity_val_steps": Range(-1),
+        "log_every_n_steps": Range(0),
+        "accumulate_grad_batches": Range(1),
+        "gradient_clip_val": Range(0),
+        "num_nodes": Range(1),
+        "reload_dataloaders_every_n_epochs": Range(0),
+    },
 }
 
 
@@ -108,11 +135,19 @@ def outside(value: Any, hint: Any) -> tuple[Any, str] | None:
     """
     if isinstance(value, (list, tuple, dict)):
         kinds = (dict,) if isinstance(value, dict) else (list, tuple)
-        inner = [argument for part in (hint, *get_args(hint)) if get_origin(part) in kinds
-                 for argument in get_args(part)[-1 if kinds == (dict,) else 0:] if argument is not ...]
+        inner = [
+            argument
+            for part in (hint, *get_args(hint))
+            if get_origin(part) in kinds
+            for argument in get_args(part)[-1 if kinds == (dict,) else 0 :]
+            if argument is not ...
+        ]
         values = value.values() if isinstance(value, dict) else value
-        return next((found for one in values for found in [outside(one, Union[tuple(inner)])] if found),
-                    None) if inner else None
+        return (
+            next((found for one in values for found in [outside(one, Union[tuple(inner)])] if found), None)
+            if inner
+            else None
+        )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     parts = (hint,) if get_origin(hint) is Annotated else get_args(hint)
@@ -164,6 +199,7 @@ def check_ranges(kind: Callable[..., Any], arguments: dict[str, Any], prefix: st
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """A command that refuses numbers outside of the ranges that it declares, with the name of the flag."""
+
     @functools.wraps(function)
     def called(*args: Any, **options: Any) -> Any:
         check_ranges(function, inspect.signature(function).bind(*args, **options).arguments, "--")

@@ -47,8 +47,12 @@ class WarmupCosine(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, warmup: Dropout = 0.1, final: NonNegative = 2e-6) -> None:
         if not 0 <= warmup < 1 or final < 0:
-            raise ArgumentError("warmup, final", f"{warmup}, {final}", "a share below 1 and a rate of at least 0",
-                                "Correct the schedule's arguments.")
+            raise ArgumentError(
+                "warmup, final",
+                f"{warmup}, {final}",
+                "a share below 1 and a rate of at least 0",
+                "Correct the schedule's arguments.",
+            )
         self.warmup, self.final, self.total_steps = warmup, final, 0
         super().__init__(optimizer)
 
@@ -59,8 +63,12 @@ class WarmupCosine(LRScheduler):
             ArgumentError: the run has no end.
         """
         if not math.isfinite(total_steps):
-            raise ArgumentError("lr_scheduler", "WarmupCosine in a run without an end", "a number of epochs or steps",
-                                "Set trainer.max_epochs or trainer.max_steps; trainer.max_time may end it earlier.")
+            raise ArgumentError(
+                "lr_scheduler",
+                "WarmupCosine in a run without an end",
+                "a number of epochs or steps",
+                "Set trainer.max_epochs or trainer.max_steps; trainer.max_time may end it earlier.",
+            )
         self.total_steps = int(total_steps)
         for group, rate in zip(self.optimizer.param_groups, self.get_lr()):
             group["lr"] = rate
@@ -71,9 +79,12 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict(state_dict)
         if planned and planned != self.total_steps:
             before = self.get_lr()[0]
-            warnings.warn(f"the schedule was planned for {self.total_steps} steps and is now planned for {planned}: "
-                          f"at step {self.last_epoch} the rate of {before:.3g} becomes "
-                          f"{self._rates(planned)[0]:.3g}", stacklevel=2)
+            warnings.warn(
+                f"the schedule was planned for {self.total_steps} steps and is now planned for {planned}: "
+                f"at step {self.last_epoch} the rate of {before:.3g} becomes "
+                f"{self._rates(planned)[0]:.3g}",
+                stacklevel=2,
+            )
             self.plan(planned)
 
     def get_lr(self) -> list[float]:

@@ -81,14 +81,22 @@ def load(path: str | Path, flags: Sequence[str] = (), config: str | Path | None 
     path = Path(path).expanduser()
     content = _read_folder(path) if path.is_dir() else checkpoints.read_checkpoint(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise CheckpointError(path, "no state of a network", "a checkpoint written by avprompt",
-                              "Released checkpoints of others go through `avprompt convert` first.")
+        raise CheckpointError(
+            path,
+            "no state of a network",
+            "a checkpoint written by avprompt",
+            "Released checkpoints of others go through `avprompt convert` first.",
+        )
     checkpoints.check_record(torch.nn.Module(), content.get(checkpoints.RECORD), path)  # foreign: no encoder is read
     where = _find_config(path) if config is None else config
     settings = {name: value for name, value in (read_yaml(where) or {}).items() if name in PARTS}
     if missing := sorted({"model", "data"} - settings.keys()):
-        raise ConfigError(where, f"nothing of {', '.join(missing)}", "the configuration of a run",
-                          "Give the one that the checkpoint was trained with as `config`.")
+        raise ConfigError(
+            where,
+            f"nothing of {', '.join(missing)}",
+            "the configuration of a run",
+            "Give the one that the checkpoint was trained with as `config`.",
+        )
     network = settings["model"].get("init_args") or {}
     for name in network.keys() & {"pretrained", "head_from"}:  # files of a start that the state replaces
         network[name] = None
@@ -110,16 +118,23 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 
     file = folder / STATE
     if not file.is_file():
-        raise CheckpointError(folder, f"a folder without {STATE}", "a checkpoint, or a folder that `push` wrote",
-                              "A run has its checkpoints in checkpoints/best.ckpt and checkpoints/last.ckpt.")
+        raise CheckpointError(
+            folder,
+            f"a folder without {STATE}",
+            "a checkpoint, or a folder that `push` wrote",
+            "A run has its checkpoints in checkpoints/best.ckpt and checkpoints/last.ckpt.",
+        )
     try:
         with safe_open(file, "pt") as opened:
             record = json.loads((opened.metadata() or {}).get(checkpoints.RECORD, "null"))
-            return {"state_dict": {name: opened.get_tensor(name) for name in opened.keys()},  # noqa: SIM118
-                    checkpoints.RECORD: record}
+            return {
+                "state_dict": {name: opened.get_tensor(name) for name in opened.keys()},  # noqa: SIM118
+                checkpoints.RECORD: record,
+            }
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(file, f"{file.stat().st_size} bytes that do not load ({error})", "a whole file",
-                              "Fetch or write it again.") from error
+        raise CheckpointError(
+            file, f"{file.stat().st_size} bytes that do not load ({error})", "a whole file", "Fetch or write it again."
+        ) from error
 
 
 def _find_config(path: Path) -> Path:
@@ -127,14 +142,20 @@ def _find_config(path: Path) -> Path:
     for place in places:
         if (place / CONFIG).is_file():
             return place / CONFIG
-    raise ConfigError(path, f"no {CONFIG} in {' or '.join(map(str, places))}", "the configuration of its training",
-                      "Give it: `avprompt.load(path, config=...)` takes a file or the name of an experiment.")
+    raise ConfigError(
+        path,
+        f"no {CONFIG} in {' or '.join(map(str, places))}",
+        "the configuration of its training",
+        "Give it: `avprompt.load(path, config=...)` takes a file or the name of an experiment.",
+    )
 
 
 def _state(task: AVPromptTask) -> dict[str, Tensor]:
     # copies: tied tensors have two names, and the format refuses memory that is shared
-    return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in task.state_dict().items()}
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in task.state_dict().items()
+    }
 
 
 def _digest(task: AVPromptTask) -> str:
@@ -169,8 +190,12 @@ class Source:
         data = self.data
         for name in ("feature_cache", "published_features", "features"):
             if getattr(data, name, None) is not None:
-                raise ArgumentError(f"data.{name}", getattr(data, name), "none: your own videos have no such features",
-                                    "Predict with a task that was trained on frames and sound.")
+                raise ArgumentError(
+                    f"data.{name}",
+                    getattr(data, name),
+                    "none: your own videos have no such features",
+                    "Predict with a task that was trained on frames and sound.",
+                )
         data.predict_root = Path(videos).expanduser()
         data.setup("predict")
         rows, parts, modes = [], [], {module: module.training for module in task.modules()}
@@ -181,14 +206,22 @@ class Source:
                     batch = task.transfer_batch_to_device(batch, task.device, 0)
                     outputs = task.predict_step(batch, number)
                     rows += task.prediction_rows(outputs, batch, data.class_names)
-                    parts.append({name: value.float().cpu() if value.dtype == torch.bfloat16 else value.cpu()
-                                  for name, value in {**outputs, "times": batch["times"],
-                                                      "valid": batch["valid"]}.items() if isinstance(value, Tensor)})
+                    parts.append(
+                        {
+                            name: value.float().cpu() if value.dtype == torch.bfloat16 else value.cpu()
+                            for name, value in {**outputs, "times": batch["times"], "valid": batch["valid"]}.items()
+                            if isinstance(value, Tensor)
+                        }
+                    )
         finally:
             for module, training in modes.items():
                 module.training = training
-        arrays = {name: value.numpy() if name in task.common_outputs or value.ndim == 0 else
-                  torch.cat([part[name] for part in parts]).numpy() for name, value in parts[-1].items()}
+        arrays = {
+            name: value.numpy()
+            if name in task.common_outputs or value.ndim == 0
+            else torch.cat([part[name] for part in parts]).numpy()
+            for name, value in parts[-1].items()
+        }
         blank = dict.fromkeys(rows[0], "")
         return Prediction(rows + [{**blank, "decoded": False, **row} for row in data.unusable()], arrays)
 
@@ -198,16 +231,23 @@ class Source:
 
         folder = Path(folder).expanduser()
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / STATE).is_file()):
-            raise ArgumentError("folder", f"{folder}, which holds something else",
-                                "a new or empty folder, or one that `push` wrote before", "Choose another folder.")
+            raise ArgumentError(
+                "folder",
+                f"{folder}, which holds something else",
+                "a new or empty folder, or one that `push` wrote before",
+                "Choose another folder.",
+            )
         config = json.loads(json.dumps(self.config))
         given = config["data"].setdefault("init_args", {})
         given["predict_root"] = None
         if "categories" in parameters(config["data"]["class_path"]):  # where the dataset is not, neither are its names
             given["categories"] = list(self.data.class_names)
         card, state = self._card(task), _state(task)
-        header = {"format": "pt", "avprompt_version": __version__,
-                  checkpoints.RECORD: json.dumps(checkpoints.record(task))}
+        header = {
+            "format": "pt",
+            "avprompt_version": __version__,
+            checkpoints.RECORD: json.dumps(checkpoints.record(task)),
+        }
         write_whole(folder / STATE, save(state, header))
         write_whole(folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True).encode())
         write_whole(folder / CARD, card.encode())
@@ -220,7 +260,7 @@ class Source:
         unchanged = _digest(task) == self.digest
         if unchanged and self.path.is_dir() and (self.path / CARD).is_file():
             return (self.path / CARD).read_text(encoding="utf-8")
-        run = (self.path if self.path.is_dir() else _find_folder(self.path))
+        run = self.path if self.path.is_dir() else _find_folder(self.path)
         result, manifest = (_read_json(run / f"{name}.json") for name in ("result", "manifest"))
         kind, counts = type(task).__name__, checkpoints.count_parameters(task)
         backbone = get_nested(self.config, "model.init_args.backbone.init_args") or {}
@@ -230,30 +270,74 @@ class Source:
         made = " (a generated, synthetic dataset)" if manifest.get("generated") else ""
         used = ", ".join(f"{split} {clips['used']}" for split, clips in (manifest.get("clips") or {}).items())
         facts = {
-            "Task": kind, "Prompt method": method,
-            **{f"{side.capitalize()} encoder, frozen": _named(backbone[side]) for side in ("visual", "audio")
-               if backbone.get(side)},
+            "Task": kind,
+            "Prompt method": method,
+            **{
+                f"{side.capitalize()} encoder, frozen": _named(backbone[side])
+                for side in ("visual", "audio")
+                if backbone.get(side)
+            },
             "Data": f"{dataset}{made}" + (f"; {manifest.get('unit', 'clips')} used: {used}" if used else ""),
             "Checkpoints selected on": f"the split `{self.data.validation_split}`",
             "Parameters": f"{counts['trainable']:,} trained of {counts['total']:,}; {counts['checkpoint']:,} elements "
-                          "in this file",
-            **{label: result[key] for label, key in (("Seed", "seed"), ("Epochs", "epochs"), ("Source tree", "git"))
-               if result.get(key) is not None}}
-        encoders = [f"- `{place}`, {entry['class']}: `{entry['fingerprint']}`"
-                    for place, entry in checkpoints.record(task)["encoders"].items()]
-        head = yaml.safe_dump({"library_name": "avprompt", "tags": [
-            "avprompt", "audio-visual", "prompting", *([method.partition(" ")[0]] if method != "none" else [])]})
-        lines = ["---", head.rstrip(), "---", "", f"# {name}", "",
-                 f"The trained part of an audio-visual network (avprompt {__version__}), without its frozen encoders.",
-                 "", "| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in facts.items()),
-                 "", "## Metrics", "", *self._metrics(result, unchanged),
-                 "", "## Frozen encoders", "",
-                 "Loading compares the encoders in use with these fingerprints (SHA-256):", "",
-                 *(encoders or ["- none"]), "", "## Use", "", "```python", "import avprompt", "",
-                 'task = avprompt.load("THIS_FOLDER")  # huggingface_hub.snapshot_download(...) returns such a folder',
-                 'found = task.predict("video.mp4")', "print(found.table[0])", "```", "",
-                 "Paths in `config.yaml` are those of the machine that trained. Others are given as flags, such as "
-                 '`avprompt.load(folder, ["--data.root", "data"])`.']
+            "in this file",
+            **{
+                label: result[key]
+                for label, key in (("Seed", "seed"), ("Epochs", "epochs"), ("Source tree", "git"))
+                if result.get(key) is not None
+            },
+        }
+        encoders = [
+            f"- `{place}`, {entry['class']}: `{entry['fingerprint']}`"
+            for place, entry in checkpoints.record(task)["encoders"].items()
+        ]
+        head = yaml.safe_dump(
+            {
+                "library_name": "avprompt",
+                "tags": [
+                    "avprompt",
+                    "audio-visual",
+                    "prompting",
+                    *([method.partition(" ")[0]] if method != "none" else []),
+                ],
+            }
+        )
+        lines = [
+            "---",
+            head.rstrip(),
+            "---",
+            "",
+            f"# {name}",
+            "",
+            f"The trained part of an audio-visual network (avprompt {__version__}), without its frozen encoders.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {label} | {value} |" for label, value in facts.items()),
+            "",
+            "## Metrics",
+            "",
+            *self._metrics(result, unchanged),
+            "",
+            "## Frozen encoders",
+            "",
+            "Loading compares the encoders in use with these fingerprints (SHA-256):",
+            "",
+            *(encoders or ["- none"]),
+            "",
+            "## Use",
+            "",
+            "```python",
+            "import avprompt",
+            "",
+            'task = avprompt.load("THIS_FOLDER")  # huggingface_hub.snapshot_download(...) returns such a folder',
+            'found = task.predict("video.mp4")',
+            "print(found.table[0])",
+            "```",
+            "",
+            "Paths in `config.yaml` are those of the machine that trained. Others are given as flags, such as "
+            '`avprompt.load(folder, ["--data.root", "data"])`.',
+        ]
         return "\n".join(lines) + "\n"
 
     def _metrics(self, result: dict[str, Any], unchanged: bool) -> list[str]:
@@ -262,13 +346,24 @@ class Source:
         if not result.get("metrics"):
             return ["The run has no results beside its checkpoint (`result.json`)."]
         settings = get_nested(result, "config.trainer") or {}
-        limits = {name: settings[name] for name in ("limit_train_batches", "limit_val_batches", "overfit_batches")
-                  if settings.get(name) not in (None, 0) and repr(settings[name]) != "1.0"}
+        limits = {
+            name: settings[name]
+            for name in ("limit_train_batches", "limit_val_batches", "overfit_batches")
+            if settings.get(name) not in (None, 0) and repr(settings[name]) != "1.0"
+        }
         note = [f"On parts of the data only: {limits}.", ""] if limits else []
-        return [*note, f"Of one run, as its `result.json` has them; these weights are its `{self.path.name}`. `best_` "
-                "is of `best.ckpt`, the others are of the last epoch.", "", "| metric | value |", "|---|---|",
-                *(f"| {name} | {'not finite' if value is None else f'{value:.4f}'} |"
-                  for name, value in result["metrics"].items())]
+        return [
+            *note,
+            f"Of one run, as its `result.json` has them; these weights are its `{self.path.name}`. `best_` "
+            "is of `best.ckpt`, the others are of the last epoch.",
+            "",
+            "| metric | value |",
+            "|---|---|",
+            *(
+                f"| {name} | {'not finite' if value is None else f'{value:.4f}'} |"
+                for name, value in result["metrics"].items()
+            ),
+        ]
 
 
 def _find_folder(checkpoint: Path) -> Path:
@@ -290,10 +385,14 @@ def _named(spec: Any) -> str:
     """A class of a configuration with the arguments that tell it from others of its class."""
     if not isinstance(spec, dict) or "class_path" not in spec:
         return str(spec)
-    given = {name: value for name, value in (spec.get("init_args") or {}).items()
-             if isinstance(value, (str, int, float, bool))}
+    given = {
+        name: value
+        for name, value in (spec.get("init_args") or {}).items()
+        if isinstance(value, (str, int, float, bool))
+    }
     return spec["class_path"].rpartition(".")[2] + (
-        f" ({', '.join(f'{name} {value}' for name, value in given.items())})" if given else "")
+        f" ({', '.join(f'{name} {value}' for name, value in given.items())})" if given else ""
+    )
 
 
 def _upload(folder: Path, repo_id: str, private: bool) -> None:
@@ -310,12 +409,19 @@ def _upload(folder: Path, repo_id: str, private: bool) -> None:
     try:
         api = HfApi(library_name="avprompt", library_version=__version__)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=[STATE, CONFIG, CARD],
-                          commit_message=f"Trained with avprompt {__version__}")
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=[STATE, CONFIG, CARD],
+            commit_message=f"Trained with avprompt {__version__}",
+        )
     except HFValidationError as error:
         raise ArgumentError("repo_id", repo_id, "owner/name on the hub", f"Correct it ({error}).") from error
     except (HTTPError, OSError) as error:
-        raise WriteError(repo_id, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                         "a repository on the hub that you may write to",
-                         f"The folder {folder} is whole. Check the network and HF_HUB_OFFLINE, log in with "
-                         "`hf auth login`, and call it again.") from error
+        raise WriteError(
+            repo_id,
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "a repository on the hub that you may write to",
+            f"The folder {folder} is whole. Check the network and HF_HUB_OFFLINE, log in with "
+            "`hf auth login`, and call it again.",
+        ) from error

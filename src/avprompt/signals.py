@@ -71,6 +71,7 @@ def later_signals() -> Iterator[None]:
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal stop the program in an orderly way, with exit code 128 + signal."""
+
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
 

@@ -12,8 +12,23 @@ import numpy as np
 from avprompt.errors import AVPromptError
 from avprompt.media.readers import StoreReader
 
-KINDS = ("bit", "zeros", "noise", "cut", "longer", "empty", "gone", "swapped", "nan", "loud", "flag", "shape", "pickle",
-         "row", "settings")
+KINDS = (
+    "bit",
+    "zeros",
+    "noise",
+    "cut",
+    "longer",
+    "empty",
+    "gone",
+    "swapped",
+    "nan",
+    "loud",
+    "flag",
+    "shape",
+    "pickle",
+    "row",
+    "settings",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,9 @@ def damage_store(store: Path, rng: random.Random, kind: str | None = None) -> Da
     if kind in ("row", "settings"):
         path = store / ("manifest.csv" if kind == "row" else "store.json")
         content = bytearray(path.read_bytes())
-        place = rng.randrange(content.index(b"\n") + 1, len(content)) if kind == "row" else content.index(b"sampling") + 3
+        place = (
+            rng.randrange(content.index(b"\n") + 1, len(content)) if kind == "row" else content.index(b"sampling") + 3
+        )
         content[place] ^= 1 << rng.randrange(7)
         path.write_bytes(bytes(content))
         return Damage(kind, path, ())
@@ -73,13 +90,15 @@ def damage_store(store: Path, rng: random.Random, kind: str | None = None) -> Da
         content = path.read_bytes()
         place = rng.randrange(len(content))
         end = min(len(content), place + rng.randrange(1, 4096))
-        path.write_bytes({
-            "bit": lambda: content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1:],
-            "zeros": lambda: content[:place] + bytes(end - place) + content[end:],
-            "noise": lambda: content[:place] + rng.randbytes(end - place) + content[end:],
-            "cut": lambda: content[:place],
-            "longer": lambda: content + rng.randbytes(end - place),
-        }[kind]())
+        path.write_bytes(
+            {
+                "bit": lambda: content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :],
+                "zeros": lambda: content[:place] + bytes(end - place) + content[end:],
+                "noise": lambda: content[:place] + rng.randbytes(end - place) + content[end:],
+                "cut": lambda: content[:place],
+                "longer": lambda: content + rng.randbytes(end - place),
+            }[kind]()
+        )
         if path.read_bytes() == content:  # zeros over zeros
             return damage_store(store, rng, kind)
     return Damage(kind, path, (clip,))

@@ -21,8 +21,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.create(sampling)
     entries = []
     for name in ("-a", "b", "c c", "d" * 251):
-        clip = Clip(rng.integers(0, 256, (4, 8, 8, 3), np.uint8), rng.uniform(-1, 1, (4, 200)).astype(np.float32),
-                    np.array([True, True, True, False]), 3.0)
+        clip = Clip(
+            rng.integers(0, 256, (4, 8, 8, 3), np.uint8),
+            rng.uniform(-1, 1, (4, 200)).astype(np.float32),
+            np.array([True, True, True, False]),
+            3.0,
+        )
         entries.append(Entry(name, "short", "3 s of 4 s", 3.0, 3, f"{name}.mp4 (9 bytes)", store.write(name, clip)))
     write_manifest(store.manifest_path, entries)
     return store.root

@@ -10,5 +10,16 @@ from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.callbacks.together import FailTogether
 
-__all__ = ["EpochLines", "ExactResume", "FailTogether", "InterruptCheckpoint", "LastCheckpoint", "OutcomeWriter", "PredictionWriter",
-           "RunReport", "TaskCheckpoint", "ValidationPictures", "run_folder"]
+__all__ = [
+    "EpochLines",
+    "ExactResume",
+    "FailTogether",
+    "InterruptCheckpoint",
+    "LastCheckpoint",
+    "OutcomeWriter",
+    "PredictionWriter",
+    "RunReport",
+    "TaskCheckpoint",
+    "ValidationPictures",
+    "run_folder",
+]

@@ -35,8 +35,9 @@ class WholeFiles(TorchCheckpointIO):
         """Write in one step."""
         write_checkpoint(path, checkpoint)
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None,
-                        weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read, see `avprompt.checkpoints.read_checkpoint`."""
         return read_checkpoint(path)
 
@@ -126,8 +127,11 @@ class TaskCheckpoint(RunCheckpoint):
         places = [Path(state_dict["path"]), *([self.resumed_from.with_name("best.ckpt")] if self.resumed_from else [])]
         found = next((path for path in places if self._is_best(path, score)), None)
         if found is None:
-            warnings.warn(f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any "
-                          "more: the selection starts again", stacklevel=2)
+            warnings.warn(
+                f"the best checkpoint so far, {self.monitor} {float(score):.4f}, is not at {places[0]} any "
+                "more: the selection starts again",
+                stacklevel=2,
+            )
             return
         self.carried = None if found.absolute() == ours.absolute() else found
         self.best_model_path = self.kth_best_model_path = str(ours)
@@ -217,8 +221,9 @@ class InterruptCheckpoint(Callback):
         """
         self.signal, self.agreed, self.at_once = None, False, False
         if self._resume(trainer) is None:
-            raise ConfigError("trainer.callbacks", "InterruptCheckpoint alone",
-                              "avprompt.callbacks.ExactResume beside it", "Add it.")
+            raise ConfigError(
+                "trainer.callbacks", "InterruptCheckpoint alone", "avprompt.callbacks.ExactResume beside it", "Add it."
+            )
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             self.requeue_signal, environment.auto_requeue = environment.requeue_signal, False
@@ -233,8 +238,11 @@ class InterruptCheckpoint(Callback):
     def _listen(self, handler: Any) -> None:
         if not self.before and threading.current_thread() is threading.main_thread():
             numbers = [number for number in (signal.SIGINT, signal.SIGTERM, self.requeue_signal) if number is not None]
-            self.before = {number: signal.signal(number, handler) for number in numbers
-                           if signal.getsignal(number) != signal.SIG_IGN}  # a shell's `&` ignores Ctrl-C
+            self.before = {
+                number: signal.signal(number, handler)
+                for number in numbers
+                if signal.getsignal(number) != signal.SIG_IGN
+            }  # a shell's `&` ignores Ctrl-C
 
     def _after_the_step(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -272,8 +280,9 @@ class InterruptCheckpoint(Callback):
 
     # --- where training may stop
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Let processes agree to stop."""
         self._agree(trainer)
 
@@ -306,8 +315,9 @@ class InterruptCheckpoint(Callback):
         else:
             self._listen(self._now)
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
-                                  dataloader_idx: int = 0) -> None:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Stop inside a validation; the number of batches may differ between processes, so only where there is one."""
         if trainer.state.fn == "fit" and trainer.world_size == 1:
             self._stop_here(trainer)
@@ -317,8 +327,13 @@ class InterruptCheckpoint(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save a checkpoint if training has begun, and print how to resume, or queue a SLURM job again."""
         self._save(trainer, pl_module, exception)
-        if (trainer.state.fn == "fit" and isinstance(exception, Stopped) and trainer.is_global_zero
-                and self.signal is not None and self.signal == self.requeue_signal):
+        if (
+            trainer.state.fn == "fit"
+            and isinstance(exception, Stopped)
+            and trainer.is_global_zero
+            and self.signal is not None
+            and self.signal == self.requeue_signal
+        ):
             print(requeue(), flush=True)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -333,8 +348,10 @@ class InterruptCheckpoint(Callback):
         if not (stopped and exception.agreed) and not together.claim():
             return  # of several processes the first that fails saves, alone
         if self.at_once or step != trainer.global_step or (steps_are_done(trainer) and not resume.boundary.over):
-            print(f"{what}: no interrupted.ckpt; resume from the previous checkpoint with "
-                  f"--ckpt_path {path.with_name('last.ckpt')}")
+            print(
+                f"{what}: no interrupted.ckpt; resume from the previous checkpoint with "
+                f"--ckpt_path {path.with_name('last.ckpt')}"
+            )
             return
         try:
             if stopped:

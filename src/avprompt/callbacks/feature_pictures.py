@@ -48,8 +48,10 @@ MODALITIES = ("visual", "audio")
 #: columns of a frequency map in each segment
 COLUMNS = 32
 #: name of a gate's module -> modality that it reads; the gates of the paper are named after the modality that they gate
-GATES = ({"audio": "from sound", "audio_gate": "from sound", "visual": "from vision", "visual_gate": "from vision"},
-         {"visual_gate": "from sound", "audio_gate_rnn": "from vision"})
+GATES = (
+    {"audio": "from sound", "audio_gate": "from sound", "visual": "from vision", "visual_gate": "from vision"},
+    {"visual_gate": "from sound", "audio_gate_rnn": "from vision"},
+)
 
 
 def events(batch: dict[str, Any]) -> dict[str, Tensor] | None:
@@ -106,8 +108,10 @@ def concatenated(parts: Sequence[Any]) -> Any:
         {'a': ([1, 3], [2]), 'b': ([], [4])}
     """
     if isinstance(parts[0], dict):
-        return {key: concatenated([part[key] for part in parts if key in part])
-                for key in dict.fromkeys(key for part in parts for key in part)}
+        return {
+            key: concatenated([part[key] for part in parts if key in part])
+            for key in dict.fromkeys(key for part in parts for key in part)
+        }
     if isinstance(parts[0], tuple):
         return tuple(concatenated(entries) for entries in zip(*parts))
     return [entry for part in parts for entry in part]
@@ -156,18 +160,30 @@ class FeaturePictures(Callback):
         backbone = pl_module.backbone
         prompts = backbone.prompts
         if prompts is None:
-            raise ConfigError("model.backbone", type(backbone).__name__, "a backbone with a prompt method",
-                              "There is nothing to compare its features with.")
+            raise ConfigError(
+                "model.backbone",
+                type(backbone).__name__,
+                "a backbone with a prompt method",
+                "There is nothing to compare its features with.",
+            )
         if isinstance(prompts, NoPrompts):
-            raise ConfigError("model.backbone.prompts", "NoPrompts", "a prompt method",
-                              "There is nothing to compare the frozen features with.")
+            raise ConfigError(
+                "model.backbone.prompts",
+                "NoPrompts",
+                "a prompt method",
+                "There is nothing to compare the frozen features with.",
+            )
         if any(getattr(backbone, name).unfrozen for name in MODALITIES):
-            raise ConfigError("model.backbone.prompts", f"{type(prompts).__name__}, which trains the encoders",
-                              "a prompt method that leaves the encoders frozen",
-                              "There are no frozen features to compare with.")
+            raise ConfigError(
+                "model.backbone.prompts",
+                f"{type(prompts).__name__}, which trains the encoders",
+                "a prompt method that leaves the encoders frozen",
+                "There are no frozen features to compare with.",
+            )
         if run_folder(trainer) is None:
-            raise ConfigError("trainer.fast_dev_run", True, "false: the run's folder takes the pictures",
-                              "Leave it out.")
+            raise ConfigError(
+                "trainer.fast_dev_run", True, "false: the run's folder takes the pictures", "Leave it out."
+            )
         self.folder = run_folder(trainer) / "features"
         (self.folder / "clips").mkdir(parents=True, exist_ok=True)
         self.points: dict[tuple[str, str], list[tuple[str, int, Tensor]]] = {}
@@ -192,19 +208,30 @@ class FeaturePictures(Callback):
 
         return hook
 
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
-                               dataloader_idx: int = 0) -> None:
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Forget the previous batch."""
         self.inputs, self.gates = [], {}
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
-                             batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Run the backbone twice more, with maps and without prompts, and collect what it gives."""
         truth = events(batch)
         if truth is None:
-            raise ConfigError("data.class_path", type(trainer.datamodule).__name__,
-                              "data with the categories that are seen and heard, such as AVE or LLP",
-                              "Without --features, pictures of the clips are drawn.")
+            raise ConfigError(
+                "data.class_path",
+                type(trainer.datamodule).__name__,
+                "data with the categories that are seen and heard, such as AVE or LLP",
+                "Without --features, pictures of the clips are drawn.",
+            )
         backbone, shape = pl_module.backbone, batch["valid"].shape
         clips = self.inputs[0][0]
         gates = {name: gate.view(shape) for name, gate in self.gates.items()}
@@ -243,18 +270,33 @@ class FeaturePictures(Callback):
         for clip, clip_id in enumerate(ids):
             for category in truth[clip].any(0).nonzero().flatten().tolist():
                 self.points.setdefault((kind, name), []).append(
-                    (clip_id, category, features[clip][truth[clip][:, category]].mean(0)))
+                    (clip_id, category, features[clip][truth[clip][:, category]].mean(0))
+                )
 
-    def _draw(self, trainer: Trainer, batch: dict[str, Any], clip: int, truth: dict[str, Tensor],
-              gates: dict[str, Tensor], sound: Tensor | None, maps: dict[str, Tensor]) -> None:
+    def _draw(
+        self,
+        trainer: Trainer,
+        batch: dict[str, Any],
+        clip: int,
+        truth: dict[str, Tensor],
+        gates: dict[str, Tensor],
+        sound: Tensor | None,
+        maps: dict[str, Tensor],
+    ) -> None:
         data, seen, heard = trainer.datamodule, truth["visual"][clip], truth["audio"][clip]
         rows = {"event": heard} if torch.equal(truth["visual"], truth["audio"]) else {"seen": seen, "heard": heard}
         figure = clip_features_figure(
             batch["frames"][clip].cpu(),
-            {name: gate[clip] for name, gate in gates.items()}, data.class_names, rows,
+            {name: gate[clip] for name, gate in gates.items()},
+            data.class_names,
+            rows,
             None if sound is None else sound[clip],
-            maps["visual"][clip] if "visual" in maps else None, maps["audio"][clip] if "audio" in maps else None,
-            batch["valid"][clip].cpu(), batch["id"][clip], batch["times"][clip].cpu() if "times" in batch else None)
+            maps["visual"][clip] if "visual" in maps else None,
+            maps["audio"][clip] if "audio" in maps else None,
+            batch["valid"][clip].cpu(),
+            batch["id"][clip],
+            batch["times"][clip].cpu() if "times" in batch else None,
+        )
         self._save(trainer, f"clips/{batch['id'][clip][:200]}", figure)
 
     def _draw_tables(self, trainer: Trainer, family: str, class_names: Sequence[str]) -> None:
@@ -264,14 +306,25 @@ class FeaturePictures(Callback):
         clips = sorted(range(len(self.tables[found[0]])), key=lambda clip: self.tables[found[0]][clip][1])
         values = np.array([[self.tables[name][clip][2] for clip in clips] for name in found])
         categories = [self.tables[found[0]][clip][1] for clip in clips]
-        self._save(trainer, family, tables_figure(
-            values, [place_of(name) for name in found], [class_names[c] if c >= 0 else "none" for c in categories],
-            columns, family))
+        self._save(
+            trainer,
+            family,
+            tables_figure(
+                values,
+                [place_of(name) for name in found],
+                [class_names[c] if c >= 0 else "none" for c in categories],
+                columns,
+                family,
+            ),
+        )
         with (self.folder / f"{family}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "table", *columns])
-            writer.writerows([clip_id, name, *(round(value, 4) for value in row)]
-                             for name in found for clip_id, _, row in self.tables[name])
+            writer.writerows(
+                [clip_id, name, *(round(value, 4) for value in row)]
+                for name in found
+                for clip_id, _, row in self.tables[name]
+            )
 
     def _save(self, trainer: Trainer, name: str, figure: Figure) -> None:
         save_figure(figure, self.folder / name, self.formats)
@@ -297,12 +350,22 @@ class FeaturePictures(Callback):
                 points, score = embed(features, self.seed), silhouette(features, labels)
                 panels[f"{titles[name]}, {titles[kind]}"] = points, labels, score
                 scores[f"{kind}_{name}"] = score
-                rows += [{"id": clip_id, "modality": name, "features": kind, "category": names[label],
-                          "x": round(float(x), 4), "y": round(float(y), 4)}
-                         for (clip_id, label, _), (x, y) in zip(found, points)]
+                rows += [
+                    {
+                        "id": clip_id,
+                        "modality": name,
+                        "features": kind,
+                        "category": names[label],
+                        "x": round(float(x), 4),
+                        "y": round(float(y), 4),
+                    }
+                    for (clip_id, label, _), (x, y) in zip(found, points)
+                ]
         self._save(trainer, "tsne", tsne_figure(panels, names))
-        means = [{category: torch.stack(values).mean(0) for category, values in found.items()}
-                 for found in (self.sounds, self.listened)]
+        means = [
+            {category: torch.stack(values).mean(0) for category, values in found.items()}
+            for found in (self.sounds, self.listened)
+        ]
         if means[0] or self.gated:
             self._save(trainer, "classes", classes_figure(names, *means, self.gated))
         for family in dict.fromkeys(name.partition("@")[0] for name in self.tables):
@@ -313,6 +376,10 @@ class FeaturePictures(Callback):
             writer.writerows(rows)
         (self.folder / "silhouette.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
         count = len(self.points["prompted", "audio"])
-        print(f"features of {count} events in {self.folder}; silhouette by cosine distance: "
-              + ", ".join(f"{name.replace('_', ' ')} {'undefined' if score is None else f'{score:.3f}'}"
-                          for name, score in scores.items()))
+        print(
+            f"features of {count} events in {self.folder}; silhouette by cosine distance: "
+            + ", ".join(
+                f"{name.replace('_', ' ')} {'undefined' if score is None else f'{score:.3f}'}"
+                for name, score in scores.items()
+            )
+        )

@@ -68,14 +68,28 @@ class OutcomeWriter(Callback):
         """As for validation."""
         self.rows = []
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
-                                batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Keep the rows of a batch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._keep(trainer, pl_module, outputs, batch)
 
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
-                          batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Keep the rows of a batch."""
         self._keep(trainer, pl_module, outputs, batch)
 
@@ -125,6 +139,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     writer = csv.writer(content)
     writer.writerow([*columns[:known], *used])
     for row in rows:
-        writer.writerow([*(row[name] for name in columns[:known]),
-                         *("" if math.isnan(row[name]) else repr(float(row[name])).removesuffix(".0") for name in used)])
+        writer.writerow(
+            [
+                *(row[name] for name in columns[:known]),
+                *("" if math.isnan(row[name]) else repr(float(row[name])).removesuffix(".0") for name in used),
+            ]
+        )
     return content.getvalue()

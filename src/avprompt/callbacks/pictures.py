@@ -57,8 +57,15 @@ class ValidationPictures(Callback):
             raise ArgumentError("count", count, "at least 1", "Leave the callback out to draw none.")
         self.count = count
 
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
-                                batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Run the first clips of the first batch once more, with maps, and draw them."""
         boards = drawing(trainer.loggers)
         if batch_idx or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero or not boards:

@@ -53,9 +53,14 @@ class PredictionWriter(Callback):
         0
     """
 
-    def __init__(self, max_pictures: Natural = 50, formats: Sequence[str] = ("png",),
-                 videos: Literal["link", "copy"] = "link", max_minutes: NonNegative = 60.0,
-                 origin: str | None = None) -> None:
+    def __init__(
+        self,
+        max_pictures: Natural = 50,
+        formats: Sequence[str] = ("png",),
+        videos: Literal["link", "copy"] = "link",
+        max_minutes: NonNegative = 60.0,
+        origin: str | None = None,
+    ) -> None:
         for name, value in (("max_pictures", max_pictures), ("max_minutes", max_minutes)):
             if value < 0:
                 raise ArgumentError(name, value, "0 or more", "0 draws none.")
@@ -85,7 +90,7 @@ class PredictionWriter(Callback):
         self.csv_path = self.folder / "predictions.csv"
         if trainer.world_size > 1:
             data = trainer.datamodule
-            before = data.to_predict.ids[:data.predict_share.start]
+            before = data.to_predict.ids[: data.predict_share.start]
             self.clips.update(before)  # those of the processes before this one
             self.seconds = len(before) * data.sampling.period
             self.csv_path = self._part(trainer.global_rank)
@@ -95,8 +100,15 @@ class PredictionWriter(Callback):
     def _part(self, rank: int) -> Path:
         return self.folder / f"predictions.{rank}.csv"
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: dict[str, Any],
-                             batch_idx: int, dataloader_idx: int = 0) -> None:
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Write the rows of a batch, and draw its clips."""
         if self.folder is None:
             return
@@ -121,11 +133,17 @@ class PredictionWriter(Callback):
             if drawn:
                 figure = data.plot({**sample, **decided})
                 save_figure(figure, self.folder / "pictures" / self._stem(clip_id), self.formats)
-            own = rows[index * each:(index + 1) * each]
+            own = rows[index * each : (index + 1) * each]
             self._collect(sample, decided, own, pl_module.reasons(batch, index), drawn)
 
-    def _collect(self, sample: dict[str, Any], decided: dict[str, Any], rows: list[dict[str, Any]], reasons: list[str],
-                 drawn: bool) -> None:
+    def _collect(
+        self,
+        sample: dict[str, Any],
+        decided: dict[str, Any],
+        rows: list[dict[str, Any]],
+        reasons: list[str],
+        drawn: bool,
+    ) -> None:
         from avprompt.pages.recordings import KEYS, show_what_was_read, window_of
 
         # pictures are few because each is a file; of the user's videos the page has a timeline of minutes
@@ -169,17 +187,32 @@ class PredictionWriter(Callback):
         windows = [window for part in parts for window in part[2]]
         videos = {path for part in parts for path in part[4]}
         predicted = {path for part in parts for path, known in part[4].items() if known}
-        summary = (f"{len(predicted)} of {len(videos) + len(unusable)} videos predicted" if videos else
-                   f"{total} examples predicted")
-        origin = self.origin or (f"by {trainer.ckpt_path}" if trainer.ckpt_path else
-                                 "by a network without a checkpoint: it is untrained")
-        page = write_page(self.folder, windows, unusable, data.class_names, summary, origin,
-                          data.sounds() if hasattr(data, "sounds") else {}, self.videos, sum(part[3] for part in parts))
+        summary = (
+            f"{len(predicted)} of {len(videos) + len(unusable)} videos predicted"
+            if videos
+            else f"{total} examples predicted"
+        )
+        origin = self.origin or (
+            f"by {trainer.ckpt_path}" if trainer.ckpt_path else "by a network without a checkpoint: it is untrained"
+        )
+        page = write_page(
+            self.folder,
+            windows,
+            unusable,
+            data.class_names,
+            summary,
+            origin,
+            data.sounds() if hasattr(data, "sounds") else {},
+            self.videos,
+            sum(part[3] for part in parts),
+        )
         drawn = min(total, self.max_pictures)
         more = "; `max_pictures` of avprompt.callbacks.PredictionWriter draws more" if drawn < total else ""
-        print(f"{rows} predictions in {self.csv_path}; "
-              f"{drawn} of {total} clips drawn in {self.folder / 'pictures'}{more}\n"
-              f"{summary}; open {page} in a browser")
+        print(
+            f"{rows} predictions in {self.csv_path}; "
+            f"{drawn} of {total} clips drawn in {self.folder / 'pictures'}{more}\n"
+            f"{summary}; open {page} in a browser"
+        )
 
     def _join(self, world: int) -> None:
         self.csv_path = self.folder / "predictions.csv"

@@ -54,8 +54,10 @@ class EpochLines(Callback):
         done, spent = trainer.current_epoch + 1, time.monotonic() - self.begun
         last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
         means = pl_module.epoch_means.compute() if hasattr(pl_module, "epoch_means") else {}  # logged after this
-        values = {"loss": means.get("train_loss_epoch"),
-                  pl_module.monitor: trainer.callback_metrics.get(pl_module.monitor)}
+        values = {
+            "loss": means.get("train_loss_epoch"),
+            pl_module.monitor: trainer.callback_metrics.get(pl_module.monitor),
+        }
         shown = [f"{name} {float(value):.4f}" for name, value in values.items() if value is not None]
         mean = spent / (done - self.first)
         left = [f"{duration(mean * (last - done))} left"] if last and done < last else []

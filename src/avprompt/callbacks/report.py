@@ -27,25 +27,53 @@ from avprompt.files import write_json
 #: key of our part of a checkpoint
 RECORD = "avprompt_report"
 
-PACKAGES = ("avprompt", "torch", "torchvision", "torchaudio", "lightning", "timm", "laion-clap",
-            "open-clip-torch", "av", "numpy")
+PACKAGES = (
+    "avprompt",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "lightning",
+    "timm",
+    "laion-clap",
+    "open-clip-torch",
+    "av",
+    "numpy",
+)
 
 
 def git_revision() -> str | None:
     """Commit of the source tree, with `+` if it has changes; `None` outside of a checkout."""
     try:
-        run = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, check=True,
-                             capture_output=True, text=True)
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"],
+            cwd=Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return run.stdout.strip()
 
 
 #: settings that say where and how a run goes, not what is trained
-NOISE = ("ckpt_path", "verbose", "weights_only", "return_predictions", "trainer.logger", "trainer.callbacks",
-         "trainer.default_root_dir", "trainer.enable_", "trainer.log_every_n_steps", "trainer.use_distributed_sampler",
-         "data.init_args.root", "data.init_args.predict_root", "data.init_args.num_workers",
-         "data.init_args.pin_memory", "data.init_args.max_")
+NOISE = (
+    "ckpt_path",
+    "verbose",
+    "weights_only",
+    "return_predictions",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.default_root_dir",
+    "trainer.enable_",
+    "trainer.log_every_n_steps",
+    "trainer.use_distributed_sampler",
+    "data.init_args.root",
+    "data.init_args.predict_root",
+    "data.init_args.num_workers",
+    "data.init_args.pin_memory",
+    "data.init_args.max_",
+)
 
 
 def short_settings(config: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +136,10 @@ class RunReport(Callback):
     def _effort(self, pl_module: LightningModule) -> dict[str, float]:
         cuda = torch.cuda.is_available() and pl_module.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return {"wall_s": round(time.monotonic() - self.begun + self.before.get("wall_s", 0.0), 2),
-                "peak_memory_bytes": max(peak, self.before.get("peak_memory_bytes", 0))}
+        return {
+            "wall_s": round(time.monotonic() - self.begun + self.before.get("wall_s", 0.0), 2),
+            "peak_memory_bytes": max(peak, self.before.get("peak_memory_bytes", 0)),
+        }
 
     @rank_zero_only
     def _log_hparams(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
@@ -152,8 +182,9 @@ class RunReport(Callback):
             "config": self.config,
             "git": git_revision(),
             "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
-            "device": (torch.cuda.get_device_name() if cuda
-                       else f"{platform.machine()}, {torch.get_num_threads()} threads"),
+            "device": (
+                torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
+            ),
             **self._effort(pl_module),
             "clips": data.clips() if data is not None else {},
             "epochs": trainer.current_epoch,
@@ -167,8 +198,9 @@ class RunReport(Callback):
         """Print the counts, and show the hparams in TensorBoard from the start."""
         counts = count_parameters(pl_module)
         share = 100 * counts["trainable"] / counts["total"]
-        print(f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || "
-              f"trainable%: {share:.4f}")
+        print(
+            f"trainable params: {counts['trainable']:,} || all params: {counts['total']:,} || trainable%: {share:.4f}"
+        )
         self._log_hparams(trainer, pl_module, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -180,19 +212,25 @@ class RunReport(Callback):
         task."""
         if not self.trained:
             if trainer.is_global_zero:
-                print("nothing is left to train: the run that this one goes on from is finished. A larger "
-                      "trainer.max_epochs or trainer.max_steps goes on")
+                print(
+                    "nothing is left to train: the run that this one goes on from is finished. A larger "
+                    "trainer.max_epochs or trainer.max_steps goes on"
+                )
             if not self.before or (run_folder(trainer) is not None and (run_folder(trainer) / "result.json").is_file()):
                 return  # which says more
         metrics = self._metrics(trainer)
-        best = next((callback.best_model_score for callback in trainer.callbacks
-                     if isinstance(callback, TaskCheckpoint)), None)
+        best = next(
+            (callback.best_model_score for callback in trainer.callbacks if isinstance(callback, TaskCheckpoint)), None
+        )
         if best is not None:
             metrics[f"best_{pl_module.monitor}"] = float(best)
         self._write(trainer, pl_module, metrics)
         if pl_module.monitor in metrics:
-            self._log_hparams(trainer, pl_module, {pl_module.monitor: metrics.get(
-                f"best_{pl_module.monitor}", metrics[pl_module.monitor])})
+            self._log_hparams(
+                trainer,
+                pl_module,
+                {pl_module.monitor: metrics.get(f"best_{pl_module.monitor}", metrics[pl_module.monitor])},
+            )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the results on the test split."""

@@ -135,16 +135,20 @@ class ExactResume(Callback):
 
     # --- into a checkpoint
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any,
-                           batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Record the position of training after each optimizer step."""
         if trainer.global_step > (self.boundary.step if self.boundary else 0):
             means = getattr(pl_module, "epoch_means", None)
             self.boundary = Boundary(
-                step=trainer.global_step, loops=copy.deepcopy(trainer.fit_loop.state_dict()),
-                random=random_states(pl_module.device), means={} if means is None else means.state_dict(),
+                step=trainer.global_step,
+                loops=copy.deepcopy(trainer.fit_loop.state_dict()),
+                random=random_states(pl_module.device),
+                means={} if means is None else means.state_dict(),
                 buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
-                logged=trainer.fit_loop.epoch_loop._batches_that_stepped + 1)
+                logged=trainer.fit_loop.epoch_loop._batches_that_stepped + 1,
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the validation is done."""
@@ -177,8 +181,10 @@ class ExactResume(Callback):
             return
         checkpoint["loops"]["fit_loop"] = self.boundary.progress()
         checkpoint["state_dict"] |= self.boundary.buffers
-        own = {"random": self.boundary.random, "means": {name: [float(total), weight] for name, (total, weight)
-                                                         in self.boundary.means.items()}}
+        own = {
+            "random": self.boundary.random,
+            "means": {name: [float(total), weight] for name, (total, weight) in self.boundary.means.items()},
+        }
         kept = {name: getattr(self.boundary, name) for name in ("step", "logged", "validated", "over")}
         checkpoint[RECORD] = {**kept, "processes": [own] if together.failing else gathered_objects(own)}
 
@@ -191,18 +197,22 @@ class ExactResume(Callback):
             kept = dict(checkpoint[RECORD])
             processes = kept.pop("processes")
             if len(processes) != world():
-                rank_zero_warn(f"the checkpoint has the random states of {len(processes)} process(es), now there are "
-                               f"{world()}: what is drawn at random, such as dropout, differs from a run without "
-                               "interruption")
+                rank_zero_warn(
+                    f"the checkpoint has the random states of {len(processes)} process(es), now there are "
+                    f"{world()}: what is drawn at random, such as dropout, differs from a run without "
+                    "interruption"
+                )
             own = processes[rank()] if rank() < len(processes) else processes[0]
             self.boundary = self.resuming = Boundary(
-                loops=copy.deepcopy(checkpoint["loops"]["fit_loop"]), buffers=buffers, **own, **kept)
+                loops=copy.deepcopy(checkpoint["loops"]["fit_loop"]), buffers=buffers, **own, **kept
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Purge the points in the run's TensorBoard from the resumed step on."""
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            start = Event(step=self.boundary.step if self.boundary else 0,
-                          session_log=SessionLog(status=SessionLog.START))
+            start = Event(
+                step=self.boundary.step if self.boundary else 0, session_log=SessionLog(status=SessionLog.START)
+            )
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.file_writer.add_event(start)

@@ -81,9 +81,12 @@ def newest_checkpoint(trainer: Trainer, which: str) -> Path:
     found = own_checkpoint(trainer, which) or _newest(runs.glob("*") if runs.is_dir() else [], which)
     if found is not None:
         return found
-    raise CheckpointError("--ckpt_path", f"{which}, and no run in {runs} has a {' or '.join(_names(which))}",
-                          "an experiment that was trained before",
-                          "Give the path of a checkpoint, or leave it out to train from the beginning.")
+    raise CheckpointError(
+        "--ckpt_path",
+        f"{which}, and no run in {runs} has a {' or '.join(_names(which))}",
+        "an experiment that was trained before",
+        "Give the path of a checkpoint, or leave it out to train from the beginning.",
+    )
 
 
 def own_checkpoint(trainer: Trainer, which: str = "last") -> Path | None:
@@ -110,8 +113,13 @@ def keep_csv(trainer: Trainer) -> None:
     """Rename `metrics.csv` of an earlier part of the run to `metrics.1.csv` and so on, as Lightning would delete it."""
     for logger in trainer.loggers if trainer.is_global_zero else []:
         if isinstance(logger, CSVLogger) and (path := Path(logger.log_dir) / "metrics.csv").is_file():
-            path.rename(next(place for number in itertools.count(1)
-                             if not (place := path.with_name(f"metrics.{number}.csv")).exists()))
+            path.rename(
+                next(
+                    place
+                    for number in itertools.count(1)
+                    if not (place := path.with_name(f"metrics.{number}.csv")).exists()
+                )
+            )
 
 
 #: what may differ between two commands in one folder: how a command goes about, not what comes out
@@ -134,8 +142,10 @@ def remove_empty_run(trainer: Trainer, made: tuple[Path, ...]) -> None:
     if own is None or not own.is_dir() or trainer.fast_dev_run:
         return
     files = [path for path in own.rglob("*") if not path.is_dir()]
-    if all(path.name in ("config.yaml", "hparams.yaml", "metrics.csv") or path.name.startswith("events.out.")
-           for path in files):
+    if all(
+        path.name in ("config.yaml", "hparams.yaml", "metrics.csv") or path.name.startswith("events.out.")
+        for path in files
+    ):
         shutil.rmtree(own)
         for folder in made[1:]:
             with contextlib.suppress(OSError):  # another run's
@@ -153,9 +163,12 @@ def check_config(folder: Path, text: str, resuming: bool) -> bool:
         return True
     differ = sorted(_differences(yaml.safe_load(path.read_text(encoding="utf-8")), settings))
     if differ and not resuming:
-        raise ConfigError(folder, f"the run of another configuration, which differs in {', '.join(differ[:5])}",
-                          "a new folder, or a run that resumes (--ckpt_path)",
-                          "Choose another trainer.logger.version, or leave it out to have the next one.")
+        raise ConfigError(
+            folder,
+            f"the run of another configuration, which differs in {', '.join(differ[:5])}",
+            "a new folder, or a run that resumes (--ckpt_path)",
+            "Choose another trainer.logger.version, or leave it out to have the next one.",
+        )
     return bool(differ)
 
 

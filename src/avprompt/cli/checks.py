@@ -46,8 +46,12 @@ def check_linked(sources: list[Source]) -> None:
     for origin, content in sources:
         for path in (f"model.{middle}{size}" for size in SIZES for middle in ("init_args.", "")):
             if get_nested(content, path) is not None:
-                raise ConfigError(path, f"{get_nested(content, path)} in {origin}", "no value: the data module sets it",
-                                  "Remove it; change the data module's own arguments instead.")
+                raise ConfigError(
+                    path,
+                    f"{get_nested(content, path)} in {origin}",
+                    "no value: the data module sets it",
+                    "Remove it; change the data module's own arguments instead.",
+                )
 
 
 def check_stale(line: CommandLine) -> None:
@@ -64,16 +68,21 @@ def check_stale(line: CommandLine) -> None:
             continue
         key, new = f"{change.path}.init_args", change.over["class_path"]
         old, known = change.under.get("init_args") or {}, parameters(new)
-        given = [get_nested(content, key) or {} for _, content in line.sources[change.place:]]
+        given = [get_nested(content, key) or {} for _, content in line.sources[change.place :]]
         stale = [name for name in old if name in known and not any(name in arguments for arguments in given)]
         if stale:
-            where = next(origin for origin, content in reversed(line.sources[:change.place])
-                         if stale[0] in (get_nested(content, key) or {}))
+            where = next(
+                origin
+                for origin, content in reversed(line.sources[: change.place])
+                if stale[0] in (get_nested(content, key) or {})
+            )
             flags = " ".join(f"--{change.path}.{name} {old[name]}" for name in stale).replace(".init_args", "")
-            raise ConfigError(change.path.replace(".init_args", ""),
-                              f"{new} without {', '.join(stale)}, which {where} gives to {change.under['class_path']}",
-                              "every argument that the two classes share to be repeated",
-                              f"Repeat them with the values that you want, such as {flags}; or name a fragment.")
+            raise ConfigError(
+                change.path.replace(".init_args", ""),
+                f"{new} without {', '.join(stale)}, which {where} gives to {change.under['class_path']}",
+                "every argument that the two classes share to be repeated",
+                f"Repeat them with the values that you want, such as {flags}; or name a fragment.",
+            )
 
 
 #: callbacks that Lightning refuses to run without a logger
@@ -99,17 +108,42 @@ def check_folders(data: Namespace, predicting: bool) -> None:
         folder = Path(folder).expanduser()
         above = next(place for place in folder.absolute().parents if place.is_dir())
         beside = [] if above != folder.absolute().parent else [path.name for path in above.iterdir() if path.is_dir()]
-        raise DatasetError(f"--data.{name}", f"{folder}, which is no folder", "an existing folder",
-                           f"{did_you_mean(folder.name, beside)}" + (
-                               "`avprompt data verify --root X` says what belongs into it; `avprompt quickstart` makes "
-                               "its own data." if name == "root" else "Correct the path."))
+        raise DatasetError(
+            f"--data.{name}",
+            f"{folder}, which is no folder",
+            "an existing folder",
+            f"{did_you_mean(folder.name, beside)}"
+            + (
+                "`avprompt data verify --root X` says what belongs into it; `avprompt quickstart` makes its own data."
+                if name == "root"
+                else "Correct the path."
+            ),
+        )
 
 
 # --- classes are built where an argument declares one, and nowhere else
 
 #: types of arguments whose values are data, whatever a file says
-PLAIN = (str, bytes, int, float, complex, bool, type(None), list, tuple, dict, set, frozenset, object, type,
-         os.PathLike, pathlib.PurePath, enum.Enum, datetime.timedelta)
+PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type(None),
+    list,
+    tuple,
+    dict,
+    set,
+    frozenset,
+    object,
+    type,
+    os.PathLike,
+    pathlib.PurePath,
+    enum.Enum,
+    datetime.timedelta,
+)
 
 
 @functools.cache
@@ -136,8 +170,9 @@ def takes_a_class(declared: Any) -> bool:
         return bool(inner) and takes_a_class(inner[-1])
     if inner and typing.get_origin(declared) is not typing.Literal:
         return any(takes_a_class(part) for part in inner)
-    return (inspect.isclass(declared) and declared not in (Any, Callable, *PLAIN)
-            and not issubclass(declared, PLAIN[-4:]))
+    return (
+        inspect.isclass(declared) and declared not in (Any, Callable, *PLAIN) and not issubclass(declared, PLAIN[-4:])
+    )
 
 
 def declared_arguments(kind: Any) -> dict[str, Any]:
@@ -146,8 +181,11 @@ def declared_arguments(kind: Any) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
     add(kind, fail_untyped=False, sub_configs=True)
-    return {action.dest: action._typehint for action in parser._actions
-            if hasattr(action, "_typehint") and not action.dest.endswith(".help")}
+    return {
+        action.dest: action._typehint
+        for action in parser._actions
+        if hasattr(action, "_typehint") and not action.dest.endswith(".help")
+    }
 
 
 def check_classes(config: Any, declared: dict[str, Any]) -> None:
@@ -169,8 +207,9 @@ def check_classes(config: Any, declared: dict[str, Any]) -> None:
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
-    return list(vars(value).items() if isinstance(value, Namespace) else (
-        value.items() if isinstance(value, dict) else ()))
+    return list(
+        vars(value).items() if isinstance(value, Namespace) else (value.items() if isinstance(value, dict) else ())
+    )
 
 
 def _check_value(value: Any, path: str, declared: Any) -> None:
@@ -187,14 +226,19 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
     else:
         named, given = entries["class_path"], entries.get("init_args")
         if not takes_a_class(declared):
-            raise ConfigError(path, f"class_path: {named}", "a plain value: this argument declares no class",
-                              "Only classes of declared types are built. Remove it, and do not run a stranger's file "
-                              "before you have read it.")
+            raise ConfigError(
+                path,
+                f"class_path: {named}",
+                "a plain value: this argument declares no class",
+                "Only classes of declared types are built. Remove it, and do not run a stranger's file "
+                "before you have read it.",
+            )
         module, _, name = named.rpartition(".")
         kind = getattr(importlib.import_module(module), name)  # the parser has imported it
         check_ranges(kind, dict(_entries(given)), f"--{path}.".replace(".init_args", ""))
-        nested = [(key, inner) for key, inner in _entries(given)
-                  if isinstance(inner, (list, tuple, set)) or _entries(inner)]
+        nested = [
+            (key, inner) for key, inner in _entries(given) if isinstance(inner, (list, tuple, set)) or _entries(inner)
+        ]
         hints = declared_arguments(kind) if nested else {}
         for key, inner in nested:
             _check_value(inner, f"{path}.init_args.{key}", hints.get(key))
@@ -202,6 +246,10 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
         if extra:
             taken = inspect.signature(kind).parameters.values()
             if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in taken):
-                raise ConfigError(f"{path}.dict_kwargs", list(dict(_entries(extra))), f"none: {named} takes no others",
-                                  "Remove them, or correct the names of the class's own arguments.")
+                raise ConfigError(
+                    f"{path}.dict_kwargs",
+                    list(dict(_entries(extra))),
+                    f"none: {named} takes no others",
+                    "Remove them, or correct the names of the class's own arguments.",
+                )
             _check_value(extra, f"{path}.dict_kwargs", None)

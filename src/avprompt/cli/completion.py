@@ -32,9 +32,14 @@ def completion(args: list[str], functions: dict[str, str], positional: tuple[str
     Raises:
         ConfigError: shtab is not installed.
     """
-    parser = PlainParser(prog="avprompt completion", allow_abbrev=False, description=(
-        "Print a script that completes commands, flags and names of experiments. For bash: avprompt completion bash > "
-        "~/.local/share/bash-completion/completions/avprompt"))
+    parser = PlainParser(
+        prog="avprompt completion",
+        allow_abbrev=False,
+        description=(
+            "Print a script that completes commands, flags and names of experiments. For bash: avprompt completion bash > "
+            "~/.local/share/bash-completion/completions/avprompt"
+        ),
+    )
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(args).shell
     if importlib.util.find_spec("shtab") is None:
@@ -82,8 +87,9 @@ def script(shell: str, functions: dict[str, str], positional: tuple[str, ...]) -
     for name in ("list", "weights", "doctor"):
         asked = function_parser()
         if name != "doctor":
-            asked.add_argument("kind" if name == "list" else "experiment", nargs="?",
-                               choices=KINDS if name == "list" else names)
+            asked.add_argument(
+                "kind" if name == "list" else "experiment", nargs="?", choices=KINDS if name == "list" else names
+            )
         for flag in ("--json", *(("--fetch", "--hash") if name == "weights" else ())):
             asked.add_argument(flag, action="store_true")
         commands.add_subcommand(name, asked)

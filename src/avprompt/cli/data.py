@@ -39,9 +39,15 @@ def data(args: list[str]) -> None:
     from avprompt.synthetic import SYNTHETIC_DATASETS
 
     made = {name: checked(function) for name, function in SYNTHETIC_DATASETS.items()}
-    complete = auto_cli({"prepare": checked(prepare), "verify": verify, "synth": made}, args=args,
-                        prog="avprompt data", parser_class=Parser, allow_abbrev=False, as_positional=False,
-                        epilog="See also `avprompt data stats --help` and `avprompt data features --help`.")
+    complete = auto_cli(
+        {"prepare": checked(prepare), "verify": verify, "synth": made},
+        args=args,
+        prog="avprompt data",
+        parser_class=Parser,
+        allow_abbrev=False,
+        as_positional=False,
+        epilog="See also `avprompt data stats --help` and `avprompt data features --help`.",
+    )
     if args[:1] == ["verify"] and complete is False:
         sys.exit(1)
 
@@ -74,8 +80,12 @@ def stats(args: list[str]) -> None:
     audio = model.backbone.audio
     fbank = getattr(audio, "fbank", None)
     if not isinstance(fbank, Fbank):
-        raise ConfigError("model.backbone.audio", type(audio).__name__,
-                          "an encoder with an fbank front end, such as ViTSpectrogram", "Choose another experiment.")
+        raise ConfigError(
+            "model.backbone.audio",
+            type(audio).__name__,
+            "an encoder with an fbank front end, such as ViTSpectrogram",
+            "Choose another experiment.",
+        )
     check_run(model, datamodule)
     datamodule.setup("fit")
     train = datamodule.datasets["train"]

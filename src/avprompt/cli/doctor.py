@@ -15,8 +15,12 @@ from typing import Any
 from avprompt.cli.parsing import PlainParser
 
 #: optional packages, and what needs them
-EXTRAS = {"h5py": "published features of AVE (avprompt[features])", "submitit": "sweep --slurm (avprompt[slurm])",
-          "shtab": "completion (avprompt[completion])", "dasheng": "the encoder Dasheng (avprompt[dasheng])"}
+EXTRAS = {
+    "h5py": "published features of AVE (avprompt[features])",
+    "submitit": "sweep --slurm (avprompt[slurm])",
+    "shtab": "completion (avprompt[completion])",
+    "dasheng": "the encoder Dasheng (avprompt[dasheng])",
+}
 #: bytes below which a run is likely to fail
 LOW_DISK, LOW_SHM = 5 * 10**9, 10**9
 
@@ -32,20 +36,27 @@ def examine(folder: Path = Path()) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     facts: dict[str, Any] = {
-        "python": platform.python_version(), "platform": platform.platform(), "torch": torch.__version__,
-        "cuda_of_torch": torch.version.cuda, "gpus": [torch.cuda.get_device_name(i) for i in range(
-            torch.cuda.device_count() if cuda else 0)],
-        "driver": _driver(), "bf16": bool(cuda and torch.cuda.is_bf16_supported()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "cuda_of_torch": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if cuda else 0)],
+        "driver": _driver(),
+        "bf16": bool(cuda and torch.cuda.is_bf16_supported()),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "pyav": av.__version__, "ffmpeg": {name: ".".join(map(str, version))
-                                           for name, version in av.library_versions.items()},
+        "pyav": av.__version__,
+        "ffmpeg": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
         "decoders": {name: name in av.codecs_available for name in ("h264", "hevc", "vp9", "av1", "aac", "opus")},
-        "disk_free_bytes": shutil.disk_usage(folder).free, "writable": os.access(folder, os.W_OK),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+        "writable": os.access(folder, os.W_OK),
         "shm_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None,
-        "versions": {name: metadata.version(name) for name in ("avprompt", "lightning", "jsonargparse", "timm",
-                                                               "open-clip-torch", "transformers", "numpy")},
-        "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS}}
+        "versions": {
+            name: metadata.version(name)
+            for name in ("avprompt", "lightning", "jsonargparse", "timm", "open-clip-torch", "transformers", "numpy")
+        },
+        "extras": {name: importlib.util.find_spec(name) is not None for name in EXTRAS},
+    }
     return {**facts, "findings": [list(finding) for finding in findings(facts)]}
 
 
@@ -78,32 +89,61 @@ def findings(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     elif facts["driver"] and not facts["cuda_of_torch"]:
         found.append(("missing", "GPU", "there is a driver, but this torch is built for CPUs: install torch with CUDA"))
     elif facts["driver"]:
-        found.append(("missing", "GPU", "there is a driver, but torch sees no device: look at CUDA_VISIBLE_DEVICES, "
-                      f"and whether the driver is as new as CUDA {facts['cuda_of_torch']}"))
+        found.append(
+            (
+                "missing",
+                "GPU",
+                "there is a driver, but torch sees no device: look at CUDA_VISIBLE_DEVICES, "
+                f"and whether the driver is as new as CUDA {facts['cuda_of_torch']}",
+            )
+        )
     else:
-        found.append(("note", "GPU", "none: add --trainer cpu; the quickstarts are made for that, full-size networks "
-                      "take minutes a step"))
+        found.append(
+            (
+                "note",
+                "GPU",
+                "none: add --trainer cpu; the quickstarts are made for that, full-size networks take minutes a step",
+            )
+        )
     lacking = [name for name, there in facts["decoders"].items() if not there]
-    found.append(("missing", "decoders", f"{', '.join(lacking)}: such videos cannot be read") if lacking else (
-        "ok", "decoders", ", ".join(facts["decoders"])))
+    found.append(
+        ("missing", "decoders", f"{', '.join(lacking)}: such videos cannot be read")
+        if lacking
+        else ("ok", "decoders", ", ".join(facts["decoders"]))
+    )
     free = facts["disk_free_bytes"] / 1e9
     if not facts["writable"]:
         found.append(("missing", "disk", "this folder cannot be written to: runs need another one"))
     else:
-        found.append(("note", "disk", f"{free:.1f} GB free: checkpoints and stores may not fit") if (
-            facts["disk_free_bytes"] < LOW_DISK) else ("ok", "disk", f"{free:.1f} GB free"))
+        found.append(
+            ("note", "disk", f"{free:.1f} GB free: checkpoints and stores may not fit")
+            if (facts["disk_free_bytes"] < LOW_DISK)
+            else ("ok", "disk", f"{free:.1f} GB free")
+        )
     if facts["shm_bytes"] is not None:
         size = f"{facts['shm_bytes'] / 1e9:.2f} GB"
-        found.append(("note", "/dev/shm", f"{size}: use --data.num_workers 0, or start the container with "
-                      "--shm-size=8g") if facts["shm_bytes"] < LOW_SHM else ("ok", "/dev/shm", size))
-    return [*found, *(("note", name, f"not installed; needed for {EXTRAS[name]}")
-                      for name, there in facts["extras"].items() if not there)]
+        found.append(
+            ("note", "/dev/shm", f"{size}: use --data.num_workers 0, or start the container with --shm-size=8g")
+            if facts["shm_bytes"] < LOW_SHM
+            else ("ok", "/dev/shm", size)
+        )
+    return [
+        *found,
+        *(
+            ("note", name, f"not installed; needed for {EXTRAS[name]}")
+            for name, there in facts["extras"].items()
+            if not there
+        ),
+    ]
 
 
 def doctor(args: list[str]) -> None:
     """`avprompt doctor [--json]`; exit code 1: something is missing that runs need."""
-    parser = PlainParser(prog="avprompt doctor", allow_abbrev=False, description=(
-        "Say what this machine has, what is missing, and what that means."))
+    parser = PlainParser(
+        prog="avprompt doctor",
+        allow_abbrev=False,
+        description=("Say what this machine has, what is missing, and what that means."),
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(args)
     found = examine()

@@ -15,26 +15,49 @@ from avprompt.ranges import Count
 from avprompt.reports.efficiency import compare_steps, counted, measure
 
 
-def measured(config: str | Path, overrides: list[str], device: str = "cpu", batch: int = 1, steps: int = 2,
-             precision: str = "fp32", environment: dict[str, str] | None = None) -> dict[str, Any]:
+def measured(
+    config: str | Path,
+    overrides: list[str],
+    device: str = "cpu",
+    batch: int = 1,
+    steps: int = 2,
+    precision: str = "fp32",
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
     """`avprompt.reports.efficiency.measure` in a process of its own.
 
     Raises:
         ConfigError: that process failed; the message says how.
     """
     given = json.dumps([str(config), overrides, device, batch, steps, precision])
-    done = subprocess.run([sys.executable, "-m", "avprompt.cli.efficiency", given], capture_output=True, text=True,
-                          check=False, env={**os.environ, **(environment or {})})
+    done = subprocess.run(
+        [sys.executable, "-m", "avprompt.cli.efficiency", given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
     if done.returncode:
         reason = "\n".join(done.stderr.splitlines()[-3:])
-        raise ConfigError(config, f"exit code {done.returncode}: {reason}", "a training step on random clips",
-                          "Try `avprompt params --config` with it; with too little memory, a smaller --batch.")
+        raise ConfigError(
+            config,
+            f"exit code {done.returncode}: {reason}",
+            "a training step on random clips",
+            "Try `avprompt params --config` with it; with too little memory, a smaller --batch.",
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def efficiency(configs: list[Path], device: Literal["cpu", "cuda", "meta"] | None = None,
-               precision: Literal["fp32", "bf16"] = "fp32", batch: Count = 1, steps: Count = 2,
-               out: Path | None = None, all: bool = False, against: str | None = None) -> None:  # a flag's name
+def efficiency(
+    configs: list[Path],
+    device: Literal["cpu", "cuda", "meta"] | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    batch: Count = 1,
+    steps: Count = 2,
+    out: Path | None = None,
+    all: bool = False,
+    against: str | None = None,
+) -> None:  # a flag's name
     """Measure parameters, GFLOPs, seconds and peak memory of a training step of each experiment, and print a table.
 
     An experiment that fails is reported in its line, and the others proceed. What is measured is written at once: an
@@ -64,8 +87,13 @@ def efficiency(configs: list[Path], device: Literal["cpu", "cuda", "meta"] | Non
 
         compare_steps(paths, {"device": "meta"}, lambda path: counted(parts_of, str(path), []), out, against)
         return
-    compare_steps(paths, {"device": device, "precision": precision, "batch": batch, "steps": steps},
-                  lambda path: measured(path, [], device, batch, steps, precision), out, against)
+    compare_steps(
+        paths,
+        {"device": device, "precision": precision, "batch": batch, "steps": steps},
+        lambda path: measured(path, [], device, batch, steps, precision),
+        out,
+        against,
+    )
 
 
 if __name__ == "__main__":

@@ -26,14 +26,17 @@ def experiments(args: list[str]) -> None:
         ConfigError: no experiment has this name, or there is a file of this name already.
     """
     parser = PlainParser(
-        prog="avprompt experiments", allow_abbrev=False,
+        prog="avprompt experiments",
+        allow_abbrev=False,
         description="List the experiments that ship: task, method, encoders, and the published figure in percent. With "
         "a name, print or copy that experiment. `avprompt fit --config NAME` runs it from any folder; a file NAME.yaml "
-        "in the current folder comes first.")
+        "in the current folder comes first.",
+    )
     parser.add_argument("name", nargs="?", help="of an experiment, such as ave_dgsct")
     parser.add_argument("--show", action="store_true", help="print it with all that it inherits, as a name alone does")
-    parser.add_argument("--copy", nargs="?", const=".", metavar="DIR",
-                        help="write it to DIR/NAME.yaml, by default here")
+    parser.add_argument(
+        "--copy", nargs="?", const=".", metavar="DIR", help="write it to DIR/NAME.yaml, by default here"
+    )
     given = parser.parse_args(args)
     if given.name is None:
         if given.show or given.copy:
@@ -65,7 +68,7 @@ def resolved(path: Path) -> str:
     import yaml
 
     lines = path.read_text(encoding="utf-8").split("\n")
-    header = lines[:next(number for number, line in enumerate(lines) if not line.startswith("#"))]
+    header = lines[: next(number for number, line in enumerate(lines) if not line.startswith("#"))]
     content = yaml.safe_dump(read_yaml(path), sort_keys=False, allow_unicode=True, width=120)
     return "\n".join([*header, content])
 
@@ -83,8 +86,10 @@ def row(path: Path, figures: list[Figure]) -> tuple[str, ...]:
     arguments = content["model"]["init_args"]
     backbone = arguments["backbone"]["init_args"]
     visual, audio = (encoder_name(with_defaults(spec_of(backbone[side]))).partition(",")[0] for side in SIDES)
-    task, method, texts = (get_nested(spec_of(spec), "class_path") or "" for spec in (
-        content["model"], backbone.get("prompts"), arguments.get("visual_texts")))
+    task, method, texts = (
+        get_nested(spec_of(spec), "class_path") or ""
+        for spec in (content["model"], backbone.get("prompts"), arguments.get("visual_texts"))
+    )
     names = [name.rpartition(".")[2] for name in (task, method, texts)]
     method = names[2] if names[1] == "NoPrompts" and names[2] not in ("", "FixedEmbeddings") else names[1]
     if "head" in arguments and method in ("", "NoPrompts"):
@@ -108,9 +113,17 @@ def published(name: str, content: dict[str, Any], figures: list[Figure]) -> str:
     visual, audio = (encoder_name(spec_of(backbone[side])).partition(",")[0] for side in SIDES)
     audio = f"{visual} (shared)" if audio == "shared" else audio
     metrics = load_class(content["model"]["class_path"]).monitor.removeprefix("val_"), "accuracy"
-    found = [figure for figure in figures if (name + "_").startswith(f"{figure.task}_") and figure.metric in metrics
-             and figure.value is not None and (not figure.row or "shot" in figure.row)
-             and visual.startswith(figure.visual) and audio.startswith(figure.audio) and figure.describes(config)]
+    found = [
+        figure
+        for figure in figures
+        if (name + "_").startswith(f"{figure.task}_")
+        and figure.metric in metrics
+        and figure.value is not None
+        and (not figure.row or "shot" in figure.row)
+        and visual.startswith(figure.visual)
+        and audio.startswith(figure.audio)
+        and figure.describes(config)
+    ]
     best = max(found, key=lambda figure: (len(figure.task), len(figure.settings.split())), default=None)
     return "" if best is None else f"{best.metric} {best.value:g}"
 
@@ -125,8 +138,11 @@ def with_defaults(content: Any) -> Any:
         return content
     if not is_spec(content) or not content["class_path"].startswith("avprompt."):
         return {key: with_defaults(value) for key, value in content.items()}
-    defaults = {name: parameter.default for name, parameter in parameters(content["class_path"]).items()
-                if parameter.default is not parameter.empty}
+    defaults = {
+        name: parameter.default
+        for name, parameter in parameters(content["class_path"]).items()
+        if parameter.default is not parameter.empty
+    }
     return {**content, "init_args": {**defaults, **with_defaults(content.get("init_args") or {})}}
 
 
@@ -137,5 +153,6 @@ def table(rows: list[tuple[str, ...]]) -> str:
         rows: cells, as many as `COLUMNS`.
     """
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip()
-                     for line in (COLUMNS, *rows))
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in (COLUMNS, *rows)
+    )

@@ -67,8 +67,11 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         folder = callbacks.run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            write_config(folder, self.parser.dump(self.config, skip_none=False),
-                         resuming=stage == "fit" and self.config.get("ckpt_path") not in (None, UNTRAINED))
+            write_config(
+                folder,
+                self.parser.dump(self.config, skip_none=False),
+                resuming=stage == "fit" and self.config.get("ckpt_path") not in (None, UNTRAINED),
+            )
 
 
 class AVPromptCLI(LightningCLI):
@@ -108,8 +111,11 @@ class AVPromptCLI(LightningCLI):
             trainer_class=Trainer,
             parser_class=OneErrorParser,
             run=run,
-            parser_kwargs={"prog": "avprompt", **PARSING,
-                           **({command: PARSING for command in self.subcommands()} if run else {})},
+            parser_kwargs={
+                "prog": "avprompt",
+                **PARSING,
+                **({command: PARSING for command in self.subcommands()} if run else {}),
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -126,8 +132,11 @@ class AVPromptCLI(LightningCLI):
             parser.link_arguments(f"data.{size}", f"model.init_args.{size}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        known = {action.dest.split(".")[0] for sub in getattr(self, "_subcommand_parsers", {}).values() or [parser]
-                 for action in sub._actions}
+        known = {
+            action.dest.split(".")[0]
+            for sub in getattr(self, "_subcommand_parsers", {}).values() or [parser]
+            for action in sub._actions
+        }
         checks.check_top_level(self.line.sources, known | {"ckpt_path", "trainer", "model", "data", "seed_everything"})
         checks.check_linked(self.line.sources)
         checks.check_stale(self.line)
@@ -151,25 +160,41 @@ class AVPromptCLI(LightningCLI):
         return named[0] if named else "unnamed"
 
     def before_instantiate_classes(self) -> None:
-        checks.check_classes(self.settings, {"trainer": checks.declared_arguments(Trainer), "model": AVPromptTask,
-                                             "data": AVDataModule})
+        checks.check_classes(
+            self.settings, {"trainer": checks.declared_arguments(Trainer), "model": AVPromptTask, "data": AVDataModule}
+        )
         check_ranges(Trainer, dict(vars(self.settings.trainer)), "--trainer.")
         trainer, command = self.settings.trainer, self.config.get("subcommand")
         if trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available() and command:
             raise ConfigError(
-                "trainer.accelerator", f"{trainer.accelerator}, and no GPU that PyTorch can use", "an NVIDIA GPU",
-                "On this machine add `--trainer cpu` after --config (full-size networks take minutes a step on a CPU).")
+                "trainer.accelerator",
+                f"{trainer.accelerator}, and no GPU that PyTorch can use",
+                "an NVIDIA GPU",
+                "On this machine add `--trainer cpu` after --config (full-size networks take minutes a step on a CPU).",
+            )
         if trainer.logger is True:
-            trainer.logger = Namespace(class_path="lightning.pytorch.loggers.TensorBoardLogger",
-                                       init_args=Namespace(save_dir="runs", name="lightning_logs", version=None,
-                                                           log_graph=False, default_hp_metric=False, prefix="",
-                                                           sub_dir=None))
+            trainer.logger = Namespace(
+                class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                init_args=Namespace(
+                    save_dir="runs",
+                    name="lightning_logs",
+                    version=None,
+                    log_graph=False,
+                    default_hp_metric=False,
+                    prefix="",
+                    sub_dir=None,
+                ),
+            )
         check_strategy(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         for logger in loggers:
             self._name_experiment(logger)
-            if isinstance(logger, Namespace) and "version" in logger.init_args and command != "fit" and (
-                    not self._version_is_a_flag()):
+            if (
+                isinstance(logger, Namespace)
+                and "version" in logger.init_args
+                and command != "fit"
+                and (not self._version_is_a_flag())
+            ):
                 logger.init_args.version = None  # that of a training whose config.yaml is used again
             named = isinstance(logger, Namespace) and logger.class_path.endswith((".TensorBoardLogger", ".CSVLogger"))
             if named and command == "fit" and logger.init_args.version is None:
@@ -185,8 +210,10 @@ class AVPromptCLI(LightningCLI):
             self._check_trained(command)
 
     def _version_is_a_flag(self) -> bool:
-        return any(origin.startswith("-") and get_nested(content, "trainer.logger.init_args.version") is not None
-                   for origin, content in self.line.sources)
+        return any(
+            origin.startswith("-") and get_nested(content, "trainer.logger.init_args.version") is not None
+            for origin, content in self.line.sources
+        )
 
     def _leave_out_monitors(self) -> None:
         """Without a logger Lightning's monitors of rates and devices raise an error of their own."""
@@ -205,9 +232,13 @@ class AVPromptCLI(LightningCLI):
         with isolate_rng(), torch.device("meta"):
             model = self.parser.instantiate(alone)[command].model
         if count := checkpoints.count_parameters(model)["trainable"]:
-            raise ConfigError("--ckpt_path", f"nothing, for an experiment that trains {count:,} parameters",
-                              "a checkpoint", "Give its path; `--ckpt_path best` is that of this experiment's newest "
-                              "run, and `--ckpt_path none` evaluates the network as it is before training.")
+            raise ConfigError(
+                "--ckpt_path",
+                f"nothing, for an experiment that trains {count:,} parameters",
+                "a checkpoint",
+                "Give its path; `--ckpt_path best` is that of this experiment's newest "
+                "run, and `--ckpt_path none` evaluates the network as it is before training.",
+            )
 
     def _name_experiment(self, logger: Any) -> None:
         """What a logger calls an experiment, where nobody has chosen: `name`, MLflow's `experiment_name`, W&B's
@@ -217,12 +248,17 @@ class AVPromptCLI(LightningCLI):
         kind = logger.class_path.rpartition(".")[2]
         package = LOGGERS.get(kind)
         if package is not None and find_spec(package.replace("-", "_").removesuffix("_skinny")) is None:
-            raise ConfigError("trainer.logger", f"{kind}, and the package {package} is not installed",
-                              "a logger whose package is installed",
-                              f"Run `pip install {package}`, or take another logger.")
+            raise ConfigError(
+                "trainer.logger",
+                f"{kind}, and the package {package} is not installed",
+                "a logger whose package is installed",
+                f"Run `pip install {package}`, or take another logger.",
+            )
         for key in ("name", "experiment_name", "project"):
             if key in logger.init_args and logger.init_args[key] in (
-                    "lightning_logs", *([None] if key == "project" else [])):
+                "lightning_logs",
+                *([None] if key == "project" else []),
+            ):
                 logger.init_args[key] = self.experiment
         if kind == "MLFlowLogger" and not logger.init_args.get("tracking_uri"):
             # MLflow 3 refuses folders, which it no longer extends, unless it is told so; a database needs a server's
@@ -236,8 +272,12 @@ class AVPromptCLI(LightningCLI):
         while folder is not None and not folder.exists():
             folder = folder.parent
         if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK)):
-            raise ConfigError("trainer.logger.save_dir", f"{folder}, which cannot be written to",
-                              "a writable folder", "Choose another folder or free some space.")
+            raise ConfigError(
+                "trainer.logger.save_dir",
+                f"{folder}, which cannot be written to",
+                "a writable folder",
+                "Choose another folder or free some space.",
+            )
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -274,28 +314,45 @@ class AVPromptCLI(LightningCLI):
         name = logger.init_args.get("name") if isinstance(logger, Namespace) else None
         name = name or self.experiment
         # result.json says that a run is finished: what a run keeps besides is written before it
-        forced = [callbacks.ExactResume(), callbacks.EpochLines(), callbacks.OutcomeWriter(),
-                  callbacks.RunReport(name, self.config_dump)]
+        forced = [
+            callbacks.ExactResume(),
+            callbacks.EpochLines(),
+            callbacks.OutcomeWriter(),
+            callbacks.RunReport(name, self.config_dump),
+        ]
         if self.settings.trainer.get("enable_checkpointing") is not False:
             forced += [callbacks.TaskCheckpoint(), callbacks.LastCheckpoint(), callbacks.InterruptCheckpoint()]
         if self.config.get("subcommand") == "predict":
             forced.append(callbacks.PredictionWriter())
         forced.append(callbacks.FailTogether())
-        present = self.config_init[self.config.subcommand].trainer.callbacks if self.config.get(
-            "subcommand") else self.config_init.trainer.callbacks
+        present = (
+            self.config_init[self.config.subcommand].trainer.callbacks
+            if self.config.get("subcommand")
+            else self.config_init.trainer.callbacks
+        )
         kinds = Counter(type(callback) for callback in present or [])
-        if twice := [kind.__name__ for kind, times in kinds.items() if times > 1 and kind.__module__.startswith("avprompt.")]:
-            raise ConfigError("trainer.callbacks", f"{twice[0]} twice", "each of avprompt's callbacks once",
-                              "Both would write the same files. `--format` and `--features` add callbacks: where you add "
-                              "one yourself, give it `--trainer.callbacks.formats=[pdf]` instead.")
+        if twice := [
+            kind.__name__ for kind, times in kinds.items() if times > 1 and kind.__module__.startswith("avprompt.")
+        ]:
+            raise ConfigError(
+                "trainer.callbacks",
+                f"{twice[0]} twice",
+                "each of avprompt's callbacks once",
+                "Both would write the same files. `--format` and `--features` add callbacks: where you add "
+                "one yourself, give it `--trainer.callbacks.formats=[pdf]` instead.",
+            )
         own_bar = any(type(callback).__name__.endswith("ProgressBar") for callback in present or [])
-        if self.settings.trainer.get("enable_progress_bar") is None and not own_bar and (
-                is_quiet() or not sys.stdout.isatty()):  # a bar redraws itself, which fills a file with it
+        if (
+            self.settings.trainer.get("enable_progress_bar") is None
+            and not own_bar
+            and (is_quiet() or not sys.stdout.isatty())
+        ):  # a bar redraws itself, which fills a file with it
             options["enable_progress_bar"] = False
         if is_quiet():
             options["enable_model_summary"] = False
         trainer = super().instantiate_trainer(
-            callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options)
+            callbacks=[*(present or []), *(c for c in forced if type(c) not in kinds)], **options
+        )
         self._find_checkpoint(trainer)
         if trainer.world_size > 1:
             together.watch()

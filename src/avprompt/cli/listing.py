@@ -21,11 +21,22 @@ def described(package: str, base: type | tuple[type, ...]) -> list[dict[str, Any
         base: class that they are of.
     """
     module = importlib.import_module(f"avprompt.{package}")
-    kinds = [kind for name in module.__all__ if inspect.isclass(kind := getattr(module, name))
-             and issubclass(kind, base) and not inspect.isabstract(kind) and kind not in (
-                 base if isinstance(base, tuple) else (base,))]
-    return [{"name": kind.__name__, "class_path": f"avprompt.{package}.{kind.__name__}",
-             "about": " ".join(inspect.getdoc(kind).split("\n\n")[0].split())} for kind in kinds]
+    kinds = [
+        kind
+        for name in module.__all__
+        if inspect.isclass(kind := getattr(module, name))
+        and issubclass(kind, base)
+        and not inspect.isabstract(kind)
+        and kind not in (base if isinstance(base, tuple) else (base,))
+    ]
+    return [
+        {
+            "name": kind.__name__,
+            "class_path": f"avprompt.{package}.{kind.__name__}",
+            "about": " ".join(inspect.getdoc(kind).split("\n\n")[0].split()),
+        }
+        for kind in kinds
+    ]
 
 
 def entries(kind: str) -> list[dict[str, Any]]:
@@ -54,21 +65,35 @@ def entries(kind: str) -> list[dict[str, Any]]:
     if kind == "datasets":
         from avprompt.datasets.registry import DATASETS
 
-        return [{"name": name, "about": f"{info.name}: {', '.join(info.published.files)}"}
-                for name, info in DATASETS.items()]
+        return [
+            {"name": name, "about": f"{info.name}: {', '.join(info.published.files)}"}
+            for name, info in DATASETS.items()
+        ]
     from avprompt.cli.experiments import COLUMNS, row
     from avprompt.reports.published import read_published
 
     figures = read_published()
     rows = [dict(zip(COLUMNS, (path.stem, *row(path, figures)))) for path in sorted(EXPERIMENTS.glob("*.yaml"))]
-    return [{"name": found["experiment"], "about": f"{found['task']}, {found['method']}, {found['encoders']}" + (
-        f"; published {found['published']}" if found["published"] else ""), **found} for found in rows]
+    return [
+        {
+            "name": found["experiment"],
+            "about": f"{found['task']}, {found['method']}, {found['encoders']}"
+            + (f"; published {found['published']}" if found["published"] else ""),
+            **found,
+        }
+        for found in rows
+    ]
 
 
 def listing(args: list[str]) -> None:
     """`avprompt list [methods|encoders|tasks|datasets|experiments] [--json]`."""
-    parser = PlainParser(prog="avprompt list", allow_abbrev=False, description=(
-        "List what there is. A name of a class stands for it in YAML, such as --model.backbone.prompts LAVISH."))
+    parser = PlainParser(
+        prog="avprompt list",
+        allow_abbrev=False,
+        description=(
+            "List what there is. A name of a class stands for it in YAML, such as --model.backbone.prompts LAVISH."
+        ),
+    )
     parser.add_argument("kind", nargs="?", choices=KINDS, help="of what is listed; all without it")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(args)

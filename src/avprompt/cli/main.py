@@ -54,12 +54,31 @@ WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
 #: functions whose first argument is a list
 SEVERAL = ("compare", "efficiency")
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
-COMMANDS = (*TRAINER_COMMANDS, "visualize", "params", "data", "list", "experiments", "weights", "doctor", "completion",
-            "convert", "sweep", "compare", "report", "efficiency", "quickstart")
+COMMANDS = (
+    *TRAINER_COMMANDS,
+    "visualize",
+    "params",
+    "data",
+    "list",
+    "experiments",
+    "weights",
+    "doctor",
+    "completion",
+    "convert",
+    "sweep",
+    "compare",
+    "report",
+    "efficiency",
+    "quickstart",
+)
 #: commands that are one function, whose signature and docstring are options and help
-FUNCTIONS = {"sweep": "avprompt.sweeps.sweep", "compare": "avprompt.reports.compare",
-             "report": "avprompt.reports.report", "efficiency": "avprompt.cli.efficiency",
-             "quickstart": "avprompt.cli.quickstart"}
+FUNCTIONS = {
+    "sweep": "avprompt.sweeps.sweep",
+    "compare": "avprompt.reports.compare",
+    "report": "avprompt.reports.report",
+    "efficiency": "avprompt.cli.efficiency",
+    "quickstart": "avprompt.cli.quickstart",
+}
 
 
 def convert(args: list[str]) -> None:
@@ -69,10 +88,19 @@ def convert(args: list[str]) -> None:
     parser = Parser(prog="avprompt convert", description="Turn the authors' released checkpoints into ours.")
     parser.add_argument("source", type=Path, help="the authors' .pt file")
     parser.add_argument("target", type=Path, help="checkpoint to write, .ckpt; the encoders are written beside it")
-    parser.add_argument("--task", type=str, required=True, help="task that it was trained on: ave, avvp, avs_s4, "
-                        "avs_ms3, avqa, fewshot, or pretrain (VGG-Sound, for zero-shot transfer)")
-    parser.add_argument("--audio_scale", type=float, help="fewshot, pretrain: CLAP's scale of cosines, the exponential "
-                        "of logit_scale_a in CLAP's own file, which the authors' file lacks")
+    parser.add_argument(
+        "--task",
+        type=str,
+        required=True,
+        help="task that it was trained on: ave, avvp, avs_s4, "
+        "avs_ms3, avqa, fewshot, or pretrain (VGG-Sound, for zero-shot transfer)",
+    )
+    parser.add_argument(
+        "--audio_scale",
+        type=float,
+        help="fewshot, pretrain: CLAP's scale of cosines, the exponential "
+        "of logit_scale_a in CLAP's own file, which the authors' file lacks",
+    )
     given = parser.parse_args(args)
     from avprompt.convert import convert as run
 
@@ -92,25 +120,38 @@ def function(args: list[str], command: str) -> None:
     if command in SEVERAL:  # folders or files stand side by side: `avprompt compare runs/a runs/b --out tables`
         count = next((place for place, arg in enumerate(args) if arg.startswith("-")), len(args))
         args = args if args[:1] and args[0].startswith("[") else [json.dumps(args[:count]), *args[count:]]
-        args = ["--all=true" if arg == "--all" and after not in ("true", "false") else arg
-                for arg, after in zip(args, [*args[1:], ""])]
+        args = [
+            "--all=true" if arg == "--all" and after not in ("true", "false") else arg
+            for arg, after in zip(args, [*args[1:], ""])
+        ]
     options = {}
     if command == "sweep":  # the parser's own --config would be a file of these arguments
         options = {"config_help": "the sweep file, instead of as first argument"}
         args = [part for arg in args for part in (arg.split("=", 1) if arg.startswith("--config=") else [arg])]
         if "--config" in args[:-1]:
             place = args.index("--config")
-            args = [args[place + 1], *args[:place], *args[place + 2:]]
+            args = [args[place + 1], *args[:place], *args[place + 2 :]]
     called = checked(getattr(importlib.import_module(FUNCTIONS[command]), command))
-    auto_cli(called, args=args, parser_class=Parser, allow_abbrev=False, prog=f"avprompt {command}",
-             as_positional=command != "quickstart", **options)
+    auto_cli(
+        called,
+        args=args,
+        parser_class=Parser,
+        allow_abbrev=False,
+        prog=f"avprompt {command}",
+        as_positional=command != "quickstart",
+        **options,
+    )
 
 
 def trainer(args: list[str]) -> None:
     """Run `fit`, `validate`, `test` or `predict`."""
     if len(args) == 1:
-        raise ConfigError(f"avprompt {args[0]}", "no --config", "an experiment", f"Try `avprompt {args[0]} --config "
-                          "quickstart`; `avprompt experiments` lists what ships.")
+        raise ConfigError(
+            f"avprompt {args[0]}",
+            "no --config",
+            "an experiment",
+            f"Try `avprompt {args[0]} --config quickstart`; `avprompt experiments` lists what ships.",
+        )
     check_files(args)
     check_keys(args)
     from avprompt.cli.lightning import AVPromptCLI
@@ -128,20 +169,35 @@ def pictures(args: list[str]) -> list[str]:
     ['--trainer.callbacks+=avprompt.callbacks.PredictionWriter', '--trainer.callbacks.formats=[pdf, svg]']
     """
     drawn = ["avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in args)
-    args = [part for arg in args if arg != "--features"
-            for part in (arg.split("=", 1) if arg.startswith("--format=") else [arg])]
+    args = [
+        part
+        for arg in args
+        if arg != "--features"
+        for part in (arg.split("=", 1) if arg.startswith("--format=") else [arg])
+    ]
     formats = ""
     if "--format" in args:
         place = args.index("--format")
         if place + 1 == len(args) or args[place + 1].startswith("-"):
-            raise ConfigError("--format", "nothing", "png, pdf, svg, or several: pdf,svg",
-                              "Say which, or leave it out.")
+            raise ConfigError(
+                "--format", "nothing", "png, pdf, svg, or several: pdf,svg", "Say which, or leave it out."
+            )
         formats = args[place + 1].strip("[]")
-        args = [*args[:place], *args[place + 2:]]
+        args = [*args[:place], *args[place + 2 :]]
         drawn.append("avprompt.callbacks.PredictionWriter")
     written = ", ".join(part.strip() for part in formats.split(","))
-    return ["predict", *args, *(flag for name in drawn for flag in (
-        f"--trainer.callbacks+={name}", *([f"--trainer.callbacks.formats=[{written}]"] if formats else [])))]
+    return [
+        "predict",
+        *args,
+        *(
+            flag
+            for name in drawn
+            for flag in (
+                f"--trainer.callbacks+={name}",
+                *([f"--trainer.callbacks.formats=[{written}]"] if formats else []),
+            )
+        ),
+    ]
 
 
 def run(args: list[str]) -> None:
@@ -232,8 +288,12 @@ def dispatch(args: list[str]) -> None:
     elif command in FUNCTIONS:
         function(rest, command)
     else:
-        raise ConfigError("COMMAND", command, "a command of `avprompt --help`",
-                          f"{did_you_mean(command, COMMANDS)}Correct the spelling.")
+        raise ConfigError(
+            "COMMAND",
+            command,
+            "a command of `avprompt --help`",
+            f"{did_you_mean(command, COMMANDS)}Correct the spelling.",
+        )
 
 
 def main(args: list[str] | None = None) -> None:
@@ -262,8 +322,11 @@ def main(args: list[str] | None = None) -> None:
             print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
             code = 2
         elif interrupts.seen and not os.environ.get("AVPROMPT_DEBUG"):
-            print("\navprompt: stopped by Ctrl-C; the same command begins again, and a training that has begun goes on "
-                  "with --ckpt_path last", file=sys.stderr)
+            print(
+                "\navprompt: stopped by Ctrl-C; the same command begins again, and a training that has begun goes on "
+                "with --ckpt_path last",
+                file=sys.stderr,
+            )
             code = 128 + signal.SIGINT
         elif isinstance(error, SystemExit):
             code = exit_code(error)

@@ -15,8 +15,10 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 #: library -> packages that it imports for extras
-EXTRAS = {"torchmetrics": frozenset({"scipy", "matplotlib", "transformers", "requests", "librosa"}),
-          "timm": frozenset({"wandb"})}
+EXTRAS = {
+    "torchmetrics": frozenset({"scipy", "matplotlib", "transformers", "requests", "librosa"}),
+    "timm": frozenset({"wandb"}),
+}
 #: set to 1 to import everything as usual: for a class of your own that computes torchmetrics' text or image metrics
 SWITCH = "AVPROMPT_FULL_IMPORTS"
 
@@ -51,8 +53,9 @@ class WithoutExtras(MetaPathFinder):
             _ask_requirements()
         package = name.partition(".")[0]
         if package not in sys.modules and is_absent(package):
-            raise ModuleNotFoundError(f"avprompt imports no {package} for a library's extras: {SWITCH}=1 does",
-                                      name=name)
+            raise ModuleNotFoundError(
+                f"avprompt imports no {package} for a library's extras: {SWITCH}=1 does", name=name
+            )
         return None
 
 

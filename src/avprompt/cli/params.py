@@ -32,11 +32,14 @@ def params(args: list[str]) -> None:
     from avprompt.cli.lightning import model_of
 
     model = model_of(rest, meta=True)
-    parts = {**{name: getattr(model.backbone, name, None) for name in ("visual", "audio", "prompts")},
-             "head": model.head}
+    parts = {
+        **{name: getattr(model.backbone, name, None) for name in ("visual", "audio", "prompts")},
+        "head": model.head,
+    }
     counted: set[int] = set()
-    modules = {name: count_parameters(part, counted) for name, part in parts.items()
-               if isinstance(part, torch.nn.Module)}
+    modules = {
+        name: count_parameters(part, counted) for name, part in parts.items() if isinstance(part, torch.nn.Module)
+    }
     table = {**count_parameters(model), "modules": modules}
     if "--json" in args:
         print(json.dumps(table))

@@ -72,17 +72,26 @@ def explain(message: str, flags: Iterable[str] = (), hint: str = "") -> ConfigEr
             return ConfigError(name, "a word that belongs to no flag", "flags", hint or "Remove it.")
         return ConfigError(name, "no such flag", "a flag of this command", f"{did_you_mean(name, flags)}{hint}".strip())
     if found := re.search(r"Option '([^']+)' is not accepted", message):
-        owner = re.findall(r"class_path(?: |=)'([\w.]+)'", message[:found.start()] if keys else message) or re.findall(
-            r"class_path='([\w.]+)'", message)
-        named = re.findall(r"class_path='([\w.]+)'", message[found.end():])
+        owner = re.findall(r"class_path(?: |=)'([\w.]+)'", message[: found.start()] if keys else message) or re.findall(
+            r"class_path='([\w.]+)'", message
+        )
+        named = re.findall(r"class_path='([\w.]+)'", message[found.end() :])
         owner = named[:1] if "callable class: Option" in message else owner
         known = [name for name in parameters(owner[-1]) if name not in ("self", "args", "kwargs")] if owner else []
         whose = owner[-1].rpartition(".")[2] if owner else "the class"
-        return ConfigError(f"{flag}.{found[1]}", "no such argument", f"an argument of {whose}",
-                           did_you_mean(found[1], known).strip() or f"It has {', '.join(known) or 'none'}.")
+        return ConfigError(
+            f"{flag}.{found[1]}",
+            "no such argument",
+            f"an argument of {whose}",
+            did_you_mean(found[1], known).strip() or f"It has {', '.join(known) or 'none'}.",
+        )
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        return ConfigError(flag, found[1], "the path of a class", f"{did_you_mean(found[1], classes(message))}"
-                           "Such as avprompt.methods.DGSCT.")
+        return ConfigError(
+            flag,
+            found[1],
+            "the path of a class",
+            f"{did_you_mean(found[1], classes(message))}Such as avprompt.methods.DGSCT.",
+        )
     if found := re.search(r"given class_path '([^']+)':\s+(module|Import|No module|.*has no attr)", message):
         return ConfigError(flag, found[1], "a class that can be imported", class_hint(found[1]))
     if found := re.search(r"arguments are required: (.*)", message):
@@ -93,9 +102,11 @@ def explain(message: str, flags: Iterable[str] = (), hint: str = "") -> ConfigEr
         choices = re.findall(r"[\w.-]+", found[3])
         return ConfigError(found[1], found[2], f"one of {', '.join(choices)}", did_you_mean(found[2], choices) + hint)
     got = re.findall(r"Got value: (.*)", message) or re.findall(
-        r"Given value: (?:NestedArg\(key='.*?', val=)?(.*)", message)
-    takes = re.findall(r"Subtypes: \[(.*)\]", message[message.rfind('Parser key "'):]) or re.findall(
-        r"Expected an? (.*?)(?:\. Got value|$)", message, re.MULTILINE)
+        r"Given value: (?:NestedArg\(key='.*?', val=)?(.*)", message
+    )
+    takes = re.findall(r"Subtypes: \[(.*)\]", message[message.rfind('Parser key "') :]) or re.findall(
+        r"Expected an? (.*?)(?:\. Got value|$)", message, re.MULTILINE
+    )
     if flag and got and takes:
         value = got[0].strip().removesuffix(")") if "NestedArg" in message else got[0].strip()
         return ConfigError(flag, repr(value.strip("'\"")), plain_types(takes[0]), "Correct it.")

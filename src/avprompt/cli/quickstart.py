@@ -49,15 +49,25 @@ class Plan:
 VIDEO_BYTES, RUN_BYTES = 1_000_000, 350_000_000
 IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
 PLANS = {
-    "ave": Plan("quickstart", SYNTHETIC_DATASETS["ave"], (
-        "test_accuracy", "percent of seconds with the right category, background included")),
-    "avvp": Plan("avvp_quickstart", SYNTHETIC_DATASETS["llp"], (
-        "test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events")),
+    "ave": Plan(
+        "quickstart",
+        SYNTHETIC_DATASETS["ave"],
+        ("test_accuracy", "percent of seconds with the right category, background included"),
+    ),
+    "avvp": Plan(
+        "avvp_quickstart",
+        SYNTHETIC_DATASETS["llp"],
+        ("test_segment_type", "percent, segment-level F-score, mean of audio, visual and audio-visual events"),
+    ),
     "avs_s4": Plan("avs_s4_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "s4"}),
     "avs_ms3": Plan("avs_ms3_quickstart", SYNTHETIC_DATASETS["avsbench"], IOU, False, {"setting": "ms3"}),
-    "avqa": Plan("avqa_quickstart", SYNTHETIC_DATASETS["music_avqa"],
-                 ("test_average", "percent of questions answered correctly"), True,
-                 {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]}),
+    "avqa": Plan(
+        "avqa_quickstart",
+        SYNTHETIC_DATASETS["music_avqa"],
+        ("test_average", "percent of questions answered correctly"),
+        True,
+        {"videos": 1200, "questions_per_video": 6, "kinds": ["Counting", "Existential"]},
+    ),
 }
 
 
@@ -90,9 +100,15 @@ def shown(log: Path, pause: float = 0.5) -> Iterator[None]:
         thread.join()
 
 
-def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave", data: Path | None = None,
-               out: Path | None = None, videos: Count | None = None, epochs: Count | None = None, seed: Natural = 0,
-               threads: Count = 2) -> None:
+def quickstart(
+    task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave",
+    data: Path | None = None,
+    out: Path | None = None,
+    videos: Count | None = None,
+    epochs: Count | None = None,
+    seed: Natural = 0,
+    threads: Count = 2,
+) -> None:
     """Generate a dataset, prepare it, train with and without prompts, test, and print the results.
 
     Works in any folder: data/ and runs/ appear there. What is already there is used again, finished runs included.
@@ -118,8 +134,11 @@ def quickstart(task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     need = options["videos"] * VIDEO_BYTES + RUN_BYTES
     free = shutil.disk_usage(next(place for place in (data, *data.absolute().parents) if place.is_dir())).free
     minutes = "" if task != "ave" or videos or epochs else "about 6 minutes on two cores; "
-    print(f"{minutes}about {need / 1e6:.0f} MB on the disk, of which {free / 1e9:,.1f} GB are free; after the first "
-          "epoch each line says how long is left", flush=True)
+    print(
+        f"{minutes}about {need / 1e6:.0f} MB on the disk, of which {free / 1e9:,.1f} GB are free; after the first "
+        "epoch each line says how long is left",
+        flush=True,
+    )
     print("1/4 generate a synthetic dataset", flush=True)
     plan.synthesize(data, seed=seed, **options)
     print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)

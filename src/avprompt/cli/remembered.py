@@ -45,8 +45,11 @@ def depends_on_code_alone(args: list[str]) -> bool:
     """
     words = [arg for arg in args if arg not in HELP]
     asked = args[-1:] and args[-1] in HELP and len(args) == len(words) + 1
-    return all(re.fullmatch("[a-z0-9_]+", word) for word in words) and bool(words) and bool(
-        asked or words == ["experiments"] or words[0] == "completion")
+    return (
+        all(re.fullmatch("[a-z0-9_]+", word) for word in words)
+        and bool(words)
+        and bool(asked or words == ["experiments"] or words[0] == "completion")
+    )
 
 
 def name_of(args: list[str]) -> str:

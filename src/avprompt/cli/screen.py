@@ -57,8 +57,10 @@ def plain_screen() -> Iterator[None]:
 
     With `--quiet` libraries' information is left out as well.
     """
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero",
-                                                    "lightning.fabric.utilities.rank_zero")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero")
+    ]
 
     def show(message: Warning | str, *where: Any, **more: Any) -> None:
         print(f"note: {' '.join(str(message).split())}", file=sys.stderr)
@@ -89,8 +91,10 @@ class Interrupts:
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Listen, unless the program ignores Ctrl-C or someone else listens already."""
-        ours = (threading.current_thread() is threading.main_thread()
-                and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
         if ours:
             signal.signal(signal.SIGINT, self._note)
         try:

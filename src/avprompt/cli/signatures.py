@@ -19,8 +19,24 @@ from avprompt.errors import ConfigError, did_you_mean
 #: packages whose source is read; others are left to the parser
 READ = ("avprompt", "lightning")
 #: top-level keys of an experiment, and flags of Lightning's commands
-TOP = frozenset({"base", "config", "seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only", "verbose",
-                 "return_predictions", "print_config", "help", "c", "h"})
+TOP = frozenset(
+    {
+        "base",
+        "config",
+        "seed_everything",
+        "trainer",
+        "model",
+        "data",
+        "ckpt_path",
+        "weights_only",
+        "verbose",
+        "return_predictions",
+        "print_config",
+        "help",
+        "c",
+        "h",
+    }
+)
 TRAINER = "lightning.pytorch.trainer.trainer.Trainer"
 
 
@@ -126,8 +142,11 @@ def unknown(content: Any, path: str = "") -> Iterator[tuple[str, str, frozenset[
     if is_spec(content):
         inner = content.get("init_args") or {}
         names = arguments(content["class_path"])
-        yield from ((f"{path}.{key}".lstrip("."), content["class_path"], names) for key in inner
-                    if names is not None and key not in names)
+        yield from (
+            (f"{path}.{key}".lstrip("."), content["class_path"], names)
+            for key in inner
+            if names is not None and key not in names
+        )
     for key, value in inner.items():
         yield from unknown(value, f"{path}.{key}".lstrip("."))
 
@@ -150,17 +169,28 @@ max_epochs or min_epochs or max_steps?
     line = read_arguments(args)
     trainer = arguments(TRAINER) or frozenset()
     found = [(key, "", TOP) for key in line.content if key not in TOP]
-    found += [(f"trainer.{key}", TRAINER, trainer) for key in get_nested(line.content, "trainer") or {}
-              if trainer and key not in trainer]
+    found += [
+        (f"trainer.{key}", TRAINER, trainer)
+        for key in get_nested(line.content, "trainer") or {}
+        if trainer and key not in trainer
+    ]
     for key, owner, names in [*found, *unknown(line.content)]:
         origin = next((origin for origin, content in reversed(line.sources) if _stands(content, key)), "")
         where = "" if origin.startswith("-") or not origin else f" in {origin}"
         word = key.rpartition(".")[2]
         if not owner:
-            raise ConfigError(f"--{key}", f"no such flag{where}", "a flag of this command", did_you_mean(word, names).strip()
-                              or "`avprompt fit --help` lists the flags.")
-        raise ConfigError(f"--{key}", f"no such argument{where}", f"an argument of {owner.rpartition('.')[2]}",
-                          did_you_mean(word, names).strip() or f"It has {', '.join(sorted(names))}.")
+            raise ConfigError(
+                f"--{key}",
+                f"no such flag{where}",
+                "a flag of this command",
+                did_you_mean(word, names).strip() or "`avprompt fit --help` lists the flags.",
+            )
+        raise ConfigError(
+            f"--{key}",
+            f"no such argument{where}",
+            f"an argument of {owner.rpartition('.')[2]}",
+            did_you_mean(word, names).strip() or f"It has {', '.join(sorted(names))}.",
+        )
 
 
 def _stands(content: Any, key: str) -> bool:

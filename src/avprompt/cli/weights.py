@@ -19,10 +19,17 @@ from avprompt.errors import WeightsError
 #: what no library knows of files that users put in place: source, licence, and where a hub serves them
 KNOWN: dict[str, tuple[str, str, tuple[str, tuple[str, ...]] | None]] = {
     "HTSAT_AudioSet_Saved_1.ckpt": ("https://github.com/RetroCirce/HTS-Audio-Transformer (AudioSet)", "mit", None),
-    "630k-audioset-fusion-best.pt": ("https://huggingface.co/lukewys/laion_clap", "cc0-1.0",
-                                     ("lukewys/laion_clap", ("630k-audioset-fusion-best.pt",))),
-    "roberta-base": ("https://huggingface.co/FacebookAI/roberta-base", "mit",
-                     ("FacebookAI/roberta-base", ("vocab.json", "merges.txt")))}
+    "630k-audioset-fusion-best.pt": (
+        "https://huggingface.co/lukewys/laion_clap",
+        "cc0-1.0",
+        ("lukewys/laion_clap", ("630k-audioset-fusion-best.pt",)),
+    ),
+    "roberta-base": (
+        "https://huggingface.co/FacebookAI/roberta-base",
+        "mit",
+        ("FacebookAI/roberta-base", ("vocab.json", "merges.txt")),
+    ),
+}
 #: arguments whose values are files that an experiment cannot do without
 FILES = ("pretrained", "tokenizer", "cache", "head_from", "grounding")
 
@@ -84,9 +91,12 @@ class Weight:
             for file in files:
                 hf_hub_download(repo, file, local_dir=folder)
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise WeightsError(self.name, f"{type(error).__name__}: {str(error).splitlines()[0]}",
-                               f"{', '.join(files)} of {self.source}",
-                               "Check the network and HF_HUB_OFFLINE, or put the file there by hand.") from error
+            raise WeightsError(
+                self.name,
+                f"{type(error).__name__}: {str(error).splitlines()[0]}",
+                f"{', '.join(files)} of {self.source}",
+                "Check the network and HF_HUB_OFFLINE, or put the file there by hand.",
+            ) from error
         self.look()
 
     def digest(self) -> str:
@@ -94,8 +104,11 @@ class Weight:
         if self.path is None or not self.path.is_file():
             return ""
         with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else (
-                hashlib.sha256(file.read()).hexdigest())
+            return (
+                hashlib.file_digest(file, "sha256").hexdigest()
+                if hasattr(hashlib, "file_digest")
+                else (hashlib.sha256(file.read()).hexdigest())
+            )
 
 
 def needed(content: Any) -> list[Weight]:
@@ -120,8 +133,9 @@ def needed(content: Any) -> list[Weight]:
             if isinstance(value, (str, Path)) and str(value) not in ("none", "synthetic", "zenodo"):
                 found.append(weight_of(content["class_path"], str(value), str(arguments.get("model", ""))))
             elif value == "zenodo":
-                found.append(Weight(f"dasheng:{arguments['model']}", "the address that the package dasheng names",
-                                    "apache-2.0"))
+                found.append(
+                    Weight(f"dasheng:{arguments['model']}", "the address that the package dasheng names", "apache-2.0")
+                )
     for key, value in content.items():
         found += needed(value)
         if isinstance(value, str) and key in ("visual", "audio") and ":" in value:
@@ -139,8 +153,12 @@ def weight_of(kind: str, value: str, model: str) -> Weight:
 
     name = kind.rpartition(".")[2]
     if name == "ASTransformer" and re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not Path(value).exists():
-        return Weight(f"ast:{value}", f"https://huggingface.co/{value}", "bsd-3-clause" if value.startswith("MIT/ast")
-                      else "", (value, ("model.safetensors",)))
+        return Weight(
+            f"ast:{value}",
+            f"https://huggingface.co/{value}",
+            "bsd-3-clause" if value.startswith("MIT/ast") else "",
+            (value, ("model.safetensors",)),
+        )
     if is_path(value) or name not in ("SwinV2", "SwinV1", "TimmViT", "CLIP", "CLIPText"):
         source, licence, hub = KNOWN.get(Path(value).name, ("", "", None))
         if not source and "runs/" in value:
@@ -154,8 +172,12 @@ def weight_of(kind: str, value: str, model: str) -> Weight:
         known = open_clip.get_pretrained_cfg(model, value)
         hub = (known.get("hf_hub") or "").strip("/")
         digest = re.search(r"/([0-9a-f]{64})/", known.get("url") or "")
-        made = Weight(f"open_clip:{model}/{value}", f"https://huggingface.co/{hub}" if hub else known.get("url", ""),
-                      "mit" if value == "openai" else "", (hub, ("open_clip_model.safetensors",)) if hub else None)
+        made = Weight(
+            f"open_clip:{model}/{value}",
+            f"https://huggingface.co/{hub}" if hub else known.get("url", ""),
+            "mit" if value == "openai" else "",
+            (hub, ("open_clip_model.safetensors",)) if hub else None,
+        )
         if digest and not hub:
             made.sha256 = digest[1]
         return made
@@ -163,9 +185,12 @@ def weight_of(kind: str, value: str, model: str) -> Weight:
 
     known = get_pretrained_cfg(f"{model}.{value}", allow_unregistered=True)
     repo = getattr(known, "hf_hub_id", None)
-    return Weight(f"timm:{model}.{value}", f"https://huggingface.co/{repo}" if repo else getattr(known, "url", ""),
-                  getattr(known, "license", None) or "",
-                  (repo, (known.hf_hub_filename or "model.safetensors",)) if repo else None)
+    return Weight(
+        f"timm:{model}.{value}",
+        f"https://huggingface.co/{repo}" if repo else getattr(known, "url", ""),
+        getattr(known, "license", None) or "",
+        (repo, (known.hf_hub_filename or "model.safetensors",)) if repo else None,
+    )
 
 
 def all_weights(paths: list[Path]) -> list[Weight]:
@@ -191,13 +216,19 @@ def weights(args: list[str]) -> None:
     Raises:
         WeightsError: a file differs from its known digest; with `--fetch`, a file cannot be fetched.
     """
-    parser = PlainParser(prog="avprompt weights", allow_abbrev=False, description=(
-        "List the files of weights that experiments need: source, licence, size, SHA-256 where known, found or "
-        "missing. Exit code 1: something is missing."))
+    parser = PlainParser(
+        prog="avprompt weights",
+        allow_abbrev=False,
+        description=(
+            "List the files of weights that experiments need: source, licence, size, SHA-256 where known, found or "
+            "missing. Exit code 1: something is missing."
+        ),
+    )
     parser.add_argument("experiments", nargs="*", help="names or files; none are all that ship")
     parser.add_argument("--config", action="append", default=[], help="likewise")
-    parser.add_argument("--fetch", action="store_true", help="fetch what is missing and a hub serves, through "
-                        "huggingface_hub")
+    parser.add_argument(
+        "--fetch", action="store_true", help="fetch what is missing and a hub serves, through huggingface_hub"
+    )
     parser.add_argument("--hash", action="store_true", help="read the files that are here, and compare their digests")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(args)
@@ -213,16 +244,31 @@ def weights(args: list[str]) -> None:
             raise WeightsError(weight.path, f"SHA-256 {read}", weight.sha256, "Fetch the file again.")
         weight.sha256 = read or weight.sha256
     if given.json:
-        print(json.dumps([{**asdict(weight), "folder": None, "path": weight.path and str(weight.path),
-                           "hub": weight.hub and weight.hub[0]} for weight in found], default=str))
+        print(
+            json.dumps(
+                [
+                    {
+                        **asdict(weight),
+                        "folder": None,
+                        "path": weight.path and str(weight.path),
+                        "hub": weight.hub and weight.hub[0],
+                    }
+                    for weight in found
+                ],
+                default=str,
+            )
+        )
     else:
         for weight in found:
             size = "" if weight.bytes is None else f", {weight.bytes / 1e6:,.1f} MB"
             here = "missing" + (" (--fetch)" if weight.hub else "") if weight.path is None else f"found{size}"
-            users = ", ".join(weight.experiments[:3]) + (f" and {len(weight.experiments) - 3} more" if len(
-                weight.experiments) > 3 else "")
-            print(f"{weight.name}: {here}\n    from {weight.source or 'not known'}; licence "
-                  f"{weight.licence or 'not known'}; SHA-256 {weight.sha256 or 'not known'}\n    for {users}")
+            users = ", ".join(weight.experiments[:3]) + (
+                f" and {len(weight.experiments) - 3} more" if len(weight.experiments) > 3 else ""
+            )
+            print(
+                f"{weight.name}: {here}\n    from {weight.source or 'not known'}; licence "
+                f"{weight.licence or 'not known'}; SHA-256 {weight.sha256 or 'not known'}\n    for {users}"
+            )
         lacking = sum(weight.path is None for weight in found)
         print(f"{len(found)} files, {lacking} missing")
     if any(weight.path is None for weight in found):

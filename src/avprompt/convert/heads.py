@@ -31,7 +31,7 @@ class HeadKeys:
             return None
         for theirs in sorted(self.prefixes, key=len, reverse=True):
             if key.startswith(theirs):
-                name = f"head.{self.prefixes[theirs]}{key[len(theirs):]}"
+                name = f"head.{self.prefixes[theirs]}{key[len(theirs) :]}"
                 for part, ours in self.parts.items():
                     name = name.replace(part, ours)
                 return name
@@ -124,24 +124,38 @@ AVS_DECODER = HeadKeys(
         **{f"path{k + 1}.resConfUnit2.": f"fusions.{k}.refine." for k in range(4)},
         "audio_linear.": "audio_project.",
         "output_conv.": "output.",
-        **{f"temporal_attn.{theirs.format(k)}.": f"levels.{k}.{ours}."
-           for k in range(4) for theirs, ours in {
-               "v_fc.{}": "pooled",
-               "audio_visual_rnn_layer.{}.audio_rnn": "audio_gate.rnn",
-               "audio_visual_rnn_layer.{}.visual_rnn": "visual_gate.rnn",
-               "audio_encoder.{}.affine_matrix": "audio_gate.encoder.project",
-               "video_encoder.{}.affine_matrix": "visual_gate.encoder.project",
-               "audio_encoder.{}.encoder.layers": "audio_gate.encoder.layers",
-               "video_encoder.{}.encoder.layers": "visual_gate.encoder.layers",
-               "audio_gated.{}.0": "audio_gate.gate",
-               "video_gated.{}.0": "visual_gate.gate",
-           }.items()},
+        **{
+            f"temporal_attn.{theirs.format(k)}.": f"levels.{k}.{ours}."
+            for k in range(4)
+            for theirs, ours in {
+                "v_fc.{}": "pooled",
+                "audio_visual_rnn_layer.{}.audio_rnn": "audio_gate.rnn",
+                "audio_visual_rnn_layer.{}.visual_rnn": "visual_gate.rnn",
+                "audio_encoder.{}.affine_matrix": "audio_gate.encoder.project",
+                "video_encoder.{}.affine_matrix": "visual_gate.encoder.project",
+                "audio_encoder.{}.encoder.layers": "audio_gate.encoder.layers",
+                "video_encoder.{}.encoder.layers": "visual_gate.encoder.layers",
+                "audio_gated.{}.0": "audio_gate.gate",
+                "video_gated.{}.0": "visual_gate.gate",
+            }.items()
+        },
     },
-    parts={".align_channel.": ".align.", ".norm_layer.": ".norm.", ".W_z.0.": ".expand.", ".W_z.1.": ".bn.",
-           ".g.": ".value.", ".theta.": ".query.", ".phi.": ".key."},
+    parts={
+        ".align_channel.": ".align.",
+        ".norm_layer.": ".norm.",
+        ".W_z.0.": ".expand.",
+        ".W_z.1.": ".bn.",
+        ".g.": ".value.",
+        ".theta.": ".query.",
+        ".phi.": ".key.",
+    },
     dead=(
-        r"encoder_backbone\.", r"conv[1-4]\.", r"x[1-4]_linear\.", r"path4\.resConfUnit1\.",
-        r"temporal_attn\.(video|audio)_decoder\.", r"temporal_attn\.\w+_encoder\.\d\.encoder_layer\.",
+        r"encoder_backbone\.",
+        r"conv[1-4]\.",
+        r"x[1-4]_linear\.",
+        r"path4\.resConfUnit1\.",
+        r"temporal_attn\.(video|audio)_decoder\.",
+        r"temporal_attn\.\w+_encoder\.\d\.encoder_layer\.",
     ),
 )
 #: AVQA

@@ -33,8 +33,12 @@ Towers = dict[str, dict[str, Tensor]]
 #: prefix of the encoders' weights in a released file -> prefix in the library
 SWIN_HTSAT = {"visual": {"swin.": ""}, "audio": {"htsat.": ""}}
 CLIP_CLAP = {
-    "visual": {"ViT.": "visual.", "text_encoder.": "", "token_embedding.": "token_embedding.",
-               "logit_scale": "logit_scale"},
+    "visual": {
+        "ViT.": "visual.",
+        "text_encoder.": "",
+        "token_embedding.": "token_embedding.",
+        "logit_scale": "logit_scale",
+    },
     "audio": {"htsat.": "audio_branch.", "audio_projection.": "audio_projection.", "clap_text_encoder.": ""},
 }
 
@@ -93,8 +97,11 @@ class Released:
     method: type[PromptMethod] = DGSCT
 
 
-def network(task: Callable[..., LightningModule], settings: dict[str, object] = {},  # noqa: B006
-            **arguments: object) -> Callable[..., LightningModule]:
+def network(
+    task: Callable[..., LightningModule],
+    settings: dict[str, object] = {},  # noqa: B006
+    **arguments: object,
+) -> Callable[..., LightningModule]:
     """Builder of a released network: the task over Swin-V2-L and HTS-AT with these settings of DG-SCT."""
 
     def build(towers: Towers, **options: object) -> LightningModule:
@@ -109,15 +116,25 @@ def network(task: Callable[..., LightningModule], settings: dict[str, object] = 
 def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningModule]:
     """Builder of a released few-shot network, CLIP and CLAP with their text towers, see `from_released`."""
 
-    def build(towers: Towers, class_names: Sequence[str] = (), background: bool = False,
-              level: Literal["segment", "video"] = "segment", fusion: Fusion = fusion, audio_scale: float | None = None,
-              tokenizer: Path | None = None, cache: Path | None = None, **options: object) -> LightningModule:
+    def build(
+        towers: Towers,
+        class_names: Sequence[str] = (),
+        background: bool = False,
+        level: Literal["segment", "video"] = "segment",
+        fusion: Fusion = fusion,
+        audio_scale: float | None = None,
+        tokenizer: Path | None = None,
+        cache: Path | None = None,
+        **options: object,
+    ) -> LightningModule:
         visual, audio = CLIP("ViT-B-32", projection=True), CLAPAudio(front_end="released")
         if audio_scale is None:
             audio_scale = float(audio.logit_scale.exp())
-            warnings.warn(f"The released file lacks CLAP's scale of cosines: {audio_scale:.2f}, which CLAP's training "
-                          "starts from, stands in. Give audio_scale, the exponential of the CLAP file's logit_scale_a.",
-                          stacklevel=4)
+            warnings.warn(
+                f"The released file lacks CLAP's scale of cosines: {audio_scale:.2f}, which CLAP's training "
+                "starts from, stands in. Give audio_scale, the exponential of the CLAP file's logit_scale_a.",
+                stacklevel=4,
+            )
         towers["audio"]["logit_scale_a"] = torch.tensor(math.log(audio_scale))
         source, names = "released checkpoint", CLIPText("ViT-B-32")
         visual.load_clip_weights(towers["visual"], f"{source}, ViT.*")
@@ -130,35 +147,57 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
             return tower
 
         return Contrastive(
-            AVPromptBackbone(visual, audio, DGSCTFewShot(**{**settings, **options})), CoOp(names, context=4),
-            FixedEmbeddings(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache), class_names, background, level,
-            adapters=["visual", "visual_texts"], fusion=fusion, objective="released", exp_audio_scale=False)
+            AVPromptBackbone(visual, audio, DGSCTFewShot(**{**settings, **options})),
+            CoOp(names, context=4),
+            FixedEmbeddings(heard_names, CLAP_TEMPLATE, spaces=False, cache=cache),
+            class_names,
+            background,
+            level,
+            adapters=["visual", "visual_texts"],
+            fusion=fusion,
+            objective="released",
+            exp_audio_scale=False,
+        )
 
     return build
 
 
-FEWSHOT = {"head": heads.CONTRASTIVE, "towers": CLIP_CLAP,
-           "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
-           "places": ("backbone.{side}", "{side}_texts.tower"),
-           # the encoder's file holds the statistics as training moved them; they must not move again
-           "flags": ("--model.backbone.audio.released_mode", "false"),
-           "method": DGSCTFewShot}
+FEWSHOT = {
+    "head": heads.CONTRASTIVE,
+    "towers": CLIP_CLAP,
+    "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
+    "places": ("backbone.{side}", "{side}_texts.tower"),
+    # the encoder's file holds the statistics as training moved them; they must not move again
+    "flags": ("--model.backbone.audio.released_mode", "false"),
+    "method": DGSCTFewShot,
+}
 #: settings that the released networks share, except those of AVE and AVVP
 UNGATED = {"audio_gate": False, "batch_norm": False, "token_init": "zeros"}
 SEGMENTATION = {**UNGATED, "gate": "inside_norm", "norm_before": False, "gamma": 0.05}
 TASKS = {
     "ave": Released(network(AVE, num_classes=28), heads.CMBS),
     "avvp": Released(network(AVVP, {"gamma": 0.05}), heads.MGN, ("temporal_gated",)),
-    "avs_s4": Released(network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}), heads.AVS_DECODER,
-                       ("conv_adapter", "ln_before", "temporal_gated")),
-    "avs_ms3": Released(network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2},
-                                matching=0.5),
-                        heads.AVS_DECODER, ("ln_before", "temporal_gated")),
+    "avs_s4": Released(
+        network(AVS, {**SEGMENTATION, "prompt_map": "bicubic"}),
+        heads.AVS_DECODER,
+        ("conv_adapter", "ln_before", "temporal_gated"),
+    ),
+    "avs_ms3": Released(
+        network(AVS, {**SEGMENTATION, "alpha": 0.2, "beta": 0.1, "gamma": 0.1, "reduction": 2}, matching=0.5),
+        heads.AVS_DECODER,
+        ("ln_before", "temporal_gated"),
+    ),
     "avqa": Released(network(AVQA, {**UNGATED, "num_tokens": 2, "groups": 4, "temporal": False}), heads.ST_AVQA),
-    "fewshot": Released(contrastive("sum", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01), **FEWSHOT,
-                        experiment="fewshot_ave_dgsct_released"),
-    "pretrain": Released(contrastive("weighted", num_tokens=2, alpha=0.3, beta=0.01, gamma=0.05), **FEWSHOT,
-                         experiment="zeroshot_ave_released"),
+    "fewshot": Released(
+        contrastive("sum", num_tokens=2, alpha=0.2, beta=0.05, gamma=0.01),
+        **FEWSHOT,
+        experiment="fewshot_ave_dgsct_released",
+    ),
+    "pretrain": Released(
+        contrastive("weighted", num_tokens=2, alpha=0.3, beta=0.01, gamma=0.05),
+        **FEWSHOT,
+        experiment="zeroshot_ave_released",
+    ),
 }
 
 
@@ -207,16 +246,24 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
 
 def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple[LightningModule, Towers]:
     if task not in TASKS:
-        raise ArgumentError("task", task, f"one of {sorted(TASKS)}",
-                            "Name the task that the checkpoint was trained on.")
+        raise ArgumentError(
+            "task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on."
+        )
     released = TASKS[task]
     known = {*signature(released.build).parameters, *signature(released.method).parameters} - {"towers", "options"}
     if options.keys() - known:
         raise ArgumentError("options", sorted(options.keys() - known), f"some of {sorted(known)}", "Correct the name.")
     state = {key.removeprefix("module."): value for key, value in state_dict.items()}
     state = {key: value for key, value in state.items() if not re.match("|".join(released.dead_in_towers), key)}
-    towers = {side: {ours + key.removeprefix(theirs): state.pop(key) for theirs, ours in names.items()
-                     for key in list(state) if key.startswith(theirs)} for side, names in released.towers.items()}
+    towers = {
+        side: {
+            ours + key.removeprefix(theirs): state.pop(key)
+            for theirs, ours in names.items()
+            for key in list(state)
+            if key.startswith(theirs)
+        }
+        for side, names in released.towers.items()
+    }
     module = released.build(towers, **options)
     ours = module.state_dict()  # the trainable state: prompts and head
     weights, unknown = {}, []
@@ -231,9 +278,12 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
             weights[name] = value.reshape(ours[name].shape)
     missing = sorted(ours.keys() - weights.keys())
     if unknown or missing:
-        raise CheckpointError(f"released {task} checkpoint", f"unknown {unknown[:5]}, missing {missing[:5]}",
-                              f"the {len(ours)} tensors of the {task} network",
-                              "Check the task name and that the file is whole.")
+        raise CheckpointError(
+            f"released {task} checkpoint",
+            f"unknown {unknown[:5]}, missing {missing[:5]}",
+            f"the {len(ours)} tensors of the {task} network",
+            "Check the task name and that the file is whole.",
+        )
     module.load_state_dict(weights)
     return module.eval(), towers
 
@@ -269,12 +319,20 @@ def convert(task: str, source: Path, target: Path, **options: object) -> dict[st
     for side, weights in towers.items():
         whole = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
         write_whole(files[side], save(whole))
-    checkpoints.write_checkpoint(target, {
-        "epoch": 0, "global_step": 0, "pytorch-lightning_version": lightning.__version__,
-        "state_dict": module.state_dict(), checkpoints.RECORD: checkpoints.record(module)})
+    checkpoints.write_checkpoint(
+        target,
+        {
+            "epoch": 0,
+            "global_step": 0,
+            "pytorch-lightning_version": lightning.__version__,
+            "state_dict": module.state_dict(),
+            checkpoints.RECORD: checkpoints.record(module),
+        },
+    )
     released = TASKS[task]
-    flags = [f"--model.{place.format(side=side)}.pretrained {files[side]}"
-             for place in released.places for side in towers]
+    flags = [
+        f"--model.{place.format(side=side)}.pretrained {files[side]}" for place in released.places for side in towers
+    ]
     experiment = released.experiment or f"{task}_dgsct"
     print(" ".join((f"avprompt test --config {experiment} --ckpt_path {target}", *flags, *released.flags)))
     return files

@@ -39,10 +39,34 @@ from avprompt.media.readers import FolderReader, Published
 from avprompt.media.text import is_name, read_lines, whole
 
 CATEGORIES = (
-    "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane", "Race car, auto racing",
-    "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute", "Ukulele", "Frying (food)", "Truck",
-    "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock", "Banjo", "Goat", "Baby cry, infant cry", "Bus",
-    "Chainsaw", "Cat", "Horse", "Toilet flush", "Rodents, rats, mice", "Accordion", "Mandolin",
+    "Church bell",
+    "Male speech, man speaking",
+    "Bark",
+    "Fixed-wing aircraft, airplane",
+    "Race car, auto racing",
+    "Female speech, woman speaking",
+    "Helicopter",
+    "Violin, fiddle",
+    "Flute",
+    "Ukulele",
+    "Frying (food)",
+    "Truck",
+    "Shofar",
+    "Motorcycle",
+    "Acoustic guitar",
+    "Train horn",
+    "Clock",
+    "Banjo",
+    "Goat",
+    "Baby cry, infant cry",
+    "Bus",
+    "Chainsaw",
+    "Cat",
+    "Horse",
+    "Toilet flush",
+    "Rodents, rats, mice",
+    "Accordion",
+    "Mandolin",
 )
 HEADER = "Category&VideoID&Quality&StartTime&EndTime"
 #: ids of the further clips without any event begin so, and their number
@@ -101,14 +125,19 @@ def _numbered_rows(path: Path, categories: tuple[str, ...], segments: int) -> li
             raise AnnotationError(where, line, f"five fields, {HEADER}", "Correct the line.")
         name, clip_id, _, start, end = fields
         if name not in index:
-            raise AnnotationError(where, f"category {name!r}", f"one of {len(categories)} categories",
-                                  "Name the dataset's own in categories.txt beside Annotations.txt.")
+            raise AnnotationError(
+                where,
+                f"category {name!r}",
+                f"one of {len(categories)} categories",
+                "Name the dataset's own in categories.txt beside Annotations.txt.",
+            )
         if not is_name(clip_id):
             raise AnnotationError(where, f"clip id {clip_id!r}", "the name of a file", "Correct the line.")
         first, last = whole(start), whole(end)
         if first is None or last is None or not first <= last <= segments:
-            raise AnnotationError(where, f"{start} to {end}", f"whole seconds, start <= end <= {segments}",
-                                  "Correct the line.")
+            raise AnnotationError(
+                where, f"{start} to {end}", f"whole seconds, start <= end <= {segments}", "Correct the line."
+            )
         if (clip_id, name) in seen:
             raise AnnotationError(where, f"{name} of {clip_id} again", "one row a clip and category", "Remove one.")
         seen.add((clip_id, name))
@@ -146,17 +175,24 @@ def read_splits(root: Path, categories: tuple[str, ...] | None = None, segments:
     named = read_categories(root)
     categories = named if categories is None else categories
     if (root / "categories.txt").is_file() and named != categories:
-        raise AnnotationError("categories", categories, f"those of {root / 'categories.txt'}, {named}",
-                              "Leave `categories` out, or give the same names in the same order.")
+        raise AnnotationError(
+            "categories",
+            categories,
+            f"those of {root / 'categories.txt'}, {named}",
+            "Leave `categories` out, or give the same names in the same order.",
+        )
     known = {(event.id, event.category): event for event in read_rows(root / "Annotations.txt", categories, segments)}
     splits: dict[str, list[Event]] = {}
     for split, name in SPLITS.items():
         splits[split] = []
         for where, event in _numbered_rows(root / name, categories, segments):
             if known.get((event.id, event.category)) != event:
-                raise AnnotationError(where, f"{event.id} {categories[event.category]} {event.start}-{event.end}",
-                                      f"the row of Annotations.txt, {known.get((event.id, event.category))}",
-                                      "Use split files and annotations of the same release.")
+                raise AnnotationError(
+                    where,
+                    f"{event.id} {categories[event.category]} {event.start}-{event.end}",
+                    f"the row of Annotations.txt, {known.get((event.id, event.category))}",
+                    "Use split files and annotations of the same release.",
+                )
             splits[split].append(event)
     return splits
 
@@ -169,8 +205,11 @@ def leaked(splits: dict[str, list[Event]]) -> dict[str, list[str]]:
 
 def remarks(splits: dict[str, list[Event]]) -> list[str]:
     """Sentences that `avprompt data verify` prints about the annotations."""
-    return [f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}"
-            for split, ids in leaked(splits).items() if ids]
+    return [
+        f"{len(ids)} training clips are also in split {split}: {', '.join(ids)}"
+        for split, ids in leaked(splits).items()
+        if ids
+    ]
 
 
 class H5Features(FeatureFiles):
@@ -199,8 +238,10 @@ class H5Features(FeatureFiles):
         return {**self.__dict__, "maps": None, "extra": None}  # a worker process maps the files itself
 
     def _open(self, suffix: str, count: int) -> tuple[np.memmap, np.memmap]:
-        return (h5_rows(self.folder / f"visual_feature{suffix}.h5", "avadataset", count, (10, 7, 7, 512), np.float16),
-                h5_rows(self.folder / f"audio_feature{suffix}.h5", "avadataset", count, (10, 128), np.float32))
+        return (
+            h5_rows(self.folder / f"visual_feature{suffix}.h5", "avadataset", count, (10, 7, 7, 512), np.float16),
+            h5_rows(self.folder / f"audio_feature{suffix}.h5", "avadataset", count, (10, 128), np.float32),
+        )
 
     def background(self) -> list[Event]:
         """The further clips without any event, of the category after the last.
@@ -227,14 +268,22 @@ class H5Features(FeatureFiles):
                 self.maps = self._open("", len(self.rows))
             maps, row = self.maps, self.rows[item.id, item.category]
         visual, audio = (torch.from_numpy(values[row].astype(np.float32)) for values in maps)
-        return {"visual_features": visual.reshape(self.shapes["visual_features"]), "audio_features": audio,
-                "valid": torch.ones(10, dtype=torch.bool)}
+        return {
+            "visual_features": visual.reshape(self.shapes["visual_features"]),
+            "audio_features": audio,
+            "valid": torch.ones(10, dtype=torch.bool),
+        }
 
 
 INFO = DatasetInfo(
     name="AVE",
-    published=Published(("Annotations.txt", *SPLITS.values()), ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
-                        FolderReader, read_splits, remarks),
+    published=Published(
+        ("Annotations.txt", *SPLITS.values()),
+        ("frames/<VideoID>/%08d.jpg", "wave/<VideoID>.npy"),
+        FolderReader,
+        read_splits,
+        remarks,
+    ),
     class_names=read_categories,
     example=events.example,
     plot=events.plot,

@@ -69,13 +69,22 @@ class Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "s4": Layout("Single-source/s4_meta_data.csv", "Single-source/s4_data",
-                 "visual_frames/{split}/{category}/{name}/{name}_{second}.png",
-                 "gt_masks/{split}/{category}/{name}/{name}_{second}.png", "audio_wav/{split}/{category}/{name}.wav",
-                 training_masks=1, category=2),
-    "ms3": Layout("Multi-sources/ms3_meta_data.csv", "Multi-sources/ms3_data",
-                  "visual_frames/{name}/{name}.mp4_{second}.png", "gt_masks/{split}/{name}/{name}_{second}.png",
-                  "audio_wav/{split}/{name}.wav"),
+    "s4": Layout(
+        "Single-source/s4_meta_data.csv",
+        "Single-source/s4_data",
+        "visual_frames/{split}/{category}/{name}/{name}_{second}.png",
+        "gt_masks/{split}/{category}/{name}/{name}_{second}.png",
+        "audio_wav/{split}/{category}/{name}.wav",
+        training_masks=1,
+        category=2,
+    ),
+    "ms3": Layout(
+        "Multi-sources/ms3_meta_data.csv",
+        "Multi-sources/ms3_data",
+        "visual_frames/{name}/{name}.mp4_{second}.png",
+        "gt_masks/{split}/{name}/{name}_{second}.png",
+        "audio_wav/{split}/{name}.wav",
+    ),
 }
 
 
@@ -122,8 +131,10 @@ def files(root: Path, setting: Setting, video: Video) -> Files:
     """The paths of a video's files, whether or not they exist."""
     layout = LAYOUTS[setting]
     folder, names = Path(root) / layout.folder, {"split": video.split, "category": video.category, "name": video.name}
-    frames, masks = (tuple(folder / pattern.format(**names, second=second) for second in range(1, SECONDS + 1))
-                     for pattern in (layout.frames, layout.masks))
+    frames, masks = (
+        tuple(folder / pattern.format(**names, second=second) for second in range(1, SECONDS + 1))
+        for pattern in (layout.frames, layout.masks)
+    )
     annotated = layout.training_masks if video.split == "train" else SECONDS
     return Files(frames, masks[:annotated], folder / layout.audio.format(**names))
 
@@ -149,8 +160,9 @@ def read_splits(root: Path, setting: Setting) -> dict[str, list[Video]]:
         columns = {"name": "name" if "name" in row else header[0], "split": "split"}
         if layout.category is not None:
             if "category" not in row and len(header) <= layout.category:
-                raise AnnotationError(path, f"columns {header}", "columns name, split and for S4 category",
-                                      "Correct the first line.")
+                raise AnnotationError(
+                    path, f"columns {header}", "columns name, split and for S4 category", "Correct the first line."
+                )
             columns["category"] = "category" if "category" in row else header[layout.category]
         fields = {key: row[column] for key, column in columns.items()}
         if fields["split"] not in splits:
@@ -233,24 +245,36 @@ class AVSBenchReader(ClipReader):
         self.root, self.setting = Path(root), setting
         self.sampling = sampling or Sampling(segments=SECONDS, size=224)
         if (self.sampling.segments, self.sampling.seconds, self.sampling.spacing) != (SECONDS, 1, 1):
-            raise ArgumentError("segments, stride", f"{self.sampling.segments}, {self.sampling.spacing:g}",
-                                f"{SECONDS}, 1: AVSBench has a frame a second of five", "Leave both out.")
+            raise ArgumentError(
+                "segments, stride",
+                f"{self.sampling.segments}, {self.sampling.spacing:g}",
+                f"{SECONDS}, 1: AVSBench has a frame a second of five",
+                "Leave both out.",
+            )
         self.videos = {video.id: video for split in read_splits(root, setting).values() for video in split}
         layout = LAYOUTS[setting]
         folder = self.root / layout.folder
         for pattern in (layout.frames, layout.masks, layout.audio):
             if not (needed := folder / pattern.split("/")[0]).is_dir():
                 pickles = sorted(folder.glob("wave/**/AVS.npy")) if pattern == layout.audio else []
-                raise DatasetError(needed, f"no such folder{f', but {pickles[0]}' if pickles else ''}",
-                                   f"{layout.folder}/{pattern}", "A pickle may run code and is never read: extract "
-                                   "AVSBench's wav files." if pickles else "Extract AVSBench's archive there.")
+                raise DatasetError(
+                    needed,
+                    f"no such folder{f', but {pickles[0]}' if pickles else ''}",
+                    f"{layout.folder}/{pattern}",
+                    "A pickle may run code and is never read: extract AVSBench's wav files."
+                    if pickles
+                    else "Extract AVSBench's archive there.",
+                )
 
     def problem(self, clip_id: str) -> str | None:
         if clip_id not in self.videos:
             return f"missing: not in {LAYOUTS[self.setting].table}"
         needed = files(self.root, self.setting, self.videos[clip_id])
-        absent = [str(path.relative_to(self.root)) for path in (*needed.frames, *needed.masks, needed.audio)
-                  if not path.is_file()]
+        absent = [
+            str(path.relative_to(self.root))
+            for path in (*needed.frames, *needed.masks, needed.audio)
+            if not path.is_file()
+        ]
         more = f" and {len(absent) - 2} more" if len(absent) > 2 else ""
         return f"missing: {', '.join(absent[:2])}{more}" if absent else None
 
@@ -298,8 +322,16 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
     """Frames, what sounds in them (`masks`), and if present `prediction` (T, M, M) bool, with the waveform."""
     from avprompt.plots.overlays import overlay_figure
 
-    return overlay_figure(sample["frames"], sample["audio"], sample.get("masks"), sample.get("prediction"),
-                          sample.get("annotated"), sample["id"], float(sample.get("start", 0.0)), sample.get("valid"))
+    return overlay_figure(
+        sample["frames"],
+        sample["audio"],
+        sample.get("masks"),
+        sample.get("prediction"),
+        sample.get("annotated"),
+        sample["id"],
+        float(sample.get("start", 0.0)),
+        sample.get("valid"),
+    )
 
 
 def class_names(root: Path) -> tuple[str, ...]:
@@ -313,8 +345,13 @@ def _info(setting: Setting) -> DatasetInfo:
     tree = (f"{layout.folder}/{pattern.format(**shown)}" for pattern in (layout.frames, layout.masks, layout.audio))
     return DatasetInfo(
         name=f"AVSBench {setting.upper()}",
-        published=Published((layout.table,), tuple(tree), partial(AVSBenchReader, setting=setting),
-                            partial(read_splits, setting=setting), stored=False),
+        published=Published(
+            (layout.table,),
+            tuple(tree),
+            partial(AVSBenchReader, setting=setting),
+            partial(read_splits, setting=setting),
+            stored=False,
+        ),
         class_names=class_names,
         example=example,
         plot=plot,

@@ -29,9 +29,13 @@ def curves_of(sample: Sample) -> dict[str, Tensor]:
         dict_keys(['event'])
     """
     count = len(sample["frames"])
-    return {name.removeprefix("probability_"): value for name, value in sample.items()
-            if name.startswith("probability_") and value.shape[:1] == (count,)
-            and (value.ndim > 1 or abs(float(value.sum()) - 1) > 1e-4)}  # else it is of the clip's categories
+    return {
+        name.removeprefix("probability_"): value
+        for name, value in sample.items()
+        if name.startswith("probability_")
+        and value.shape[:1] == (count,)
+        and (value.ndim > 1 or abs(float(value.sum()) - 1) > 1e-4)
+    }  # else it is of the clip's categories
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,15 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
 
     truth = sample["event"].argmax(-1) if "event" in sample else None
     prediction = sample["prediction"].expand(len(sample["frames"])) if "prediction" in sample else None
-    return clip_figure(sample["frames"], sample["audio"], class_names, prediction, truth, sample["id"],
-                       float(sample.get("start", 0.0)), sample.get("valid"), sample.get("map_visual"),
-                       curves_of(sample))
+    return clip_figure(
+        sample["frames"],
+        sample["audio"],
+        class_names,
+        prediction,
+        truth,
+        sample["id"],
+        float(sample.get("start", 0.0)),
+        sample.get("valid"),
+        sample.get("map_visual"),
+        curves_of(sample),
+    )

@@ -51,8 +51,9 @@ class _Moments(Dataset):
         return torch.tensor([len(features), features.numel(), features.sum(), features.square().sum()]).double()
 
 
-def fbank_statistics(ids: list[str], reader: ClipReader, fbank: Fbank, skip_corrupt: bool = False,
-                     workers: int = 0) -> Statistics:
+def fbank_statistics(
+    ids: list[str], reader: ClipReader, fbank: Fbank, skip_corrupt: bool = False, workers: int = 0
+) -> Statistics:
     """Mean and standard deviation of the features of clips, without normalisation and padding.
 
     One pass over the clips, in float64. A clip that is listed twice counts once.
@@ -81,7 +82,8 @@ def fbank_statistics(ids: list[str], reader: ClipReader, fbank: Fbank, skip_corr
             total += moments
     segments, count, first, second = total.tolist()
     if not count:
-        raise DatasetError("train", f"{len(ids)} clips without a decoded segment", "sound to measure",
-                           "Run `avprompt data verify`.")
+        raise DatasetError(
+            "train", f"{len(ids)} clips without a decoded segment", "sound to measure", "Run `avprompt data verify`."
+        )
     mean = first / count
     return Statistics(mean, math.sqrt(max(0.0, second / count - mean**2)), len(ids) - corrupt, int(segments), corrupt)

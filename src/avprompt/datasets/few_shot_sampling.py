@@ -45,8 +45,9 @@ class Shots:
         if self.rule not in ("first", "seeded"):
             raise ArgumentError("shot_sampling", self.rule, "first or seeded", "Correct the argument.")
 
-    def draw(self, items: Sequence[Item], category: Callable[[Item], int],
-             usable: Collection[Item] | None = None) -> dict[int, list[Item]]:
+    def draw(
+        self, items: Sequence[Item], category: Callable[[Item], int], usable: Collection[Item] | None = None
+    ) -> dict[int, list[Item]]:
         """Draw clips of each category.
 
         Args:
@@ -66,6 +67,6 @@ class Shots:
             group = groups[index]
             if self.rule == "seeded":
                 group = [group[place] for place in np.random.default_rng([self.seed, index]).permutation(len(group))]
-            if chosen := [item for item in group if item in allowed][:self.number]:
+            if chosen := [item for item in group if item in allowed][: self.number]:
                 drawn[index] = chosen
         return drawn

@@ -91,8 +91,12 @@ def read_classes(root: Path, given: Path | Sequence[str] | None = None) -> tuple
         names = [line.strip() for _, line in lines if line.strip()]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if not names or repeated:
-        raise AnnotationError(where, f"{repeated} more than once" if repeated else "nothing",
-                              "names of classes, each once", "Correct the list.")
+        raise AnnotationError(
+            where,
+            f"{repeated} more than once" if repeated else "nothing",
+            "names of classes, each once",
+            "Correct the list.",
+        )
     return tuple(names)
 
 
@@ -107,9 +111,13 @@ def _source(root: Path, given: Path | Sequence[str] | None) -> Path | str:
 def _find(root: Path, split: str) -> Path:
     found = [root / name for name in SPLITS[split] if (root / name).is_file()]
     if not found:
-        raise DatasetError(root / SPLITS[split][0], "no such file", "a csv file of Kinetics' annotations",
-                           "Download Kinetics' annotations, or fix root. Where there are no labelled test clips, the "
-                           "validation file's rows may stand in test.csv too.")
+        raise DatasetError(
+            root / SPLITS[split][0],
+            "no such file",
+            "a csv file of Kinetics' annotations",
+            "Download Kinetics' annotations, or fix root. Where there are no labelled test clips, the "
+            "validation file's rows may stand in test.csv too.",
+        )
     if len(found) > 1:
         raise AnnotationError(root, f"{found[0].name} and {found[1].name}", "one file a split", "Remove one.")
     return found[0]
@@ -119,9 +127,14 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Place and fields of every row."""
     for where, row in read_table(path, "a csv file of Kinetics' annotations", "Correct root."):
         if absent := [column for column in COLUMNS if column not in row]:
-            raise AnnotationError(path, f"columns {list(row)}", f"a header with {', '.join(COLUMNS)}",
-                                  "Some copies of test.csv have no labels: take the one that comes with the videos."
-                                  if absent == ["label"] else "Correct the first line.")
+            raise AnnotationError(
+                path,
+                f"columns {list(row)}",
+                f"a header with {', '.join(COLUMNS)}",
+                "Some copies of test.csv have no labels: take the one that comes with the videos."
+                if absent == ["label"]
+                else "Correct the first line.",
+            )
         yield where, row
 
 
@@ -160,17 +173,22 @@ def read_splits(root: Path, classes: Path | Sequence[str] | None = None) -> Spli
                 continue
             action = _action(where, row, index[row["label"]])
             if action.id in kept:
-                raise AnnotationError(where, f"{action.id} again", f"one row a clip; see {kept[action.id][0]}",
-                                      "Remove one.")
+                raise AnnotationError(
+                    where, f"{action.id} again", f"one row a clip; see {kept[action.id][0]}", "Remove one."
+                )
             kept[action.id] = where, action
             splits.strays[split] += not row.get("split", split).startswith(split)  # `validate` is `val`
         splits[split] = [action for _, action in kept.values()]
     if unknown := [name for name in names if name not in labels]:
         close = {name: difflib.get_close_matches(name, labels, 1) for name in unknown}
         raise AnnotationError(
-            _source(root, classes), f"{unknown}, in none of the csv files", f"names among their {len(labels)} labels",
+            _source(root, classes),
+            f"{unknown}, in none of the csv files",
+            f"names among their {len(labels)} labels",
             f"Did you mean {', '.join(repr(match) for (match,) in filter(None, close.values()))}?"
-            if any(close.values()) else "Correct the list of classes.")
+            if any(close.values())
+            else "Correct the list of classes.",
+        )
     return splits
 
 
@@ -182,13 +200,22 @@ def shared_videos(splits: Splits) -> dict[str, list[str]]:
 
 def remarks(splits: Splits) -> list[str]:
     """Sentences that `avprompt data verify` prints about the annotations."""
-    lines = [f"{count} rows of split {split} are of other classes and left out"
-             for split, count in splits.others.items() if count]
-    lines += [f"{count} clips of split {split} say another split in their own column"
-              for split, count in splits.strays.items() if count]
-    lines += [f"{len(ids)} videos of training clips are also in split {split}: {', '.join(ids[:10])}"
-              + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
-              for split, ids in shared_videos(splits).items() if ids]
+    lines = [
+        f"{count} rows of split {split} are of other classes and left out"
+        for split, count in splits.others.items()
+        if count
+    ]
+    lines += [
+        f"{count} clips of split {split} say another split in their own column"
+        for split, count in splits.strays.items()
+        if count
+    ]
+    lines += [
+        f"{len(ids)} videos of training clips are also in split {split}: {', '.join(ids[:10])}"
+        + (f" and {len(ids) - 10} more" if len(ids) > 10 else "")
+        for split, ids in shared_videos(splits).items()
+        if ids
+    ]
     return lines
 
 
@@ -201,18 +228,31 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
     """Frames, waveform, the annotated action `label` () and, if present, the `prediction` ()."""
     from avprompt.plots.cards import question_figure
 
-    actions = {name: class_names[int(sample[key])] for name, key in (("answer", "label"), ("prediction", "prediction"))
-               if key in sample}
-    return question_figure(sample["frames"], sample["audio"], sample["id"], **actions,
-                           start=float(sample.get("start", 0.0)), valid=sample.get("valid"), stride=spacing)
+    actions = {
+        name: class_names[int(sample[key])]
+        for name, key in (("answer", "label"), ("prediction", "prediction"))
+        if key in sample
+    }
+    return question_figure(
+        sample["frames"],
+        sample["audio"],
+        sample["id"],
+        **actions,
+        start=float(sample.get("start", 0.0)),
+        valid=sample.get("valid"),
+        stride=spacing,
+    )
 
 
 INFO = DatasetInfo(
     name="Kinetics-Sounds",
     published=Published(
         ("train.csv", "val.csv (or validate.csv)", "test.csv", "classes.txt (32 classes without it)"),
-        ("frames/<youtube_id>_<start>_<end>/%08d.jpg", "wave/<youtube_id>_<start>_<end>.npy"), FolderReader,
-        read_splits, remarks),
+        ("frames/<youtube_id>_<start>_<end>/%08d.jpg", "wave/<youtube_id>_<start>_<end>.npy"),
+        FolderReader,
+        read_splits,
+        remarks,
+    ),
     class_names=read_classes,
     example=example,
     plot=plot,

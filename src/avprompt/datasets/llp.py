@@ -47,10 +47,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CATEGORIES = (
-    "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw", "Cello",
-    "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner", "Baby_laughter", "Accordion",
-    "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar", "Telephone_bell_ringing", "Baby_cry_infant_cry",
-    "Blender", "Clapping",
+    "Speech",
+    "Car",
+    "Cheering",
+    "Dog",
+    "Cat",
+    "Frying_(food)",
+    "Basketball_bounce",
+    "Fire_alarm",
+    "Chainsaw",
+    "Cello",
+    "Banjo",
+    "Singing",
+    "Chicken_rooster",
+    "Violin_fiddle",
+    "Vacuum_cleaner",
+    "Baby_laughter",
+    "Accordion",
+    "Lawn_mower",
+    "Motorcycle",
+    "Helicopter",
+    "Acoustic_guitar",
+    "Telephone_bell_ringing",
+    "Baby_cry_infant_cry",
+    "Blender",
+    "Clapping",
 )
 SPLITS = {"train": "AVVP_train.csv", "val": "AVVP_val_pd.csv", "test": "AVVP_test_pd.csv"}
 EVENTS = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
@@ -121,8 +142,12 @@ def read_categories(root: Path, given: Sequence[str] | None = None) -> tuple[str
         return tuple(given) if given else CATEGORIES
     names = ave.read_categories(root)
     if given and tuple(given) != names:
-        raise AnnotationError("categories", tuple(given), f"those of {path}, {names}",
-                              "Leave `categories` out, or give the same names in the same order.")
+        raise AnnotationError(
+            "categories",
+            tuple(given),
+            f"those of {path}, {names}",
+            "Leave `categories` out, or give the same names in the same order.",
+        )
     return names
 
 
@@ -137,15 +162,20 @@ def _rows(path: Path, header: tuple[str, ...]) -> Iterator[tuple[str, list[str]]
     for where, line in lines[1:]:
         fields = line.split("\t")
         if len(fields) != len(header):
-            raise AnnotationError(where, repr(line), f"{len(header)} fields, {header} with tabs between",
-                                  "Correct the line.")
+            raise AnnotationError(
+                where, repr(line), f"{len(header)} fields, {header} with tabs between", "Correct the line."
+            )
         yield where, fields
 
 
 def _category(where: str, name: str, index: dict[str, int]) -> int:
     if name not in index:
-        raise AnnotationError(where, f"category {name!r}", f"one of {len(index)} categories",
-                              "Name the dataset's own in categories.txt beside the csv files.")
+        raise AnnotationError(
+            where,
+            f"category {name!r}",
+            f"one of {len(index)} categories",
+            "Name the dataset's own in categories.txt beside the csv files.",
+        )
     return index[name]
 
 
@@ -154,8 +184,9 @@ def _read_events(path: Path, index: dict[str, int], segments: int) -> dict[str, 
     for where, (name, onset, offset, category) in _rows(path, EVENT_HEADER):
         first, last = whole(onset), whole(offset)
         if first is None or last is None or max(first, last) > segments:
-            raise AnnotationError(where, f"{onset} to {offset}", f"whole seconds from 0 to {segments}",
-                                  "Correct the line.")
+            raise AnnotationError(
+                where, f"{onset} to {offset}", f"whole seconds from 0 to {segments}", "Correct the line."
+            )
         events.setdefault(name, []).append((_category(where, category, index), first, last))
     return {name: tuple(rows) for name, rows in events.items()}
 
@@ -180,15 +211,18 @@ def read_splits(root: Path, categories: Sequence[str] | None = None, segments: i
         splits[split] = []
         for where, (name, labels) in _rows(root / file, VIDEO_HEADER):
             if not (match := NAME.fullmatch(name)) or not is_name(name):
-                raise AnnotationError(where, f"filename {name!r}", "<id of 11 characters>_<start>_<end>",
-                                      "Correct the line.")
+                raise AnnotationError(
+                    where, f"filename {name!r}", "<id of 11 characters>_<start>_<end>", "Correct the line."
+                )
             if match[1] in places:
-                raise AnnotationError(where, f"{match[1]} again", f"one row a video; see {places[match[1]]}",
-                                      "Remove one.")
+                raise AnnotationError(
+                    where, f"{match[1]} again", f"one row a video; see {places[match[1]]}", "Remove one."
+                )
             places[match[1]] = where
             found = {} if split == "train" else {kind: events[kind].pop(name, ()) for kind in EVENTS}
-            splits[split].append(Video(name, tuple(_category(where, label, index) for label in labels.split(",")),
-                                       **found))
+            splits[split].append(
+                Video(name, tuple(_category(where, label, index) for label in labels.split(",")), **found)
+            )
     splits.unmatched = events  # the rows that no video took
     return splits
 
@@ -205,15 +239,26 @@ def ignored(splits: Splits) -> list[str]:
         events = {video.name: getattr(video, kind) or () for videos in splits.values() for video in videos}
         every = {**events, **splits.unmatched.get(kind, {})}
         unmatched = [f"{name} ({len(rows)})" for name, rows in splits.unmatched.get(kind, {}).items()]
-        empty = [f"{name} {onset} to {offset}" for name, rows in every.items() for _, onset, offset in rows
-                 if onset >= offset]
-        twice = [f"{name} {onset} to {offset}" for name, rows in every.items()
-                 for (_, onset, offset), count in Counter(rows).items() for _ in range(count - 1)]
-        lines += [*_listed(f"names in {file} (rows) belong to no validation or test video", unmatched),
-                  *_listed(f"rows of {file} end no later than they begin", empty),
-                  *_listed(f"rows of {file} stand there before", twice)]
-    repeated = [video.name for videos in splits.values() for video in videos
-                if len(set(video.labels)) < len(video.labels)]
+        empty = [
+            f"{name} {onset} to {offset}"
+            for name, rows in every.items()
+            for _, onset, offset in rows
+            if onset >= offset
+        ]
+        twice = [
+            f"{name} {onset} to {offset}"
+            for name, rows in every.items()
+            for (_, onset, offset), count in Counter(rows).items()
+            for _ in range(count - 1)
+        ]
+        lines += [
+            *_listed(f"names in {file} (rows) belong to no validation or test video", unmatched),
+            *_listed(f"rows of {file} end no later than they begin", empty),
+            *_listed(f"rows of {file} stand there before", twice),
+        ]
+    repeated = [
+        video.name for videos in splits.values() for video in videos if len(set(video.labels)) < len(video.labels)
+    ]
     return [*lines, *_listed("videos name a category more than once", repeated)]
 
 
@@ -239,8 +284,9 @@ def _weak_labels(clips: int, num_classes: int) -> Tensor:
     return torch.eye(num_classes)[torch.arange(clips) % num_classes]
 
 
-def parsing_example(clips: int, segments: int, num_classes: int, video_dim: int = 0,
-                    taught: bool = False) -> dict[str, Tensor]:
+def parsing_example(
+    clips: int, segments: int, num_classes: int, video_dim: int = 0, taught: bool = False
+) -> dict[str, Tensor]:
     """`labels` (clips, C) float32 and, where `video_dim` is not 0, `video_features` (clips, T, video_dim) float32; with
     `taught` also `taught_audio`, `taught_visual` (clips, T, C) float32."""
     features = {"video_features": torch.randn(clips, segments, video_dim)} if video_dim else {}
@@ -249,8 +295,9 @@ def parsing_example(clips: int, segments: int, num_classes: int, video_dim: int 
     return {**features, **taught_labels, "labels": labels}
 
 
-def classification_example(clips: int, segments: int, num_classes: int, video_dim: int = 0,
-                           taught: bool = False) -> dict[str, Tensor]:
+def classification_example(
+    clips: int, segments: int, num_classes: int, video_dim: int = 0, taught: bool = False
+) -> dict[str, Tensor]:
     """`label` (clips,) int64 and `labels` (clips, C) float32."""
     return {"label": torch.arange(clips) % num_classes, "labels": _weak_labels(clips, num_classes)}
 
@@ -267,13 +314,24 @@ def plot_parsing(sample: Sample, class_names: Sequence[str], spacing: float = 1.
     """
     from avprompt.plots.parsing import parsing_figure
 
-    truth, prediction = (tuple(sample[key].bool() for key in keys) if keys[0] in sample else None
-                         for keys in (("audio_target", "visual_target"), ("prediction_audio", "prediction_visual")))
+    truth, prediction = (
+        tuple(sample[key].bool() for key in keys) if keys[0] in sample else None
+        for keys in (("audio_target", "visual_target"), ("prediction_audio", "prediction_visual"))
+    )
     title = sample["id"]
     if truth is None and "labels" in sample:
         title += ": " + ", ".join(_occurring(sample, class_names))
-    return parsing_figure(sample["frames"], sample["audio"], class_names, truth, prediction, title,
-                          float(sample.get("start", 0.0)), sample.get("valid"), curves_of(sample))
+    return parsing_figure(
+        sample["frames"],
+        sample["audio"],
+        class_names,
+        truth,
+        prediction,
+        title,
+        float(sample.get("start", 0.0)),
+        sample.get("valid"),
+        curves_of(sample),
+    )
 
 
 def plot_classification(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
@@ -289,8 +347,14 @@ def plot_classification(sample: Sample, class_names: Sequence[str], spacing: flo
             title += f", answer {class_names[int(sample['label'])]}"
     if "prediction" in sample:
         title += f"; predicted {class_names[int(sample['prediction'].flatten()[0])]}"
-    return parsing_figure(sample["frames"], sample["audio"], class_names, title=title,
-                          start=float(sample.get("start", 0.0)), valid=sample.get("valid"))
+    return parsing_figure(
+        sample["frames"],
+        sample["audio"],
+        class_names,
+        title=title,
+        start=float(sample.get("start", 0.0)),
+        valid=sample.get("valid"),
+    )
 
 
 def mean_of_seconds(values: np.ndarray) -> np.ndarray:
@@ -319,17 +383,24 @@ class LLPFeatures(NpyFeatureFiles):
     shapes = {"visual_features": (10, 2048), "audio_features": (10, 128), "video_features": (10, 512)}
 
     def __init__(self, folder: Path, root: Path, categories: Sequence[str]) -> None:
-        super().__init__({"visual_features": NpyFolder(Path(folder) / "res152", (80, 2048), 8, mean_of_seconds),
-                          "audio_features": NpyFolder(Path(folder) / "vggish", (10, 128)),
-                          "video_features": NpyFolder(Path(folder) / "r2plus1d_18", (10, 512))})
+        super().__init__(
+            {
+                "visual_features": NpyFolder(Path(folder) / "res152", (80, 2048), 8, mean_of_seconds),
+                "audio_features": NpyFolder(Path(folder) / "vggish", (10, 128)),
+                "video_features": NpyFolder(Path(folder) / "r2plus1d_18", (10, 512)),
+            }
+        )
 
 
 INFO = DatasetInfo(
     name="LLP",
-    published=Published((*SPLITS.values(), *EVENTS.values()),
-                        ("LLP_dataset/frame/<id>/%08d.jpg", "LLP_dataset/wave/<id>.npy"),
-                        partial(FolderReader, frames="LLP_dataset/frame", waves="LLP_dataset/wave"), read_splits,
-                        remarks),
+    published=Published(
+        (*SPLITS.values(), *EVENTS.values()),
+        ("LLP_dataset/frame/<id>/%08d.jpg", "LLP_dataset/wave/<id>.npy"),
+        partial(FolderReader, frames="LLP_dataset/frame", waves="LLP_dataset/wave"),
+        read_splits,
+        remarks,
+    ),
     class_names=read_categories,
     example=parsing_example,
     plot=plot_parsing,

@@ -112,8 +112,12 @@ def tokenise(content: str, values: Sequence[str] = ()) -> tuple[str, ...]:
     words[-1] = words[-1].removesuffix("?").removesuffix("？")
     places = [place for place, word in enumerate(words) if "<" in word]
     if not all(words) or len(places) != len(values):
-        raise ArgumentError("question", f"{content!r} with values {list(values)}",
-                            "words with single blanks between them, and a value for every <...>", "Correct it.")
+        raise ArgumentError(
+            "question",
+            f"{content!r} with values {list(values)}",
+            "words with single blanks between them, and a value for every <...>",
+            "Correct it.",
+        )
     for place, value in zip(places, values):
         words[place] = value
     return tuple(words)
@@ -126,8 +130,12 @@ def _strings(where: str, name: str, given: Any) -> list[str]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise AnnotationError(where, f"{name} {str(given)[:80]!r}",
-                              "a JSON list of strings, or one written as a string", "Correct the record.")
+        raise AnnotationError(
+            where,
+            f"{name} {str(given)[:80]!r}",
+            "a JSON list of strings, or one written as a string",
+            "Correct the record.",
+        )
     return values
 
 
@@ -137,12 +145,19 @@ def _question(path: Path, number: int, record: Any) -> Question:
         raise AnnotationError(where, repr(record)[:80], f"an object with {', '.join(FIELDS)}", "Correct the record.")
     question_id, deleted = record.get("question_id"), record.get("question_deleted")
     where = f"{where}, question_id {question_id}"
-    if wrong := {name: record.get(name) for name in ("video_id", "question_content", "anser")
-                 if not isinstance(record.get(name), str)}:
+    if wrong := {
+        name: record.get(name)
+        for name in ("video_id", "question_content", "anser")
+        if not isinstance(record.get(name), str)
+    }:
         raise AnnotationError(where, str(wrong)[:200], f"strings {', '.join(FIELDS)}", "Correct the record.")
     if not (question_id is None or type(question_id) in (int, str)) or deleted not in (None, 0, 1):
-        raise AnnotationError(where, f"question_deleted {str(deleted)[:80]}", "a question_id that is a number or a "
-                              "string, and question_deleted 0 or 1, or neither", "Correct the record.")
+        raise AnnotationError(
+            where,
+            f"question_deleted {str(deleted)[:80]}",
+            "a question_id that is a number or a string, and question_deleted 0 or 1, or neither",
+            "Correct the record.",
+        )
     video, answer = record["video_id"], record["anser"]
     if not is_name(video):
         raise AnnotationError(where, f"video_id {video!r}", "the name of a file", "Correct the record.")
@@ -150,8 +165,12 @@ def _question(path: Path, number: int, record: Any) -> Question:
         raise AnnotationError(where, "an empty anser", "an answer", "Correct the record.")
     kind = tuple(_strings(where, "type", record.get("type")))
     if kind not in TYPES:
-        raise AnnotationError(where, f"type {str(record.get('type'))[:80]}", f"one of {[list(pair) for pair in TYPES]}",
-                              "Correct the record.")
+        raise AnnotationError(
+            where,
+            f"type {str(record.get('type'))[:80]}",
+            f"one of {[list(pair) for pair in TYPES]}",
+            "Correct the record.",
+        )
     try:
         words = tokenise(record["question_content"], _strings(where, "templ_values", record.get("templ_values")))
         "".join((answer, *words, str(question_id))).encode()
@@ -159,8 +178,15 @@ def _question(path: Path, number: int, record: Any) -> Question:
         raise AnnotationError(where, error.got, error.expected, "Correct the record.") from error
     except UnicodeEncodeError as error:
         raise AnnotationError(where, error, "characters", "Correct the record: it holds half of one.") from error
-    return Question(video, f"record {number}" if question_id is None else str(question_id), words,
-                    " ".join(words) + "?", *kind, answer, bool(deleted))
+    return Question(
+        video,
+        f"record {number}" if question_id is None else str(question_id),
+        words,
+        " ".join(words) + "?",
+        *kind,
+        answer,
+        bool(deleted),
+    )
 
 
 def questions_path(root: Path, release: Release, split: str) -> Path:
@@ -176,15 +202,18 @@ def read_questions(path: Path) -> list[Question]:
         AnnotationError: not a JSON list, an empty one, or a record breaks the format; names file, record and
             question_id.
     """
-    text = read_text(path, "a JSON list of questions",
-                     "Download MUSIC-AVQA's annotations, or fix root and release.")
+    text = read_text(path, "a JSON list of questions", "Download MUSIC-AVQA's annotations, or fix root and release.")
     try:
         records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(path, error, "a JSON list of questions", "Download it again.") from error
     if not isinstance(records, list) or not records:
-        raise AnnotationError(path, "an empty list" if records == [] else type(records).__name__,
-                              "a JSON list of questions", "Download it again.")
+        raise AnnotationError(
+            path,
+            "an empty list" if records == [] else type(records).__name__,
+            "a JSON list of questions",
+            "Download it again.",
+        )
     return [_question(path, number, record) for number, record in enumerate(records, 1)]
 
 
@@ -239,8 +268,13 @@ class Vocabulary:
         """Answer -> index."""
         return {answer: index for index, answer in enumerate(self.answers)}
 
-    def encode(self, words: Sequence[str], length: int = LENGTH, subject: str = "question",
-               error: type[AVPromptError] = ArgumentError) -> Tensor:
+    def encode(
+        self,
+        words: Sequence[str],
+        length: int = LENGTH,
+        subject: str = "question",
+        error: type[AVPromptError] = ArgumentError,
+    ) -> Tensor:
         """Indices of a question's words, int64 (length,), padded with 0.
 
         Args:
@@ -254,12 +288,19 @@ class Vocabulary:
         """
         unknown = [word for word in words if word not in self.word_index or word == PAD]
         if unknown:
-            raise error(subject, f"unknown words {unknown} in {' '.join(words)!r}",
-                        f"words of the vocabulary ({len(self.words)}, such as {', '.join(self.words[1:8])})",
-                        "A model knows the words that it was trained on: use others, or another vocabulary.")
+            raise error(
+                subject,
+                f"unknown words {unknown} in {' '.join(words)!r}",
+                f"words of the vocabulary ({len(self.words)}, such as {', '.join(self.words[1:8])})",
+                "A model knows the words that it was trained on: use others, or another vocabulary.",
+            )
         if len(words) > length:
-            raise error(subject, f"{len(words)} words: {' '.join(words)!r}", f"at most question_length {length}",
-                        "Shorten the question or raise question_length.")
+            raise error(
+                subject,
+                f"{len(words)} words: {' '.join(words)!r}",
+                f"at most question_length {length}",
+                "Shorten the question or raise question_length.",
+            )
         indices = [self.word_index[word] for word in words]
         return torch.tensor(indices + [0] * (length - len(words)))
 
@@ -270,8 +311,12 @@ class Vocabulary:
             AnnotationError: the answer is unknown.
         """
         if answer not in self.answer_index:
-            raise AnnotationError(subject, f"unknown answer {answer!r}", f"one of {len(self.answers)} answers",
-                                  "Use annotations and vocabulary of the same release.")
+            raise AnnotationError(
+                subject,
+                f"unknown answer {answer!r}",
+                f"one of {len(self.answers)} answers",
+                "Use annotations and vocabulary of the same release.",
+            )
         return torch.tensor(self.answer_index[answer])
 
     @classmethod
@@ -290,8 +335,12 @@ def _listed(path: Path) -> tuple[str, ...]:
     # the published ques_vocab.txt is its own list twice
     unique = lines[:half] if lines[:half] == lines[half:] else lines
     if len(set(unique)) < len(unique):
-        raise AnnotationError(path, f"{len(lines)} lines, {len(set(lines))} different", "each word once (or the whole "
-                              "list twice, as published)", "Correct the file.")
+        raise AnnotationError(
+            path,
+            f"{len(lines)} lines, {len(set(lines))} different",
+            "each word once (or the whole list twice, as published)",
+            "Correct the file.",
+        )
     return tuple(unique)
 
 
@@ -305,8 +354,12 @@ def read_vocabulary(root: Path, release: Release = "json", source: Literal["trai
     if source == "train":
         path = questions_path(root, release, "train")
         if not path.is_file():
-            raise DatasetError(path, "no such file", "the training questions, which number words and answers",
-                               "Download it, or set `vocabulary: files` to read ques_vocab.txt and ans_vocab.txt.")
+            raise DatasetError(
+                path,
+                "no such file",
+                "the training questions, which number words and answers",
+                "Download it, or set `vocabulary: files` to read ques_vocab.txt and ans_vocab.txt.",
+            )
         return Vocabulary.of(read_questions(path))
     words = _listed(Path(root) / "ques_vocab.txt")
     if words[0] != PAD:
@@ -322,28 +375,38 @@ def remarks(splits: dict[str, list[Question]]) -> list[str]:
         for count, what in (
             (repeated, "question_ids more than once, mostly with different answers: all kept"),
             (sum(question.deleted for question in questions), "questions marked as deleted: left out"),
-            (sum(len(question.words) > LENGTH for question in questions),
-             f"questions of more than {LENGTH} words: raise question_length"),
-            (sum(is_generated(question.id) for question in questions),
-             "questions about videos that the authors put together from others"),
+            (
+                sum(len(question.words) > LENGTH for question in questions),
+                f"questions of more than {LENGTH} words: raise question_length",
+            ),
+            (
+                sum(is_generated(question.id) for question in questions),
+                "questions about videos that the authors put together from others",
+            ),
         ):
             if count:
                 found.append(f"split {split} has {count} {what}")
     videos = {split: {question.id for question in questions} for split, questions in splits.items()}
-    found += [f"{len(shared)} videos of split {one} are also in split {two}"
-              for one, two in (("train", "val"), ("train", "test"), ("val", "test"))
-              if (shared := videos[one] & videos[two])]
+    found += [
+        f"{len(shared)} videos of split {one} are also in split {two}"
+        for one, two in (("train", "val"), ("train", "test"), ("val", "test"))
+        if (shared := videos[one] & videos[two])
+    ]
     return found
 
 
-def example(clips: int, segments: int, num_classes: int, question_length: int = LENGTH,
-            negative_size: int = 0) -> dict[str, Tensor]:
+def example(
+    clips: int, segments: int, num_classes: int, question_length: int = LENGTH, negative_size: int = 0
+) -> dict[str, Tensor]:
     """`question` (clips, question_length) and `answer` (clips,), both int64, and where `negative_size` is not 0,
     `negative_frames` (clips, T, 3, negative_size, negative_size) uint8."""
     shape = clips, segments, 3, negative_size, negative_size
     negatives = {"negative_frames": torch.randint(256, shape, dtype=torch.uint8)} if negative_size else {}
-    return {**negatives, "question": torch.ones(clips, question_length, dtype=torch.long),
-            "answer": torch.zeros(clips, dtype=torch.long)}
+    return {
+        **negatives,
+        "question": torch.ones(clips, question_length, dtype=torch.long),
+        "answer": torch.zeros(clips, dtype=torch.long),
+    }
 
 
 def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Figure:
@@ -352,9 +415,17 @@ def plot(sample: Sample, class_names: Sequence[str], spacing: float = 1.0) -> Fi
     from avprompt.plots.cards import question_figure
 
     answers = {key: class_names[int(sample[key])] for key in ("answer", "prediction") if key in sample}
-    return question_figure(sample["frames"], sample["audio"], sample["question_text"], **answers,
-                           grounding=sample.get("map_grounding"), title=sample["id"],
-                           start=float(sample.get("start", 0.0)), valid=sample.get("valid"), stride=spacing)
+    return question_figure(
+        sample["frames"],
+        sample["audio"],
+        sample["question_text"],
+        **answers,
+        grounding=sample.get("map_grounding"),
+        title=sample["id"],
+        start=float(sample.get("start", 0.0)),
+        valid=sample.get("valid"),
+        stride=spacing,
+    )
 
 
 def every_sixth(values: np.ndarray) -> np.ndarray:
@@ -389,16 +460,23 @@ class MUSICAVQAFeatures(NpyFeatureFiles):
     shapes = {"visual_features": (10, 196, 512), "audio_features": (10, 128)}
 
     def __init__(self, folder: Path, root: Path, answers: Sequence[str]) -> None:
-        super().__init__({"visual_features": NpyFolder(Path(folder) / "res18_14x14", (60, 512, 14, 14), 6,
-                                                       every_sixth_grid),
-                          "audio_features": NpyFolder(Path(folder) / "vggish", (60, 128), 6, every_sixth)})
+        super().__init__(
+            {
+                "visual_features": NpyFolder(Path(folder) / "res18_14x14", (60, 512, 14, 14), 6, every_sixth_grid),
+                "audio_features": NpyFolder(Path(folder) / "vggish", (60, 128), 6, every_sixth),
+            }
+        )
 
 
 INFO = DatasetInfo(
     name="MUSIC-AVQA",
-    published=Published(tuple(f"json/avqa-{split}.json" for split in SPLITS),
-                        ("frames/<video_id>/%08d.jpg", "audio_wave/<video_id>.npy"),
-                        partial(FolderReader, waves="audio_wave"), read_splits, remarks),
+    published=Published(
+        tuple(f"json/avqa-{split}.json" for split in SPLITS),
+        ("frames/<video_id>/%08d.jpg", "audio_wave/<video_id>.npy"),
+        partial(FolderReader, waves="audio_wave"),
+        read_splits,
+        remarks,
+    ),
     class_names=lambda root: read_vocabulary(root).answers,
     example=example,
     plot=plot,

@@ -79,27 +79,33 @@ def _within(names: Collection[str], ids: Collection[str]) -> dict[str, str]:
     lengths, pairs = sorted({len(part) for part in parts}, reverse=True), []
     for name in names:
         for length in lengths:
-            if found := {clip for place in range(len(name) - length + 1)
-                         for clip in parts.get(name[place:place + length], ())}:
+            if found := {
+                clip for place in range(len(name) - length + 1) for clip in parts.get(name[place : place + length], ())
+            }:
                 pairs += [(name, clip) for clip in found]
                 break  # the longest part says most
     return _unique(pairs)
 
 
 def _times(names: dict[str, str]) -> str:
-    sides = Counter(tuple(bool(_BOTH.fullmatch(text) or _ONE.fullmatch(text)) for text in pair)
-                    for pair in names.items())
-    return {(True, False): "the names have times (`_start_end`) after the id",
-            (False, True): "the names lack the times (`_start_end`) that ids end in"}.get(
-                sides.most_common(1)[0][0] if sides else (), "the times at the end are others")
+    sides = Counter(
+        tuple(bool(_BOTH.fullmatch(text) or _ONE.fullmatch(text)) for text in pair) for pair in names.items()
+    )
+    return {
+        (True, False): "the names have times (`_start_end`) after the id",
+        (False, True): "the names lack the times (`_start_end`) that ids end in",
+    }.get(sides.most_common(1)[0][0] if sides else (), "the times at the end are others")
 
 
 def _affixes(names: dict[str, str]) -> str:
     around = Counter(tuple(name.split(clip, 1)) if clip in name else ("", "") for name, clip in names.items())
     (before, after), count = around.most_common(1)[0]
     said = " and ".join(filter(None, [f"{before!r} before" if before else "", f"{after!r} after" if after else ""]))
-    return (f"the names have {said} the id" if said and count > len(names) / 2
-            else "the names have other text around the id")
+    return (
+        f"the names have {said} the id"
+        if said and count > len(names) / 2
+        else "the names have other text around the id"
+    )
 
 
 def likely(names: Collection[str], ids: Collection[str]) -> Renaming | None:

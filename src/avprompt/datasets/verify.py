@@ -64,8 +64,12 @@ def verify(
         if not isinstance(reader, StoreReader):
             raise ArgumentError("rename", "true", "clips in a store", "Files of your own are yours to rename.")
         if renaming is None:
-            raise DatasetError(root, "no clip whose other name could be told", "names that differ by a rule",
-                               "Rename the video files, and prepare them again.")
+            raise DatasetError(
+                root,
+                "no clip whose other name could be told",
+                "names that differ by a rule",
+                "Rename the video files, and prepare them again.",
+            )
         reader.store.rename(renaming.names)
         print(f"{len(renaming.names)} clips of the store renamed: {renaming.rule}")
         reader, renaming = open_reader(layout, root, None, published.folders), None
@@ -84,8 +88,13 @@ def _table(splits: dict[str, list[Any]], reader: ClipReader, deep: bool) -> tupl
     print(f"\n{'split':<8}{'rows':>8}{'clips':>8}{'found':>8}{'missing':>9}{'unusable':>10}{'short':>8}{'silent':>8}")
     for split, items in splits.items():
         counts: Counter[str] = Counter()
-        for clip in tqdm(list(dict.fromkeys(item.id for item in items)), desc=split, unit="clip", disable=None if deep else True,
-                         leave=False):
+        for clip in tqdm(
+            list(dict.fromkeys(item.id for item in items)),
+            desc=split,
+            unit="clip",
+            disable=None if deep else True,
+            leave=False,
+        ):
             if clip not in checked:
                 checked[clip] = reader.inspect(clip) or (reader.digest_problem(clip) if deep else None)
             problem = checked[clip]
@@ -98,8 +107,10 @@ def _table(splits: dict[str, list[Any]], reader: ClipReader, deep: bool) -> tupl
                 rows.append((split, clip, problem))
         unusable += counts["missing"] + counts["unusable"]
         clips = counts["found"] + counts["missing"] + counts["unusable"]
-        print(f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
-              f"{counts['short']:>8}{counts['silent']:>8}")
+        print(
+            f"{split:<8}{len(items):>8}{clips:>8}{counts['found']:>8}{counts['missing']:>9}{counts['unusable']:>10}"
+            f"{counts['short']:>8}{counts['silent']:>8}"
+        )
     return rows, unusable
 
 
@@ -108,16 +119,21 @@ def _explain(reader: ClipReader, wanted: set[str], renaming: naming.Renaming | N
     there = reader.ids()
     if not there - wanted or len(there & wanted) >= len(wanted) / 2:
         return
-    print(f"\nOnly {len(there & wanted)} of {len(wanted)} annotated clips are there by name."
-          f"\n  annotations ask for  {', '.join(sorted(wanted - there)[:3])}"
-          f"\n  there are            {', '.join(sorted(there - wanted)[:3])}")
+    print(
+        f"\nOnly {len(there & wanted)} of {len(wanted)} annotated clips are there by name."
+        f"\n  annotations ask for  {', '.join(sorted(wanted - there)[:3])}"
+        f"\n  there are            {', '.join(sorted(there - wanted)[:3])}"
+    )
     if renaming is None:
         print("No rule that downloaders follow makes one of the other.")
         return
     name, clip = next(iter(renaming.names.items()))
     print(f"Likely: {renaming.rule}. {len(renaming.names)} would match, {name} as {clip}.")
-    print("Run the same command with --rename true to give the store's clips these ids; video files stay as they are."
-          if isinstance(reader, StoreReader) else "Rename the files by it.")
+    print(
+        "Run the same command with --rename true to give the store's clips these ids; video files stay as they are."
+        if isinstance(reader, StoreReader)
+        else "Rename the files by it."
+    )
 
 
 def _report(path: Path, rows: list[tuple[str, str, str]], unusable: int) -> None:
@@ -131,6 +147,8 @@ def _report(path: Path, rows: list[tuple[str, str, str]], unusable: int) -> None
         where = str(path)
     except WriteError as error:
         where = "the lines above"
-        print(f"\n{path} cannot be written ({error.got}; --report names another file)"
-              + (f":\n{table.getvalue()}" if rows else ""))
+        print(
+            f"\n{path} cannot be written ({error.got}; --report names another file)"
+            + (f":\n{table.getvalue()}" if rows else "")
+        )
     print(f"\n{unusable} clips cannot be used; details in {where}" if unusable else "\nevery clip can be used")

@@ -60,9 +60,14 @@ def read_categories(path: Path) -> tuple[str, ...]:
         DatasetError: no such file.
         AnnotationError: the file is empty or names a category twice.
     """
-    names = tuple(line for _, line in read_lines(
-        path, "the names of the categories, one a line",
-        "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `category_file`."))
+    names = tuple(
+        line
+        for _, line in read_lines(
+            path,
+            "the names of the categories, one a line",
+            "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `category_file`.",
+        )
+    )
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise AnnotationError(path, f"{twice} more than once", "one category a line, each once", "Correct the file.")
     return names
@@ -73,10 +78,14 @@ def _active(where: str, text: str, segments: int) -> tuple[bool, ...]:
         values = json.loads(text)
     except (ValueError, RecursionError):
         values = None
-    if not (isinstance(values, list) and len(values) == segments
-            and all(type(value) is int and value in (0, 1) for value in values)):
-        raise AnnotationError(where, f"label {text!r}", f"a list of {segments} numbers, each 0 or 1",
-                              "Correct the line.")
+    if not (
+        isinstance(values, list)
+        and len(values) == segments
+        and all(type(value) is int and value in (0, 1) for value in values)
+    ):
+        raise AnnotationError(
+            where, f"label {text!r}", f"a list of {segments} numbers, each 0 or 1", "Correct the line."
+        )
     return tuple(map(bool, values))
 
 
@@ -96,23 +105,32 @@ def read_splits(path: Path, categories: Sequence[str], segments: int = 10) -> di
     index = {name: number for number, name in enumerate(categories)}
     splits: dict[str, list[Video]] = {split: [] for split in SPLITS}
     places: dict[str, str] = {}
-    for where, row in read_table(path, "the labels of VGG-Sound(40K)",
-                                 "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `label_file`.",
-                                 COLUMNS):
+    for where, row in read_table(
+        path,
+        "the labels of VGG-Sound(40K)",
+        "Ask the authors of VGGSound-AVEL or DG-SCT for it, or correct `label_file`.",
+        COLUMNS,
+    ):
         split = "val" if row["split"].startswith("val") else row["split"]
         if split not in splits:
-            raise AnnotationError(where, f"split {split!r}", "train, test, or a word that begins with val",
-                                  "Correct the line.")
+            raise AnnotationError(
+                where, f"split {split!r}", "train, test, or a word that begins with val", "Correct the line."
+            )
         if row["category"] not in index:
-            raise AnnotationError(where, f"category {row['category']!r}", f"one of {len(index)} categories",
-                                  "Use the category file of the same release.")
+            raise AnnotationError(
+                where,
+                f"category {row['category']!r}",
+                f"one of {len(index)} categories",
+                "Use the category file of the same release.",
+            )
         number = whole(row["video_id"])
         if number is None:
             raise AnnotationError(where, f"video_id {row['video_id']!r}", "a whole number", "Correct the line.")
         clip = f"{number:06d}"
         if clip in places:
-            raise AnnotationError(where, f"video_id {row['video_id']} again", f"one row a video; see {places[clip]}",
-                                  "Remove one.")
+            raise AnnotationError(
+                where, f"video_id {row['video_id']} again", f"one row a video; see {places[clip]}", "Remove one."
+            )
         places[clip] = where
         splits[split].append(Video(clip, index[row["category"]], _active(where, row["label"], segments)))
     return splits
@@ -120,13 +138,18 @@ def read_splits(path: Path, categories: Sequence[str], segments: int = 10) -> di
 
 def remarks(splits: dict[str, list[Video]]) -> list[str]:
     """Sentences that `avprompt data verify` prints about the annotations."""
-    lines = [] if splits["val"] else [
-        "no validation rows: `validation_split: test` selects on the test split, the released procedure"]
+    lines = (
+        []
+        if splits["val"]
+        else ["no validation rows: `validation_split: test` selects on the test split, the released procedure"]
+    )
     for split, videos in splits.items():
         if empty := [video.id for video in videos if not any(video.active)]:
             more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-            lines.append(f"{len(empty)} videos of split {split} are background from beginning to end: "
-                         f"{', '.join(empty[:10])}{more}")
+            lines.append(
+                f"{len(empty)} videos of split {split} are background from beginning to end: "
+                f"{', '.join(empty[:10])}{more}"
+            )
     return lines
 
 
@@ -136,8 +159,9 @@ def _published_splits(root: Path) -> dict[str, list[Video]]:
 
 INFO = DatasetInfo(
     name="VGG-Sound",
-    published=Published((CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader,
-                        _published_splits, remarks),
+    published=Published(
+        (CATEGORY_FILE, LABEL_FILE), ("frames/%06d/%08d.jpg", "wave/%06d.npy"), FolderReader, _published_splits, remarks
+    ),
     class_names=lambda root: read_categories(root / CATEGORY_FILE),
     example=events.example,
     plot=events.plot,

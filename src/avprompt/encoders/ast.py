@@ -52,14 +52,28 @@ class ASTransformer(PlainViT):
     #: arguments of transformers' configuration
     sizes: dict[str, object] = {}
     library_names = (
-        (r"^conv\.", "embeddings.patch_embeddings.projection."), (r"^class_embedding$", "embeddings.cls_token"),
-        (r"^registers$", "embeddings.distillation_token"), (r"^positions$", "embeddings.position_embeddings"),
-        (r"^norm\.", "layernorm."), (r"^stages\.0\.blocks\.", "layers."), (r"\.norm1\.", ".layernorm_before."),
-        (r"\.norm2\.", ".layernorm_after."), (r"\.attn\.proj\.", ".attention.o_proj."), (r"\.attn\.", ".attention."),
-        (r"\.feed_forward\.", ".mlp."))
+        (r"^conv\.", "embeddings.patch_embeddings.projection."),
+        (r"^class_embedding$", "embeddings.cls_token"),
+        (r"^registers$", "embeddings.distillation_token"),
+        (r"^positions$", "embeddings.position_embeddings"),
+        (r"^norm\.", "layernorm."),
+        (r"^stages\.0\.blocks\.", "layers."),
+        (r"\.norm1\.", ".layernorm_before."),
+        (r"\.norm2\.", ".layernorm_after."),
+        (r"\.attn\.proj\.", ".attention.o_proj."),
+        (r"\.attn\.", ".attention."),
+        (r"\.feed_forward\.", ".mlp."),
+    )
 
-    def __init__(self, pretrained: str = "none", stride: Count = 10, fbank: Fbank = AST_FBANK,
-                 segments: Count | None = None, train_norm: bool = False, frozen: bool = True) -> None:
+    def __init__(
+        self,
+        pretrained: str = "none",
+        stride: Count = 10,
+        fbank: Fbank = AST_FBANK,
+        segments: Count | None = None,
+        train_norm: bool = False,
+        frozen: bool = True,
+    ) -> None:
         super().__init__(frozen)
         self.fbank, self.input = fbank, fbank.input
         net = self._build(stride)
@@ -72,8 +86,15 @@ class ASTransformer(PlainViT):
     def _build(self, stride: int) -> nn.Module:
         from transformers import ASTConfig, ASTModel  # takes seconds: only where it is asked for
 
-        return ASTModel(ASTConfig(frequency_stride=stride, time_stride=stride, num_mel_bins=PUBLISHED[0],
-                                  max_length=PUBLISHED[1], **self.sizes))
+        return ASTModel(
+            ASTConfig(
+                frequency_stride=stride,
+                time_stride=stride,
+                num_mel_bins=PUBLISHED[0],
+                max_length=PUBLISHED[1],
+                **self.sizes,
+            )
+        )
 
     def _load(self, net: nn.Module, pretrained: str) -> nn.Module:
         """The library's network with weights: transformers itself translates names of older versions."""
@@ -87,19 +108,27 @@ class ASTransformer(PlainViT):
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # its report of what is unexpected, which is told below
         try:
-            loaded, found = type(net).from_pretrained(pretrained if hub else None, config=net.config,
-                                                      state_dict=weights, output_loading_info=True)
+            loaded, found = type(net).from_pretrained(
+                pretrained if hub else None, config=net.config, state_dict=weights, output_loading_info=True
+            )
         except (OSError, RuntimeError) as error:
-            raise WeightsError(KEY, f"{pretrained} ({error})", f"weights of an AST of stride {net.config.time_stride}",
-                               "Check `stride`. On a machine without network, download the files elsewhere and give "
-                               "their path.") from error
+            raise WeightsError(
+                KEY,
+                f"{pretrained} ({error})",
+                f"weights of an AST of stride {net.config.time_stride}",
+                "Check `stride`. On a machine without network, download the files elsewhere and give their path.",
+            ) from error
         finally:
             logging.set_verbosity(verbosity)
         missing = sorted(found["missing_keys"])
         unknown = sorted(key for key in found["unexpected_keys"] if not key.startswith("classifier."))
         if missing or unknown or found["mismatched_keys"]:
-            raise WeightsError(KEY, f"{pretrained}: missing {missing[:5]}, unknown {unknown[:5]}",
-                               "the tensors of transformers' AST", "Check that the file belongs to this architecture.")
+            raise WeightsError(
+                KEY,
+                f"{pretrained}: missing {missing[:5]}, unknown {unknown[:5]}",
+                "the tensors of transformers' AST",
+                "Check that the file belongs to this architecture.",
+            )
         return loaded
 
     def _take_apart(self, net: nn.Module) -> None:
@@ -108,11 +137,17 @@ class ASTransformer(PlainViT):
         self.class_embedding, self.registers = start.cls_token, start.distillation_token
         self.positions = start.position_embeddings
         (height, width), (down, right) = self.conv.kernel_size, self.conv.stride
-        have, grid = (((bins - height) // down + 1, (frames - width) // right + 1)
-                      for bins, frames in (PUBLISHED, (self.fbank.mel_bins, self.fbank.frames)))
+        have, grid = (
+            ((bins - height) // down + 1, (frames - width) // right + 1)
+            for bins, frames in (PUBLISHED, (self.fbank.mel_bins, self.fbank.frames))
+        )
         if min(grid) < 1:
-            raise ArgumentError("fbank", f"{self.fbank.mel_bins} x {self.fbank.frames}",
-                                f"at least {height} x {width}, a patch", "Choose more mel_bins or frames.")
+            raise ArgumentError(
+                "fbank",
+                f"{self.fbank.mel_bins} x {self.fbank.frames}",
+                f"at least {height} x {width}, a patch",
+                "Choose more mel_bins or frames.",
+            )
         if grid != have:
             self.positions = nn.Parameter(resize_positions(self.position_table().detach(), 2, have, grid))
         spec = BlockSpec(config.hidden_size, grid, 0, prefix=2)
@@ -132,5 +167,6 @@ def _block(layer: nn.Module, spec: BlockSpec, heads: int) -> PlainViTBlock:
     """transformers' block under our names."""
     attn, mlp = layer.attention, layer.mlp
     attention = PlainAttention(heads, attn.o_proj, None, attn.q_proj, attn.k_proj, attn.v_proj)
-    return PlainViTBlock(spec, layer.layernorm_before, attention, layer.layernorm_after,
-                         FeedForward(mlp.fc1, mlp.activation_fn, mlp.fc2))
+    return PlainViTBlock(
+        spec, layer.layernorm_before, attention, layer.layernorm_after, FeedForward(mlp.fc1, mlp.activation_fn, mlp.fc2)
+    )

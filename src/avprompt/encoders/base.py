@@ -132,8 +132,12 @@ def check_edits(edits: Mapping[str, object] | None) -> None:
         ArgumentError: a name is not in `LAYERS`.
     """
     if edits and not edits.keys() <= set(LAYERS):
-        raise ArgumentError("edits", sorted(edits.keys() - set(LAYERS)), f"names among {', '.join(LAYERS)}",
-                            "Name the linear layers of a block so.")
+        raise ArgumentError(
+            "edits",
+            sorted(edits.keys() - set(LAYERS)),
+            f"names among {', '.join(LAYERS)}",
+            "Name the linear layers of a block so.",
+        )
 
 
 def edited(output: Tensor, x: Tensor, edits: Edits | None, name: str) -> Tensor:
@@ -217,8 +221,12 @@ class FrozenBlock(nn.Module, abc.ABC):
         Raises:
             ArgumentError: the block attends over its own grid alone.
         """
-        raise ArgumentError("encoder", type(self).__name__, "blocks that can attend over time",
-                            "Use a plain vision transformer without rotary positions, Swin or HTS-AT.")
+        raise ArgumentError(
+            "encoder",
+            type(self).__name__,
+            "blocks that can attend over time",
+            "Use a plain vision transformer without rotary positions, Swin or HTS-AT.",
+        )
 
     def prepare(self) -> None:
         """Compute once what is constant because the block is frozen."""
@@ -251,8 +259,15 @@ class FeedForward(nn.Module):
         value: of a gated MLP, the layer of the value where it is a layer of its own.
     """
 
-    def __init__(self, fc1: nn.Linear, act: nn.Module, fc2: nn.Linear, norm: nn.Module | None = None,
-                 gated: bool = False, value: nn.Linear | None = None) -> None:
+    def __init__(
+        self,
+        fc1: nn.Linear,
+        act: nn.Module,
+        fc2: nn.Linear,
+        norm: nn.Module | None = None,
+        gated: bool = False,
+        value: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.fc1, self.act, self.fc2, self.norm = fc1, act, fc2, norm
         self.gated, self.value = gated, value
@@ -385,8 +400,12 @@ class FrozenEncoder(nn.Module, abc.ABC):
             ShapeError: another dtype, or other than three colours.
         """
         if frames.shape[-3:-2] != (3,) or not (frames.dtype == torch.uint8 or frames.is_floating_point()):
-            raise ShapeError("frames", f"{tuple(frames.shape)} {frames.dtype}",
-                             "(..., 3, H, W), uint8 in [0, 255] or floating and normalised", "Check the data module.")
+            raise ShapeError(
+                "frames",
+                f"{tuple(frames.shape)} {frames.dtype}",
+                "(..., 3, H, W), uint8 in [0, 255] or floating and normalised",
+                "Check the data module.",
+            )
         dtype = self.frame_mean.dtype
         if frames.is_floating_point():
             return frames.to(torch.promote_types(frames.dtype, dtype))
@@ -402,8 +421,12 @@ class FrozenEncoder(nn.Module, abc.ABC):
         """
         size = (3, self.input.height, self.input.width)
         if frames.ndim != 5 or tuple(frames.shape[2:]) != size:
-            raise ShapeError("frames", tuple(frames.shape), f"(B, T, {', '.join(map(str, size))})",
-                             "Set --data.image_size to the visual encoder's size.")
+            raise ShapeError(
+                "frames",
+                tuple(frames.shape),
+                f"(B, T, {', '.join(map(str, size))})",
+                "Set --data.image_size to the visual encoder's size.",
+            )
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens of the first block.
@@ -423,11 +446,19 @@ class FrozenEncoder(nn.Module, abc.ABC):
             return self.stem(self.normalise(x))
         rate, seconds, samples = self.input.sample_rate, self.input.seconds, self.input.samples
         if x.ndim != 3 or not x.is_floating_point():
-            raise ShapeError("audio", f"{tuple(x.shape)} {x.dtype}", "floating (B, T, S): one row of samples a segment",
-                             "Give mono audio cut into segments, not tiled.")
+            raise ShapeError(
+                "audio",
+                f"{tuple(x.shape)} {x.dtype}",
+                "floating (B, T, S): one row of samples a segment",
+                "Give mono audio cut into segments, not tiled.",
+            )
         if x.shape[-1] != samples:
-            raise ShapeError("audio", tuple(x.shape), f"(B, T, {samples}): {seconds:g} s at {rate} Hz a segment",
-                             f"Set --data.sample_rate to {rate}, or the length of segments to the audio encoder's.")
+            raise ShapeError(
+                "audio",
+                tuple(x.shape),
+                f"(B, T, {samples}): {seconds:g} s at {rate} Hz a segment",
+                f"Set --data.sample_rate to {rate}, or the length of segments to the audio encoder's.",
+            )
         return self.stem(x.to(torch.promote_types(x.dtype, next(self.parameters()).dtype)))
 
     @abc.abstractmethod
@@ -543,13 +574,24 @@ class FrozenEncoder(nn.Module, abc.ABC):
         Raises:
             WeightsError: a key is missing, unknown, or has another shape, or the front end has other constants.
         """
-        fixed = {self.library_key(name): value for name, value in self.state_dict().items()
-                 if name.startswith(self.constants)} if self.constants else {}
+        fixed = (
+            {
+                self.library_key(name): value
+                for name, value in self.state_dict().items()
+                if name.startswith(self.constants)
+            }
+            if self.constants
+            else {}
+        )
         for name, value in fixed.items():
             theirs = weights.get(name, value)
             if theirs.shape != value.shape or not torch.allclose(theirs.to(value), value, atol=1e-4):
-                raise WeightsError(source, f"another {name}", "the front end of the encoder's arguments",
-                                   "These weights were trained on other spectrograms; choose the matching encoder.")
+                raise WeightsError(
+                    source,
+                    f"another {name}",
+                    "the front end of the encoder's arguments",
+                    "These weights were trained on other spectrograms; choose the matching encoder.",
+                )
         weights = {**fixed, **weights}
         ours = {self.library_key(name): name for name in self.state_dict()}
         given = {key: value for key, value in weights.items() if not key.startswith(self.unused_weights)}
@@ -602,8 +644,12 @@ def read_weights(path: str | Path, key: str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError ... for broken or unsafe files
-        raise WeightsError(path, f"{type(error).__name__}: {error}", "a torch file that holds tensors only",
-                           f"Check the download, or re-save its state dict ({key}).") from error
+        raise WeightsError(
+            path,
+            f"{type(error).__name__}: {error}",
+            "a torch file that holds tensors only",
+            f"Check the download, or re-save its state dict ({key}).",
+        ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -634,12 +680,17 @@ class WindowBlock(FrozenBlock):
         self.window, self.shift = pair(library.window_size), pair(library.shift_size)
         self.heads = library.attn.num_heads
         if any(size % window for size, window in zip(spec.grid, self.window)):
-            raise ArgumentError("model", f"windows of {self.window} on a grid of {spec.grid}", "whole windows",
-                                "Choose another size of frames.")
+            raise ArgumentError(
+                "model",
+                f"windows of {self.window} on a grid of {spec.grid}",
+                "whole windows",
+                "Choose another size of frames.",
+            )
         self.attn, self.norm1, self.norm2 = library.attn, library.norm1, library.norm2
         self.feed_forward = FeedForward(library.mlp.fc1, library.mlp.act, library.mlp.fc2)
-        self.spec = replace(spec, hidden=self.feed_forward.hidden, heads=self.heads,
-                            window=self.window[0] * self.window[1])
+        self.spec = replace(
+            spec, hidden=self.feed_forward.hidden, heads=self.heads, window=self.window[0] * self.window[1]
+        )
         self.drop_path = DropPath(drop_path)
         self.register_buffer("mask", library.attn_mask, persistent=False)
         self.register_buffer("bias", None, persistent=False)
@@ -710,8 +761,10 @@ class WindowBlock(FrozenBlock):
         bias = self.attention_bias().to(q.dtype)
         if prompts is not None:
             prompts = (self.norm1(prompts) if self.norm_first else prompts).view(-1, 1, prompts.shape[-2], dim)
-            k, v = (torch.cat((extra.to(own.dtype).expand(batch, x.shape[1], -1, -1, -1).flatten(1, 2), own), dim=2)
-                    for extra, own in zip(self.project(prompts, None)[1:], (k, v)))
+            k, v = (
+                torch.cat((extra.to(own.dtype).expand(batch, x.shape[1], -1, -1, -1).flatten(1, 2), own), dim=2)
+                for extra, own in zip(self.project(prompts, None)[1:], (k, v))
+            )
             bias = F.pad(bias, (prompts.shape[2], 0))
         x = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
         return x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(shape)

@@ -43,8 +43,12 @@ def read_clap_weights(pretrained: str | Path, key: str) -> dict[str, Tensor]:
         WeightsError: no such file, broken, or holding more than that.
     """
     scalar = np.float64(0).__reduce__()[0]
-    numpy_scalars = [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype,
-                     *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool"))]
+    numpy_scalars = [
+        (scalar, "numpy.core.multiarray.scalar"),
+        scalar,
+        np.dtype,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "bool")),
+    ]
     with torch.serialization.safe_globals(numpy_scalars):
         weights = read_weights(pretrained, key)
     return {name.removeprefix("module.").removeprefix("model."): value for name, value in weights.items()}
@@ -86,9 +90,16 @@ class CLAPAudio(HTSAT):
 
     apart = ("audio_projection.",)
 
-    def __init__(self, model: Literal["tiny", "base"] = "tiny", pretrained: str = "none",
-                 front_end: Literal["released", "fused", "unfused"] = "fused", repeat: Count = 10, frozen: bool = True,
-                 released_mode: bool = False, seconds: Positive = 1.0) -> None:
+    def __init__(
+        self,
+        model: Literal["tiny", "base"] = "tiny",
+        pretrained: str = "none",
+        front_end: Literal["released", "fused", "unfused"] = "fused",
+        repeat: Count = 10,
+        frozen: bool = True,
+        released_mode: bool = False,
+        seconds: Positive = 1.0,
+    ) -> None:
         for name, value, table in (("model", model, SIZES), ("front_end", front_end, FRONT_ENDS)):
             if value not in table:
                 raise ArgumentError(name, value, f"one of {', '.join(table)}", "Correct the audio encoder's arguments.")
@@ -117,8 +128,12 @@ class CLAPAudio(HTSAT):
         published = any(name.startswith(TEXT) for name in weights)  # a saved tower alone has lost its fusion tensors
         if published and self.front_end.bank_rate is None and fusion is not htk:
             kinds = {True: "fused", False: "unfused"}
-            raise WeightsError(source, f"a CLAP trained with `front_end: {kinds[fusion]}`", f"one of `{kinds[htk]}`",
-                               f"Set the audio encoder's front_end to {kinds[fusion]}, or give another file.")
+            raise WeightsError(
+                source,
+                f"a CLAP trained with `front_end: {kinds[fusion]}`",
+                f"one of `{kinds[htk]}`",
+                f"Set the audio encoder's front_end to {kinds[fusion]}, or give another file.",
+            )
         if htk:  # a fusion model holds the Slaney bank that it never uses: its spectrograms come from outside
             weights = {name: value for name, value in weights.items() if name != "audio_branch.logmel_extractor.melW"}
         super().load_htsat_weights(weights, source)

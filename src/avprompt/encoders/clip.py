@@ -35,8 +35,12 @@ def architecture(model: str) -> dict[str, Any]:
     config = open_clip.get_model_config(model)
     sizes, plain = (config or {}).get("vision_cfg", {}), {"image_size", "layers", "width", "patch_size", "head_width"}
     if not plain - {"head_width"} <= sizes.keys() <= plain or not isinstance(sizes["layers"], int):
-        raise ArgumentError("model", model, "a plain vision transformer of open_clip, such as ViT-B-16 or ViT-L-14",
-                            "Write it as open_clip does, without `-quickgelu`.")
+        raise ArgumentError(
+            "model",
+            model,
+            "a plain vision transformer of open_clip, such as ViT-B-16 or ViT-L-14",
+            "Write it as open_clip does, without `-quickgelu`.",
+        )
     return config
 
 
@@ -57,23 +61,38 @@ def read_clip_weights(model: str, pretrained: str, quick_gelu: bool, key: str) -
     if is_path(pretrained):
         weights = _read_archive(pretrained) if _is_torchscript(Path(pretrained)) else read_weights(pretrained, key)
         weights = {name.removeprefix("module."): value for name, value in weights.items()}
-        return {name: value.float() if value.is_floating_point() else value
-                for name, value in weights.items() if name not in OPENAI_SIZES}
+        return {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in weights.items()
+            if name not in OPENAI_SIZES
+        }
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained not in tags:
-        raise WeightsError(key, pretrained, f"none, a local file, or a tag of {model}: {', '.join(tags)}",
-                           "Correct the tag, or give the path of a file.")
+        raise WeightsError(
+            key,
+            pretrained,
+            f"none, a local file, or a tag of {model}: {', '.join(tags)}",
+            "Correct the tag, or give the path of a file.",
+        )
     trained_with = bool(open_clip.get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
     if trained_with is not quick_gelu:
-        raise ArgumentError("quick_gelu", quick_gelu, f"{trained_with}, the activation of {model} {pretrained}",
-                            "Set it so; with the other one the weights give wrong features without a word.")
+        raise ArgumentError(
+            "quick_gelu",
+            quick_gelu,
+            f"{trained_with}, the activation of {model} {pretrained}",
+            "Set it so; with the other one the weights give wrong features without a word.",
+        )
     try:
         return open_clip.create_model(model, pretrained, force_quick_gelu=quick_gelu).state_dict()
     except (RuntimeError, OSError) as error:
-        raise WeightsError(key, f"{pretrained} ({error})", f"a tag of {model} that can be fetched",
-                           "On a machine without network, download the file elsewhere and give its path.") from error
+        raise WeightsError(
+            key,
+            f"{pretrained} ({error})",
+            f"a tag of {model} that can be fetched",
+            "On a machine without network, download the file elsewhere and give its path.",
+        ) from error
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -108,8 +127,11 @@ def _read_archive(path: str | Path) -> dict[str, Tensor]:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename: info for info in archive.infolist()}
             root = next(name for name in records if name.endswith("/data.pkl")).removesuffix("data.pkl")
-            kept = [name for name in records if name.startswith((f"{root}data/", f"{root}data.pkl", f"{root}version",
-                                                                 f"{root}byteorder"))]
+            kept = [
+                name
+                for name in records
+                if name.startswith((f"{root}data/", f"{root}data.pkl", f"{root}version", f"{root}byteorder"))
+            ]
             if any(records[name].compress_type != zipfile.ZIP_STORED for name in kept):
                 raise ValueError("compressed tensors, which no such archive has")
             codes = pickletools.genops(archive.read(f"{root}data.pkl"))
@@ -123,13 +145,25 @@ def _read_archive(path: str | Path) -> dict[str, Tensor]:
         lists = [(_as_given, f"torch.jit._pickle.{name}") for name in _LISTS]
         with torch.serialization.safe_globals([*((kind, name) for name, kind in stand_ins.items()), *lists]):
             return _tensors(torch.load(plain, map_location="cpu", weights_only=True))
-    except (OSError, ValueError, KeyError, StopIteration, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile,
-            EOFError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        StopIteration,
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        EOFError,
+        RecursionError,
+    ) as error:
         unknown = re.search(r"GLOBAL \S+", str(error))  # of a message of many lines
-        raise WeightsError(path, unknown[0] if unknown else f"{type(error).__name__}: {error}",
-                           "a TorchScript archive of tensors and modules",
-                           "Check the download. Otherwise, where you trust the file, convert it: "
-                           "torch.save(torch.jit.load(FILE).state_dict(), OUT)") from error
+        raise WeightsError(
+            path,
+            unknown[0] if unknown else f"{type(error).__name__}: {error}",
+            "a TorchScript archive of tensors and modules",
+            "Check the download. Otherwise, where you trust the file, convert it: "
+            "torch.save(torch.jit.load(FILE).state_dict(), OUT)",
+        ) from error
 
 
 def _tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
@@ -150,8 +184,13 @@ class QuickGELU(nn.Module):
         return F.silu(1.702 * x) / 1.702
 
 
-def clip_input(model: str, pretrained: str, size: tuple[int, int], mean: tuple[float, float, float] | None,
-               std: tuple[float, float, float] | None) -> VisualInput:
+def clip_input(
+    model: str,
+    pretrained: str,
+    size: tuple[int, int],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> VisualInput:
     """The frames of a CLIP: open_clip's preprocessing of a tag, where `mean` and `std` do not say otherwise.
 
     Args:
@@ -166,15 +205,22 @@ def clip_input(model: str, pretrained: str, size: tuple[int, int], mean: tuple[f
 
     tag = {} if pretrained == "none" or is_path(pretrained) else open_clip.get_pretrained_cfg(model, pretrained)
     known = PreprocessCfg(**{name: tag[name] for name in ("mean", "std", "interpolation") if name in tag})
-    return VisualInput(*size, tuple(known.mean if mean is None else mean), tuple(known.std if std is None else std),
-                       known.interpolation)
+    return VisualInput(
+        *size,
+        tuple(known.mean if mean is None else mean),
+        tuple(known.std if std is None else std),
+        known.interpolation,
+    )
 
 
 def _block(library: nn.Module, spec: BlockSpec, activation: nn.Module | None) -> PlainViTBlock:
     """open_clip's block under our names; `activation` replaces its own."""
     attn, mlp = library.attn, library.mlp
-    attention = PlainAttention(attn.num_heads, linear_of(attn.out_proj.weight, attn.out_proj.bias),
-                               linear_of(attn.in_proj_weight, attn.in_proj_bias))
+    attention = PlainAttention(
+        attn.num_heads,
+        linear_of(attn.out_proj.weight, attn.out_proj.bias),
+        linear_of(attn.in_proj_weight, attn.in_proj_bias),
+    )
     feed_forward = FeedForward(mlp.c_fc, activation or mlp.gelu, mlp.c_proj)
     return PlainViTBlock(spec, library.ln_1, attention, library.ln_2, feed_forward)
 
@@ -212,17 +258,34 @@ class CLIP(ImageViT):
 
     apart = ("projection",)
     library_names = (
-        (r"^conv\.", "conv1."), (r"^positions$", "positional_embedding"), (r"^projection$", "proj"),
-        (r"^norm_pre\.", "ln_pre."), (r"^norm\.", "ln_post."), (r"^stages\.0\.blocks\.", "transformer.resblocks."),
-        (r"\.norm([12])\.", r".ln_\1."), (r"\.attn\.qkv\.", ".attn.in_proj_"), (r"\.attn\.proj\.", ".attn.out_proj."),
-        (r"\.feed_forward\.fc1\.", ".mlp.c_fc."), (r"\.feed_forward\.fc2\.", ".mlp.c_proj."))
+        (r"^conv\.", "conv1."),
+        (r"^positions$", "positional_embedding"),
+        (r"^projection$", "proj"),
+        (r"^norm_pre\.", "ln_pre."),
+        (r"^norm\.", "ln_post."),
+        (r"^stages\.0\.blocks\.", "transformer.resblocks."),
+        (r"\.norm([12])\.", r".ln_\1."),
+        (r"\.attn\.qkv\.", ".attn.in_proj_"),
+        (r"\.attn\.proj\.", ".attn.out_proj."),
+        (r"\.feed_forward\.fc1\.", ".mlp.c_fc."),
+        (r"\.feed_forward\.fc2\.", ".mlp.c_proj."),
+    )
 
-    def __init__(self, model: str = "ViT-B-16", pretrained: str = "none", quick_gelu: bool = True,
-                 segments: Count | None = None, train_norm: bool = False, projection: bool = False,
-                 fbank: Fbank = Fbank(), audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 audio_class_token: bool = False, frozen: bool = True,
-                 mean: tuple[Number, Number, Number] | None = None,
-                 std: tuple[Positive, Positive, Positive] | None = None) -> None:
+    def __init__(
+        self,
+        model: str = "ViT-B-16",
+        pretrained: str = "none",
+        quick_gelu: bool = True,
+        segments: Count | None = None,
+        train_norm: bool = False,
+        projection: bool = False,
+        fbank: Fbank = Fbank(),
+        audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
+        audio_class_token: bool = False,
+        frozen: bool = True,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
+    ) -> None:
         super().__init__(frozen)
         self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token}
         net = self._build(model)
@@ -238,8 +301,15 @@ class CLIP(ImageViT):
 
         config = architecture(model)
         sizes = config["vision_cfg"]
-        return VisionTransformer(sizes["image_size"], sizes["patch_size"], sizes["width"], sizes["layers"],
-                                 sizes["width"] // sizes.get("head_width", 64), 4.0, output_dim=config["embed_dim"])
+        return VisionTransformer(
+            sizes["image_size"],
+            sizes["patch_size"],
+            sizes["width"],
+            sizes["layers"],
+            sizes["width"] // sizes.get("head_width", 64),
+            4.0,
+            output_dim=config["embed_dim"],
+        )
 
     def _take_apart(self, net: nn.Module, quick_gelu: bool, projection: bool) -> None:
         self.conv, self.norm_pre, self.norm = net.conv1, net.ln_pre, net.ln_post
@@ -270,8 +340,9 @@ class CLIP(ImageViT):
             ArgumentError: built without `projection`.
         """
         if self.projection is None:
-            raise ArgumentError("projection", False, "true, for a task that compares with text",
-                                "Set it on the visual encoder.")
+            raise ArgumentError(
+                "projection", False, "true, for a task that compares with text", "Set it on the visual encoder."
+            )
         return features @ self.projection
 
     def listener(self) -> ViTSpectrogram:

@@ -13,8 +13,10 @@ from avprompt.errors import ArgumentError, WeightsError, check_choice
 from avprompt.ranges import Count, Dropout
 
 #: colours that ImageNet and Kinetics networks are trained with
-COLOURS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-           "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))}
+COLOURS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "kinetics": ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)),
+}
 Colours = Literal["imagenet", "kinetics"]
 
 
@@ -30,14 +32,21 @@ def torchvision_weights(model: str, pretrained: str) -> dict[str, Tensor]:
         return read_weights(pretrained, "visual.pretrained")
     tags = get_model_weights(model).__members__
     if pretrained not in tags:
-        raise WeightsError("visual.pretrained", pretrained, f"none, a local file, or a tag of {model}: "
-                           f"{', '.join(sorted(tags))}", "Correct the tag, or give the path of a file.")
+        raise WeightsError(
+            "visual.pretrained",
+            pretrained,
+            f"none, a local file, or a tag of {model}: {', '.join(sorted(tags))}",
+            "Correct the tag, or give the path of a file.",
+        )
     try:
         return tags[pretrained].get_state_dict(progress=False, check_hash=True)
     except (RuntimeError, OSError) as error:
-        raise WeightsError("visual.pretrained", f"{pretrained} ({error})", f"a torchvision tag of {model} that can be "
-                           "fetched", f"On a machine without network, download {tags[pretrained].url} elsewhere and "
-                           "give the file's path.") from error
+        raise WeightsError(
+            "visual.pretrained",
+            f"{pretrained} ({error})",
+            f"a torchvision tag of {model} that can be fetched",
+            f"On a machine without network, download {tags[pretrained].url} elsewhere and give the file's path.",
+        ) from error
 
 
 class MapEncoder(FrozenEncoder):
@@ -59,8 +68,10 @@ class MapEncoder(FrozenEncoder):
         if size < strides[-1] or size % strides[-1]:
             raise ArgumentError("img_size", size, f"a multiple of {strides[-1]}", "Choose another size.")
         self.input, self.stages = VisualInput(size, size, *COLOURS[colours], "bilinear"), nn.ModuleList()
-        self.specs = [BlockSpec(dim, (size // stride, size // stride), number)
-                      for number, (dim, stride) in enumerate(zip(channels, strides))]
+        self.specs = [
+            BlockSpec(dim, (size // stride, size // stride), number)
+            for number, (dim, stride) in enumerate(zip(channels, strides))
+        ]
         self.freeze()
 
     @property
@@ -109,9 +120,16 @@ class ResNet(MapEncoder):
 
     unused_weights = ("fc.",)
 
-    def __init__(self, model: Literal["resnet18", "resnet50", "resnet152"] = "resnet50", pretrained: str = "none",
-                 img_size: Count = 224, last_stride: Literal[1, 2] = 2, pooled: bool = False,
-                 colours: Colours = "imagenet", frozen: bool = True) -> None:
+    def __init__(
+        self,
+        model: Literal["resnet18", "resnet50", "resnet152"] = "resnet50",
+        pretrained: str = "none",
+        img_size: Count = 224,
+        last_stride: Literal[1, 2] = 2,
+        pooled: bool = False,
+        colours: Colours = "imagenet",
+        frozen: bool = True,
+    ) -> None:
         from torchvision import models
 
         super().__init__(frozen)
@@ -204,8 +222,14 @@ class PVT(MapEncoder):
     unused_weights = ("head.",)
     library_names = ((r"^pyramid\.", "stages."),)
 
-    def __init__(self, model: str = "pvt_v2_b5", pretrained: str = "none", img_size: Count = 224, drop_path: Dropout = 0.0,
-                 frozen: bool = True) -> None:
+    def __init__(
+        self,
+        model: str = "pvt_v2_b5",
+        pretrained: str = "none",
+        img_size: Count = 224,
+        drop_path: Dropout = 0.0,
+        frozen: bool = True,
+    ) -> None:
         from timm.models import pvt_v2
 
         from avprompt.encoders.timm_library import build_timm, timm_weights

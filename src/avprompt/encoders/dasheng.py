@@ -23,9 +23,11 @@ from avprompt.precision import wide
 from avprompt.ranges import Count, Positive
 
 KEY = "audio.init_args.pretrained"
-SIZES = {"dasheng_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
-         "dasheng_06B": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
-         "dasheng_12B": {"embed_dim": 1536, "depth": 40, "num_heads": 24}}
+SIZES = {
+    "dasheng_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
+    "dasheng_06B": {"embed_dim": 1280, "depth": 32, "num_heads": 16},
+    "dasheng_12B": {"embed_dim": 1536, "depth": 40, "num_heads": 24},
+}
 
 
 class Dasheng(PlainViT):
@@ -60,12 +62,22 @@ class Dasheng(PlainViT):
     sizes: dict[str, object] = {}
     constants = ("front_end.",)
     library_names = (
-        (r"^conv\.", "patch_embed.proj."), (r"^(time|freq)_positions$", r"\1_pos_embed"), (r"^stages\.0\.", ""),
-        (r"\.scale([12])$", r".ls\1.gamma"), (r"\.feed_forward\.", ".mlp."))
+        (r"^conv\.", "patch_embed.proj."),
+        (r"^(time|freq)_positions$", r"\1_pos_embed"),
+        (r"^stages\.0\.", ""),
+        (r"\.scale([12])$", r".ls\1.gamma"),
+        (r"\.feed_forward\.", ".mlp."),
+    )
 
-    def __init__(self, model: Literal["dasheng_base", "dasheng_06B", "dasheng_12B"] = "dasheng_base",
-                 pretrained: str = "none", seconds: Positive = 1.0, segments: Count | None = None,
-                 train_norm: bool = False, frozen: bool = True) -> None:
+    def __init__(
+        self,
+        model: Literal["dasheng_base", "dasheng_06B", "dasheng_12B"] = "dasheng_base",
+        pretrained: str = "none",
+        seconds: Positive = 1.0,
+        segments: Count | None = None,
+        train_norm: bool = False,
+        frozen: bool = True,
+    ) -> None:
         super().__init__(frozen)
         if model not in SIZES:
             raise ArgumentError("model", model, f"one of {', '.join(SIZES)}", "Correct the audio encoder's arguments.")
@@ -113,8 +125,12 @@ def dasheng_module():  # noqa: ANN201  a module
     try:
         from dasheng.pretrained import pretrained
     except ModuleNotFoundError as error:
-        raise ArgumentError("audio", f"Dasheng, without the package {error.name}", "the package dasheng",
-                            "Install it: pip install avprompt[dasheng]") from error
+        raise ArgumentError(
+            "audio",
+            f"Dasheng, without the package {error.name}",
+            "the package dasheng",
+            "Install it: pip install avprompt[dasheng]",
+        ) from error
     return pretrained
 
 
@@ -132,13 +148,18 @@ def read_dasheng_weights(model: str, pretrained: str) -> dict[str, Tensor]:
     try:
         return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)["model"]
     except OSError as error:  # of the network
-        raise WeightsError(KEY, f"{url} ({error})", "a file that can be fetched",
-                           "On a machine without network, download it elsewhere and give its path.") from error
+        raise WeightsError(
+            KEY,
+            f"{url} ({error})",
+            "a file that can be fetched",
+            "On a machine without network, download it elsewhere and give its path.",
+        ) from error
 
 
 def _block(block: nn.Module, spec: BlockSpec) -> PlainViTBlock:
     """The package's block, whose names are timm's, under ours."""
     scales = [getattr(scale, "gamma", None) for scale in (block.ls1, block.ls2)]
     attention = PlainAttention(block.attn.num_heads, block.attn.proj, block.attn.qkv)
-    return PlainViTBlock(spec, block.norm1, attention, block.norm2,
-                         FeedForward(block.mlp.fc1, block.mlp.act, block.mlp.fc2), *scales)
+    return PlainViTBlock(
+        spec, block.norm1, attention, block.norm2, FeedForward(block.mlp.fc1, block.mlp.act, block.mlp.fc2), *scales
+    )

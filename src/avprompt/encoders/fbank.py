@@ -143,8 +143,15 @@ def one_channel(conv: nn.Conv2d, stem: Literal["sum", "mean"]) -> nn.Conv2d:
         raise ArgumentError("audio_stem", stem, "sum or mean", "Correct it.")
     weight = conv.weight.detach()
     weight = weight.sum(1, keepdim=True) if stem == "sum" else weight.mean(1, keepdim=True)
-    own = nn.Conv2d(1, conv.out_channels, conv.kernel_size, conv.stride, bias=conv.bias is not None,
-                    device=weight.device, dtype=weight.dtype)
+    own = nn.Conv2d(
+        1,
+        conv.out_channels,
+        conv.kernel_size,
+        conv.stride,
+        bias=conv.bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
     own.weight = nn.Parameter(weight)
     if conv.bias is not None:
         own.bias = nn.Parameter(conv.bias.detach().clone())

@@ -106,8 +106,11 @@ class HTSAT(FrozenEncoder):
     [(64, 64), (32, 32), (16, 16), (8, 8)]
     """
 
-    library_names = ((r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample."), (r"^stages\.", "layers."),
-                     (r"\.feed_forward\.", ".mlp."))
+    library_names = (
+        (r"^stages\.(\d+)\.merge\.", r"layers.\1.downsample."),
+        (r"^stages\.", "layers."),
+        (r"\.feed_forward\.", ".mlp."),
+    )
     prefixes = ("sed_model.", "module.audio_branch.", "audio_branch.")
     constants = ("spectrogram_extractor.", "logmel_extractor.")
     drop_path = 0.1
@@ -115,9 +118,16 @@ class HTSAT(FrozenEncoder):
     #: arguments of laion-clap's class; empty is the AudioSet model's
     sizes: dict[str, object] = {}
 
-    def __init__(self, pretrained: str = "none", repeat: Count | None = None, final_norm: bool = False,
-                 frozen: bool = True, released_mode: bool = False, mixup: bool = False,
-                 seconds: Positive = 1.0) -> None:
+    def __init__(
+        self,
+        pretrained: str = "none",
+        repeat: Count | None = None,
+        final_norm: bool = False,
+        frozen: bool = True,
+        released_mode: bool = False,
+        mixup: bool = False,
+        seconds: Positive = 1.0,
+    ) -> None:
         super().__init__(frozen, released_mode)
         if mixup and not released_mode:
             raise ArgumentError("mixup", mixup, "released_mode: true beside it", "Set both, or neither.")
@@ -137,7 +147,8 @@ class HTSAT(FrozenEncoder):
             if front_end.mel_scale == "htk":
                 bins = bank.window_size // 2 + 1
                 net.logmel_extractor.melW.data = torchaudio.functional.melscale_fbanks(
-                    bins, float(bank.fmin), float(bank.fmax), bank.mel_bins, bank.sample_rate, mel_scale="htk")
+                    bins, float(bank.fmin), float(bank.fmax), bank.mel_bins, bank.sample_rate, mel_scale="htk"
+                )
             return net
 
     def _take_apart(self, net: nn.Module, final_norm: bool) -> None:
@@ -164,7 +175,7 @@ class HTSAT(FrozenEncoder):
         weights = read_weights(pretrained, "audio.pretrained")
         for prefix in self.prefixes:
             if any(name.startswith(prefix) for name in weights):
-                weights = {name[len(prefix):]: value for name, value in weights.items() if name.startswith(prefix)}
+                weights = {name[len(prefix) :]: value for name, value in weights.items() if name.startswith(prefix)}
                 break
         self.load_htsat_weights(weights, pretrained)
 
@@ -174,8 +185,11 @@ class HTSAT(FrozenEncoder):
         Raises:
             WeightsError: keys or shapes do not belong to this architecture.
         """
-        weights = {name: value for name, value in weights.items()
-                   if not name.endswith(("attn_mask", "relative_position_index"))}
+        weights = {
+            name: value
+            for name, value in weights.items()
+            if not name.endswith(("attn_mask", "relative_position_index"))
+        }
         self.load_library_weights(weights, source)
 
     def log_mel(self, waveform: Tensor, repeats: int) -> Tensor:
@@ -190,8 +204,8 @@ class HTSAT(FrozenEncoder):
             transformed = min(repeats, 3) if periodic else repeats
             mel = self.logmel_extractor(self.spectrogram_extractor(wide(waveform).repeat(1, transformed)))
             if transformed < repeats:
-                inner = mel[:, :, period:2 * period].repeat(1, 1, repeats - 2, 1)
-                mel = torch.cat((mel[:, :, :period], inner, mel[:, :, 2 * period:]), dim=2)
+                inner = mel[:, :, period : 2 * period].repeat(1, 1, repeats - 2, 1)
+                mel = torch.cat((mel[:, :, :period], inner, mel[:, :, 2 * period :]), dim=2)
             return self.bn0(mel.transpose(1, 3)).transpose(1, 3)
 
     def fold(self, mel: Tensor) -> Tensor:
@@ -202,8 +216,12 @@ class HTSAT(FrozenEncoder):
         """
         width, height = self.spec_size * self.freq_ratio, self.spec_size // self.freq_ratio
         if mel.shape[2] > width:
-            raise ShapeError("audio", f"{mel.shape[2]} spectrogram frames", f"at most {width}",
-                             "Use shorter segments or a smaller `repeat` of the audio encoder.")
+            raise ShapeError(
+                "audio",
+                f"{mel.shape[2]} spectrogram frames",
+                f"at most {width}",
+                "Use shorter segments or a smaller `repeat` of the audio encoder.",
+            )
         if mel.shape[2:] != (width, height):
             mel = F.interpolate(mel, (width, height), mode="bicubic", align_corners=True)
         chunks = mel.transpose(2, 3).reshape(len(mel), 1, height, self.freq_ratio, self.spec_size)

@@ -87,8 +87,9 @@ def without_librosa() -> Iterator[None]:
     from torchlibrosa import stft
 
     librosa = stft.librosa
-    stft.librosa = SimpleNamespace(filters=SimpleNamespace(get_window=hann, mel=mel_bank),
-                                   util=SimpleNamespace(pad_center=pad_center))
+    stft.librosa = SimpleNamespace(
+        filters=SimpleNamespace(get_window=hann, mel=mel_bank), util=SimpleNamespace(pad_center=pad_center)
+    )
     try:
         yield
     finally:

@@ -40,10 +40,20 @@ class PlainAttention(nn.Module):
         norm: norm before the output projection, where there is one.
     """
 
-    def __init__(self, num_heads: int, proj: nn.Linear, qkv: nn.Linear | None = None, q_proj: nn.Linear | None = None,
-                 k_proj: nn.Linear | None = None, v_proj: nn.Linear | None = None, q_bias: nn.Parameter | None = None,
-                 v_bias: nn.Parameter | None = None, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None,
-                 norm: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        proj: nn.Linear,
+        qkv: nn.Linear | None = None,
+        q_proj: nn.Linear | None = None,
+        k_proj: nn.Linear | None = None,
+        v_proj: nn.Linear | None = None,
+        q_bias: nn.Parameter | None = None,
+        v_bias: nn.Parameter | None = None,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        norm: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.num_heads, self.proj, self.qkv = num_heads, proj, qkv
         self.q_proj, self.k_proj, self.v_proj, self.q_bias, self.v_bias = q_proj, k_proj, v_proj, q_bias, v_bias
@@ -89,12 +99,22 @@ class PlainViTBlock(FrozenBlock):
     True
     """
 
-    def __init__(self, spec: BlockSpec, norm1: nn.Module, attn: PlainAttention, norm2: nn.Module,
-                 feed_forward: FeedForward, scale1: nn.Parameter | None = None, scale2: nn.Parameter | None = None,
-                 rope: Tensor | None = None, half: bool = False) -> None:
+    def __init__(
+        self,
+        spec: BlockSpec,
+        norm1: nn.Module,
+        attn: PlainAttention,
+        norm2: nn.Module,
+        feed_forward: FeedForward,
+        scale1: nn.Parameter | None = None,
+        scale2: nn.Parameter | None = None,
+        rope: Tensor | None = None,
+        half: bool = False,
+    ) -> None:
         super().__init__()
-        self.spec = replace(spec, plain=rope is None, hidden=feed_forward.hidden, gated=feed_forward.gated,
-                            heads=attn.num_heads)
+        self.spec = replace(
+            spec, plain=rope is None, hidden=feed_forward.hidden, gated=feed_forward.gated, heads=attn.num_heads
+        )
         self.norm1, self.attn, self.norm2, self.feed_forward = norm1, attn, norm2, feed_forward
         self.scale1, self.scale2, self.half = scale1, scale2, half
         self.register_buffer("rope", rope, persistent=False)
@@ -106,8 +126,12 @@ class PlainViTBlock(FrozenBlock):
             ArgumentError: rotary positions belong to the block's own grid.
         """
         if self.rope is not None:
-            raise ArgumentError("audio", "shared, with rotary positions", "a transformer with a table of positions",
-                                "Rotary positions belong to the grid of frames; give an audio encoder.")
+            raise ArgumentError(
+                "audio",
+                "shared, with rotary positions",
+                "a transformer with a table of positions",
+                "Rotary positions belong to the grid of frames; give an audio encoder.",
+            )
         return PlainViTBlock(spec, self.norm1, self.attn, self.norm2, self.feed_forward, self.scale1, self.scale2)
 
     def _mix_values(self, x: Tensor, edits: Edits | None, prompts: Tensor | None) -> Tensor:
@@ -123,8 +147,14 @@ class PlainViTBlock(FrozenBlock):
             return super().attend_series(x, bias)
         return self.project_out(self.mix(self.norm1(x), bias=bias))
 
-    def attend(self, queries: Tensor, keys: Tensor | None = None, key_prompts: Tensor | None = None,
-               value_prompts: Tensor | None = None, edits: Edits | None = None) -> Tensor:
+    def attend(
+        self,
+        queries: Tensor,
+        keys: Tensor | None = None,
+        key_prompts: Tensor | None = None,
+        value_prompts: Tensor | None = None,
+        edits: Edits | None = None,
+    ) -> Tensor:
         """Multi-head attention with the frozen projections and layer scale; prompts join after projection.
 
         Args:
@@ -139,8 +169,15 @@ class PlainViTBlock(FrozenBlock):
         """
         return self.project_out(self.mix(queries, keys, key_prompts, value_prompts, edits), edits)
 
-    def mix(self, queries: Tensor, keys: Tensor | None = None, key_prompts: Tensor | None = None,
-            value_prompts: Tensor | None = None, edits: Edits | None = None, bias: Tensor | None = None) -> Tensor:
+    def mix(
+        self,
+        queries: Tensor,
+        keys: Tensor | None = None,
+        key_prompts: Tensor | None = None,
+        value_prompts: Tensor | None = None,
+        edits: Edits | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """The first half of `attend`: values mixed by attention, (n, L, C), which the output projection reads; `bias`
         (heads, L, M) is added to the logits."""
         check_edits(edits)
@@ -153,9 +190,13 @@ class PlainViTBlock(FrozenBlock):
         q, k, v = edited(q, queries, edits, "q"), edited(k, keys, edits, "k"), edited(v, keys, edits, "v")
         if key_prompts is not None:
             # behind the grid where it is rotated: rotary positions are counted from the first token
-            k, v = (torch.cat((more, own) if self.rope is None else (own, more), dim=1) for more, own in (
-                (prompts.to(own.dtype).expand(len(own), -1, -1), own)
-                for prompts, own in ((key_prompts, k), (value_prompts, v))))
+            k, v = (
+                torch.cat((more, own) if self.rope is None else (own, more), dim=1)
+                for more, own in (
+                    (prompts.to(own.dtype).expand(len(own), -1, -1), own)
+                    for prompts, own in ((key_prompts, k), (value_prompts, v))
+                )
+            )
         q, k, v = (t.unflatten(-1, (attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         if attn.q_norm is not None:
             q, k = attn.q_norm(q).to(v.dtype), attn.k_norm(k).to(v.dtype)
@@ -176,8 +217,12 @@ class PlainViTBlock(FrozenBlock):
         """(n, heads, L, C / heads): rotate the grid's tokens."""
         first, last = self.spec.prefix, self.spec.tokens
         if x.shape[2] < last:
-            raise ShapeError("tokens", x.shape[2], f"at least {last}, those of the block's grid",
-                             "This block has rotary positions (spec.plain is false): give it whole segments.")
+            raise ShapeError(
+                "tokens",
+                x.shape[2],
+                f"at least {last}, those of the block's grid",
+                "This block has rotary positions (spec.plain is false): give it whole segments.",
+            )
         grid = apply_rot_embed_cat(x[:, :, first:last], self.rope, half=self.half)
         return torch.cat((x[:, :, :first].to(grid.dtype), grid, x[:, :, last:].to(grid.dtype)), dim=2)
 
@@ -269,8 +314,12 @@ class PlainViT(FrozenEncoder):
             tokens = tokens + table.to(tokens.dtype)
         if self.temporal_embedding is not None:
             if segments != len(self.temporal_embedding):
-                raise ShapeError("frames, audio", f"{segments} segments", f"{len(self.temporal_embedding)}",
-                                 "Make the encoder's `segments` the data module's.")
+                raise ShapeError(
+                    "frames, audio",
+                    f"{segments} segments",
+                    f"{len(self.temporal_embedding)}",
+                    "Make the encoder's `segments` the data module's.",
+                )
             moments = self.temporal_embedding.repeat(len(tokens) // segments, 1)
             tokens = tokens + moments.unsqueeze(1).to(tokens.dtype)
         return tokens if self.norm_pre is None else self.norm_pre(tokens)
@@ -314,9 +363,15 @@ class ViTSpectrogram(PlainViT):
     torch.Size([10, 97, 96])
     """
 
-    def __init__(self, tower: ImageViT, fbank: Fbank = Fbank(), axes: Literal["mel_time", "time_mel"] = "mel_time",
-                 class_token: bool = False, stem: Literal["sum", "mean"] = "sum",
-                 resize: Literal["grid", "sequence"] = "grid") -> None:
+    def __init__(
+        self,
+        tower: ImageViT,
+        fbank: Fbank = Fbank(),
+        axes: Literal["mel_time", "time_mel"] = "mel_time",
+        class_token: bool = False,
+        stem: Literal["sum", "mean"] = "sum",
+        resize: Literal["grid", "sequence"] = "grid",
+    ) -> None:
         super().__init__(tower.frozen)
         if resize not in ("grid", "sequence"):
             raise ArgumentError("audio_positions", resize, "grid or sequence", "Correct it.")
@@ -325,8 +380,12 @@ class ViTSpectrogram(PlainViT):
         visual = tower.stages[0].blocks[0].spec
         grid = (fbank.mel_bins - height) // down + 1, (fbank.frames - width) // right + 1
         if min(grid) < 1:
-            raise ArgumentError("fbank", f"{fbank.mel_bins} x {fbank.frames}", f"at least {height} x {width}, a patch",
-                                "Choose more mel_bins or frames.")
+            raise ArgumentError(
+                "fbank",
+                f"{fbank.mel_bins} x {fbank.frames}",
+                f"at least {height} x {width}, a patch",
+                "Choose more mel_bins or frames.",
+            )
         if class_token and tower.class_embedding is None:
             raise ArgumentError("audio_class_token", True, "false: this transformer has no class token", "Correct it.")
         self.conv, self.norm_patch = one_channel(tower.conv, stem), tower.norm_patch

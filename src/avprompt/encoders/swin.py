@@ -79,14 +79,25 @@ class Swin(FrozenEncoder):
     module: ClassVar[ModuleType]
     norm_first: ClassVar[bool]
     unused_weights = ("head.",)
-    library_names = ((r"^stages\.(\d+)\.merge\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."),
-                     (r"^stages\.", "layers."), (r"\.feed_forward\.", ".mlp."))
+    library_names = (
+        (r"^stages\.(\d+)\.merge\.", lambda match: f"layers.{int(match[1]) + 1}.downsample."),
+        (r"^stages\.", "layers."),
+        (r"\.feed_forward\.", ".mlp."),
+    )
     #: stochastic depth of the authors' networks in train mode (`released_mode`), the last block's rate
     drop_path = 0.1
 
-    def __init__(self, model: str, pretrained: str, frozen: bool, released_mode: bool,
-                 mean: tuple[Number, Number, Number] | None, std: tuple[Positive, Positive, Positive] | None,
-                 fbank: Fbank, audio_axes: Literal["mel_time", "time_mel"]) -> None:
+    def __init__(
+        self,
+        model: str,
+        pretrained: str,
+        frozen: bool,
+        released_mode: bool,
+        mean: tuple[Number, Number, Number] | None,
+        std: tuple[Positive, Positive, Positive] | None,
+        fbank: Fbank,
+        audio_axes: Literal["mel_time", "time_mel"],
+    ) -> None:
         super().__init__(frozen, released_mode)
         self.listening = {"fbank": fbank, "axes": audio_axes}
         self.model, _, tag = model.partition(".")
@@ -172,10 +183,17 @@ class SwinV2(Swin):
 
     block, library, module, norm_first = SwinV2Block, swin_transformer_v2.SwinTransformerV2, swin_transformer_v2, False
 
-    def __init__(self, model: str = "swinv2_large_window12_192", pretrained: str = "none", frozen: bool = True,
-                 released_mode: bool = False, mean: tuple[Number, Number, Number] | None = None,
-                 std: tuple[Positive, Positive, Positive] | None = None, fbank: Fbank = SPECTROGRAM_192,
-                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
+    def __init__(
+        self,
+        model: str = "swinv2_large_window12_192",
+        pretrained: str = "none",
+        frozen: bool = True,
+        released_mode: bool = False,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
+        fbank: Fbank = SPECTROGRAM_192,
+        audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
+    ) -> None:
         super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
 
 
@@ -206,11 +224,18 @@ class SwinV1(Swin):
 
     block, library, module, norm_first = SwinBlock, swin_transformer.SwinTransformer, swin_transformer, True
 
-    def __init__(self, model: str = "swin_large_patch4_window7_224", pretrained: str = "none", frozen: bool = True,
-                 released_mode: bool = False, mean: tuple[Number, Number, Number] | None = None,
-                 std: tuple[Positive, Positive, Positive] | None = None, fbank: Fbank = SPECTROGRAM_224,
-                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
-                 audio_stem: Literal["sum", "mean"] = "mean") -> None:
+    def __init__(
+        self,
+        model: str = "swin_large_patch4_window7_224",
+        pretrained: str = "none",
+        frozen: bool = True,
+        released_mode: bool = False,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
+        fbank: Fbank = SPECTROGRAM_224,
+        audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
+        audio_stem: Literal["sum", "mean"] = "mean",
+    ) -> None:
         super().__init__(model, pretrained, frozen, released_mode, mean, std, fbank, audio_axes)
         self.listening["stem"] = audio_stem
 
@@ -237,15 +262,23 @@ class SwinSpectrogram(FrozenEncoder):
     torch.Size([10, 16, 80])
     """
 
-    def __init__(self, tower: Swin, fbank: Fbank = SPECTROGRAM_192, axes: Literal["mel_time", "time_mel"] = "time_mel",
-                 stem: Literal["sum", "mean"] = "sum") -> None:
+    def __init__(
+        self,
+        tower: Swin,
+        fbank: Fbank = SPECTROGRAM_192,
+        axes: Literal["mel_time", "time_mel"] = "time_mel",
+        stem: Literal["sum", "mean"] = "sum",
+    ) -> None:
         super().__init__(tower.frozen, tower.released_mode)
         self.fbank, self.axes, self.input = fbank, axes, fbank.input
         shape = (fbank.mel_bins, fbank.frames) if axes == "mel_time" else (fbank.frames, fbank.mel_bins)
         if shape != (tower.input.height, tower.input.width):
-            raise ArgumentError("fbank", f"{fbank.mel_bins} mel_bins x {fbank.frames} frames",
-                                f"a picture of {tower.input.height} x {tower.input.width}, the size of the frames",
-                                "Set mel_bins and frames, and shift_ms so that a segment fills them.")
+            raise ArgumentError(
+                "fbank",
+                f"{fbank.mel_bins} mel_bins x {fbank.frames} frames",
+                f"a picture of {tower.input.height} x {tower.input.width}, the size of the frames",
+                "Set mel_bins and frames, and shift_ms so that a segment fills them.",
+            )
         self.conv, self.norm_patch = one_channel(tower.patch_embed.proj, stem), tower.patch_embed.norm
         self.stages, self.norm = tower.stages, tower.norm
         self.freeze()

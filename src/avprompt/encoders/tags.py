@@ -5,8 +5,15 @@ from __future__ import annotations
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import ArgumentError
 
-FORMS = ("timm:MODEL or timm:MODEL.TAG", "open_clip:MODEL or open_clip:MODEL/TAG", "ast or ast:OWNER/NAME",
-         "dasheng:dasheng_base", "clap:tiny", "htsat", "a bare name of timm or open_clip")
+FORMS = (
+    "timm:MODEL or timm:MODEL.TAG",
+    "open_clip:MODEL or open_clip:MODEL/TAG",
+    "ast or ast:OWNER/NAME",
+    "dasheng:dasheng_base",
+    "clap:tiny",
+    "htsat",
+    "a bare name of timm or open_clip",
+)
 
 
 def encoder_of_tag(tag: str, **options: object) -> FrozenEncoder:
@@ -32,13 +39,20 @@ def encoder_of_tag(tag: str, **options: object) -> FrozenEncoder:
     avprompt.errors.ArgumentError: model: got vit_tinny_patch16_224; expected an architecture of timm; near it: ...
     """
     if not isinstance(tag, str):
-        raise ArgumentError("encoder", type(tag).__name__, f"a FrozenEncoder, or a name: {'; '.join(FORMS)}",
-                            "Correct it.")
+        raise ArgumentError(
+            "encoder", type(tag).__name__, f"a FrozenEncoder, or a name: {'; '.join(FORMS)}", "Correct it."
+        )
     library, colon, name = tag.partition(":")
     if not colon:
         library, name = (tag, "") if tag in ("ast", "htsat", "dasheng", "clap") else (_library_of(tag), tag)
-    builders = {"timm": _timm, "open_clip": _open_clip, "ast": _ast, "dasheng": _dasheng, "clap": _clap,
-                "htsat": _htsat}
+    builders = {
+        "timm": _timm,
+        "open_clip": _open_clip,
+        "ast": _ast,
+        "dasheng": _dasheng,
+        "clap": _clap,
+        "htsat": _htsat,
+    }
     if library not in builders:
         raise ArgumentError("encoder", tag, f"one of: {'; '.join(FORMS)}", "Correct the library before the colon.")
     return builders[library](name, options)
@@ -61,8 +75,12 @@ def _library_of(name: str) -> str:
     if name.partition("/")[0] in open_clip.list_models():
         return "open_clip"
     names = [*timm.list_models(), *open_clip.list_models()]
-    raise ArgumentError("encoder", name, f"a name of timm or open_clip; near it: {near(name.partition('.')[0], names)}",
-                        f"Correct it, or say which library: {'; '.join(FORMS)}.")
+    raise ArgumentError(
+        "encoder",
+        name,
+        f"a name of timm or open_clip; near it: {near(name.partition('.')[0], names)}",
+        f"Correct it, or say which library: {'; '.join(FORMS)}.",
+    )
 
 
 def _timm(name: str, options: dict[str, object]) -> FrozenEncoder:
@@ -87,8 +105,12 @@ def _open_clip(name: str, options: dict[str, object]) -> FrozenEncoder:
 
     model, _, weights = name.partition("/")
     if model not in open_clip.list_models():
-        raise ArgumentError("model", model, f"a model of open_clip; near it: {near(model, open_clip.list_models())}",
-                            "`open_clip.list_models()` lists all.")
+        raise ArgumentError(
+            "model",
+            model,
+            f"a model of open_clip; near it: {near(model, open_clip.list_models())}",
+            "`open_clip.list_models()` lists all.",
+        )
     known = open_clip.get_pretrained_cfg(model, weights) if weights else {}
     activation = {"quick_gelu": bool(known.get("quick_gelu", False))} if known else {}
     return CLIP(model, **{"pretrained": weights or "none", **activation, **options})

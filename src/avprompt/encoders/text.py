@@ -79,8 +79,9 @@ class CLIPText(TextTower):
 
     unused_weights = ("visual.",)
 
-    def __init__(self, model: str = "ViT-B-16", pretrained: str = "none", quick_gelu: bool = True,
-                 frozen: bool = True) -> None:
+    def __init__(
+        self, model: str = "ViT-B-16", pretrained: str = "none", quick_gelu: bool = True, frozen: bool = True
+    ) -> None:
         super().__init__(frozen)
         self._take_apart(self._build(model, QuickGELU if quick_gelu else nn.GELU))
         if pretrained != "none" and not self.is_meta():
@@ -93,8 +94,12 @@ class CLIPText(TextTower):
 
         config, plain = architecture(model), {"context_length", "vocab_size", "width", "heads", "layers"}
         if config["text_cfg"].keys() != plain:
-            raise ArgumentError("model", model, "a CLIP whose text tower is CLIP's own, such as ViT-B-16 or ViT-L-14",
-                                f"open_clip describes this one by {sorted(config['text_cfg'])}.")
+            raise ArgumentError(
+                "model",
+                model,
+                "a CLIP whose text tower is CLIP's own, such as ViT-B-16 or ViT-L-14",
+                f"open_clip describes this one by {sorted(config['text_cfg'])}.",
+            )
         return TextTransformer(**config["text_cfg"], output_dim=config["embed_dim"], act_layer=activation)
 
     def _take_apart(self, net: nn.Module) -> None:
@@ -134,8 +139,13 @@ class CLIPText(TextTower):
         """End tokens of the last block (K, W) -> (K, E)."""
         return self.ln_final(tokens) @ self.text_projection
 
-    def encode(self, embeddings: Tensor, end: Tensor, deep: Tensor | Sequence[Tensor] | None = None,
-               span: tuple[int, int] | None = None) -> Tensor:
+    def encode(
+        self,
+        embeddings: Tensor,
+        end: Tensor,
+        deep: Tensor | Sequence[Tensor] | None = None,
+        span: tuple[int, int] | None = None,
+    ) -> Tensor:
         """Embedded texts -> CLIP's embeddings; gradients reach what is spliced in, never the tower.
 
         The attention is causal, so that what follows the last end token is left out: same result in less time.
@@ -156,23 +166,34 @@ class CLIPText(TextTower):
         """
         length, width = self.positional_embedding.shape
         if embeddings.ndim != 3 or embeddings.shape[1] > length or embeddings.shape[2] != width:
-            raise ShapeError("embeddings", tuple(embeddings.shape), f"(K, at most {length}, {width})",
-                             "Embed token ids with `embed`.")
+            raise ShapeError(
+                "embeddings",
+                tuple(embeddings.shape),
+                f"(K, at most {length}, {width})",
+                "Embed token ids with `embed`.",
+            )
         first, last = (int(end.min()), int(end.max())) if span is None else span
         if end.shape != embeddings.shape[:1] or last >= embeddings.shape[1]:
-            raise ShapeError("end", f"{tuple(end.shape)}, up to {last}",
-                             f"({len(embeddings)},), below {embeddings.shape[1]}", "Give the places of the end tokens.")
+            raise ShapeError(
+                "end",
+                f"{tuple(end.shape)}, up to {last}",
+                f"({len(embeddings)},), below {embeddings.shape[1]}",
+                "Give the places of the end tokens.",
+            )
         used, deep = last + 1, () if deep is None else deep
         if len(deep) >= len(self.transformer.resblocks) or any(prompt.shape[-2] >= first for prompt in deep):
-            raise ShapeError("deep", f"{len(deep)} of {[tuple(prompt.shape) for prompt in deep][:1]}",
-                             f"fewer than {len(self.transformer.resblocks)} blocks and {first} tokens",
-                             "Choose a smaller depth or fewer prompts.")
+            raise ShapeError(
+                "deep",
+                f"{len(deep)} of {[tuple(prompt.shape) for prompt in deep][:1]}",
+                f"fewer than {len(self.transformer.resblocks)} blocks and {first} tokens",
+                "Choose a smaller depth or fewer prompts.",
+            )
         x = embeddings[:, :used] + self.positional_embedding[:used].to(embeddings.dtype)
         mask = self.attn_mask[:used, :used].to(x.dtype)
         for number, block in enumerate(self.transformer.resblocks):
             if 0 < number <= len(deep):
                 prompt = deep[number - 1].to(x.dtype)
-                x = torch.cat((x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + prompt.shape[-2]:]), dim=1)
+                x = torch.cat((x[:, :1], prompt.expand(len(x), -1, -1), x[:, 1 + prompt.shape[-2] :]), dim=1)
             x = block(x, attn_mask=mask)
         return self.finalize(x[torch.arange(len(x), device=x.device), end])
 
@@ -201,8 +222,14 @@ class CLAPText(TextTower):
     512
     """
 
-    unused_weights = ("audio_branch.", "audio_projection.", "audio_transform.", "text_transform.", "logit_scale_",
-                      "text_branch.embeddings.position_ids")
+    unused_weights = (
+        "audio_branch.",
+        "audio_projection.",
+        "audio_transform.",
+        "text_transform.",
+        "logit_scale_",
+        "text_branch.embeddings.position_ids",
+    )
     #: tokens of a text at most, begin and end included, in CLAP's training
     context_length = 77
 
@@ -220,8 +247,17 @@ class CLAPText(TextTower):
     def _build(self, **sizes: int) -> nn.Module:
         from transformers import RobertaConfig, RobertaModel  # takes seconds
 
-        return RobertaModel(RobertaConfig(**{"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1,
-                                             "layer_norm_eps": 1e-5, **sizes}))
+        return RobertaModel(
+            RobertaConfig(
+                **{
+                    "vocab_size": 50265,
+                    "max_position_embeddings": 514,
+                    "type_vocab_size": 1,
+                    "layer_norm_eps": 1e-5,
+                    **sizes,
+                }
+            )
+        )
 
     @property
     def dim(self) -> int:
@@ -236,12 +272,17 @@ class CLAPText(TextTower):
             WeightsError: built without a tokenizer.
         """
         if self.tokenizer is None:
-            raise WeightsError("text.tokenizer", None, "a folder with RoBERTa's vocab.json and merges.txt",
-                               "Save roberta-base's tokenizer there, or give a file of cached class embeddings.")
+            raise WeightsError(
+                "text.tokenizer",
+                None,
+                "a folder with RoBERTa's vocab.json and merges.txt",
+                "Save roberta-base's tokenizer there, or give a file of cached class embeddings.",
+            )
         ids = self.tokenizer(list(texts), padding=True, return_tensors="pt")["input_ids"]
         if ids.shape[1] > self.context_length:
-            raise ArgumentError("texts", f"{ids.shape[1]} tokens, the longest", f"at most {self.context_length}",
-                                "Shorten it.")
+            raise ArgumentError(
+                "texts", f"{ids.shape[1]} tokens, the longest", f"at most {self.context_length}", "Shorten it."
+            )
         return ids
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -274,16 +315,24 @@ def read_tokenizer(folder: str | Path, size: int) -> object:
     from transformers import RobertaTokenizer
 
     folder, key = Path(folder), "text.tokenizer"
-    hint = ("Where there is a network, `AutoTokenizer.from_pretrained('roberta-base').save_pretrained(FOLDER)` of "
-            "transformers writes it; bring the folder here and name it.")
-    if not any(all((folder / name).is_file() for name in names)
-               for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))):
+    hint = (
+        "Where there is a network, `AutoTokenizer.from_pretrained('roberta-base').save_pretrained(FOLDER)` of "
+        "transformers writes it; bring the folder here and name it."
+    )
+    if not any(
+        all((folder / name).is_file() for name in names)
+        for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    ):
         raise WeightsError(key, folder, "a folder with vocab.json and merges.txt, or tokenizer.json", hint)
     tokenizer = RobertaTokenizer.from_pretrained(str(folder), local_files_only=True)
     probe = [tokenizer.pad_token_id, *tokenizer(" the.")["input_ids"]]  # shows special tokens, order and merges at once
     if len(tokenizer) != size or probe != [1, 0, 5, 4, 2]:
-        raise WeightsError(key, f"{folder}: {len(tokenizer)} entries, padding and ' the.' as {probe}",
-                           f"RoBERTa's {size} entries, [1, 0, 5, 4, 2]", hint)
+        raise WeightsError(
+            key,
+            f"{folder}: {len(tokenizer)} entries, padding and ' the.' as {probe}",
+            f"RoBERTa's {size} entries, [1, 0, 5, 4, 2]",
+            hint,
+        )
     return tokenizer
 
 
@@ -303,8 +352,9 @@ def class_texts(names: Sequence[str], template: str, spaces: bool = True) -> lis
     return [template.replace("{}", name.replace("_", " ") if spaces else name) for name in names]
 
 
-def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: Sequence[str],
-                     cache: Path | None = None) -> Tensor:
+def class_embeddings(
+    tower: TextTower | Callable[[], TextTower] | None, texts: Sequence[str], cache: Path | None = None
+) -> Tensor:
     """Embeddings of a frozen text tower: read from the cache file if it exists, else computed and written to it.
 
     If the file exists, the tower is not needed: pass a function that builds it, or `None`, and it is never built.
@@ -327,8 +377,9 @@ def class_embeddings(tower: TextTower | Callable[[], TextTower] | None, texts: S
     if cache is not None and Path(cache).is_file():
         return _read_cache(Path(cache), texts, known)
     if tower is None:
-        raise WeightsError("text", cache, "an existing file of class embeddings, or a text tower",
-                           "Give one of the two.")
+        raise WeightsError(
+            "text", cache, "an existing file of class embeddings, or a text tower", "Give one of the two."
+        )
     tower = tower if isinstance(tower, TextTower) else tower()
     if not tower.frozen:
         raise ArgumentError("text", "frozen: False", "a frozen tower", "Encode the texts in every step instead.")
@@ -348,8 +399,9 @@ def _identity(tower: TextTower | Callable[[], TextTower]) -> dict[str, str]:
     recipe = inspect.unwrap(tower)
     if not isinstance(recipe, partial):
         return {}
-    arguments = {name: str(value) for name, value in sorted(recipe.keywords.items())
-                 if name not in ("pretrained", "tokenizer")}
+    arguments = {
+        name: str(value) for name, value in sorted(recipe.keywords.items()) if name not in ("pretrained", "tokenizer")
+    }
     # the class, which a parser's partial holds among its arguments
     made = next((value for value in (*recipe.args, recipe.func) if isinstance(value, type)), None)
     known = {"tower": getattr(made, "__name__", "unknown"), "arguments": json.dumps(arguments)}
@@ -384,6 +436,10 @@ def _read_cache(path: Path, texts: Sequence[str], identity: dict[str, str]) -> T
         other = next((pair for pair in zip(found, texts) if pair[0] != pair[1]), (f"{len(found)} texts", len(texts)))
         raise WeightsError(path, f"embeddings of other texts: {other[0]!r}", f"{other[1]!r}", hint)
     if other := [name for name, value in identity.items() if known.get(name, value) != value]:
-        raise WeightsError(path, f"embeddings of another text tower: {({name: known[name] for name in other})}",
-                           f"{({name: identity[name] for name in other})}", hint)
+        raise WeightsError(
+            path,
+            f"embeddings of another text tower: { ({name: known[name] for name in other}) }",
+            f"{ ({name: identity[name] for name in other}) }",
+            hint,
+        )
     return embeddings

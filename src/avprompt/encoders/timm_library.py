@@ -29,18 +29,30 @@ def build_timm(model: str, kinds: tuple[type[nn.Module], ...], **options: object
         ArgumentError: timm does not know the architecture, or it is of another class.
     """
     if not timm.is_model(model):
-        raise ArgumentError("model", model, f"an architecture of timm; near it: {near(model, timm.list_models())}",
-                            "`timm.list_models()` lists all.")
+        raise ArgumentError(
+            "model",
+            model,
+            f"an architecture of timm; near it: {near(model, timm.list_models())}",
+            "`timm.list_models()` lists all.",
+        )
     net = timm.create_model(model, pretrained=False, num_classes=0, **options)
     if type(net) not in kinds:
-        raise ArgumentError("model", f"{model}, a {type(net).__name__}",
-                            f"a {' or '.join(kind.__name__ for kind in kinds)}",
-                            "Choose another architecture, or the encoder class that takes this one.")
+        raise ArgumentError(
+            "model",
+            f"{model}, a {type(net).__name__}",
+            f"a {' or '.join(kind.__name__ for kind in kinds)}",
+            "Choose another architecture, or the encoder class that takes this one.",
+        )
     return net
 
 
-def timm_input(model: str, tag: str, size: tuple[int, int], mean: tuple[float, float, float] | None,
-               std: tuple[float, float, float] | None) -> VisualInput:
+def timm_input(
+    model: str,
+    tag: str,
+    size: tuple[int, int],
+    mean: tuple[float, float, float] | None,
+    std: tuple[float, float, float] | None,
+) -> VisualInput:
     """The frames of a timm model: colour statistics of a tag of its weights, where `mean` and `std` do not say
     otherwise.
 
@@ -58,8 +70,12 @@ def timm_input(model: str, tag: str, size: tuple[int, int], mean: tuple[float, f
     named = "" if tag == "none" or is_path(tag) else tag
     tags = [name.partition(".")[2] for name in timm.list_models(f"{model}.*", include_tags=True)]
     if named and named not in tags:
-        raise WeightsError("pretrained", tag, f"none, a local file, or a tag of {model}: {', '.join(sorted(tags))}",
-                           "Correct the tag, or give the path of a file.")
+        raise WeightsError(
+            "pretrained",
+            tag,
+            f"none, a local file, or a tag of {model}: {', '.join(sorted(tags))}",
+            "Correct the tag, or give the path of a file.",
+        )
     known = get_pretrained_cfg(f"{model}.{named}" if named else model, allow_unregistered=True)
     if known is None and (mean is None or std is None):
         raise ArgumentError("mean, std", None, f"three numbers each, as timm has none of {model}", "Give both.")
@@ -84,8 +100,9 @@ def timm_weights(model: str, pretrained: str, **options: object) -> dict[str, Te
         net = timm.create_model(f"{model}.{pretrained}", pretrained=True, num_classes=0, **options)
     except (RuntimeError, OSError) as error:
         raise WeightsError(
-            "visual.pretrained", f"{pretrained} ({error})", f"a timm tag of {model} that can be fetched",
-            f"On a machine without network, download timm/{model}.{pretrained} elsewhere and give the file's path."
+            "visual.pretrained",
+            f"{pretrained} ({error})",
+            f"a timm tag of {model} that can be fetched",
+            f"On a machine without network, download timm/{model}.{pretrained} elsewhere and give the file's path.",
         ) from error
     return net.state_dict()
-

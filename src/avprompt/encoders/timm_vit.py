@@ -24,8 +24,9 @@ ATTENTIONS = (TimmAttention, AttentionRope, eva.EvaAttention)
 
 def refuse(model: str, what: str) -> ArgumentError:
     """The error for a network with a part that no encoder here runs."""
-    return ArgumentError("model", f"{model}, with {what}", "a plain pre-norm vision transformer",
-                         "Choose another architecture of timm.")
+    return ArgumentError(
+        "model", f"{model}, with {what}", "a plain pre-norm vision transformer", "Choose another architecture of timm."
+    )
 
 
 def own(module: nn.Module | None) -> nn.Module | None:
@@ -47,8 +48,9 @@ def timm_attention(model: str, attn: nn.Module, dim: int) -> PlainAttention:
         raise refuse(model, "heads of another total width than the tokens")
     split = (getattr(attn, f"{name}_proj", None) for name in "qkv")
     biases = (getattr(attn, f"{name}_bias", None) for name in "qv")
-    return PlainAttention(attn.num_heads, attn.proj, attn.qkv, *split, *biases, own(attn.q_norm), own(attn.k_norm),
-                          own(attn.norm))
+    return PlainAttention(
+        attn.num_heads, attn.proj, attn.qkv, *split, *biases, own(attn.q_norm), own(attn.k_norm), own(attn.norm)
+    )
 
 
 def timm_mlp(model: str, mlp: nn.Module) -> FeedForward:
@@ -77,8 +79,16 @@ def timm_block(model: str, block: nn.Module, spec: BlockSpec, rope: Tensor | Non
         raise refuse(model, f"blocks of class {type(block).__name__}")
     scales = [getattr(block, name) for name in (("ls1", "ls2") if hasattr(block, "ls1") else ("gamma_1", "gamma_2"))]
     scales = [scale.gamma if isinstance(scale, LayerScale) else own(scale) for scale in scales]
-    return PlainViTBlock(spec, block.norm1, timm_attention(model, block.attn, spec.dim), block.norm2,
-                         timm_mlp(model, block.mlp), *scales, rope, getattr(block.attn, "rotate_half", False))
+    return PlainViTBlock(
+        spec,
+        block.norm1,
+        timm_attention(model, block.attn, spec.dim),
+        block.norm2,
+        timm_mlp(model, block.mlp),
+        *scales,
+        rope,
+        getattr(block.attn, "rotate_half", False),
+    )
 
 
 class TimmViT(ImageViT):
@@ -123,16 +133,30 @@ class TimmViT(ImageViT):
     sizes: dict[str, object] = {}
     unused_weights = ("head.", "attn_pool.")
 
-    def __init__(self, model: str = "vit_base_patch16_224", pretrained: str = "none",
-                 img_size: Count | tuple[Count, Count] | None = None, segments: Count | None = None,
-                 train_norm: bool = False, fbank: Fbank = Fbank(),
-                 audio_axes: Literal["mel_time", "time_mel"] = "mel_time", audio_class_token: bool = False,
-                 audio_stem: Literal["sum", "mean"] = "sum", audio_positions: Literal["grid", "sequence"] = "grid",
-                 frozen: bool = True, mean: tuple[Number, Number, Number] | None = None,
-                 std: tuple[Positive, Positive, Positive] | None = None) -> None:
+    def __init__(
+        self,
+        model: str = "vit_base_patch16_224",
+        pretrained: str = "none",
+        img_size: Count | tuple[Count, Count] | None = None,
+        segments: Count | None = None,
+        train_norm: bool = False,
+        fbank: Fbank = Fbank(),
+        audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
+        audio_class_token: bool = False,
+        audio_stem: Literal["sum", "mean"] = "sum",
+        audio_positions: Literal["grid", "sequence"] = "grid",
+        frozen: bool = True,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
+    ) -> None:
         super().__init__(frozen)
-        self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token, "stem": audio_stem,
-                          "resize": audio_positions}
+        self.listening = {
+            "fbank": fbank,
+            "axes": audio_axes,
+            "class_token": audio_class_token,
+            "stem": audio_stem,
+            "resize": audio_positions,
+        }
         self.model, _, tag = model.partition(".")
         self.options = {**self.sizes, **({} if img_size is None else {"img_size": img_size})}
         net = build_timm(self.model, tuple(KINDS), **self.options)
@@ -160,12 +184,18 @@ class TimmViT(ImageViT):
         self.stages = nn.ModuleList([Stage([timm_block(self.model, block, spec, rope) for block in net.blocks])])
         scale = r".ls\1.gamma" if isinstance(net, vision_transformer.VisionTransformer) else r".gamma_\1"
         self.library_names = (
-            (r"^conv\.", "patch_embed.proj."), (r"^norm_patch\.", "patch_embed.norm."),
-            (r"^class_embedding$", "cls_token"), (r"^registers$", "reg_token"), (r"^positions$", "pos_embed"),
+            (r"^conv\.", "patch_embed.proj."),
+            (r"^norm_patch\.", "patch_embed.norm."),
+            (r"^class_embedding$", "cls_token"),
+            (r"^registers$", "reg_token"),
+            (r"^positions$", "pos_embed"),
             (r"^norm\.", "fc_norm." if pooled else "norm."),
-            (r"^stages\.0\.", ""), (r"\.scale([12])$", scale), (r"\.feed_forward\.value\.", ".mlp.fc1_x."),
+            (r"^stages\.0\.", ""),
+            (r"\.scale([12])$", scale),
+            (r"\.feed_forward\.value\.", ".mlp.fc1_x."),
             (r"\.feed_forward\.fc1\.", ".mlp.fc1_g." if self._split_gate() else ".mlp.fc1."),
-            (r"\.feed_forward\.", ".mlp."))
+            (r"\.feed_forward\.", ".mlp."),
+        )
 
     def _split_gate(self) -> bool:
         return self.stages[0].blocks[0].feed_forward.value is not None

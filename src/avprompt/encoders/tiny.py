@@ -27,15 +27,23 @@ HALF = (0.5, 0.5, 0.5)
 WEIGHTS = Path(__file__).parent / "weights"
 PATCH, DIM, DEPTHS, HEADS = 8, 40, (2, 2), (4, 8)
 TINY_FRONT_END = FrontEnd(sample_rate=16000, window_size=512, hop_size=160, mel_bins=32, fmin=50, fmax=8000)
-TINY_SIZES = {"spec_size": 64, "patch_size": PATCH, "patch_stride": (PATCH, PATCH), "embed_dim": DIM,
-              "depths": list(DEPTHS), "num_heads": list(HEADS)}
+TINY_SIZES = {
+    "spec_size": 64,
+    "patch_size": PATCH,
+    "patch_stride": (PATCH, PATCH),
+    "embed_dim": DIM,
+    "depths": list(DEPTHS),
+    "num_heads": list(HEADS),
+}
 #: sizes of the tiny CLIP and the tiny text towers; JOINT is the width of the spaces that two towers share
 CLIP_DIM, CLIP_DEPTH, TEXT_DIM, TEXT_DEPTH, CONTEXT, JOINT = 96, 4, 64, 2, 32, 64
 #: 64 bands x 64 columns a second, CLIP's grid over frames; mean and deviation of 200 synthetic scenes
 TINY_FBANK = Fbank(mel_bins=64, frames=64, shift_ms=15.0, mean=-3.6161, std=3.3997)
 #: every word that the tiny text towers know; their weights depend on the order. `x` stands for a learned vector.
-WORDS = (". , x a an the of in and is there this photo picture image sound sounds background "
-         "disc square triangle plus ring star bar hourglass red blue yellow green purple white").split()
+WORDS = (
+    ". , x a an the of in and is there this photo picture image sound sounds background "
+    "disc square triangle plus ring star bar hourglass red blue yellow green purple white"
+).split()
 
 
 class TinySwinV2(SwinV2):
@@ -53,15 +61,21 @@ class TinySwinV2(SwinV2):
     torch.Size([2, 16, 80])
     """
 
-    def __init__(self, pretrained: str = "synthetic", frozen: bool = True,
-                 released_mode: bool = False, fbank: Fbank = TINY_FBANK,
-                 audio_axes: Literal["mel_time", "time_mel"] = "time_mel") -> None:
+    def __init__(
+        self,
+        pretrained: str = "synthetic",
+        frozen: bool = True,
+        released_mode: bool = False,
+        fbank: Fbank = TINY_FBANK,
+        audio_axes: Literal["mel_time", "time_mel"] = "time_mel",
+    ) -> None:
         shipped = str(WEIGHTS / "tiny_swinv2.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__("tiny", shipped, frozen, released_mode, HALF, HALF, fbank, audio_axes)
 
     def _build(self, model: str) -> SwinTransformerV2:
-        return SwinTransformerV2(img_size=64, patch_size=PATCH, num_classes=0, embed_dim=DIM, depths=DEPTHS,
-                                 num_heads=HEADS, window_size=8)
+        return SwinTransformerV2(
+            img_size=64, patch_size=PATCH, num_classes=0, embed_dim=DIM, depths=DEPTHS, num_heads=HEADS, window_size=8
+        )
 
 
 class TinyHTSAT(HTSAT):
@@ -79,8 +93,7 @@ class TinyHTSAT(HTSAT):
 
     front_end, sizes = TINY_FRONT_END, TINY_SIZES
 
-    def __init__(self, pretrained: str = "synthetic", frozen: bool = True,
-                 released_mode: bool = False) -> None:
+    def __init__(self, pretrained: str = "synthetic", frozen: bool = True, released_mode: bool = False) -> None:
         shipped = str(WEIGHTS / "tiny_htsat.safetensors") if pretrained == "synthetic" else pretrained
         super().__init__(shipped, repeat=1, frozen=frozen, released_mode=released_mode)
 
@@ -104,13 +117,32 @@ class TinyCLIP(CLIP):
     torch.Size([2, 64])
     """
 
-    def __init__(self, pretrained: str = "synthetic", segments: Count | None = None, train_norm: bool = False,
-                 projection: bool = False, fbank: Fbank = TINY_FBANK,
-                 audio_axes: Literal["mel_time", "time_mel"] = "mel_time", audio_class_token: bool = False,
-                 frozen: bool = True) -> None:
+    def __init__(
+        self,
+        pretrained: str = "synthetic",
+        segments: Count | None = None,
+        train_norm: bool = False,
+        projection: bool = False,
+        fbank: Fbank = TINY_FBANK,
+        audio_axes: Literal["mel_time", "time_mel"] = "mel_time",
+        audio_class_token: bool = False,
+        frozen: bool = True,
+    ) -> None:
         shipped = str(WEIGHTS / "tiny_clip.safetensors") if pretrained == "synthetic" else pretrained
-        super().__init__("tiny", shipped, True, segments, train_norm, projection, fbank, audio_axes, audio_class_token,
-                         frozen, HALF, HALF)
+        super().__init__(
+            "tiny",
+            shipped,
+            True,
+            segments,
+            train_norm,
+            projection,
+            fbank,
+            audio_axes,
+            audio_class_token,
+            frozen,
+            HALF,
+            HALF,
+        )
 
     def _build(self, model: str) -> nn.Module:
         from open_clip.transformer import VisionTransformer  # takes seconds: only where a CLIP is asked for
@@ -139,12 +171,15 @@ def word_ids(texts: Sequence[str], first: int, begin: int, end: int, padding: in
         words = re.findall(r"[^\W_]+|[^\w\s]", text.lower())
         unknown = [word for word in words if word not in WORDS]
         if unknown:
-            raise ArgumentError("texts", f"{text!r} with {', '.join(map(repr, unknown))}",
-                                f"words among {' '.join(WORDS)}",
-                                "Tiny text towers know the words of synthetic scenes only; use a full-size one.")
+            raise ArgumentError(
+                "texts",
+                f"{text!r} with {', '.join(map(repr, unknown))}",
+                f"words among {' '.join(WORDS)}",
+                "Tiny text towers know the words of synthetic scenes only; use a full-size one.",
+            )
         if len(words) + 2 > CONTEXT:
             raise ArgumentError("texts", repr(text), f"at most {CONTEXT - 2} words", "Shorten it.")
-        row[:len(words) + 2] = torch.tensor([begin, *(first + WORDS.index(word) for word in words), end])
+        row[: len(words) + 2] = torch.tensor([begin, *(first + WORDS.index(word) for word in words), end])
     return ids
 
 
@@ -166,8 +201,9 @@ class TinyCLIPText(CLIPText):
     def _build(self, model: str, activation: type[nn.Module]) -> nn.Module:
         from open_clip.transformer import TextTransformer
 
-        return TextTransformer(CONTEXT, len(WORDS) + 3, TEXT_DIM, TEXT_DIM // 32, TEXT_DEPTH, output_dim=JOINT,
-                               act_layer=activation)
+        return TextTransformer(
+            CONTEXT, len(WORDS) + 3, TEXT_DIM, TEXT_DIM // 32, TEXT_DEPTH, output_dim=JOINT, act_layer=activation
+        )
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """K texts -> token ids (K, 32) int64 on the CPU: begin, words, end, zeros.
@@ -231,9 +267,14 @@ class TinyCLAPText(CLAPText):
         self.freeze()
 
     def _build(self, **sizes: int) -> nn.Module:
-        return super()._build(vocab_size=len(WORDS) + 3, max_position_embeddings=CONTEXT + 2, hidden_size=TEXT_DIM,
-                              num_hidden_layers=TEXT_DEPTH, num_attention_heads=TEXT_DIM // 32,
-                              intermediate_size=4 * TEXT_DIM)
+        return super()._build(
+            vocab_size=len(WORDS) + 3,
+            max_position_embeddings=CONTEXT + 2,
+            hidden_size=TEXT_DIM,
+            num_hidden_layers=TEXT_DEPTH,
+            num_attention_heads=TEXT_DIM // 32,
+            intermediate_size=4 * TEXT_DIM,
+        )
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """K texts -> token ids (K, 32) int64 on the CPU: begin 0, words, end 2, padding 1.

@@ -33,8 +33,12 @@ def log_mel(waveform: Tensor) -> Tensor:
 
     least = WINDOW + (FRAMES - 1) * HOP
     if waveform.ndim != 2 or not waveform.is_floating_point() or waveform.shape[1] < least:
-        raise ShapeError("waveform", f"{tuple(waveform.shape)} {waveform.dtype}",
-                         f"float (N, S), S of at least {least}", "Give segments of a second at 16 kHz.")
+        raise ShapeError(
+            "waveform",
+            f"{tuple(waveform.shape)} {waveform.dtype}",
+            f"float (N, S), S of at least {least}",
+            "Give segments of a second at 16 kHz.",
+        )
     with without_autocast(waveform.device):
         windows = wide(waveform).unfold(1, WINDOW, HOP)[:, :FRAMES]
         window = torch.hann_window(WINDOW, dtype=windows.dtype, device=waveform.device)

@@ -12,5 +12,18 @@ from avprompt.heads.mm_pyramid import MMPyramid, MMPyramidParsing
 from avprompt.heads.psp import PSP
 from avprompt.heads.rfjc import RFJC
 
-__all__ = ["AVEL", "AVSDN", "CMAN", "CMBSAlone", "CMRAN", "DAM", "EventHead", "HAN", "MMPyramid",
-           "MMPyramidParsing", "PSP", "ParsingHead", "RFJC"]
+__all__ = [
+    "AVEL",
+    "AVSDN",
+    "CMAN",
+    "CMBSAlone",
+    "CMRAN",
+    "DAM",
+    "EventHead",
+    "HAN",
+    "MMPyramid",
+    "MMPyramidParsing",
+    "PSP",
+    "ParsingHead",
+    "RFJC",
+]

@@ -37,16 +37,26 @@ class AVEL(EventHead):
         torch.Size([2, 10, 4])
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
-                 attention: bool = True, fusion: Literal["concat", "residual"] = "concat",
-                 variant: Variant = "paper") -> None:
+    def __init__(
+        self,
+        audio_dim: Count,
+        visual_dim: Count,
+        num_classes: Count,
+        weak: bool = False,
+        attention: bool = True,
+        fusion: Literal["concat", "residual"] = "concat",
+        variant: Variant = "paper",
+    ) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         check_choice("fusion", fusion, ("concat", "residual"))
         self.attention = AudioGuidedAttention(audio_dim, visual_dim, variant) if attention else None
         self.audio, self.visual = bilstm(audio_dim, HIDDEN), bilstm(visual_dim, HIDDEN)
         self.fusion = ResidualFusion(2 * HIDDEN) if fusion == "residual" else None
-        self.out = nn.Linear(2 * HIDDEN, num_classes + 1) if self.fusion is not None else nn.Sequential(
-            nn.ReLU(), nn.Linear(4 * HIDDEN, 64), nn.ReLU(), nn.Linear(64, num_classes + 1))
+        self.out = (
+            nn.Linear(2 * HIDDEN, num_classes + 1)
+            if self.fusion is not None
+            else nn.Sequential(nn.ReLU(), nn.Linear(4 * HIDDEN, 64), nn.ReLU(), nn.Linear(64, num_classes + 1))
+        )
         xavier(self.out)
 
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:

@@ -66,13 +66,15 @@ class Level(nn.Module):
         project: project the stage to these channels; otherwise the convolutions read it as it is.
     """
 
-    def __init__(self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float], narrow: int = 0,
-                 project: bool = True) -> None:
+    def __init__(
+        self, spec: BlockSpec, size: int, width: int, gates: tuple[float, float], narrow: int = 0, project: bool = True
+    ) -> None:
         super().__init__()
         self.grid, self.prefix, self.size, (self.a2v, self.v2a) = spec.grid, spec.prefix, size, gates
         self.project, self.tpavi = nn.Linear(spec.dim, narrow or width) if project else nn.Identity(), TPAVI(width)
-        self.dilated = nn.ModuleList(nn.Conv2d(narrow, width, 3, padding=wide, dilation=wide)
-                                     for wide in (DILATIONS if narrow else ()))
+        self.dilated = nn.ModuleList(
+            nn.Conv2d(narrow, width, 3, padding=wide, dilation=wide) for wide in (DILATIONS if narrow else ())
+        )
         for convolution in self.dilated:
             nn.init.normal_(convolution.weight, std=0.01)
         self.audio_gate = TemporalGate(SOUND, width, width) if self.a2v else None
@@ -82,7 +84,7 @@ class Level(nn.Module):
 
     def resize(self, tokens: Tensor) -> Tensor:
         """(B, T, N, C) -> (B, T, size, size, C)."""
-        maps = self.project(tokens[:, :, self.prefix:]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
+        maps = self.project(tokens[:, :, self.prefix :]).flatten(0, 1).transpose(1, 2).unflatten(2, self.grid)
         if self.grid != (self.size, self.size):
             maps = F.interpolate(wide(maps), (self.size, self.size), mode="bicubic").to(maps.dtype)
         maps = sum(convolution(maps) for convolution in self.dilated) if self.dilated else maps
@@ -171,32 +173,53 @@ class AVSDecoder(nn.Module):
         torch.Size([1, 5, 32, 32])
     """
 
-    def __init__(self, audio_dim: int, stages: list[BlockSpec], mask_size: int = 224,
-                 gates: tuple[float, float] = (0.05, 0.05), matching: bool = False, width: int = 256,
-                 rectified: bool = True, dilated: bool = False, project: bool = True) -> None:
+    def __init__(
+        self,
+        audio_dim: int,
+        stages: list[BlockSpec],
+        mask_size: int = 224,
+        gates: tuple[float, float] = (0.05, 0.05),
+        matching: bool = False,
+        width: int = 256,
+        rectified: bool = True,
+        dilated: bool = False,
+        project: bool = True,
+    ) -> None:
         super().__init__()
         if not project and (not dilated or audio_dim != SOUND):
-            raise ArgumentError("project", f"false, with {audio_dim} channels of sound and dilated: {dilated}",
-                                f"{SOUND} channels and dilated: true", "Set it to true.")
+            raise ArgumentError(
+                "project",
+                f"false, with {audio_dim} channels of sound and dilated: {dilated}",
+                f"{SOUND} channels and dilated: true",
+                "Set it to true.",
+            )
         if dilated and len(stages) > len(AVSBENCH):
-            raise ArgumentError("dilated", f"true, with {len(stages)} stages", f"at most {len(AVSBENCH)}",
-                                "Set it to false.")
+            raise ArgumentError(
+                "dilated", f"true, with {len(stages)} stages", f"at most {len(AVSBENCH)}", "Set it to false."
+            )
         narrow = [channels * width // 256 for channels in AVSBENCH] if dilated else [0] * len(stages)
         narrow = narrow if project else [spec.dim for spec in stages]
         step = 4 * 2 ** (len(stages) - 1)
         if mask_size % step:
-            raise ArgumentError("mask_size", mask_size, f"a multiple of {step}, for {len(stages)} stages",
-                                "Choose another mask_size.")
+            raise ArgumentError(
+                "mask_size", mask_size, f"a multiple of {step}, for {len(stages)} stages", "Choose another mask_size."
+            )
         if width % 8:
             raise ArgumentError("width", width, "a multiple of 8", "Choose another width.")
         self.gates, self.matching, self.rectified = gates, matching, rectified
         self.audio_project = nn.Linear(audio_dim, SOUND) if project else nn.Identity()
-        self.levels = nn.ModuleList(Level(spec, mask_size // (4 * 2**k), width, gates, channels, project)
-                                    for k, (spec, channels) in enumerate(zip(stages, narrow)))
+        self.levels = nn.ModuleList(
+            Level(spec, mask_size // (4 * 2**k), width, gates, channels, project)
+            for k, (spec, channels) in enumerate(zip(stages, narrow))
+        )
         self.fusions = nn.ModuleList(Fusion(width, k + 1 < len(stages), rectified) for k in range(len(stages)))
         self.output = nn.Sequential(
-            nn.Conv2d(width, width // 2, 3, padding=1), nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Conv2d(width // 2, width // 8, 3, padding=1), nn.ReLU(), nn.Conv2d(width // 8, 1, 1))
+            nn.Conv2d(width, width // 2, 3, padding=1),
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Conv2d(width // 2, width // 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width // 8, 1, 1),
+        )
 
     def forward(self, audio: Tensor, pyramid: list[Tensor]) -> dict[str, Tensor]:
         """Audio (B, T, C_a), tokens of each visual stage (B, T, N, C) -> outputs.
@@ -216,8 +239,10 @@ class AVSDecoder(nn.Module):
         masks = self.output(x)
         out = {"masks": masks.squeeze(1).unflatten(0, audio.shape[:2])}
         if self.matching:
-            seen = [(F.relu(m) if self.rectified else m) * torch.sigmoid(F.adaptive_avg_pool2d(masks, m.shape[-2:]))
-                    for m in maps]
+            seen = [
+                (F.relu(m) if self.rectified else m) * torch.sigmoid(F.adaptive_avg_pool2d(masks, m.shape[-2:]))
+                for m in maps
+            ]
             out["matched_visual"] = torch.stack([m.mean((2, 3)) for m in seen], 1).unflatten(0, audio.shape[:2])
             out["matched_audio"] = torch.stack(sounds, 2)
         return out

@@ -30,8 +30,9 @@ class AVSDN(EventHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
-                 variant: Variant = "paper") -> None:
+    def __init__(
+        self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False, variant: Variant = "paper"
+    ) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.attention = AudioGuidedAttention(audio_dim, visual_dim, variant)
         self.audio, self.visual = bilstm(audio_dim, HIDDEN), bilstm(visual_dim, HIDDEN)

@@ -102,8 +102,12 @@ class Localize(nn.Module):
     def forward(self, fused: Tensor, gate: Tensor, scores: Tensor) -> dict[str, Tensor]:
         """Fused features (B, T, 256), gate (B, T, 1), clip scores (B, C) -> the head's outputs."""
         event = self.event(fused.amax(1)) + VIDEO_SCORE_WEIGHT * scores
-        return {"is_event": self.is_event(fused).squeeze(-1), "event": event, "gate": gate.squeeze(-1),
-                "video_scores": scores}
+        return {
+            "is_event": self.is_event(fused).squeeze(-1),
+            "event": event,
+            "gate": gate.squeeze(-1),
+            "video_scores": scores,
+        }
 
 
 class CMBSHead(nn.Module):
@@ -122,8 +126,9 @@ class CMBSHead(nn.Module):
         {'is_event': (2, 10), 'event': (2, 3), 'gate': (2, 10), 'video_scores': (2, 3)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int,
-                 gates: tuple[float, float] = (0.1, 0.1)) -> None:
+    def __init__(
+        self, audio_dim: int, visual_dim: int, num_classes: int, gates: tuple[float, float] = (0.1, 0.1)
+    ) -> None:
         super().__init__()
         self.gamma_a2v, self.gamma_v2a = gates
         self.audio, self.visual = audio_stream(audio_dim), visual_stream(visual_dim)

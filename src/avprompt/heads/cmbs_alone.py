@@ -33,8 +33,9 @@ class CMBSAlone(EventHead):
         {'is_event': (2, 10), 'event': (2, 3), 'gate': (2, 10), 'video_scores': (2, 3)}
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
-                 double_sigmoid: bool = False) -> None:
+    def __init__(
+        self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False, double_sigmoid: bool = False
+    ) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.double_sigmoid = double_sigmoid
         self.project = nn.Sequential(nn.Linear(visual_dim, HIDDEN), nn.ReLU(), nn.Dropout(0.1 if weak else 0.2))
@@ -51,7 +52,8 @@ class CMBSAlone(EventHead):
         self.audio_decoder, self.visual_decoder = (CrossModalDecoder(dim) for dim in inputs)
         self.audio_scores, self.visual_scores = (nn.Linear(WIDTH, num_classes + weak) for _ in range(2))
         self.visual_interaction, self.audio_interaction = (
-            Interaction(WIDTH, heads=2 if weak else 4, dropout=0.2) for _ in range(2))
+            Interaction(WIDTH, heads=2 if weak else 4, dropout=0.2) for _ in range(2)
+        )
 
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, N, C_v) -> `is_event` and `event`, see `EventHead`.
@@ -70,8 +72,12 @@ class CMBSAlone(EventHead):
         scores = (clip_scores(self.visual_scores(visual)) + clip_scores(self.audio_scores(audio))) / 2
         fused = self._fused(audio, visual)
         event = self.event(fused.amax(1)) + VIDEO_SCORE_WEIGHT * scores
-        return {"is_event": self.is_event(fused).squeeze(-1), "event": event,
-                "gate": (audio_gate * visual_gate).squeeze(-1), "video_scores": scores}
+        return {
+            "is_event": self.is_event(fused).squeeze(-1),
+            "event": event,
+            "gate": (audio_gate * visual_gate).squeeze(-1),
+            "video_scores": scores,
+        }
 
     def _weakly(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         audio_memory, visual_memory = self.audio(audio), self.visual(visual)
@@ -84,8 +90,11 @@ class CMBSAlone(EventHead):
         scores = WEAK_SCORE * support * self.out(self._fused(audio, visual))
         event = scores.topk(min(TOP, scores.shape[1]), dim=1).values.mean(1)
         gate = ((visual_gate + audio_gate) / 2).squeeze(-1)
-        return {"is_event": gate if self.double_sigmoid else gate.logit(1e-6), "event": event,
-                "clip": (gate.unsqueeze(-1) * event.unsqueeze(1)).amax(1)}
+        return {
+            "is_event": gate if self.double_sigmoid else gate.logit(1e-6),
+            "event": event,
+            "clip": (gate.unsqueeze(-1) * event.unsqueeze(1)).amax(1),
+        }
 
     def _fused(self, audio: Tensor, visual: Tensor) -> Tensor:
         visual = self.visual_interaction(visual, audio)

@@ -1,10 +1,10 @@
 """Images and sounds compared with texts: cosines, their scales, and the fusion of both modalities.
 
-      image embedding (B, T, E) --{adapter}--+                    +--{adapter}-- audio embedding (B, T, E)
-                                             |                    |
-                                        cosine * scale       cosine * scale
-                                         |   |                    |   |
-      image texts (K, E) ----{adapter}---+   +------ fusion ------+   +---{adapter}---- audio texts (K, E)
+image embedding (B, T, E) --{adapter}--+                    +--{adapter}-- audio embedding (B, T, E)
+                                       |                    |
+                                  cosine * scale       cosine * scale
+                                   |   |                    |   |
+image texts (K, E) ----{adapter}---+   +------ fusion ------+   +---{adapter}---- audio texts (K, E)
 """
 
 from __future__ import annotations
@@ -116,8 +116,14 @@ class ModalityTextHead(nn.Module):
         torch.Size([2, 10, 3])
     """
 
-    def __init__(self, texts: ClassEmbeddings, adapters: Sequence[CLIPAdapter | None], log_scale: Tensor, learned: bool,
-                 exponential: bool = True) -> None:
+    def __init__(
+        self,
+        texts: ClassEmbeddings,
+        adapters: Sequence[CLIPAdapter | None],
+        log_scale: Tensor,
+        learned: bool,
+        exponential: bool = True,
+    ) -> None:
         super().__init__()
         self.texts, self.exponential = texts, exponential
         self.adapter, self.text_adapter = (adapter or nn.Identity() for adapter in adapters)
@@ -171,14 +177,27 @@ class ContrastiveHead(nn.Module):
         {'logits': (2, 10, 3), 'visual_weight': (2, 10), 'visual_logits': (2, 10, 3), 'audio_logits': (2, 10, 3)}
     """
 
-    def __init__(self, texts: dict[str, ClassEmbeddings], log_scales: dict[str, Tensor], adapters: Sequence[str] = (),
-                 adapter_ratio: float = 0.2, fusion: Fusion = "paper", learned_scales: bool = False,
-                 exp_audio_scale: bool = True, matching: bool = False, gather: bool = True) -> None:
+    def __init__(
+        self,
+        texts: dict[str, ClassEmbeddings],
+        log_scales: dict[str, Tensor],
+        adapters: Sequence[str] = (),
+        adapter_ratio: float = 0.2,
+        fusion: Fusion = "paper",
+        learned_scales: bool = False,
+        exp_audio_scale: bool = True,
+        matching: bool = False,
+        gather: bool = True,
+    ) -> None:
         super().__init__()
         known = [place for place in PLACES if place.removesuffix("_texts") in texts]
         if not texts or not set(adapters) <= set(known) or len(set(adapters)) != len(adapters):
-            raise ArgumentError("adapters", list(adapters), f"different ones of {known or 'no branch'}",
-                                "Give visual_texts or audio_texts, and adapters only where there is a branch.")
+            raise ArgumentError(
+                "adapters",
+                list(adapters),
+                f"different ones of {known or 'no branch'}",
+                "Give visual_texts or audio_texts, and adapters only where there is a branch.",
+            )
         if matching and len(texts) < 2:
             raise ArgumentError("objective", "released", "image and audio texts", "Use objective: class.")
         if fusion == "trained" and len(texts) < 2:
@@ -187,10 +206,13 @@ class ContrastiveHead(nn.Module):
         self.weight = nn.Parameter(torch.zeros(())) if fusion == "trained" else None
 
         def branch(side: str) -> ModalityTextHead:
-            added = [CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
-                     for place in (side, f"{side}_texts")]
-            return ModalityTextHead(texts[side], added, log_scales[side], learned_scales,
-                                    side == "visual" or exp_audio_scale)
+            added = [
+                CLIPAdapter(texts[side].dim, adapter_ratio) if place in adapters else None
+                for place in (side, f"{side}_texts")
+            ]
+            return ModalityTextHead(
+                texts[side], added, log_scales[side], learned_scales, side == "visual" or exp_audio_scale
+            )
 
         self.branches = nn.ModuleDict({side: branch(side) for side in texts})
         self.matching = Matching(texts["audio"].dim, texts["visual"].dim, gather) if matching else None
@@ -206,8 +228,10 @@ class ContrastiveHead(nn.Module):
         scores = {side: branch(given[side]) for side, branch in self.branches.items()}
         if len(scores) == 1:
             return {"logits": next(iter(scores.values()))}
-        out = {"logits": fuse(scores["visual"], scores["audio"], self.fusion, self.weight),
-               "visual_weight": visual_weight(scores["visual"], scores["audio"])}
+        out = {
+            "logits": fuse(scores["visual"], scores["audio"], self.fusion, self.weight),
+            "visual_weight": visual_weight(scores["visual"], scores["audio"]),
+        }
         out |= {f"{side}_logits": logits for side, logits in scores.items()}
         if self.matching is not None:
             with without_autocast(visual.device):

@@ -37,18 +37,27 @@ class DAM(EventHead):
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.attention = AudioGuidedAttention(audio_dim, visual_dim)
         self.audio, self.visual = nn.Linear(audio_dim, WIDTH), nn.Linear(visual_dim, WIDTH)
-        self.audio_self, self.visual_self = (nn.MultiheadAttention(WIDTH, HEADS, DROPOUT, batch_first=True)
-                                             for _ in range(2))
+        self.audio_self, self.visual_self = (
+            nn.MultiheadAttention(WIDTH, HEADS, DROPOUT, batch_first=True) for _ in range(2)
+        )
         self.audio_norm, self.visual_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.event = nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Dropout(DROPOUT),
-                                   nn.Linear(WIDTH, num_classes))
+        self.event = nn.Sequential(
+            nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(WIDTH, num_classes)
+        )
 
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, N, C_v) -> `is_event` and `event`, see `EventHead`."""
         seen, heard = self.visual(self.attention(audio, visual)), self.audio(audio)
-        all_seen, all_heard = (norm(x + attention(x, x, x, need_weights=False)[0]).mean(1) for x, attention, norm in (
-            (seen, self.visual_self, self.visual_norm), (heard, self.audio_self, self.audio_norm)))
-        matches = [wide((segments @ summary.unsqueeze(-1)).squeeze(-1)) / WIDTH ** 0.5
-                   for segments, summary in ((seen, all_heard), (heard, all_seen))]
+        all_seen, all_heard = (
+            norm(x + attention(x, x, x, need_weights=False)[0]).mean(1)
+            for x, attention, norm in (
+                (seen, self.visual_self, self.visual_norm),
+                (heard, self.audio_self, self.audio_norm),
+            )
+        )
+        matches = [
+            wide((segments @ summary.unsqueeze(-1)).squeeze(-1)) / WIDTH**0.5
+            for segments, summary in ((seen, all_heard), (heard, all_seen))
+        ]
         relevance = (matches[0].sigmoid() + matches[1].sigmoid()) / 2
         return self.relevant(relevance.logit(1e-6), self.event(torch.cat((all_heard, all_seen), -1)))

@@ -46,9 +46,12 @@ class EventHead(nn.Module, abc.ABC):
     def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False) -> None:
         super().__init__()
         if weak and not self.weakly_supervised:
-            raise ArgumentError("supervision", f"weak, with {type(self).__name__}",
-                                "full: no publication says how this network learns from weak labels",
-                                "Use another head, such as AVEL, PSP, CMRAN or CMBSAlone.")
+            raise ArgumentError(
+                "supervision",
+                f"weak, with {type(self).__name__}",
+                "full: no publication says how this network learns from weak labels",
+                "Use another head, such as AVEL, PSP, CMRAN or CMBSAlone.",
+            )
         self.num_classes, self.weak = num_classes, weak
 
     @abc.abstractmethod
@@ -75,8 +78,12 @@ def expect_segments(x: Tensor, segments: int, head: str) -> None:
         ShapeError: `x` (B, T, ...) has other than `segments`.
     """
     if x.shape[1] != segments:
-        raise ShapeError("segments", x.shape[1], f"{segments}, which {head} was built for",
-                         f"Build the head with `segments: {x.shape[1]}`.")
+        raise ShapeError(
+            "segments",
+            x.shape[1],
+            f"{segments}, which {head} was built for",
+            f"Build the head with `segments: {x.shape[1]}`.",
+        )
 
 
 def xavier(module: nn.Module, biases: bool = False) -> None:

@@ -40,8 +40,12 @@ class ParsingInputs(nn.Module):
         if self.video is not None:
             expected = (*visual.shape[:2], self.video.in_features)
             if video is None or tuple(video.shape) != expected:
-                raise ShapeError("video_features", None if video is None else tuple(video.shape), f"{expected}",
-                                 "Give the data module `features`, or build the head with video_dim 0.")
+                raise ShapeError(
+                    "video_features",
+                    None if video is None else tuple(video.shape),
+                    f"{expected}",
+                    "Give the data module `features`, or build the head with video_dim 0.",
+                )
             sight = torch.cat((sight, self.video(video)), -1)
         return self.audio(audio), self.fusion(sight)
 
@@ -70,8 +74,13 @@ class AttentivePooling(nn.Module):
         prob = wide(self.event(both)).sigmoid()
         timed = wide(self.time(both)).softmax(1) * prob
         joint = (timed * wide(self.modality(both)).softmax(2)).sum((1, 2))
-        return {"audio_prob": prob[:, :, 0], "visual_prob": prob[:, :, 1], "audio_video_prob": timed[:, :, 0].sum(1),
-                "visual_video_prob": timed[:, :, 1].sum(1), "video_prob": joint}
+        return {
+            "audio_prob": prob[:, :, 0],
+            "visual_prob": prob[:, :, 1],
+            "audio_video_prob": timed[:, :, 0].sum(1),
+            "visual_video_prob": timed[:, :, 1].sum(1),
+            "video_prob": joint,
+        }
 
 
 class HybridAttention(nn.Module):
@@ -138,12 +147,22 @@ class HAN(ParsingHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, segments: Count = 10,
-                 video_dim: Natural = 512, heads: Count = 1, hidden: Count = WIDTH, in_turn: bool = False) -> None:
+    def __init__(
+        self,
+        audio_dim: Count,
+        visual_dim: Count,
+        num_classes: Count,
+        segments: Count = 10,
+        video_dim: Natural = 512,
+        heads: Count = 1,
+        hidden: Count = WIDTH,
+        in_turn: bool = False,
+    ) -> None:
         super().__init__()
         if heads < 1 or WIDTH % heads or hidden < 1:
-            raise ArgumentError("heads, hidden", f"{heads}, {hidden}", f"a divisor of {WIDTH}, and at least 1",
-                                "Correct them.")
+            raise ArgumentError(
+                "heads, hidden", f"{heads}, {hidden}", f"a divisor of {WIDTH}, and at least 1", "Correct them."
+            )
         self.inputs, self.attention = ParsingInputs(audio_dim, visual_dim, video_dim), HybridAttention(heads, hidden)
         self.pool, self.in_turn = AttentivePooling(num_classes), in_turn
 

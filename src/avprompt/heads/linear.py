@@ -21,8 +21,9 @@ class JointHead(nn.Module):
         torch.Size([2, 10, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, hidden: int = 512,
-                 dropout: float = 0.5) -> None:
+    def __init__(
+        self, audio_dim: int, visual_dim: int, num_outputs: int, hidden: int = 512, dropout: float = 0.5
+    ) -> None:
         super().__init__()
         self.hidden, self.dropout = nn.Linear(audio_dim + visual_dim, hidden), nn.Dropout(dropout)
         self.out = nn.Linear(hidden, num_outputs)
@@ -68,12 +69,16 @@ class LinearHead(nn.Module):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_outputs: int, modality: str = "both",
-                 dropout: float = 0.5) -> None:
+    def __init__(
+        self, audio_dim: int, visual_dim: int, num_outputs: int, modality: str = "both", dropout: float = 0.5
+    ) -> None:
         super().__init__()
         self.modality = modality
-        self.head = JointHead(audio_dim, visual_dim, num_outputs, dropout=dropout) if modality == "both" else (
-            BranchHead({"audio": audio_dim, "visual": visual_dim}[modality], num_outputs))
+        self.head = (
+            JointHead(audio_dim, visual_dim, num_outputs, dropout=dropout)
+            if modality == "both"
+            else (BranchHead({"audio": audio_dim, "visual": visual_dim}[modality], num_outputs))
+        )
 
     def forward(self, audio: Tensor, visual: Tensor) -> Tensor:
         """(..., C_a), (..., C_v) -> logits (..., num_outputs)."""

@@ -66,8 +66,11 @@ class Assignment(CrossAttention):
         soft = wide(logits).softmax(1)
         shares = soft
         if self.hard:
-            shares = F.gumbel_softmax(wide(logits), hard=True, dim=1) if self.training else (
-                F.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2) - soft.detach() + soft)
+            shares = (
+                F.gumbel_softmax(wide(logits), hard=True, dim=1)
+                if self.training
+                else (F.one_hot(soft.argmax(1), soft.shape[1]).transpose(1, 2) - soft.detach() + soft)
+            )
         # the 1 in the denominator keeps groups small that received next to nothing
         shares = shares / (shares.sum(-1, keepdim=True) + 1)
         return self.proj(shares.to(segments.dtype) @ self.value(segments)), soft
@@ -113,7 +116,8 @@ class ClassAwareGrouping(nn.Module):
     def __init__(self, depth: int, classes: int, segments: int = 0) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            Block(WIDTH, HEADS, 4.0, qkv_bias=True, drop_path=DROP_PATH, norm_layer=nn.LayerNorm) for _ in range(depth))
+            Block(WIDTH, HEADS, 4.0, qkv_bias=True, drop_path=DROP_PATH, norm_layer=nn.LayerNorm) for _ in range(depth)
+        )
         # as released, segments of the other modality are the seeds, with hard grouping
         self.seed = GroupingBlock(segments, hard=True) if segments else None
         self.group = GroupingBlock(classes, hard=False)
@@ -150,8 +154,16 @@ class MGNHead(nn.Module):
         ((2, 10, 4), (2, 4))
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_classes: int, segments: int = 10, video_dim: int = 512,
-                 gates: tuple[float, float] = (0.05, 0.05), gate_audio: bool = False) -> None:
+    def __init__(
+        self,
+        audio_dim: int,
+        visual_dim: int,
+        num_classes: int,
+        segments: int = 10,
+        video_dim: int = 512,
+        gates: tuple[float, float] = (0.05, 0.05),
+        gate_audio: bool = False,
+    ) -> None:
         super().__init__()
         self.gamma_a2v, self.gamma_v2a = gates
         self.audio_project, self.visual_project = nn.Linear(audio_dim, WIDTH), nn.Linear(visual_dim, WIDTH)
@@ -185,11 +197,16 @@ class MGNHead(nn.Module):
         """
         expected = None if self.video_project is None else (*visual.shape[:2], self.video_project.in_features)
         if expected is not None and (video is None or tuple(video.shape) != expected):
-            raise ShapeError("video_features", None if video is None else tuple(video.shape), f"{expected}",
-                             "Give the data module `features`, or build the head with video_dim 0.")
+            raise ShapeError(
+                "video_features",
+                None if video is None else tuple(video.shape),
+                f"{expected}",
+                "Give the data module `features`, or build the head with video_dim 0.",
+            )
         sound, sight = self.audio_project(audio), self.visual_project(visual)
-        gates = [gate(x)[2] if gate is not None else 0.0
-                 for gate, x in ((self.audio_gate, sound), (self.visual_gate, sight))]
+        gates = [
+            gate(x)[2] if gate is not None else 0.0 for gate, x in ((self.audio_gate, sound), (self.visual_gate, sight))
+        ]
         sight, sound = sight * (1 + self.gamma_a2v * gates[0]), sound * (1 + self.gamma_v2a * gates[1])
         if self.video_project is not None:
             sight = torch.cat((sight, self.video_project(video)), dim=-1)
@@ -199,13 +216,18 @@ class MGNHead(nn.Module):
         heard, heard_when = self.audio_grouping(sound, tokens[0], sight)
         both, _ = self.joint_grouping(heard, seen)
         out = {"video_prob": self._clip(self.joint_score, both)}
-        for name, score, groups, when in (("audio", self.audio_score, heard, heard_when),
-                                          ("visual", self.visual_score, seen, seen_when)):
+        for name, score, groups, when in (
+            ("audio", self.audio_score, heard, heard_when),
+            ("visual", self.visual_score, seen, seen_when),
+        ):
             clip = self._clip(score, groups)
             out[f"{name}_video_prob"] = clip
             out[f"{name}_prob"] = clip.unsqueeze(1) * (1 + when.softmax(-1)).transpose(1, 2)
-        return {**out, "audio_token_logits": self.token_class(self.audio_tokens),
-                "visual_token_logits": self.token_class(self.visual_tokens)}
+        return {
+            **out,
+            "audio_token_logits": self.token_class(self.audio_tokens),
+            "visual_token_logits": self.token_class(self.visual_tokens),
+        }
 
     @staticmethod
     def _clip(score: nn.Linear, groups: Tensor) -> Tensor:

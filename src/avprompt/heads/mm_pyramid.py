@@ -36,8 +36,9 @@ class Convolution(nn.Module):
 
     def __init__(self, dilation: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv1d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation), nn.ReLU(),
-                                 nn.Conv1d(WIDTH, WIDTH, 1))
+        self.net = nn.Sequential(
+            nn.Conv1d(WIDTH, WIDTH, 3, padding=dilation, dilation=dilation), nn.ReLU(), nn.Conv1d(WIDTH, WIDTH, 1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, 512) -> (B, T, 512)."""
@@ -63,8 +64,9 @@ class Level(nn.Module):
         time = torch.arange(visual.shape[1], device=visual.device)
         far = (time[:, None] - time).abs() > self.window
         found = []
-        for x, other, own, gates, convolution in zip((visual, audio), (audio, visual), self.own, self.gates,
-                                                     self.convolution):
+        for x, other, own, gates, convolution in zip(
+            (visual, audio), (audio, visual), self.own, self.gates, self.convolution
+        ):
             alone, both = own(x, x, far), self.across(x, other, far)
             one, two = gates(torch.cat((alone, both), -1)).sigmoid().chunk(2, -1)
             found.append(convolution(one * alone + two * both))
@@ -89,7 +91,7 @@ class Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(Level(2 ** index) for index in range(LEVELS))
+        self.levels = nn.ModuleList(Level(2**index) for index in range(LEVELS))
         self.visual, self.audio = Choice(), Choice()
 
     def forward(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,8 +147,15 @@ class MMPyramidParsing(ParsingHead):
         torch.Size([2, 3])
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, segments: Count = 10,
-                 video_dim: Count = 512, exchanged: bool = False) -> None:
+    def __init__(
+        self,
+        audio_dim: Count,
+        visual_dim: Count,
+        num_classes: Count,
+        segments: Count = 10,
+        video_dim: Count = 512,
+        exchanged: bool = False,
+    ) -> None:
         super().__init__()
         self.exchanged = exchanged
         self.inputs, self.pyramid = ParsingInputs(audio_dim, visual_dim, video_dim), Pyramid()

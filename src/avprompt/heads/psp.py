@@ -58,10 +58,11 @@ class Propagation(nn.Module):
 
     def forward(self, audio: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
         """Audio and visual (B, T, 256) -> visual and audio (B, T, 256)."""
-        similarity = torch.relu(self.visual_query(visual) @ self.audio_key(audio).transpose(1, 2) / WIDTH ** 0.5)
+        similarity = torch.relu(self.visual_query(visual) @ self.audio_key(audio).transpose(1, 2) / WIDTH**0.5)
         threshold = self.threshold / visual.shape[1]
-        to_visual, to_audio = (positive_links(x, threshold, not self.weak)
-                               for x in (similarity, similarity.transpose(1, 2)))
+        to_visual, to_audio = (
+            positive_links(x, threshold, not self.weak) for x in (similarity, similarity.transpose(1, 2))
+        )
         seen = visual + to_visual @ self.audio_value(audio)
         heard = audio + to_audio @ self.visual_value(visual)
         return self.norm(self.visual_out(seen)), self.norm(self.audio_out(heard))
@@ -86,19 +87,33 @@ class PSP(EventHead):
         {'segments': (2, 10, 4), 'similarity': (2, 10)}
     """
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
-                 threshold: NonNegative | None = None, variant: Variant = "paper") -> None:
+    def __init__(
+        self,
+        audio_dim: Count,
+        visual_dim: Count,
+        num_classes: Count,
+        weak: bool = False,
+        threshold: NonNegative | None = None,
+        variant: Variant = "paper",
+    ) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         narrow = audio_dim if weak else WIDTH // 2
-        self.audio_in = nn.Identity() if weak else nn.Sequential(
-            nn.Linear(audio_dim, WIDTH, bias=False), nn.Linear(WIDTH, narrow, bias=False))
+        self.audio_in = (
+            nn.Identity()
+            if weak
+            else nn.Sequential(nn.Linear(audio_dim, WIDTH, bias=False), nn.Linear(WIDTH, narrow, bias=False))
+        )
         self.attention = AudioGuidedAttention(narrow, visual_dim, variant)
-        self.visual_in = nn.Linear(visual_dim, WIDTH // 2) if weak else nn.Sequential(
-            nn.Linear(visual_dim, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH // 2, bias=False))
+        self.visual_in = (
+            nn.Linear(visual_dim, WIDTH // 2)
+            if weak
+            else nn.Sequential(nn.Linear(visual_dim, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH // 2, bias=False))
+        )
         self.audio, self.visual = bilstm(narrow, WIDTH // 2), bilstm(WIDTH // 2, WIDTH // 2)
         self.exchange = Propagation((0.95 if weak else 0.99) if threshold is None else threshold, weak)
-        self.out = nn.Sequential(nn.Linear(WIDTH, 64, bias=False), nn.ReLU(),
-                                 nn.Linear(64, num_classes + 1, bias=False))
+        self.out = nn.Sequential(
+            nn.Linear(WIDTH, 64, bias=False), nn.ReLU(), nn.Linear(64, num_classes + 1, bias=False)
+        )
         self.weight = nn.Linear(num_classes + 1, 1, bias=False) if weak else None
         xavier(self.out)
 

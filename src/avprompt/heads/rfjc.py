@@ -47,8 +47,9 @@ class CoAttention(nn.Module):
         self.joint = nn.Linear(2 * WIDTH, 2 * WIDTH)
         self.keys = nn.ModuleList(nn.Linear(segments, segments) for _ in range(2))
         self.values = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
-        self.out = nn.ModuleList(nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Dropout(DROPOUT))
-                                 for _ in range(2))
+        self.out = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * WIDTH, WIDTH), nn.ReLU(), nn.Dropout(DROPOUT)) for _ in range(2)
+        )
         self.dropout = nn.Dropout(DROPOUT)
 
     def forward(self, visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +80,16 @@ class RFJC(EventHead):
 
     weakly_supervised = False
 
-    def __init__(self, audio_dim: Count, visual_dim: Count, num_classes: Count, weak: bool = False,
-                 segments: Count = 10, steps: Count = 4, variant: Variant = "paper") -> None:
+    def __init__(
+        self,
+        audio_dim: Count,
+        visual_dim: Count,
+        num_classes: Count,
+        weak: bool = False,
+        segments: Count = 10,
+        steps: Count = 4,
+        variant: Variant = "paper",
+    ) -> None:
         super().__init__(audio_dim, visual_dim, num_classes, weak)
         self.segments = segments
         self.audio = RecurrentBlock(audio_dim, 0.1)
@@ -88,8 +97,9 @@ class RFJC(EventHead):
         self.visual = RecurrentBlock(WIDTH, 0.1)
         self.steps = nn.ModuleList(CoAttention(segments) for _ in range(steps))
         self.joint = RecurrentBlock(2 * WIDTH, 0.0)
-        self.out = nn.Sequential(nn.Linear(WIDTH, WIDTH // 4), nn.ReLU(), nn.Dropout(DROPOUT),
-                                 nn.Linear(WIDTH // 4, num_classes + 1))
+        self.out = nn.Sequential(
+            nn.Linear(WIDTH, WIDTH // 4), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(WIDTH // 4, num_classes + 1)
+        )
         xavier(self, biases=True)
 
     def forward(self, audio: Tensor, visual: Tensor) -> dict[str, Tensor]:

@@ -52,8 +52,12 @@ class AudioGuidedAttention(nn.Module):
         seen = self.from_visual(torch.relu(self.visual(visual)))
         if self.variant == "released":
             if visual.shape[2] != UNITS:
-                raise ShapeError("visual", f"{visual.shape[2]} positions", f"{UNITS}, with variant released",
-                                 "Use `variant: paper`, which takes any number.")
+                raise ShapeError(
+                    "visual",
+                    f"{visual.shape[2]} positions",
+                    f"{UNITS}, with variant released",
+                    "Use `variant: paper`, which takes any number.",
+                )
             heard = heard.unsqueeze(-1)
         else:
             heard = heard.unsqueeze(2)

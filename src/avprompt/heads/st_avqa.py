@@ -1,11 +1,11 @@
 """Question answering head of MUSIC-AVQA: ST-AVQA (Li et al., CVPR 2022) as in DG-SCT's released network.
 
-    audio (B, T, C_a) ----[MLP]----- sound -------------------------------+--[question attends]--+
-                                       | grounds                          |                      +--[fuse]-(x)--> answer
-    visual tokens (B, T, N, C_v) --[where it sounds, and the mean]-- sight +--[question attends]--+       |
-    question (B, L) --[LSTM]---------------------------------------------------------------- question ---+
+audio (B, T, C_a) ----[MLP]----- sound -------------------------------+--[question attends]--+
+                                   | grounds                          |                      +--[fuse]-(x)--> answer
+visual tokens (B, T, N, C_v) --[where it sounds, and the mean]-- sight +--[question attends]--+       |
+question (B, L) --[LSTM]---------------------------------------------------------------- question ---+
 
-    sound and sight of a segment -[match]-> whether they belong together (negatives: frames of another video)
+sound and sight of a segment -[match]-> whether they belong together (negatives: frames of another video)
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ class Grounding(nn.Module):
     def __init__(self, audio_dim: int, visual_dim: int, width: int | None = None, project_audio: bool = True) -> None:
         super().__init__()
         if not project_audio and (width is not None or audio_dim != visual_dim):
-            raise ArgumentError("project_audio", f"false, with {audio_dim} and {visual_dim} channels and width {width}",
-                                "encoders of one width, and width null", "Set it to true.")
+            raise ArgumentError(
+                "project_audio",
+                f"false, with {audio_dim} and {visual_dim} channels and width {width}",
+                "encoders of one width, and width null",
+                "Set it to true.",
+            )
         narrow = () if width is None else (nn.Linear(audio_dim, width // 4),)
         self.narrow = nn.Identity() if width is None else nn.Linear(visual_dim, width)
         self.width = width = width or visual_dim
@@ -54,8 +58,15 @@ class Grounding(nn.Module):
         project = (*narrow, nn.Linear(inputs, width)) if project_audio else ()
         self.audio = nn.Sequential(*project, nn.ReLU(), nn.Linear(width, width))
         self.merge = nn.Linear(2 * width, width)
-        self.match = nn.Sequential(nn.Linear(2 * width, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(),
-                                   nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 2))
+        self.match = nn.Sequential(
+            nn.Linear(2 * width, 512),
+            nn.ReLU(),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.Linear(256, 128),
+            nn.ReLU(),
+            nn.Linear(128, 2),
+        )
 
     def forward(self, sound: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Sound (B, T, C), visual tokens (B, T, N, C_v) -> sight (B, T, C), grounding map (B, T, N) that sums to 1."""
@@ -149,8 +160,15 @@ class STAVQAHead(nn.Module):
         {'answer': (2, 5), 'grounding': (2, 10, 16)}
     """
 
-    def __init__(self, audio_dim: int, visual_dim: int, num_answers: int, words: int, width: int | None = None,
-                 project_audio: bool = True) -> None:
+    def __init__(
+        self,
+        audio_dim: int,
+        visual_dim: int,
+        num_answers: int,
+        words: int,
+        width: int | None = None,
+        project_audio: bool = True,
+    ) -> None:
         super().__init__()
         self.grounding = Grounding(audio_dim, visual_dim, width, project_audio)
         width = self.grounding.width
@@ -158,8 +176,9 @@ class STAVQAHead(nn.Module):
         self.audio_reader, self.visual_reader = Reader(width), Reader(width)
         self.fusion, self.answer = nn.Linear(2 * width, width), nn.Linear(width, num_answers)
 
-    def forward(self, audio: Tensor, tokens: Tensor, question: Tensor,
-                negative_tokens: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, audio: Tensor, tokens: Tensor, question: Tensor, negative_tokens: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual tokens (B, T, N, C_v), question (B, L), tokens of another video's frames ->
         outputs.
 

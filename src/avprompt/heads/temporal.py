@@ -27,7 +27,8 @@ class TemporalEncoder(nn.Module):
         super().__init__()
         self.project = nn.Linear(inputs, width)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, HEADS, hidden, DROPOUT, batch_first=True) for _ in range(2))
+            nn.TransformerEncoderLayer(width, HEADS, hidden, DROPOUT, batch_first=True) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, inputs) -> (B, T, width)."""

@@ -64,13 +64,16 @@ class RandAugment:
     def __init__(self, size: int) -> None:
         options = {"translate_const": int(0.45 * size), "interpolation": Image.Resampling.BICUBIC}
         self.policy = rand_augment_transform(POLICY, options)
-        self.geometry = v2.Compose([
-            v2.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
-            v2.RandomHorizontalFlip(0.5),
-        ])
+        self.geometry = v2.Compose(
+            [
+                v2.RandomResizedCrop(size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)),
+                v2.RandomHorizontalFlip(0.5),
+            ]
+        )
         self.erasing = v2.RandomErasing(0.25, scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3), value=0)
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN,
-                                                                                 IMAGENET_DEFAULT_STD))
+        self.mean, self.std = (
+            torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
 
     def __call__(self, frames: Tensor, seed: int) -> Tensor:
         """Augment a clip.

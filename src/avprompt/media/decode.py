@@ -158,14 +158,25 @@ class Reader:
         try:
             self.container = av.open(str(self.path), metadata_errors="ignore")
         except (av.FFmpegError, OSError) as error:
-            raise ClipDecodeError(self.path, f"{self.path.stat().st_size} bytes that are no media ({error})",
-                                  "a file that FFmpeg reads", "Download it again, or leave the clip out.") from error
-        streams = [s for s in getattr(self.container.streams, kind)
-                   if s.codec_context is not None and not s.disposition & Disposition.attached_pic]
+            raise ClipDecodeError(
+                self.path,
+                f"{self.path.stat().st_size} bytes that are no media ({error})",
+                "a file that FFmpeg reads",
+                "Download it again, or leave the clip out.",
+            ) from error
+        streams = [
+            s
+            for s in getattr(self.container.streams, kind)
+            if s.codec_context is not None and not s.disposition & Disposition.attached_pic
+        ]
         if not streams:
             self.container.close()
-            raise ClipDecodeError(self.path, NO_VIDEO if kind == "video" else NO_AUDIO, f"a file with {kind}",
-                                  "Leave the clip out, or add the missing stream.")
+            raise ClipDecodeError(
+                self.path,
+                NO_VIDEO if kind == "video" else NO_AUDIO,
+                f"a file with {kind}",
+                "Leave the clip out, or add the missing stream.",
+            )
         best = self.container.streams.best(kind)
         self.stream = best if best in streams else streams[0]
         try:
@@ -181,14 +192,22 @@ class Reader:
         codec = self.stream.codec_context
         if self.kind == "audio":
             if codec.layout.nb_channels > CHANNELS:
-                raise ClipDecodeError(self.path, f"{codec.layout.nb_channels} channels of sound",
-                                      f"at most {CHANNELS}", "Mix them down, or leave the clip out.")
+                raise ClipDecodeError(
+                    self.path,
+                    f"{codec.layout.nb_channels} channels of sound",
+                    f"at most {CHANNELS}",
+                    "Mix them down, or leave the clip out.",
+                )
             return
         # pictures may become larger in the middle of a stream, so the decoder has the limit too
         codec.options = {**codec.options, "max_pixels": str(self.max_pixels)}
         if codec.width * codec.height > self.max_pixels:
-            raise ClipDecodeError(self.path, f"a picture of {codec.width} x {codec.height} pixels",
-                                  f"at most {self.max_pixels:,} pixels", "Scale it down, or raise max_pixels.")
+            raise ClipDecodeError(
+                self.path,
+                f"a picture of {codec.width} x {codec.height} pixels",
+                f"at most {self.max_pixels:,} pixels",
+                "Scale it down, or raise max_pixels.",
+            )
 
     def __enter__(self) -> Reader:
         return self
@@ -236,8 +255,12 @@ class Reader:
             decoded = self._decode(wanted)
             first = next(decoded, None)
         if first is None:
-            raise ClipDecodeError(self.path, f"a {self.kind} stream of which nothing decodes", "a whole file",
-                                  "Download it again, or leave the clip out.")
+            raise ClipDecodeError(
+                self.path,
+                f"a {self.kind} stream of which nothing decodes",
+                "a whole file",
+                "Download it again, or leave the clip out.",
+            )
         return itertools.chain([first], decoded)
 
     def _decode(self, wanted: np.ndarray | None = None) -> Iterator[av.frame.Frame]:
@@ -252,8 +275,11 @@ class Reader:
             try:
                 packet = next(packets, None)
                 if wanted is not None and packet is not None:
-                    away = 0.0 if packet.pts is None else np.abs(
-                        wanted - (float(packet.pts * packet.time_base) - self.zero)).min()
+                    away = (
+                        0.0
+                        if packet.pts is None
+                        else np.abs(wanted - (float(packet.pts * packet.time_base) - self.zero)).min()
+                    )
                     codec.skip_frame = "NONREF" if away > WINDOW else "DEFAULT"
                 frames = [] if packet is None else packet.decode()
             except av.FFmpegError:
@@ -278,9 +304,12 @@ class Reader:
         """
         declared = self.declared()
         if declared is not None and end < min(declared, wanted) - TOLERANCE:
-            raise ClipDecodeError(self.path,
-                                  f"truncated: its {self.kind} says {declared:.1f} s and ends at {end:.1f} s",
-                                  "a whole file", "Download it again, or leave the clip out.")
+            raise ClipDecodeError(
+                self.path,
+                f"truncated: its {self.kind} says {declared:.1f} s and ends at {end:.1f} s",
+                "a whole file",
+                "Download it again, or leave the clip out.",
+            )
 
 
 def duration(path: Path, missing: float = 0.0) -> float:
@@ -321,8 +350,9 @@ def probe(video: Path, wave: Path | None, sampling: Sampling) -> float:
         with Reader(path, kind, sampling.max_pixels) as reader:
             reader.frames()
     if (length := duration(video, sampling.period)) > 3600 * sampling.max_hours:
-        raise ClipDecodeError(video, f"{length / 3600:.1f} hours", f"at most {sampling.max_hours:g} hours",
-                              "Cut it, or raise max_hours.")
+        raise ClipDecodeError(
+            video, f"{length / 3600:.1f} hours", f"at most {sampling.max_hours:g} hours", "Cut it, or raise max_hours."
+        )
     return length
 
 
@@ -343,11 +373,15 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
     turned = abs(b) + abs(c) > abs(a) + abs(d)
     if turned:
         picture, a, d = picture.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(picture[::-1 if d < 0 else 1, ::-1 if a < 0 else 1])
+    return np.ascontiguousarray(picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
 
 
-def decode_frames(path: Path, times: np.ndarray, shrink: Callable[[np.ndarray], np.ndarray] = lambda picture: picture,
-                  max_pixels: int = MAX_PIXELS) -> tuple[list[np.ndarray], tuple[float, float]]:
+def decode_frames(
+    path: Path,
+    times: np.ndarray,
+    shrink: Callable[[np.ndarray], np.ndarray] = lambda picture: picture,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[list[np.ndarray], tuple[float, float]]:
     """The frames that begin nearest to the given times.
 
     Args:
@@ -417,7 +451,7 @@ def decode_audio(path: Path, sample_rate: int, start: float, samples: int) -> tu
             mono = piece.to_ndarray().reshape(-1, piece.layout.nb_channels).mean(1)
             first, last = max(position, 0), min(position + len(mono), samples)
             if first < last:
-                wave[first:last], known[first:last] = mono[first - position:last - position], True
+                wave[first:last], known[first:last] = mono[first - position : last - position], True
             position += len(mono)
 
     with Reader(path, "audio") as reader:
@@ -461,28 +495,43 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     places = np.round(begins * rate).astype(int)[:, None] + np.arange(sampling.samples)
     try:
         pictures, (begin, end) = decode_frames(
-            video, middles, lambda picture: resize(picture, sampling.size, sampling.antialias), sampling.max_pixels)
+            video, middles, lambda picture: resize(picture, sampling.size, sampling.antialias), sampling.max_pixels
+        )
         audio, known = decode_audio(wave or video, rate, start, int(places[-1, -1]) + 1)
     except (av.FFmpegError, ValueError, ArithmeticError) as error:  # a frame that cannot be converted or resampled
-        raise ClipDecodeError(video, error, "streams that decode",
-                              "Download it again, or leave the clip out.") from error
+        raise ClipDecodeError(
+            video, error, "streams that decode", "Download it again, or leave the clip out."
+        ) from error
     heard = (np.flatnonzero(known).max(initial=-1) + 1) / rate
     audio, known = audio[places], known[places]
     # a segment is valid if the picture covers its middle and the sound covers at least half of it
     seen = (begin - GAP <= middles) & (end >= middles)
     valid = seen & (known.mean(1) >= 0.5)
     length = max(0.0, min(end - start, heard, sampling.duration))
-    reason = "" if valid.all() else (
-        f"{spans(valid)} valid of {sampling.segments} segments: picture in {spans(seen)}, "
-        f"sound in {spans(known.mean(1) >= 0.5)}")
+    reason = (
+        ""
+        if valid.all()
+        else (
+            f"{spans(valid)} valid of {sampling.segments} segments: picture in {spans(seen)}, "
+            f"sound in {spans(known.mean(1) >= 0.5)}"
+        )
+    )
     if not valid.any():
-        raise ClipDecodeError(video, f"{length:.2f} s with picture and sound from second {start:g} on ({reason})",
-                              "at least half a segment", "Leave the clip out.")
+        raise ClipDecodeError(
+            video,
+            f"{length:.2f} s with picture and sound from second {start:g} on ({reason})",
+            "at least half a segment",
+            "Leave the clip out.",
+        )
     return Clip(np.stack(pictures), audio, valid, length, reason)
 
 
 def spans(flags: np.ndarray) -> str:
     """Indices at which a bool (T,) is true, as text for messages: `0-3, 7`, or `none`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return ", ".join(f"{first}" if first == last - 1 else f"{first}-{last - 1}"
-                     for first, last in edges.reshape(-1, 2).tolist()) or "none"
+    return (
+        ", ".join(
+            f"{first}" if first == last - 1 else f"{first}-{last - 1}" for first, last in edges.reshape(-1, 2).tolist()
+        )
+        or "none"
+    )

@@ -58,8 +58,12 @@ class FeatureFiles(ClipReader):
         Raises:
             ClipDecodeError: always.
         """
-        raise ClipDecodeError(clip_id, f"features of {self.visual} and {self.audio} alone", "frames and sound",
-                              "Leave out `published_features` to read media.")
+        raise ClipDecodeError(
+            clip_id,
+            f"features of {self.visual} and {self.audio} alone",
+            "frames and sound",
+            "Leave out `published_features` to read media.",
+        )
 
     def identity(self, clip_id: str) -> str:
         return f"{self.visual}, {self.audio}: {clip_id}"
@@ -91,8 +95,12 @@ class NpyFolder:
             DatasetError: there is no such folder.
         """
         if not self.folder.is_dir():
-            raise DatasetError(self.folder, "no folder", f"a folder of <id>.npy files, {self.shape} each",
-                               "Correct `published_features`.")
+            raise DatasetError(
+                self.folder,
+                "no folder",
+                f"a folder of <id>.npy files, {self.shape} each",
+                "Correct `published_features`.",
+            )
         return {path.stem for path in listed(self.folder, ".npy")}
 
     def read(self, clip_id: str, segment: int | None = None) -> Tensor:
@@ -110,7 +118,7 @@ class NpyFolder:
         if values.shape != self.shape or values.dtype.kind not in self.kinds:
             raise ClipDecodeError(path, f"{values.dtype} {values.shape}", expected, AGAIN)
         if segment is not None:
-            values = values[self.step * segment:self.step * (segment + 1)]
+            values = values[self.step * segment : self.step * (segment + 1)]
         values = self.reduce(values).astype(np.float32)
         if not np.isfinite(values).all():
             raise ClipDecodeError(path, "NaN or infinity", expected, AGAIN)
@@ -182,8 +190,12 @@ def h5_rows(path: Path, key: str, rows: int, shape: Sequence[int], dtype: type[n
     except (OSError, ValueError) as error:
         raise DatasetError(array, error, f"an array {expected}", "Remove it, and it is made again.") from error
     if values.shape != expected or values.dtype != dtype:
-        raise DatasetError(array, f"{values.dtype} {values.shape}", f"{np.dtype(dtype)} {expected}",
-                           "Use features and annotations of the same release.")
+        raise DatasetError(
+            array,
+            f"{values.dtype} {values.shape}",
+            f"{np.dtype(dtype)} {expected}",
+            "Use features and annotations of the same release.",
+        )
     return values
 
 
@@ -205,8 +217,9 @@ def _convert(path: Path, key: str, expected: tuple[int, ...], array: Path, recor
     try:
         import h5py
     except ImportError as error:
-        raise DatasetError(path, "no package h5py", "the package h5py, which reads HDF5",
-                           "`pip install avprompt[features]`.") from error
+        raise DatasetError(
+            path, "no package h5py", "the package h5py, which reads HDF5", "`pip install avprompt[features]`."
+        ) from error
     wanted, dtype = f"{key} {expected} of floating-point numbers", np.dtype(array.name.split(".")[-2])
     partial = array.with_name(f".{array.name}.{os.getpid()}.partial")
     try:
@@ -218,19 +231,26 @@ def _convert(path: Path, key: str, expected: tuple[int, ...], array: Path, recor
                 kind = f"{values.dtype} {values.shape}" if isinstance(values, h5py.Dataset) else "a group"
                 raise DatasetError(path, f"{key}: {kind}", wanted, AGAIN)
             if values.shape[0] != expected[0]:
-                raise DatasetError(path, f"{values.shape[0]} rows",
-                                   f"{expected[0]}, one for each row of the annotations",
-                                   "Use features and annotations of the same release.")
+                raise DatasetError(
+                    path,
+                    f"{values.shape[0]} rows",
+                    f"{expected[0]}, one for each row of the annotations",
+                    "Use features and annotations of the same release.",
+                )
             made = np.lib.format.open_memmap(partial, "w+", dtype, expected)
             for start in range(0, expected[0], ROWS_AT_ONCE):
                 with np.errstate(over="ignore"):
-                    rows = values[start:start + ROWS_AT_ONCE].astype(dtype)
+                    rows = values[start : start + ROWS_AT_ONCE].astype(dtype)
                 wrong = ~np.isfinite(rows.reshape(len(rows), -1)).all(1)
                 if wrong.any():
                     row = start + int(wrong.argmax())
-                    raise DatasetError(path, f"NaN, infinity or too large a number in row {row}",
-                                       f"finite numbers that {dtype} can hold", AGAIN)
-                made[start:start + len(rows)] = rows
+                    raise DatasetError(
+                        path,
+                        f"NaN, infinity or too large a number in row {row}",
+                        f"finite numbers that {dtype} can hold",
+                        AGAIN,
+                    )
+                made[start : start + len(rows)] = rows
             made.flush()
         os.replace(partial, array)
         write_json(record, _signature(path))
@@ -238,8 +258,12 @@ def _convert(path: Path, key: str, expected: tuple[int, ...], array: Path, recor
         raise
     except OSError as error:
         if partial.exists() or not os.access(path.parent, os.W_OK):
-            raise WriteError(array, error, "room for a memory map beside the features",
-                             "Make room, or copy the features to a folder that can be written to.") from error
+            raise WriteError(
+                array,
+                error,
+                "room for a memory map beside the features",
+                "Make room, or copy the features to a folder that can be written to.",
+            ) from error
         raise DatasetError(path, error, f"HDF5 with {wanted}", AGAIN) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -28,8 +28,9 @@ def hidden(path: Path) -> bool:
 
 def listed(folder: Path, *endings: str) -> list[Path]:
     """Files of a folder that are not hidden and have one of these endings, in either case, in natural order."""
-    return sorted((path for path in Path(folder).iterdir() if path.suffix.lower() in endings and not hidden(path)),
-                  key=natural)
+    return sorted(
+        (path for path in Path(folder).iterdir() if path.suffix.lower() in endings and not hidden(path)), key=natural
+    )
 
 
 def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterator[Path]:

@@ -50,8 +50,13 @@ def _fit(width: int, height: int) -> tuple[int, int]:
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _write(target: Path, size: tuple[int, int], pictures: Iterator[tuple[float, np.ndarray]],
-           pieces: Iterator[np.ndarray], rate: int) -> None:
+def _write(
+    target: Path,
+    size: tuple[int, int],
+    pictures: Iterator[tuple[float, np.ndarray]],
+    pieces: Iterator[np.ndarray],
+    rate: int,
+) -> None:
     """Pictures (second, uint8 (H, W, 3)) and mono sound, as H.264 and AAC in one MP4 file that starts at once."""
     part = target.with_suffix(".part.mp4")
     with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as output:
@@ -126,8 +131,9 @@ def transcode(video: Path, target: Path, wave: Path | None = None, max_pixels: i
         try:
             _write(target, size, pictures(), sound(), RATE)
         except (av.FFmpegError, ValueError) as error:
-            raise ClipDecodeError(video, error, "streams that decode",
-                                  "Convert it to MP4 with H.264 yourself.") from error
+            raise ClipDecodeError(
+                video, error, "streams that decode", "Convert it to MP4 with H.264 yourself."
+            ) from error
 
 
 def slides(frames: np.ndarray, audio: np.ndarray, rate: int, spacing: float, target: Path) -> None:
@@ -149,7 +155,7 @@ def slides(frames: np.ndarray, audio: np.ndarray, rate: int, spacing: float, tar
     """
     count, period = len(frames), max(round(spacing * rate), audio.shape[1])
     sound = np.zeros((count, period), np.float32)
-    sound[:, :audio.shape[1]] = audio
+    sound[:, : audio.shape[1]] = audio
     size = _fit(frames.shape[2], frames.shape[1])
     times: list[Any] = [second * spacing for second in range(count)] + [count * spacing - 0.04]
     _write(target, size, zip(times, [*frames, frames[-1]]), iter(sound), rate)

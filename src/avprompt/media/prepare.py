@@ -23,8 +23,23 @@ from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.media.workers import begin_worker
 from avprompt.ranges import Count, Positive
 
-VIDEO = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".ts", ".mts", ".m2ts", ".3gp",
-         ".wmv", ".ogv"}
+VIDEO = {
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".flv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".3gp",
+    ".wmv",
+    ".ogv",
+}
 AUDIO = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
 #: errors of writing to the store, which no media file causes
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -85,26 +100,39 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
             if identity not in known:
                 known.add(identity)
                 found[kind].setdefault(path.stem, []).append(path)
-        media.unusable.update({plain(path.stem): f"{plain(str(path))}: {plain(why)}" for path, why in problems
-                               if _kind(path) or path.is_dir() or not path.suffix})
+        media.unusable.update(
+            {
+                plain(path.stem): f"{plain(str(path))}: {plain(why)}"
+                for path, why in problems
+                if _kind(path) or path.is_dir() or not path.suffix
+            }
+        )
     shared = {clip: paths for kind in found.values() for clip, paths in kind.items() if len(paths) > 1}
     if shared and prefer is None:
         lines = [f"{clip}: {', '.join(map(str, paths))}" for clip, paths in sorted(shared.items())]
-        raise DatasetError(", ".join(map(str, folders)),
-                           "\n  ".join([f"{len(shared)} ids of several files each", *lines]) + "\n", "one file an id",
-                           "Rename or remove the others, or take the last of each with --prefer later (the first with "
-                           "--prefer earlier).")
+        raise DatasetError(
+            ", ".join(map(str, folders)),
+            "\n  ".join([f"{len(shared)} ids of several files each", *lines]) + "\n",
+            "one file an id",
+            "Rename or remove the others, or take the last of each with --prefer later (the first with "
+            "--prefer earlier).",
+        )
     if not found["video"]:
-        raise DatasetError(", ".join(map(str, folders)), "no video files", f"files ending in {sorted(VIDEO)}",
-                           "Check the path.")
-    chosen = {kind: {clip: paths[0 if prefer == "earlier" else -1] for clip, paths in files.items()}
-              for kind, files in found.items()}
+        raise DatasetError(
+            ", ".join(map(str, folders)), "no video files", f"files ending in {sorted(VIDEO)}", "Check the path."
+        )
+    chosen = {
+        kind: {clip: paths[0 if prefer == "earlier" else -1] for clip, paths in files.items()}
+        for kind, files in found.items()
+    }
     for files, taken in zip(found.values(), chosen.values()):
         for clip, paths in files.items():
             if len(paths) > 1:
                 media.passed_over.setdefault(clip, []).extend(path for path in paths if path != taken[clip])
-    media.clips = {clip: (chosen["video"].get(clip), chosen["audio"].get(clip))
-                   for clip in sorted({*chosen["video"], *chosen["audio"]})}
+    media.clips = {
+        clip: (chosen["video"].get(clip), chosen["audio"].get(clip))
+        for clip in sorted({*chosen["video"], *chosen["audio"]})
+    }
     for clip in media.clips:
         media.unusable.pop(clip, None)
     return media
@@ -144,8 +172,12 @@ def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Pat
         clip = decode_clip(video, sampling, wave=wave)
     except ClipDecodeError as error:
         folder.remove(clip_id)
-        return Entry(clip_id, {NO_AUDIO: "no-audio", NO_VIDEO: "no-video"}.get(str(error.got), "broken"), str(error),
-                     source=source)
+        return Entry(
+            clip_id,
+            {NO_AUDIO: "no-audio", NO_VIDEO: "no-video"}.get(str(error.got), "broken"),
+            str(error),
+            source=source,
+        )
     except Exception as error:  # decoders raise all kinds of errors: the clip is listed, and the others go on
         folder.remove(clip_id)
         return Entry(clip_id, "broken", f"{type(error).__name__}: {error}", source=source)
@@ -179,7 +211,7 @@ def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) 
                 return
             except BrokenProcessPool:  # a process died: its clip is among the first unfinished ones
                 waiting = [clip for clip in waiting if clip not in done]
-                suspects, waiting = waiting[:2 * workers + 1], waiting[2 * workers + 1:]
+                suspects, waiting = waiting[: 2 * workers + 1], waiting[2 * workers + 1 :]
             finally:
                 pool.shutdown(cancel_futures=True)  # Ctrl-C waits for the running clips, not for all
         for clip in suspects:
@@ -257,8 +289,9 @@ def prepare(
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
-    sampling = Sampling(segments=segments, size=size, sample_rate=sample_rate, antialias=antialias,
-                        stride=stride, max_pixels=max_pixels)
+    sampling = Sampling(
+        segments=segments, size=size, sample_rate=sample_rate, antialias=antialias, stride=stride, max_pixels=max_pixels
+    )
     media, store = find_media(videos if isinstance(videos, list) else [videos], prefer), ClipStore(out)
     store.create(sampling, overwrite)
     entries, damaged = recover_manifest(store.manifest_path) if store.manifest_path.is_file() else ({}, [])
@@ -270,7 +303,9 @@ def prepare(
     entries.update({clip: Entry(clip, "broken", why) for clip, why in media.unusable.items()})
     try:
         try:
-            bar = tqdm(_run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip", disable=None)
+            bar = tqdm(
+                _run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip", disable=None
+            )
             for count, entry in enumerate(bar, 1):
                 entries[entry.id] = entry
                 if count % 200 == 0:
@@ -281,16 +316,22 @@ def prepare(
                 write_manifest(store.manifest_path, list(entries.values()))
                 write_problems(store.root / "problems.csv", list(entries.values()))
     except OSError as error:
-        raise DatasetError(store.root, error, "a folder with room to write",
-                           "Free some space and run it again.") from error
+        raise DatasetError(
+            store.root, error, "a folder with room to write", "Free some space and run it again."
+        ) from error
     counts = dict(sorted(Counter(entry.status for entry in entries.values()).items()))
     print(f"{store.root}: {counts}, {len(kept)} kept from before, problems in {store.root / 'problems.csv'}")
     if media.passed_over:
-        print(f"{len(media.passed_over)} ids of several files each, of which the {prefer} one counts: "
-              + ", ".join(f"{clip} (not {', '.join(map(str, paths))})"
-                          for clip, paths in list(media.passed_over.items())[:5])
-              + (" ..." if len(media.passed_over) > 5 else ""))
+        print(
+            f"{len(media.passed_over)} ids of several files each, of which the {prefer} one counts: "
+            + ", ".join(
+                f"{clip} (not {', '.join(map(str, paths))})" for clip, paths in list(media.passed_over.items())[:5]
+            )
+            + (" ..." if len(media.passed_over) > 5 else "")
+        )
     if media.others:
-        print("files of other kinds, left alone: "
-              + ", ".join(f"{count} {ending}" for ending, count in media.others.most_common(8)))
+        print(
+            "files of other kinds, left alone: "
+            + ", ".join(f"{count} {ending}" for ending, count in media.others.most_common(8))
+        )
     return counts

@@ -99,8 +99,12 @@ class StoreReader(ClipReader):
         ours = theirs if sampling is None else sampling.settings
         differ = {key: (theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]}
         if differ:
-            raise DatasetError(root, f"a store with (theirs, asked) {differ}", "the data module's settings",
-                               "Change image_size, sample_rate, segments or antialias, or prepare another store.")
+            raise DatasetError(
+                root,
+                f"a store with (theirs, asked) {differ}",
+                "the data module's settings",
+                "Change image_size, sample_rate, segments or antialias, or prepare another store.",
+            )
         self.entries = read_manifest(self.store.manifest_path)
 
     def problem(self, clip_id: str) -> str | None:
@@ -130,8 +134,10 @@ class StoreReader(ClipReader):
                 return super().digest_problem(clip_id)
         except ClipDecodeError as error:
             return f"broken: {error}"
-        return (f"broken: {self.store.root / 'clips' / clip_id}: its files are not those that were written "
-                f"(digest). {REPAIR}")
+        return (
+            f"broken: {self.store.root / 'clips' / clip_id}: its files are not those that were written "
+            f"(digest). {REPAIR}"
+        )
 
     def ids(self) -> set[str]:
         return {clip for clip, entry in self.entries.items() if entry.usable}
@@ -167,8 +173,12 @@ class FolderReader(ClipReader):
         self.frames_folder, self.waves_folder = Path(root) / frames, Path(root) / waves
         for folder in (self.frames_folder, self.waves_folder):
             if not folder.is_dir():
-                raise DatasetError(folder, "no such folder", f"{frames}/<VideoID>/*.jpg and {waves}/<VideoID>.npy",
-                                   "Give another root, or use `layout: store`.")
+                raise DatasetError(
+                    folder,
+                    "no such folder",
+                    f"{frames}/<VideoID>/*.jpg and {waves}/<VideoID>.npy",
+                    "Give another root, or use `layout: store`.",
+                )
         # one listing of names instead of a look-up for every clip and epoch
         self.frames = {path.name for path in self.frames_folder.iterdir() if path.is_dir() and not hidden(path)}
         self.waves = {path.stem for path in listed(self.waves_folder, ".npy")}
@@ -180,8 +190,11 @@ class FolderReader(ClipReader):
         return signature((*self._pictures(clip_id), self.waves_folder / f"{clip_id}.npy"))
 
     def problem(self, clip_id: str) -> str | None:
-        absent = [folder.name for folder, found in ((self.frames_folder, self.frames), (self.waves_folder, self.waves))
-                  if clip_id not in found]
+        absent = [
+            folder.name
+            for folder, found in ((self.frames_folder, self.frames), (self.waves_folder, self.waves))
+            if clip_id not in found
+        ]
         return f"missing: {' and '.join(absent)}" if absent else None
 
     def inspect(self, clip_id: str) -> str | None:
@@ -226,14 +239,23 @@ class FolderReader(ClipReader):
         except (OSError, ValueError) as error:
             raise ClipDecodeError(path, error, "a .npy file of samples", "Extract the waveform again.") from error
         if wave.size != count * self.sampling.samples:
-            raise ClipDecodeError(path, f"{wave.size} samples", f"{count} x {self.sampling.samples} samples",
-                                  f"Cut or pad the waveform at {self.sampling.sample_rate} Hz.")
+            raise ClipDecodeError(
+                path,
+                f"{wave.size} samples",
+                f"{count} x {self.sampling.samples} samples",
+                f"Cut or pad the waveform at {self.sampling.sample_rate} Hz.",
+            )
         if wave.dtype.kind != "f":
-            raise ClipDecodeError(path, wave.dtype, "floating-point samples in [-1, 1]",
-                                  "Divide whole-number samples by their largest possible value.")
+            raise ClipDecodeError(
+                path,
+                wave.dtype,
+                "floating-point samples in [-1, 1]",
+                "Divide whole-number samples by their largest possible value.",
+            )
         if not mapped and not np.isfinite(wave).all():
-            raise ClipDecodeError(path, "samples that are NaN or infinite", "finite samples",
-                                  "Extract the waveform again.")
+            raise ClipDecodeError(
+                path, "samples that are NaN or infinite", "finite samples", "Extract the waveform again."
+            )
         return wave
 
     def _picture(self, path: Path) -> Tensor:

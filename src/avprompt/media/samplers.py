@@ -81,8 +81,12 @@ def share(size: int, batch_size: int, rank: int, world: int) -> range:
         [[0, 1], [2, 3], [4, 5, 6]]
     """
     if size < world:
-        raise ArgumentError("trainer.devices", f"{world} processes for {size} clips", "a clip for each process",
-                            f"Set it to {size} or less.")
+        raise ArgumentError(
+            "trainer.devices",
+            f"{world} processes for {size} clips",
+            "a clip for each process",
+            f"Set it to {size} or less.",
+        )
     unit = batch_size if size > (world - 1) * batch_size else 1
     units = -(-size // unit)
     return range(units * rank // world * unit, min(units * (rank + 1) // world * unit, size))
@@ -112,8 +116,9 @@ class ResumableBatches(Sampler[list[int]]):
         [[[0, 1], [4]], [[2, 3], [0]]]
     """
 
-    def __init__(self, sampler: EpochOrder, batch_size: int, rank: int = 0, world: int = 1,
-                 training: bool = True) -> None:
+    def __init__(
+        self, sampler: EpochOrder, batch_size: int, rank: int = 0, world: int = 1, training: bool = True
+    ) -> None:
         self.sampler, self.batch_size, self.start = sampler, batch_size, 0
         self.rank, self.world, self.training = rank, world, training
 
@@ -123,11 +128,11 @@ class ResumableBatches(Sampler[list[int]]):
         if not self.training:
             order, world = [order[place] for place in share(len(order), self.batch_size, self.rank, world)], 1
         for step in range(start, len(self)):
-            batch = order[step * self.batch_size * world:(step + 1) * self.batch_size * world]
+            batch = order[step * self.batch_size * world : (step + 1) * self.batch_size * world]
             own = -(-len(batch) // world)
             batch += itertools.islice(itertools.cycle(order), own * world - len(batch))
             place = self.rank if self.training else 0
-            yield batch[place * own:(place + 1) * own]
+            yield batch[place * own : (place + 1) * own]
 
     def __len__(self) -> int:
         if self.training:
@@ -190,13 +195,19 @@ class ClipLoader(DataLoader):
                 raise
             if any(text in str(error) for text in _NO_ROOM):
                 raise ArgumentError(
-                    "num_workers", f"{self.num_workers}, and {_shared_memory()}: a batch does not fit",
+                    "num_workers",
+                    f"{self.num_workers}, and {_shared_memory()}: a batch does not fit",
                     "room for two batches a worker",
                     "Give the container more (docker run --shm-size 8g, Kubernetes: an emptyDir of medium Memory at "
-                    "/dev/shm), use smaller batches, or set num_workers to 0.") from error
+                    "/dev/shm), use smaller batches, or set num_workers to 0.",
+                ) from error
             if "killed by signal" in str(error):
-                raise ArgumentError("num_workers", f"{self.num_workers}, of which the system ended one ({error})",
-                                    "memory for each worker", "Use fewer workers or smaller batches.") from error
+                raise ArgumentError(
+                    "num_workers",
+                    f"{self.num_workers}, of which the system ended one ({error})",
+                    "memory for each worker",
+                    "Use fewer workers or smaller batches.",
+                ) from error
             raise
 
 
@@ -241,11 +252,25 @@ class ResumableLoader(ClipLoader):
         [[2, 3], [4, 5]]
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int = 0, shuffle: bool = False, rank: int = 0,
-                 world: int = 1, groups: Sequence[str] | None = None, training: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        groups: Sequence[str] | None = None,
+        training: bool = True,
+        **options: Any,
+    ) -> None:
         order = EpochOrder(len(dataset), seed, shuffle, groups)
-        super().__init__(dataset, batch_sampler=ResumableBatches(order, batch_size, rank, world, training),
-                         generator=torch.Generator().manual_seed(seed), **options)
+        super().__init__(
+            dataset,
+            batch_sampler=ResumableBatches(order, batch_size, rank, world, training),
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        )
         self.consumed, self.restored = 0, {}
 
     @property
@@ -270,15 +295,23 @@ class ResumableLoader(ClipLoader):
             return 0
         differ = {name: (state.get(name), ours) for name, ours in self._identity().items() if state.get(name) != ours}
         if differ:
-            raise CheckpointError("position in the training data", f"(then, now) {differ}",
-                                  f"the same settings, to go on after step {state['consumed']} of an epoch",
-                                  "Resume with the run's own settings (`clips_a_step` is batch_size times the number "
-                                  "of processes), or from a checkpoint at the end of an epoch.")
+            raise CheckpointError(
+                "position in the training data",
+                f"(then, now) {differ}",
+                f"the same settings, to go on after step {state['consumed']} of an epoch",
+                "Resume with the run's own settings (`clips_a_step` is batch_size times the number "
+                "of processes), or from a checkpoint at the end of an epoch.",
+            )
         return state["consumed"]
 
     def _identity(self) -> dict[str, int]:
-        return {"epoch": self.order.epoch, "clips": self.order.size, "groups": len(self.order.groups),
-                "clips_a_step": self.batch_sampler.batch_size * self.batch_sampler.world, "seed": self.order.seed}
+        return {
+            "epoch": self.order.epoch,
+            "clips": self.order.size,
+            "groups": len(self.order.groups),
+            "clips_a_step": self.batch_sampler.batch_size * self.batch_sampler.world,
+            "seed": self.order.seed,
+        }
 
     def state_dict(self) -> dict[str, int]:
         """Number of batches yielded in the current epoch, and the settings that determine which batches those are."""

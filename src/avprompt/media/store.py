@@ -1,12 +1,12 @@
 """The prepared store, which a training run reads instead of media files.
 
-    <store>/store.json            how the clips were made
-    <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
-                                  of the clip's three files, and of the row
-    <store>/problems.csv          its rows that are not `ok`
-    <store>/clips/<id>/frames.npy uint8 (T, 3, H, W)
-    <store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
-    <store>/clips/<id>/valid.npy  bool (T,)
+<store>/store.json            how the clips were made
+<store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
+                              of the clip's three files, and of the row
+<store>/problems.csv          its rows that are not `ok`
+<store>/clips/<id>/frames.npy uint8 (T, 3, H, W)
+<store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
+<store>/clips/<id>/valid.npy  bool (T,)
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def write_problems(path: Path, entries: list[Entry]) -> None:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(["id", "status", "reason"])
-    writer.writerows([e.id, e.status, e.reason]
-                     for e in sorted(entries, key=lambda e: (e.status, e.id)) if e.status != "ok")
+    writer.writerows(
+        [e.id, e.status, e.reason] for e in sorted(entries, key=lambda e: (e.status, e.id)) if e.status != "ok"
+    )
     write_whole(path, table.getvalue().encode())
 
 
@@ -115,8 +116,9 @@ def read_manifest(path: Path) -> dict[str, Entry]:
     Raises:
         DatasetError: the file is missing or is no manifest, or a row is not as it was written.
     """
-    entries, damaged = _rows(path, read_text(path, "the manifest of a prepared store", "Run `avprompt data prepare`.",
-                                             DatasetError))
+    entries, damaged = _rows(
+        path, read_text(path, "the manifest of a prepared store", "Run `avprompt data prepare`.", DatasetError)
+    )
     if damaged:
         raise damaged[0]
     return entries
@@ -146,8 +148,11 @@ def _rows(path: Path, text: str) -> tuple[dict[str, Entry], list[DatasetError]]:
                 raise ValueError(f"a row of {entry.id!r} that is not as it was written")
             entries[entry.id] = entry
         except (ValueError, TypeError, AttributeError, csv.Error) as error:
-            damaged.append(DatasetError(f"{path}, line {reader.line_num}", error,
-                                        f"columns {COLUMNS}, each row with its own check", REPAIR))
+            damaged.append(
+                DatasetError(
+                    f"{path}, line {reader.line_num}", error, f"columns {COLUMNS}, each row with its own check", REPAIR
+                )
+            )
 
 
 COLUMNS = [*Entry.__dataclass_fields__, "check"]
@@ -178,8 +183,12 @@ class ClipStore:
         """
         path = self.root / "store.json"
         if not path.is_file():
-            raise DatasetError(self.root, "no store.json", "a prepared store",
-                               f"Run `avprompt data prepare --videos VIDEOS --out {self.root}`.")
+            raise DatasetError(
+                self.root,
+                "no store.json",
+                "a prepared store",
+                f"Run `avprompt data prepare --videos VIDEOS --out {self.root}`.",
+            )
         try:
             content = json.loads(read_text(path, "a prepared store", AGAIN, DatasetError))
             if content["format"] != FORMAT:
@@ -213,15 +222,27 @@ class ClipStore:
             theirs = self.sampling().settings
             differ = {k: (theirs[k], v) for k, v in sampling.settings.items() if theirs[k] != v}
             if differ:
-                raise DatasetError(self.root, f"a store that differs in (theirs, asked): {differ}", "the same settings",
-                                   "Ask for the store's own settings, another folder, or --overwrite true.")
+                raise DatasetError(
+                    self.root,
+                    f"a store that differs in (theirs, asked): {differ}",
+                    "the same settings",
+                    "Ask for the store's own settings, another folder, or --overwrite true.",
+                )
             return
         if self.root.exists() and any(self.root.iterdir()):
-            raise DatasetError(self.root, "a folder with other files", "a new or empty folder, or a prepared store",
-                               "Choose another folder; nothing in this one was touched.")
+            raise DatasetError(
+                self.root,
+                "a folder with other files",
+                "a new or empty folder, or a prepared store",
+                "Choose another folder; nothing in this one was touched.",
+            )
         self.root.mkdir(parents=True, exist_ok=True)
-        content = {"format": FORMAT, "sampling": sampling.settings, "check": _check(sampling.settings),
-                   "decoder": f"PyAV {av.__version__}"}
+        content = {
+            "format": FORMAT,
+            "sampling": sampling.settings,
+            "check": _check(sampling.settings),
+            "decoder": f"PyAV {av.__version__}",
+        }
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
 
     def write(self, clip_id: str, clip: Clip) -> str:
@@ -239,9 +260,14 @@ class ClipStore:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            for name, array in zip(ARRAYS, (
+            for name, array in zip(
+                ARRAYS,
+                (
                     np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2)),
-                    np.round(clip.audio * LOUDEST).clip(-LOUDEST, LOUDEST - 1).astype(np.int16), clip.valid)):
+                    np.round(clip.audio * LOUDEST).clip(-LOUDEST, LOUDEST - 1).astype(np.int16),
+                    clip.valid,
+                ),
+            ):
                 file = io.BytesIO()
                 np.save(file, array, allow_pickle=False)
                 contents.append(file.getvalue())
@@ -284,8 +310,9 @@ class ClipStore:
         entries = read_manifest(self.manifest_path)
         taken = sorted(new for new, count in Counter(names.values()).items() if count > 1 or new in entries)
         if taken:
-            raise DatasetError(self.root, f"new ids that are taken: {taken[:5]}", "new ids, each once",
-                               "Leave them out.")
+            raise DatasetError(
+                self.root, f"new ids that are taken: {taken[:5]}", "new ids, each once", "Leave them out."
+            )
         try:
             for old, new in names.items():
                 folder = self.root / "clips" / old
@@ -344,11 +371,15 @@ class ClipStore:
     def _array(self, clip_id: str, name: str, mapped: bool = False) -> np.ndarray:
         if self._expected is None:
             sampling = self.sampling()
-            shapes = {"frames": (np.uint8, (sampling.segments, 3, sampling.size, sampling.size)),
-                      "audio": (np.int16, (sampling.segments, sampling.samples)),
-                      "valid": (np.bool_, (sampling.segments,))}
-            self._expected = {key: (np.dtype(dtype), shape, header_of(np.dtype(dtype), shape))
-                              for key, (dtype, shape) in shapes.items()}
+            shapes = {
+                "frames": (np.uint8, (sampling.segments, 3, sampling.size, sampling.size)),
+                "audio": (np.int16, (sampling.segments, sampling.samples)),
+                "valid": (np.bool_, (sampling.segments,)),
+            }
+            self._expected = {
+                key: (np.dtype(dtype), shape, header_of(np.dtype(dtype), shape))
+                for key, (dtype, shape) in shapes.items()
+            }
         (dtype, shape, header), path = self._expected[name], self.root / "clips" / clip_id / f"{name}.npy"
         try:
             if mapped and name != "valid":

@@ -30,7 +30,7 @@ _WHOLE = re.compile(r"[0-9]{1,9}")
 
 def _guess(content: bytes, start: int) -> str:
     """Likely encoding of a file whose byte `start` is not UTF-8."""
-    line = content[content.rfind(b"\n", 0, start) + 1:].split(b"\n", 1)[0]
+    line = content[content.rfind(b"\n", 0, start) + 1 :].split(b"\n", 1)[0]
     try:
         line.decode("gb2312")
     except UnicodeDecodeError:
@@ -38,8 +38,9 @@ def _guess(content: bytes, start: int) -> str:
     return "GBK"
 
 
-def read_text(path: Path, what: str = "a text file", hint: str = "Check the path.",
-              error: type[AVPromptError] = AnnotationError) -> str:
+def read_text(
+    path: Path, what: str = "a text file", hint: str = "Check the path.", error: type[AVPromptError] = AnnotationError
+) -> str:
     """Content of a UTF-8 file, with or without byte-order mark; line ends become `\\n`.
 
     Args:
@@ -72,13 +73,20 @@ def read_text(path: Path, what: str = "a text file", hint: str = "Check the path
         text = content[mark:].decode("utf-8")
     except UnicodeDecodeError as problem:
         start = problem.start + mark
-        raise error(f"{path}, byte {start} (line {content[:start].count(10) + 1})",
-                    f"{content[start:start + 4]!r}, which is not UTF-8", f"{what} in UTF-8",
-                    f"Save it as UTF-8. If it is {_guess(content, start)}: "
-                    f"`iconv -f {_guess(content, start)} -t UTF-8 OLD > NEW`.") from problem
+        raise error(
+            f"{path}, byte {start} (line {content[:start].count(10) + 1})",
+            f"{content[start : start + 4]!r}, which is not UTF-8",
+            f"{what} in UTF-8",
+            f"Save it as UTF-8. If it is {_guess(content, start)}: "
+            f"`iconv -f {_guess(content, start)} -t UTF-8 OLD > NEW`.",
+        ) from problem
     if (start := content.find(b"\0")) >= 0:
-        raise error(f"{path}, byte {start} (line {content[:start].count(10) + 1})", "a zero byte",
-                    f"{what} in UTF-8", "Save it as UTF-8 if an editor wrote it as UTF-16; else download it again.")
+        raise error(
+            f"{path}, byte {start} (line {content[:start].count(10) + 1})",
+            "a zero byte",
+            f"{what} in UTF-8",
+            "Save it as UTF-8 if an editor wrote it as UTF-16; else download it again.",
+        )
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -89,8 +97,11 @@ def read_lines(path: Path, what: str, hint: str) -> list[tuple[str, str]]:
         DatasetError: see `read_text`.
         AnnotationError: see `read_text`, or the file holds nothing.
     """
-    lines = [(f"{path}, line {number}", line)
-             for number, line in enumerate(read_text(path, what, hint).split("\n"), 1) if line]
+    lines = [
+        (f"{path}, line {number}", line)
+        for number, line in enumerate(read_text(path, what, hint).split("\n"), 1)
+        if line
+    ]
     if not lines:
         raise AnnotationError(path, "an empty file", what, "Download it again.")
     return lines
@@ -111,22 +122,29 @@ def read_table(path: Path, what: str, hint: str, columns: tuple[str, ...] = ()) 
             if header is None:
                 header = fields
                 if absent := [name for name in columns if name not in header]:
-                    raise AnnotationError(where, f"columns {header}, without {', '.join(absent)}",
-                                          f"a header with {', '.join(columns)}", "Correct the first line.")
+                    raise AnnotationError(
+                        where,
+                        f"columns {header}, without {', '.join(absent)}",
+                        f"a header with {', '.join(columns)}",
+                        "Correct the first line.",
+                    )
                 continue
             if not fields:
                 continue
             if len(fields) != len(header):
-                raise AnnotationError(where, f"{len(fields)} fields", f"{len(header)} fields, {','.join(header)}",
-                                      "Correct the line.")
+                raise AnnotationError(
+                    where, f"{len(fields)} fields", f"{len(header)} fields, {','.join(header)}", "Correct the line."
+                )
             count += 1
             yield where, dict(zip(header, fields))
     except csv.Error as error:
-        raise AnnotationError(f"{path}, line {reader.line_num}", error, "comma-separated values",
-                              "Correct the line.") from error
+        raise AnnotationError(
+            f"{path}, line {reader.line_num}", error, "comma-separated values", "Correct the line."
+        ) from error
     if not count:
-        raise AnnotationError(path, "an empty file" if header is None else "a header and no row", what,
-                              "Download it again.")
+        raise AnnotationError(
+            path, "an empty file" if header is None else "a header and no row", what, "Download it again."
+        )
 
 
 def whole(text: str) -> int | None:
@@ -140,11 +158,18 @@ def plain(text: str) -> str:
     >>> plain("a" + chr(10) + "b")
     'a\\nb'
     """
-    return "".join(letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs") else letter
-                   for letter in text)
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in ("Cc", "Cs") else letter
+        for letter in text
+    )
 
 
 def is_name(text: str) -> bool:
     """Whether the text is a valid file name: no folder, not hidden, no control character, at most 255 bytes."""
-    return bool(text) and not text.startswith(".") and not {"/", "\\"} & set(text) and not any(
-        unicodedata.category(letter) in ("Cc", "Cs") for letter in text) and len(text.encode()) <= 255
+    return (
+        bool(text)
+        and not text.startswith(".")
+        and not {"/", "\\"} & set(text)
+        and not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
+        and len(text.encode()) <= 255
+    )

@@ -39,8 +39,16 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         try:
             shape, fortran, dtype = read_header(file)
-        except (SyntaxError, tokenize.TokenError, LookupError, TypeError, AttributeError, OverflowError, RecursionError,
-                MemoryError) as error:  # parsing the text of a damaged header raises these
+        except (
+            SyntaxError,
+            tokenize.TokenError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            MemoryError,
+        ) as error:  # parsing the text of a damaged header raises these
             raise ValueError(f"a header that is none: {error}") from error
         if dtype.hasobject:
             raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")

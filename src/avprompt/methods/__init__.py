@@ -22,7 +22,31 @@ from avprompt.methods.none import NoPrompts
 from avprompt.methods.stgcma import STGCMA
 from avprompt.methods.vpt import VPT
 
-__all__ = ["AVMoE", "AVSTFP", "Adapters", "ClassEmbeddings", "CoCoOp", "CoOp", "CoPLLike", "DGSCT", "DGSCTFewShot",
-           "DGSCTPaper", "FineTuning", "FixedEmbeddings", "LAVISH", "LoRA", "MBT", "MaPLe", "MaPLeEmbeddings",
-           "MettleLike", "MoLTLike", "MoMALike", "NoPrompts", "PromptMethod", "PromptState", "RandomEmbeddings",
-           "STGCMA", "VPT"]
+__all__ = [
+    "AVMoE",
+    "AVSTFP",
+    "Adapters",
+    "ClassEmbeddings",
+    "CoCoOp",
+    "CoOp",
+    "CoPLLike",
+    "DGSCT",
+    "DGSCTFewShot",
+    "DGSCTPaper",
+    "FineTuning",
+    "FixedEmbeddings",
+    "LAVISH",
+    "LoRA",
+    "MBT",
+    "MaPLe",
+    "MaPLeEmbeddings",
+    "MettleLike",
+    "MoLTLike",
+    "MoMALike",
+    "NoPrompts",
+    "PromptMethod",
+    "PromptState",
+    "RandomEmbeddings",
+    "STGCMA",
+    "VPT",
+]

@@ -57,8 +57,13 @@ class Adapters(PerBlock):
 
     identity_at_start = True
 
-    def __init__(self, reduction: Count = 8, steps: tuple[Literal["attention", "mlp"], ...] = STEPS,
-                 visual: bool = True, audio: bool = True) -> None:
+    def __init__(
+        self,
+        reduction: Count = 8,
+        steps: tuple[Literal["attention", "mlp"], ...] = STEPS,
+        visual: bool = True,
+        audio: bool = True,
+    ) -> None:
         super().__init__(visual, audio)
         if not steps or not set(steps) <= set(STEPS):
             raise ArgumentError("steps", list(steps), f"some of {', '.join(STEPS)}", "Correct it.")

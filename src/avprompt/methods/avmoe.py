@@ -51,8 +51,18 @@ class Expert(Bottleneck):
 
     heads, dropout = 4, 0.2  # of `frames_released`
 
-    def __init__(self, dim: int, kind: UnimodalAttention | Literal["cross"], *, num_tokens: int, reduction: int,
-                 groups: int, gated: bool, batch_norm: bool, relu: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        kind: UnimodalAttention | Literal["cross"],
+        *,
+        num_tokens: int,
+        reduction: int,
+        groups: int,
+        gated: bool,
+        batch_norm: bool,
+        relu: bool,
+    ) -> None:
         super().__init__()
         self.kind = kind
         if kind in ("cross", "latents"):
@@ -61,8 +71,12 @@ class Expert(Bottleneck):
             self.token_gate = nn.Parameter(torch.zeros(1))
         if kind == "frames_released":
             if dim % self.heads:
-                raise ArgumentError("unimodal_attention", f"frames_released with {dim} channels",
-                                    f"a multiple of its {self.heads} heads", "Use latents.")
+                raise ArgumentError(
+                    "unimodal_attention",
+                    f"frames_released with {dim} channels",
+                    f"a multiple of its {self.heads} heads",
+                    "Use latents.",
+                )
             self.attention = nn.MultiheadAttention(dim, self.heads, self.dropout)
         self.add_bottleneck(dim, reduction, groups, "after_norm" if gated else None, batch_norm, relu=relu)
 
@@ -101,18 +115,42 @@ class Mixture(nn.Module):
         batch_norm: see there.
     """
 
-    def __init__(self, own: BlockSpec, other: BlockSpec, *, cross_experts: int, unimodal_experts: int,
-                 unimodal_attention: UnimodalAttention, unimodal_relu: bool, router_noise: float, num_tokens: int,
-                 reduction: int, groups: int, gated: bool, batch_norm: bool) -> None:
+    def __init__(
+        self,
+        own: BlockSpec,
+        other: BlockSpec,
+        *,
+        cross_experts: int,
+        unimodal_experts: int,
+        unimodal_attention: UnimodalAttention,
+        unimodal_relu: bool,
+        router_noise: float,
+        num_tokens: int,
+        reduction: int,
+        groups: int,
+        gated: bool,
+        batch_norm: bool,
+    ) -> None:
         super().__init__()
         self.noise, dim = router_noise, own.dim
         self.map = PromptMap(own, other, num_tokens)
         kinds = ["cross"] * cross_experts + [unimodal_attention] * unimodal_experts
         self.experts = nn.ModuleList(
-            Expert(dim, kind, num_tokens=num_tokens, reduction=reduction, groups=groups, gated=gated,
-                   batch_norm=batch_norm, relu=kind == "cross" or unimodal_relu) for kind in kinds)
-        self.router = nn.Sequential(nn.Linear(2 * dim, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(),
-                                    nn.Linear(32, len(kinds)))
+            Expert(
+                dim,
+                kind,
+                num_tokens=num_tokens,
+                reduction=reduction,
+                groups=groups,
+                gated=gated,
+                batch_norm=batch_norm,
+                relu=kind == "cross" or unimodal_relu,
+            )
+            for kind in kinds
+        )
+        self.router = nn.Sequential(
+            nn.Linear(2 * dim, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, len(kinds))
+        )
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and the experts' weights (B*T, E)."""
@@ -192,19 +230,34 @@ class AVMoE(PromptMethod):
     ) -> None:
         super().__init__()
         if min(cross_experts, unimodal_experts) < 0 or cross_experts + unimodal_experts < 2:
-            raise ArgumentError("cross_experts, unimodal_experts", f"{cross_experts}, {unimodal_experts}",
-                                "two experts or more in all", "One alone is an adapter without a router: use DGSCT.")
+            raise ArgumentError(
+                "cross_experts, unimodal_experts",
+                f"{cross_experts}, {unimodal_experts}",
+                "two experts or more in all",
+                "One alone is an adapter without a router: use DGSCT.",
+            )
         check_choice("unimodal_attention", unimodal_attention, get_args(UnimodalAttention))
-        self.experts = {"cross_experts": cross_experts, "unimodal_experts": unimodal_experts, "num_tokens": num_tokens,
-                        "reduction": reduction, "groups": groups, "batch_norm": batch_norm,
-                        "unimodal_attention": unimodal_attention, "unimodal_relu": unimodal_relu,
-                        "router_noise": router_noise}
+        self.experts = {
+            "cross_experts": cross_experts,
+            "unimodal_experts": unimodal_experts,
+            "num_tokens": num_tokens,
+            "reduction": reduction,
+            "groups": groups,
+            "batch_norm": batch_norm,
+            "unimodal_attention": unimodal_attention,
+            "unimodal_relu": unimodal_relu,
+            "router_noise": router_noise,
+        }
         self.audio_gate, self.stages, self.balance, self.gamma = audio_gate, stages, balance, gamma
         self.caste = caste
-        self.table_columns = {"router": tuple(f"{kind} expert {number + 1}" for kind, count in
-                                              (("cross-modal", cross_experts), ("unimodal", unimodal_experts))
-                                              for number in range(count)),
-                              "agreement": ("over space", "over time")}
+        self.table_columns = {
+            "router": tuple(
+                f"{kind} expert {number + 1}"
+                for kind, count in (("cross-modal", cross_experts), ("unimodal", unimodal_experts))
+                for number in range(count)
+            ),
+            "agreement": ("over space", "over time"),
+        }
 
     @property
     def identity_at_start(self) -> bool:
@@ -218,23 +271,38 @@ class AVMoE(PromptMethod):
         super().attach(sites, lone)
         found = [visual.stage for visual, _ in sites]
         if self.stages is not None and (not self.stages or set(self.stages) - set(found)):
-            raise ArgumentError("stages", self.stages, f"some of {sorted(set(found))}",
-                                "Name stages that have block pairs.")
+            raise ArgumentError(
+                "stages", self.stages, f"some of {sorted(set(found))}", "Name stages that have block pairs."
+            )
         chosen = [site for site, stage in enumerate(found) if self.stages is None or stage in self.stages]
         self.places = {site: place for place, site in enumerate(chosen)}
         for step in ("p1", "p2"):
             for modality, side in (("visual", 0), ("audio", 1)):
-                self.add_module(f"{modality}_{step}", nn.ModuleList(
-                    Mixture(sites[site][side], sites[site][1 - side], gated=side == 0 or self.audio_gate,
-                            **self.experts) for site in chosen))
+                self.add_module(
+                    f"{modality}_{step}",
+                    nn.ModuleList(
+                        Mixture(
+                            sites[site][side], sites[site][1 - side], gated=side == 0 or self.audio_gate, **self.experts
+                        )
+                        for site in chosen
+                    ),
+                )
         firsts = [site for site, stage in enumerate(found) if self.caste and stage not in found[:site]]
         self.enriched = {site: place for place, site in enumerate(firsts)}
         for modality, side in (("visual", 0), ("audio", 1)):
-            self.add_module(f"{modality}_caste", nn.ModuleList(
-                CASTE(sites[site][side], sites[site][1 - side]) for site in firsts))
+            self.add_module(
+                f"{modality}_caste", nn.ModuleList(CASTE(sites[site][side], sites[site][1 - side]) for site in firsts)
+            )
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         added = self._enrich(site, visual, audio, state)
         if site not in self.places:
             visual = visual + visual_block.attention(visual) + added[0]
@@ -245,8 +313,9 @@ class AVMoE(PromptMethod):
         to_visual, to_audio = self._adapt("p2", site, visual, audio, state)
         return visual + visual_block.mlp(visual) + to_visual, audio + to_audio
 
-    def _adapt(self, step: Literal["p1", "p2"], site: int, visual: Tensor, audio: Tensor,
-               state: PromptState) -> tuple[Tensor, ...]:
+    def _adapt(
+        self, step: Literal["p1", "p2"], site: int, visual: Tensor, audio: Tensor, state: PromptState
+    ) -> tuple[Tensor, ...]:
         """What p1 or p2 adds to both modalities (B*T, N, C)."""
         added = []
         for modality, own, other in (("visual", visual, audio), ("audio", audio, visual)):
@@ -267,8 +336,9 @@ class AVMoE(PromptMethod):
             return 0, 0
         added = []
         for modality, own, other in (("visual", visual, audio), ("audio", audio, visual)):
-            change, weights = state.part(getattr(self, f"{modality}_caste")[self.enriched[site]], own, other,
-                                         state.segments)
+            change, weights = state.part(
+                getattr(self, f"{modality}_caste")[self.enriched[site]], own, other, state.segments
+            )
             added.append(change)
             if state.wants_maps:
                 state.tables[f"agreement@{site}_{modality}"] = state.clips(weights)

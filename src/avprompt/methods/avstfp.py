@@ -102,14 +102,26 @@ class AVSTFP(PromptMethod):
         if sorted(order) != sorted(STEPS):
             raise ArgumentError("order", list(order), f"each of {', '.join(STEPS)} once", "Correct the order.")
         if spatial_kind == "kv" and num_spatial % 2 or fusion_kind == "cross" and num_fusion % 2:
-            raise ArgumentError("num_spatial, num_fusion", f"{num_spatial}, {num_fusion}",
-                                "even numbers where halves are keys and values (kv) or modalities (cross)", "Add one.")
+            raise ArgumentError(
+                "num_spatial, num_fusion",
+                f"{num_spatial}, {num_fusion}",
+                "even numbers where halves are keys and values (kv) or modalities (cross)",
+                "Add one.",
+            )
         if fusion_layout == "merged" and fusion_kind != "joint":
-            raise ArgumentError("fusion_layout", f"merged with fusion_kind {fusion_kind}", "fusion_kind joint",
-                                "Only joint attention can be merged with the spatial one.")
+            raise ArgumentError(
+                "fusion_layout",
+                f"merged with fusion_kind {fusion_kind}",
+                "fusion_kind joint",
+                "Only joint attention can be merged with the spatial one.",
+            )
         if not (visual or audio) and (temporal or spatial):
-            raise ArgumentError("visual, audio", "both false", "one side with temporal or spatial prompts",
-                                "Switch temporal and spatial off instead.")
+            raise ArgumentError(
+                "visual, audio",
+                "both false",
+                "one side with temporal or spatial prompts",
+                "Switch temporal and spatial off instead.",
+            )
         sides = tuple(name for name, on in (("visual", visual), ("audio", audio)) if on)
         self.sides = {"temporal": sides if temporal else (), "spatial": sides if spatial else ()}
         self.fusion, self.merged, self.gated = fusion, fusion and fusion_layout == "merged", gate != "none"
@@ -131,12 +143,20 @@ class AVSTFP(PromptMethod):
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         super().attach(sites, lone)
         if not all(spec.plain for site in sites for spec in site):
-            raise ArgumentError("prompts", "AVSTFP", "encoders of plain transformer blocks on both sides",
-                                "Use avprompt.encoders.CLIP, with audio: shared or avprompt.encoders.ViTSpectrogram.")
+            raise ArgumentError(
+                "prompts",
+                "AVSTFP",
+                "encoders of plain transformer blocks on both sides",
+                "Use avprompt.encoders.CLIP, with audio: shared or avprompt.encoders.ViTSpectrogram.",
+            )
         widths = {spec.dim for site in sites for spec in site}
         if len(widths) > 1 and self.fusion:
-            raise ArgumentError("prompts.fusion", f"widths {sorted(widths)}", "one width in both encoders",
-                                "Set fusion: false, or choose encoders of equal width.")
+            raise ArgumentError(
+                "prompts.fusion",
+                f"widths {sorted(widths)}",
+                "one width in both encoders",
+                "Set fusion: false, or choose encoders of equal width.",
+            )
         layers = range(len(sites)) if self.layers is None else self.layers
         if len(set(layers)) != len(layers) or not set(layers) <= set(range(len(sites))):
             raise ArgumentError("layers", self.layers, f"different indices from 0 to {len(sites) - 1}", "Correct them.")
@@ -162,15 +182,23 @@ class AVSTFP(PromptMethod):
     def _add_gate(self, name: str) -> None:
         self.register_parameter(name, nn.Parameter(torch.zeros(len(self.places))) if self.gated else None)
 
-    def step(self, site: int, visual_block: PlainViTBlock, audio_block: PlainViTBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: PlainViTBlock,
+        audio_block: PlainViTBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         blocks, place = (visual_block, audio_block), self.places.get(site)
         for name in self.order:
             visual, audio = getattr(self, f"_{name}")(place, blocks, (visual, audio), state)
         return visual, audio
 
-    def _temporal(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
-                  state: PromptState) -> tuple[Tensor, ...]:
+    def _temporal(
+        self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...], state: PromptState
+    ) -> tuple[Tensor, ...]:
         out = []
         for side, block, x in zip(("visual", "audio"), blocks, tokens):
             if place is None or side not in self.sides["temporal"]:
@@ -182,32 +210,38 @@ class AVSTFP(PromptMethod):
             own = x[:, :1] if self.class_only else x
             series = own.unflatten(0, (-1, state.segments)).transpose(1, 2)  # (B, N, T, C)
             read = block.attend(block.norm1(series.flatten(0, 1)), None, keys, values)
-            added = self._gate(f"temporal_{side}_gate", place,
-                               read.view(series.shape).transpose(1, 2).flatten(0, 1))
+            added = self._gate(f"temporal_{side}_gate", place, read.view(series.shape).transpose(1, 2).flatten(0, 1))
             out.append(torch.cat((own + added, x[:, 1:]), dim=1) if self.class_only else x + added)
         return tuple(out)
 
-    def _spatial(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
-                 state: PromptState) -> tuple[Tensor, ...]:
+    def _spatial(
+        self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...], state: PromptState
+    ) -> tuple[Tensor, ...]:
         if self.merged and place is not None:
+
             def prompts(block: PlainViTBlock) -> tuple[Tensor, ...]:
                 extra = [self._spatial_prompts(place, side, block) for side in self.sides["spatial"]]
                 return tuple(torch.cat(parts) for parts in zip(*extra, self._fusion_prompts(place, block)))
 
             return tuple(x + read for x, read in zip(tokens, self._joint(blocks, tokens, prompts)))
-        return tuple(x + block.attend(block.norm1(x), None, *(self._spatial_prompts(place, side, block) or ()))
-                     for x, block, side in zip(tokens, blocks, ("visual", "audio")))
+        return tuple(
+            x + block.attend(block.norm1(x), None, *(self._spatial_prompts(place, side, block) or ()))
+            for x, block, side in zip(tokens, blocks, ("visual", "audio"))
+        )
 
-    def _fusion(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
-                state: PromptState) -> tuple[Tensor, ...]:
+    def _fusion(
+        self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...], state: PromptState
+    ) -> tuple[Tensor, ...]:
         if not self.fusion or self.merged or place is None:
             return tokens
         read = getattr(self, f"_{self.fusion_kind}_fusion")(place, blocks, tokens)
-        return tuple(x + self._gate(f"fusion_{side}_gate", place, y)
-                     for side, x, y in zip(("visual", "audio"), tokens, read))
+        return tuple(
+            x + self._gate(f"fusion_{side}_gate", place, y) for side, x, y in zip(("visual", "audio"), tokens, read)
+        )
 
-    def _mlp(self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
-             state: PromptState) -> tuple[Tensor, ...]:
+    def _mlp(
+        self, place: int | None, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...], state: PromptState
+    ) -> tuple[Tensor, ...]:
         if blocks[0].attn is not blocks[1].attn:
             return tuple(x + block.mlp(x) for x, block in zip(tokens, blocks))
         x = torch.cat(tokens, dim=1)
@@ -223,27 +257,38 @@ class AVSTFP(PromptMethod):
     def _fusion_prompts(self, place: int, block: PlainViTBlock) -> tuple[Tensor, Tensor]:
         return block.project(self._norm(block, self.fusion_prompts[place]))
 
-    def _joint(self, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...],
-               prompts: Callable[[PlainViTBlock], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _joint(
+        self,
+        blocks: tuple[PlainViTBlock, ...],
+        tokens: tuple[Tensor, ...],
+        prompts: Callable[[PlainViTBlock], tuple[Tensor, ...]],
+    ) -> tuple[Tensor, ...]:
         """All tokens attend over all tokens and the prompts; with two towers, each side through its own projections."""
         if blocks[0].attn is blocks[1].attn:
             x = blocks[0].norm1(torch.cat(tokens, dim=1))
             return blocks[0].attend(x, None, *prompts(blocks[0])).split([y.shape[1] for y in tokens], dim=1)
-        return tuple(block.attend(block.norm1(x), block.norm1(torch.cat(tokens, dim=1)), *prompts(block))
-                     for x, block in zip(tokens, blocks))
+        return tuple(
+            block.attend(block.norm1(x), block.norm1(torch.cat(tokens, dim=1)), *prompts(block))
+            for x, block in zip(tokens, blocks)
+        )
 
-    def _joint_fusion(self, place: int, blocks: tuple[PlainViTBlock, ...],
-                      tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _joint_fusion(
+        self, place: int, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         return self._joint(blocks, tokens, lambda block: self._fusion_prompts(place, block))
 
-    def _cross_fusion(self, place: int, blocks: tuple[PlainViTBlock, ...],
-                      tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _cross_fusion(
+        self, place: int, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         prompts = self.fusion_prompts[place].chunk(2)
-        return tuple(block.attend(block.norm1(x), block.norm1(other), *block.project(self._norm(block, own)))
-                     for x, other, block, own in zip(tokens, tokens[::-1], blocks, prompts))
+        return tuple(
+            block.attend(block.norm1(x), block.norm1(other), *block.project(self._norm(block, own)))
+            for x, other, block, own in zip(tokens, tokens[::-1], blocks, prompts)
+        )
 
-    def _bottleneck_fusion(self, place: int, blocks: tuple[PlainViTBlock, ...],
-                           tokens: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _bottleneck_fusion(
+        self, place: int, blocks: tuple[PlainViTBlock, ...], tokens: tuple[Tensor, ...]
+    ) -> tuple[Tensor, ...]:
         first = blocks[0]
         prompts = self.fusion_prompts[place].expand(len(tokens[0]), -1, -1).to(tokens[0].dtype)
         everything = first.norm1(torch.cat((prompts, *tokens), dim=1))
@@ -260,5 +305,5 @@ class AVSTFP(PromptMethod):
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """Class token or mean over the grid, by `pooling`."""
         if self.pooling == "mean":
-            return tuple(x[:, spec.prefix:].mean(1) for x, spec in zip((visual, audio), self.last))
+            return tuple(x[:, spec.prefix :].mean(1) for x, spec in zip((visual, audio), self.last))
         return super().pool(visual, audio, state)

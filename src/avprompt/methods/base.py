@@ -190,12 +190,20 @@ class PromptMethod(nn.Module, abc.ABC):
         return visual, audio
 
     @abc.abstractmethod
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         """Run block pair `site`: tokens (B*T, N, C) of both modalities in, tokens after both blocks out."""
 
-    def lone(self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor,
-             state: PromptState) -> Tensor:
+    def lone(
+        self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor, state: PromptState
+    ) -> Tensor:
         """Run the `index`-th block of a modality that has no partner: tokens (B*T, N, C) in and out."""
         return block(tokens)
 
@@ -214,4 +222,4 @@ class PromptMethod(nn.Module, abc.ABC):
 
 def mean_or_class_token(tokens: Tensor, spec: BlockSpec) -> Tensor:
     """(B*T, N, C) -> (B*T, C): the class token where the encoder has one, else the mean over the tokens of the grid."""
-    return tokens[:, 0] if spec.prefix and spec.class_token else tokens[:, spec.prefix:].mean(1)
+    return tokens[:, 0] if spec.prefix and spec.class_token else tokens[:, spec.prefix :].mean(1)

@@ -40,8 +40,9 @@ class CASTE(nn.Module):
         super().__init__()
         dim, self.count = own.dim, max(1, int(own.tokens * share))
         self.project_own, self.project_other = nn.Linear(dim, self.width), nn.Linear(other.dim, self.width)
-        self.decide = nn.Sequential(nn.Linear(4 * self.width, self.width // 2), nn.ReLU(),
-                                    nn.Linear(self.width // 2, 2))
+        self.decide = nn.Sequential(
+            nn.Linear(4 * self.width, self.width // 2), nn.ReLU(), nn.Linear(self.width // 2, 2)
+        )
         self.score, self.key, self.value, self.out = nn.Linear(dim, 1), *(nn.Linear(dim, dim) for _ in range(3))
         for layer in (self.score, self.key, self.value, self.out):
             nn.init.normal_(layer.weight, std=0.001)

@@ -78,8 +78,13 @@ class FixedEmbeddings(ClassEmbeddings):
         (torch.Size([2, 64]), 0)
     """
 
-    def __init__(self, tower: Callable[[], TextTower] | None = None, template: str = CLIP_TEMPLATE, spaces: bool = True,
-                 cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        tower: Callable[[], TextTower] | None = None,
+        template: str = CLIP_TEMPLATE,
+        spaces: bool = True,
+        cache: Path | None = None,
+    ) -> None:
         super().__init__()
         self.tower, self.template, self.spaces, self.cache = tower, template, spaces, cache
         self.register_buffer("embeddings", None, persistent=False)
@@ -159,7 +164,7 @@ class ContextEmbeddings(ClassEmbeddings):
             ids = self.tower.tokenize(texts)
             self.end = ids.argmax(-1)  # the end token has the highest id
             self.span = int(self.end.min()), int(self.end.max())
-            self.ids = ids[:, :self.span[1] + 1]
+            self.ids = ids[:, : self.span[1] + 1]
         self.places = torch.tensor([list(own) for own in places], dtype=torch.long)
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
@@ -169,7 +174,7 @@ class ContextEmbeddings(ClassEmbeddings):
     def words(self, text: str) -> Tensor:
         """Embeddings (n, W) of a text's tokens."""
         ids = self.tower.tokenize([text])[0]
-        return self.tower.embed(ids[1:int(ids.argmax())]).detach()
+        return self.tower.embed(ids[1 : int(ids.argmax())]).detach()
 
     def splice(self, context: Tensor) -> Tensor:
         """Learned vectors (n, W), (K, n, W) or (M, 1 or K, n, W) -> embedded sentences (K, L, W) or (M, K, L, W)."""
@@ -184,4 +189,3 @@ class ContextEmbeddings(ClassEmbeddings):
 def on_meta() -> bool:
     """Whether modules are being built without weights, to be counted."""
     return torch.get_default_device().type == "meta"
-

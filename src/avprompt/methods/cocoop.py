@@ -38,17 +38,22 @@ class CoCoOp(CoOp):
         torch.Size([3, 1, 2, 64])
     """
 
-    def __init__(self, tower: CLIPText, context: Count | str = "a photo of a",
-                 position: Literal["end", "middle", "front"] = "end",
-                 condition: Literal["video", "segment"] = "video") -> None:
+    def __init__(
+        self,
+        tower: CLIPText,
+        context: Count | str = "a photo of a",
+        position: Literal["end", "middle", "front"] = "end",
+        condition: Literal["video", "segment"] = "video",
+    ) -> None:
         super().__init__(tower, context, position=position)
         self.condition = condition
 
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
         super().attach(names, prompts)
         hidden = max(1, self.dim // 16)
-        self.meta_net = nn.Sequential(nn.Linear(self.dim, hidden), nn.ReLU(inplace=True),
-                                      nn.Linear(hidden, self.context.shape[-1]))
+        self.meta_net = nn.Sequential(
+            nn.Linear(self.dim, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, self.context.shape[-1])
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         if self.condition == "video":

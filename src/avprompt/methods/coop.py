@@ -40,8 +40,13 @@ class CoOp(ContextEmbeddings):
         (torch.Size([2, 64]), [torch.Size([4, 64])])
     """
 
-    def __init__(self, tower: CLIPText, context: Count | str = 16, class_specific: bool = False,
-                 position: Literal["end", "middle", "front"] = "end") -> None:
+    def __init__(
+        self,
+        tower: CLIPText,
+        context: Count | str = 16,
+        class_specific: bool = False,
+        position: Literal["end", "middle", "front"] = "end",
+    ) -> None:
         super().__init__(tower)
         self.start, self.class_specific, self.position = context, class_specific, position
         if (context if isinstance(context, int) else len(context.split())) < 1:
@@ -62,8 +67,9 @@ class CoOp(ContextEmbeddings):
         before = {"end": count, "middle": count // 2, "front": 0}[self.position]
         names = [name.replace("_", " ") for name in names]
         gaps = [PLACEHOLDER] * before, [PLACEHOLDER] * (count - before)
-        places = [[1 + place + (length if place >= before else 0) for place in range(count)]
-                  for length in self.lengths(names)]
+        places = [
+            [1 + place + (length if place >= before else 0) for place in range(count)] for length in self.lengths(names)
+        ]
         self.place([" ".join((*gaps[0], name, *gaps[1])) + "." for name in names], places)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -32,8 +32,9 @@ class Bank(nn.Module):
 
     def __init__(self, own: BlockSpec, other: BlockSpec, num_tokens: int, entries: int) -> None:
         super().__init__()
-        self.tokens, self.bank = (nn.Parameter(nn.init.normal_(torch.empty(count, own.dim), std=0.02))
-                                  for count in (num_tokens, entries))
+        self.tokens, self.bank = (
+            nn.Parameter(nn.init.normal_(torch.empty(count, own.dim), std=0.02)) for count in (num_tokens, entries)
+        )
         self.map = nn.Linear(other.dim, own.dim) if own.dim != other.dim else nn.Identity()
 
     def forward(self, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,14 +80,25 @@ class CoPLLike(PromptMethod):
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         super().attach(sites, lone)
         for side, modality in enumerate(("visual", "audio")):
-            self.add_module(modality, nn.ModuleList(
-                Bank(site[side], site[1 - side], self.num_tokens, self.entries) for site in sites))
+            self.add_module(
+                modality,
+                nn.ModuleList(Bank(site[side], site[1 - side], self.num_tokens, self.entries) for site in sites),
+            )
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         found = []
-        for modality, block, own, other in (("visual", visual_block, visual, audio),
-                                            ("audio", audio_block, audio, visual)):
+        for modality, block, own, other in (
+            ("visual", visual_block, visual, audio),
+            ("audio", audio_block, audio, visual),
+        ):
             prompts, weights = getattr(self, modality)[site](other)
             own = own + block.attention(own, prompts=prompts)
             found.append(own + block.mlp(own))

@@ -56,7 +56,7 @@ class PromptMap(nn.Module):
         n, m, c, d = own.tokens, other.tokens, own.dim, other.dim
         self.weight, self.bias = nn.Parameter(torch.empty(n, m)), nn.Parameter(torch.empty(n))
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        nn.init.uniform_(self.bias, -(m ** -0.5), m ** -0.5)
+        nn.init.uniform_(self.bias, -(m**-0.5), m**-0.5)
         self.project = nn.Linear(d, c)
         direct, associated = n * m * d + 2 * tokens * n * d, 2 * tokens * m * (n + d)
         self.associate = 2 * associated < direct
@@ -77,8 +77,11 @@ class PromptMap(nn.Module):
         """
         projected = latent @ self.project.weight
         if not self.associate:
-            mapped = MapTokens.apply(other, self.weight, self.bias) if usable() else F.linear(
-                other.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
+            mapped = (
+                MapTokens.apply(other, self.weight, self.bias)
+                if usable()
+                else F.linear(other.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
+            )
             attention = torch.softmax(projected.to(mapped.dtype) @ mapped.transpose(1, 2), dim=-1)
             return self.project(attention.to(mapped.dtype) @ mapped)
         scores = (projected.to(other.dtype) @ other.transpose(1, 2)) @ self.weight.T
@@ -105,9 +108,12 @@ class PlainMap(nn.Module):
     def __init__(self, own: BlockSpec, other: BlockSpec, project: bool = True) -> None:
         super().__init__()
         if own.dim != other.dim and not project:
-            raise ArgumentError("prompt_map", f"none, with blocks of {own.dim} and {other.dim} channels",
-                                "equal widths in every block pair", "Use prompt_map: linear, or one encoder for both "
-                                "modalities (`audio: shared`).")
+            raise ArgumentError(
+                "prompt_map",
+                f"none, with blocks of {own.dim} and {other.dim} channels",
+                "equal widths in every block pair",
+                "Use prompt_map: linear, or one encoder for both modalities (`audio: shared`).",
+            )
         self.project = nn.Linear(other.dim, own.dim) if project else nn.Identity()
 
     def forward(self, other: Tensor) -> Tensor:
@@ -176,8 +182,16 @@ class Bottleneck(nn.Module):
     A base class whose subclasses call `add_bottleneck` when they have built what comes before.
     """
 
-    def add_bottleneck(self, dim: int, reduction: int, groups: int, gate: Gate | None, batch_norm: bool,
-                       norm_before: bool = True, relu: bool = True) -> None:
+    def add_bottleneck(
+        self,
+        dim: int,
+        reduction: int,
+        groups: int,
+        gate: Gate | None,
+        batch_norm: bool,
+        norm_before: bool = True,
+        relu: bool = True,
+    ) -> None:
         """Build the parts.
 
         Args:
@@ -193,8 +207,12 @@ class Bottleneck(nn.Module):
             ArgumentError: sizes that do not divide.
         """
         if min(reduction, groups) < 1 or dim % reduction or dim // reduction % groups:
-            raise ArgumentError("reduction, groups", f"{reduction}, {groups}",
-                                f"divisors of {dim} channels and of the bottleneck", "Choose other values.")
+            raise ArgumentError(
+                "reduction, groups",
+                f"{reduction}, {groups}",
+                f"divisors of {dim} channels and of the bottleneck",
+                "Choose other values.",
+            )
         width = dim // reduction
         self.gate_inside, self.relu = gate == "inside_norm", relu
         self.norm_before = nn.LayerNorm(dim) if norm_before else nn.Identity()
@@ -209,12 +227,31 @@ class Bottleneck(nn.Module):
         before, norm, norms = self.norm_before, self.norm_after, (self.bn_down, self.bn_up)
         if usable(*norms) and x.numel():
             plain, batch = isinstance(before, nn.Identity), isinstance(norms[0], nn.BatchNorm1d)
-            own = [(None, None) if isinstance(part, nn.Identity) else (part.weight, part.bias)
-                   for part in (before, *norms)]
-            settings = {"eps": 0.0 if plain else before.eps, "after_eps": norm.eps, "relu": self.relu,
-                        "inside": self.gate_inside, "norms": norms, "training": batch and norms[0].training}
-            return Squeeze.apply(x, channel, spatial, *own[0], self.down.weight, *own[1], self.up.weight, *own[2],
-                                 norm.weight, norm.bias, self.gate, settings)
+            own = [
+                (None, None) if isinstance(part, nn.Identity) else (part.weight, part.bias) for part in (before, *norms)
+            ]
+            settings = {
+                "eps": 0.0 if plain else before.eps,
+                "after_eps": norm.eps,
+                "relu": self.relu,
+                "inside": self.gate_inside,
+                "norms": norms,
+                "training": batch and norms[0].training,
+            }
+            return Squeeze.apply(
+                x,
+                channel,
+                spatial,
+                *own[0],
+                self.down.weight,
+                *own[1],
+                self.up.weight,
+                *own[2],
+                norm.weight,
+                norm.bias,
+                self.gate,
+                settings,
+            )
         x = before(x if channel is None else x * (channel + spatial))
         shape = x.shape
         x = self.bn_down(self.down(x.flatten(0, 1)))
@@ -257,10 +294,25 @@ class ReleasedAdapter(Bottleneck):
             between blocks of different width.
     """
 
-    def __init__(self, own: BlockSpec, other: BlockSpec, *, channel: bool, spatial: bool, alpha: float, beta: float,
-                 gamma: float | None, num_tokens: int, reduction: int, groups: int, gate: Gate | None = "after_norm",
-                 batch_norm: bool = True, norm_before: bool = True, prompt_map: Map = "conv",
-                 token_init: Literal["uniform", "zeros"] = "uniform") -> None:
+    def __init__(
+        self,
+        own: BlockSpec,
+        other: BlockSpec,
+        *,
+        channel: bool,
+        spatial: bool,
+        alpha: float,
+        beta: float,
+        gamma: float | None,
+        num_tokens: int,
+        reduction: int,
+        groups: int,
+        gate: Gate | None = "after_norm",
+        batch_norm: bool = True,
+        norm_before: bool = True,
+        prompt_map: Map = "conv",
+        token_init: Literal["uniform", "zeros"] = "uniform",
+    ) -> None:
         super().__init__()
         c, half = own.dim, own.dim // 2
         check_choice("prompt_map", prompt_map, get_args(Map))
@@ -270,8 +322,13 @@ class ReleasedAdapter(Bottleneck):
         self.temporal, self.gamma = gamma is not None, gamma
         self.modulates = channel or spatial or self.temporal
         if num_tokens or self.modulates:
-            self.map = PromptMap(own, other, num_tokens) if prompt_map == "conv" else BicubicMap(own, other) if (
-                prompt_map == "bicubic") else PlainMap(own, other, prompt_map == "linear")
+            self.map = (
+                PromptMap(own, other, num_tokens)
+                if prompt_map == "conv"
+                else BicubicMap(own, other)
+                if (prompt_map == "bicubic")
+                else PlainMap(own, other, prompt_map == "linear")
+            )
         self.tokens = None
         if num_tokens:
             init = torch.rand if token_init == "uniform" else torch.zeros
@@ -305,8 +362,11 @@ class ReleasedAdapter(Bottleneck):
         if self.spatial:
             own = self.spatial_own
             reader = (F.relu(self.spatial_guide(mean)) * self.score.weight).unsqueeze(-1)
-            scores = Score.apply(x, scale, own.weight, own.bias, reader) if lean else (
-                F.relu(own(x if scale is None else x * scale)) @ reader)
+            scores = (
+                Score.apply(x, scale, own.weight, own.bias, reader)
+                if lean
+                else (F.relu(own(x if scale is None else x * scale)) @ reader)
+            )
             scores = scores + self.score.bias
             spatial = self.beta * torch.sigmoid(scores)
             scores = scores.squeeze(-1)
@@ -330,8 +390,9 @@ class PaperAdapter(nn.Module):
 
     hidden = 256  # d, section 3.3
 
-    def __init__(self, own: BlockSpec, other: BlockSpec, channel: bool, spatial: bool, alpha: float, beta: float,
-                 gated: bool) -> None:
+    def __init__(
+        self, own: BlockSpec, other: BlockSpec, channel: bool, spatial: bool, alpha: float, beta: float, gated: bool
+    ) -> None:
         super().__init__()
         c = own.dim
         self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
@@ -404,9 +465,17 @@ class DualGuidance(PromptMethod):
     #: whether adapters read tokens in the dtype of products under mixed precision
     lowers = True
 
-    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: NonNegative = 0.3, beta: NonNegative = 0.05,
-                 gamma: NonNegative = 0.1) -> None:
+    def __init__(
+        self,
+        spatial: bool = True,
+        channel: bool = True,
+        temporal: bool = True,
+        a2v: bool = True,
+        v2a: bool = True,
+        alpha: NonNegative = 0.3,
+        beta: NonNegative = 0.05,
+        gamma: NonNegative = 0.1,
+    ) -> None:
         super().__init__()
         if not (a2v or v2a):
             raise ArgumentError("a2v, v2a", "both false", "at least one direction", "Use avprompt.methods.NoPrompts.")
@@ -442,7 +511,7 @@ class DualGuidance(PromptMethod):
         """Class token or mean; `state.maps` gets softmax(tanh s) of the spatial scores s of the last block pair."""
         for name, spec in zip(("visual", "audio"), self.last) if state.wants_maps else ():
             if name in state.memory:
-                state.maps[name] = state.clips(state.memory[name][:, spec.prefix:].unflatten(1, spec.grid))
+                state.maps[name] = state.clips(state.memory[name][:, spec.prefix :].unflatten(1, spec.grid))
         return super().pool(visual, audio, state)
 
 
@@ -519,13 +588,33 @@ class DGSCT(DualGuidance):
 
     def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> ReleasedAdapter:
         gate = self.gate if modality == "visual" or self.audio_gate else None
-        return ReleasedAdapter(own, other, channel=self.channel, spatial=self.spatial, alpha=self.alpha, beta=self.beta,
-                               gamma=None, num_tokens=self.num_tokens, reduction=self.reduction, groups=self.groups,
-                               gate=gate, batch_norm=self.batch_norm, norm_before=self.norm_before,
-                               prompt_map=self.prompt_map, token_init=self.token_init)
+        return ReleasedAdapter(
+            own,
+            other,
+            channel=self.channel,
+            spatial=self.spatial,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=None,
+            num_tokens=self.num_tokens,
+            reduction=self.reduction,
+            groups=self.groups,
+            gate=gate,
+            batch_norm=self.batch_norm,
+            norm_before=self.norm_before,
+            prompt_map=self.prompt_map,
+            token_init=self.token_init,
+        )
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio_block(audio) + to_audio
@@ -535,8 +624,10 @@ class DGSCT(DualGuidance):
     def pool(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         """The spatial maps of the last pair weigh the tokens; without spatial attention class token or mean."""
         plain = super().pool(visual, audio, state)
-        pooled = [(state.memory[name].unsqueeze(1) @ wide(tokens)).squeeze(1) if name in state.memory else alone
-                  for name, tokens, alone in zip(("visual", "audio"), (visual, audio), plain)]
+        pooled = [
+            (state.memory[name].unsqueeze(1) @ wide(tokens)).squeeze(1) if name in state.memory else alone
+            for name, tokens, alone in zip(("visual", "audio"), (visual, audio), plain)
+        ]
         return pooled[0], pooled[1]
 
 
@@ -575,19 +666,46 @@ class DGSCTFewShot(DualGuidance):
 
     identity_at_start = True
 
-    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: NonNegative = 0.2, beta: NonNegative = 0.05, gamma: NonNegative = 0.01,
-                 num_tokens: Count = 2, reduction: Count = 8, groups: Count = 2) -> None:
+    def __init__(
+        self,
+        spatial: bool = True,
+        channel: bool = True,
+        temporal: bool = True,
+        a2v: bool = True,
+        v2a: bool = True,
+        alpha: NonNegative = 0.2,
+        beta: NonNegative = 0.05,
+        gamma: NonNegative = 0.01,
+        num_tokens: Count = 2,
+        reduction: Count = 8,
+        groups: Count = 2,
+    ) -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.num_tokens, self.reduction, self.groups = num_tokens, reduction, groups
 
     def adapter(self, own: BlockSpec, other: BlockSpec, modality: Literal["visual", "audio"]) -> ReleasedAdapter:
-        return ReleasedAdapter(own, other, channel=self.channel, spatial=self.spatial, alpha=self.alpha, beta=self.beta,
-                               gamma=self.gamma if self.temporal else None, num_tokens=self.num_tokens,
-                               reduction=self.reduction, groups=self.groups)
+        return ReleasedAdapter(
+            own,
+            other,
+            channel=self.channel,
+            spatial=self.spatial,
+            alpha=self.alpha,
+            beta=self.beta,
+            gamma=self.gamma if self.temporal else None,
+            num_tokens=self.num_tokens,
+            reduction=self.reduction,
+            groups=self.groups,
+        )
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         visual, audio = visual + visual_block.attention(visual), audio_block(audio)
         to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual, audio = visual + to_visual, audio + to_audio
@@ -620,9 +738,18 @@ class DGSCTPaper(DualGuidance):
         False
     """
 
-    def __init__(self, spatial: bool = True, channel: bool = True, temporal: bool = True, a2v: bool = True,
-                 v2a: bool = True, alpha: NonNegative = 0.3, beta: NonNegative = 0.05, gamma: NonNegative = 0.1,
-                 gate: Literal["none", "zero_scalar"] = "none") -> None:
+    def __init__(
+        self,
+        spatial: bool = True,
+        channel: bool = True,
+        temporal: bool = True,
+        a2v: bool = True,
+        v2a: bool = True,
+        alpha: NonNegative = 0.3,
+        beta: NonNegative = 0.05,
+        gamma: NonNegative = 0.1,
+        gate: Literal["none", "zero_scalar"] = "none",
+    ) -> None:
         super().__init__(spatial, channel, temporal, a2v, v2a, alpha, beta, gamma)
         self.gate = gate
 
@@ -641,8 +768,15 @@ class DGSCTPaper(DualGuidance):
             self.visual_gate = PaperTemporalGate(sites[-1][1].dim) if self.a2v else None
             self.audio_gate_rnn = PaperTemporalGate(sites[-1][0].dim) if self.v2a else None
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio + audio_block.attention(audio) + to_audio

@@ -52,6 +52,13 @@ class FineTuning(PromptMethod):
     def trains(self, name: str, behind: int) -> bool:
         return (self.blocks is None or behind < self.blocks) and self.choice.search(name) is not None
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         return visual_block(visual), audio_block(audio)

@@ -72,16 +72,36 @@ class LAVISH(DGSCT):
         token_init: Literal["uniform", "zeros"] = "uniform",
         train_norms: bool = False,
     ) -> None:
-        super().__init__(False, False, False, a2v, v2a, num_tokens=num_tokens, reduction=reduction, groups=groups,
-                         gate=gate, audio_gate=audio_gate, batch_norm=batch_norm, norm_before=norm_before,
-                         prompt_map=prompt_map, token_init=token_init)
+        super().__init__(
+            False,
+            False,
+            False,
+            a2v,
+            v2a,
+            num_tokens=num_tokens,
+            reduction=reduction,
+            groups=groups,
+            gate=gate,
+            audio_gate=audio_gate,
+            batch_norm=batch_norm,
+            norm_before=norm_before,
+            prompt_map=prompt_map,
+            token_init=token_init,
+        )
         self.train_norms = train_norms
 
     def trains(self, name: str, behind: int) -> bool:
         return self.train_norms and re.search(CHOICES["norms"], name) is not None
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         to_visual, to_audio = self.adapt("p1", site, visual, audio, state)
         visual = visual + visual_block.attention(visual) + to_visual
         audio = audio + audio_block.attention(audio) + to_audio

@@ -135,10 +135,24 @@ class Squeeze(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, channel: Tensor | None, spatial: Tensor | None, norm_w: Tensor | None,
-                norm_b: Tensor | None, down: Tensor, bn_w: Tensor | None, bn_b: Tensor | None, up: Tensor,
-                bn2_w: Tensor | None, bn2_b: Tensor | None, after_w: Tensor, after_b: Tensor, gate: Tensor | None,
-                settings: dict[str, Any]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        channel: Tensor | None,
+        spatial: Tensor | None,
+        norm_w: Tensor | None,
+        norm_b: Tensor | None,
+        down: Tensor,
+        bn_w: Tensor | None,
+        bn_b: Tensor | None,
+        up: Tensor,
+        bn2_w: Tensor | None,
+        bn2_b: Tensor | None,
+        after_w: Tensor,
+        after_b: Tensor,
+        gate: Tensor | None,
+        settings: dict[str, Any],
+    ) -> Tensor:
         kind, shape, wide_shape = x.dtype, x.shape, [x.shape[-1]]
         y, mean, rstd = Squeeze._factor(x, channel, spatial), None, None
         if norm_w is not None:
@@ -158,12 +172,34 @@ class Squeeze(torch.autograd.Function):
             inside = wide(gate * out)
         elif gate is not None:
             weight, bias = gate * after_w, gate * after_b
-        out, mean2, rstd2 = torch.native_layer_norm(wide(out) if inside is None else inside, wide_shape, weight, bias,
-                                                    settings["after_eps"])
+        out, mean2, rstd2 = torch.native_layer_norm(
+            wide(out) if inside is None else inside, wide_shape, weight, bias, settings["after_eps"]
+        )
         ctx.settings, ctx.shape = settings, shape
-        ctx.save_for_backward(x, channel, spatial, norm_w, norm_b, down, bn_w, bn_b, up, bn2_w, bn2_b, after_w, after_b,
-                              gate, mean, rstd, narrow, hidden if hidden is not narrow else None,
-                              *(first_stats or (None, None)), *(second_stats or (None, None)), mean2, rstd2)
+        ctx.save_for_backward(
+            x,
+            channel,
+            spatial,
+            norm_w,
+            norm_b,
+            down,
+            bn_w,
+            bn_b,
+            up,
+            bn2_w,
+            bn2_b,
+            after_w,
+            after_b,
+            gate,
+            mean,
+            rstd,
+            narrow,
+            hidden if hidden is not narrow else None,
+            *(first_stats or (None, None)),
+            *(second_stats or (None, None)),
+            mean2,
+            rstd2,
+        )
         return out.view(shape)
 
     @staticmethod
@@ -174,8 +210,9 @@ class Squeeze(torch.autograd.Function):
     def _batch_norm(x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor, Tensor]:
         if norm.training:
             norm.num_batches_tracked.add_(1)
-        out, mean, invstd = torch.native_batch_norm(x, weight, bias, norm.running_mean, norm.running_var, norm.training,
-                                                    norm.momentum, norm.eps)
+        out, mean, invstd = torch.native_batch_norm(
+            x, weight, bias, norm.running_mean, norm.running_var, norm.training, norm.momentum, norm.eps
+        )
         if not norm.training:
             mean, invstd = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt()
         return out, mean, invstd
@@ -183,8 +220,32 @@ class Squeeze(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, channel, spatial, norm_w, norm_b, down, bn_w, bn_b, up, bn2_w, bn2_b, after_w, after_b, gate, mean, rstd,
-         narrow, hidden, bn_mean, bn_rstd, bn2_mean, bn2_rstd, mean2, rstd2) = ctx.saved_tensors
+        (
+            x,
+            channel,
+            spatial,
+            norm_w,
+            norm_b,
+            down,
+            bn_w,
+            bn_b,
+            up,
+            bn2_w,
+            bn2_b,
+            after_w,
+            after_b,
+            gate,
+            mean,
+            rstd,
+            narrow,
+            hidden,
+            bn_mean,
+            bn_rstd,
+            bn2_mean,
+            bn2_rstd,
+            mean2,
+            rstd2,
+        ) = ctx.saved_tensors
         settings, kind, wide_shape = ctx.settings, x.dtype, [x.shape[-1]]
         hidden = narrow if hidden is None else hidden
         low_down, low_up = down.to(kind), up.to(kind)
@@ -199,7 +260,8 @@ class Squeeze(torch.autograd.Function):
         grad = grad.reshape(out.shape).to(out.dtype)
         inner = gate * out if gate is not None and settings["inside"] else out
         to_out, to_w, to_b = torch.ops.aten.native_layer_norm_backward(
-            grad, inner, wide_shape, mean2, rstd2, weight, bias, [True, True, True])
+            grad, inner, wide_shape, mean2, rstd2, weight, bias, [True, True, True]
+        )
         if outside:
             to_gate = ((to_w * after_w).sum() + (to_b * after_b).sum()).reshape(1)
             to_w, to_b = gate * to_w, gate * to_b
@@ -209,15 +271,17 @@ class Squeeze(torch.autograd.Function):
         to_raw = to_out.to(kind)
         if bn_w is not None:
             first, second = settings["norms"]
-            to_raw, *to_bn2 = Squeeze._batch_norm_backward(to_raw, raw, bn2_w, bn2_mean, bn2_rstd, second,
-                                                           settings["training"])
+            to_raw, *to_bn2 = Squeeze._batch_norm_backward(
+                to_raw, raw, bn2_w, bn2_mean, bn2_rstd, second, settings["training"]
+            )
         to_up = Squeeze._gradient(to_raw, hidden, len(up)).to(up.dtype)
         to_hidden = grouped(to_raw, low_up.mT)
         if settings["relu"]:
             to_hidden = torch.ops.aten.threshold_backward(to_hidden, hidden, 0)
         if bn_w is not None:
-            to_hidden, *to_bn = Squeeze._batch_norm_backward(to_hidden, narrow, bn_w, bn_mean, bn_rstd, first,
-                                                             settings["training"])
+            to_hidden, *to_bn = Squeeze._batch_norm_backward(
+                to_hidden, narrow, bn_w, bn_mean, bn_rstd, first, settings["training"]
+            )
         plain = Squeeze._factor(x, channel, spatial)
         y, to_norm = plain, (None, None)
         if norm_w is not None:
@@ -227,7 +291,8 @@ class Squeeze(torch.autograd.Function):
         to_y = grouped(to_hidden, low_down.mT).view(x.shape)
         if norm_w is not None:
             to_y, *to_norm = torch.ops.aten.native_layer_norm_backward(
-                to_y.to(plain.dtype), plain, wide_shape, mean, rstd, norm_w, norm_b, [True, True, True])
+                to_y.to(plain.dtype), plain, wide_shape, mean, rstd, norm_w, norm_b, [True, True, True]
+            )
         to_x, to_channel, to_spatial = to_y.to(kind), None, None
         if channel is not None:
             product = to_x * x
@@ -242,10 +307,12 @@ class Squeeze(torch.autograd.Function):
         return torch.stack([own.mT @ read for own, read in zip(grad.chunk(groups, 1), x.chunk(groups, 1))])
 
     @staticmethod
-    def _batch_norm_backward(grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor,
-                             norm: nn.BatchNorm1d, training: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch_norm_backward(
+        grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, norm: nn.BatchNorm1d, training: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
         if training:
-            return torch.ops.aten.native_batch_norm_backward(grad, x, weight, None, None, mean, invstd, True, norm.eps,
-                                                             [True, True, True])
+            return torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, None, None, mean, invstd, True, norm.eps, [True, True, True]
+            )
         to_weight = (grad * (x - mean) * invstd).sum(0).to(weight.dtype)
         return (grad * (invstd * weight)).to(grad.dtype), to_weight, grad.sum(0).to(weight.dtype)

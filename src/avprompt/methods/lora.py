@@ -57,9 +57,14 @@ class CrossLowRank(nn.Module):
         super().__init__()
         self.low = LowRank(inputs, outputs, rank, 1.0)
         hidden = other // reduction
-        self.core = nn.Sequential(nn.Linear(other, hidden), nn.GELU(), nn.LayerNorm(hidden, eps=1e-6),
-                                  nn.Linear(hidden, rank * rank), nn.Unflatten(-1, (rank, rank)),
-                                  nn.LayerNorm((rank, rank), eps=1e-6))
+        self.core = nn.Sequential(
+            nn.Linear(other, hidden),
+            nn.GELU(),
+            nn.LayerNorm(hidden, eps=1e-6),
+            nn.Linear(hidden, rank * rank),
+            nn.Unflatten(-1, (rank, rank)),
+            nn.LayerNorm((rank, rank), eps=1e-6),
+        )
         self.scale = nn.Parameter(torch.full((1,), scale))
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
@@ -114,8 +119,15 @@ class LoRA(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, rank: Count = 16, alpha: Positive = 8, cross: bool = False, reduction: Count = 16,
-                 scale: Number = 0.1, layers: tuple[str, ...] = LAYERS) -> None:
+    def __init__(
+        self,
+        rank: Count = 16,
+        alpha: Positive = 8,
+        cross: bool = False,
+        reduction: Count = 16,
+        scale: Number = 0.1,
+        layers: tuple[str, ...] = LAYERS,
+    ) -> None:
         super().__init__()
         if rank < 1:
             raise ArgumentError("rank", rank, "at least 1", "Use avprompt.methods.NoPrompts for none.")
@@ -127,16 +139,21 @@ class LoRA(PromptMethod):
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         super().attach(sites, lone)
         self.sites = sites
-        self.paired = nn.ModuleDict({
-            "visual": nn.ModuleList(self._block(v, a if self.cross else None) for v, a in sites),
-            "audio": nn.ModuleList(self._block(a, v if self.cross else None) for v, a in sites)})
-        self.unpaired = nn.ModuleDict({side: nn.ModuleList(self._block(spec, None) for spec in specs)
-                                       for side, specs in lone.items()})
+        self.paired = nn.ModuleDict(
+            {
+                "visual": nn.ModuleList(self._block(v, a if self.cross else None) for v, a in sites),
+                "audio": nn.ModuleList(self._block(a, v if self.cross else None) for v, a in sites),
+            }
+        )
+        self.unpaired = nn.ModuleDict(
+            {side: nn.ModuleList(self._block(spec, None) for spec in specs) for side, specs in lone.items()}
+        )
 
     def _block(self, spec: BlockSpec, other: BlockSpec | None) -> nn.ModuleDict:
         if other is not None and not 1 <= self.reduction <= other.dim:
-            raise ArgumentError("reduction", self.reduction, f"1 to {other.dim}, the channels of the other modality",
-                                "Correct it.")
+            raise ArgumentError(
+                "reduction", self.reduction, f"1 to {other.dim}, the channels of the other modality", "Correct it."
+            )
         made = {}
         for name in self.layers:
             sizes = spec.linear(name)
@@ -153,8 +170,15 @@ class LoRA(PromptMethod):
 
         return {name: edit(changes[name]) for name in names if name in changes}
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         blocks, changes = (visual_block, audio_block), [self.paired[side][site] for side in ("visual", "audio")]
 
         def edits(names: tuple[str, ...], tokens: list[Tensor]) -> list[Edits]:
@@ -163,8 +187,9 @@ class LoRA(PromptMethod):
 
         tokens = [visual, audio]
         mixed = [block.mix_values(x, edit) for block, x, edit in zip(blocks, tokens, edits(ATTENTION, tokens))]
-        tokens = [x + block.project_out(y, edit)
-                  for block, x, y, edit in zip(blocks, tokens, mixed, edits(("proj",), mixed))]
+        tokens = [
+            x + block.project_out(y, edit) for block, x, y, edit in zip(blocks, tokens, mixed, edits(("proj",), mixed))
+        ]
         visual, audio = (x + block.mlp(x, edit) for block, x, edit in zip(blocks, tokens, edits(MLP, tokens)))
         return visual, audio
 

@@ -53,11 +53,13 @@ class MaPLe(PromptMethod):
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         super().attach(sites, lone)
         if not all(visual.plain for visual, _ in sites):
-            raise ArgumentError("prompts", "MaPLe", "a visual encoder of plain transformer blocks",
-                                "Use avprompt.encoders.CLIP.")
+            raise ArgumentError(
+                "prompts", "MaPLe", "a visual encoder of plain transformer blocks", "Use avprompt.encoders.CLIP."
+            )
         if self.depth > len(sites):
-            raise ArgumentError("depth", self.depth, f"at most {len(sites)}, the number of block pairs",
-                                "Choose another.")
+            raise ArgumentError(
+                "depth", self.depth, f"at most {len(sites)}, the number of block pairs", "Choose another."
+            )
         self.sites, shape = len(sites), (self.num_tokens, self.text_width)
         self.context = nn.Parameter(nn.init.normal_(torch.empty(shape), std=0.02))
         self.deep = nn.Parameter(nn.init.normal_(torch.empty(self.depth - 1, *shape), std=0.02))
@@ -66,13 +68,20 @@ class MaPLe(PromptMethod):
     def begin(self, visual: Tensor, audio: Tensor, state: PromptState) -> tuple[Tensor, Tensor]:
         return torch.cat((visual, self._image_prompts(0, visual)), dim=1), audio
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         if 0 < site < self.depth:
-            visual = torch.cat((visual[:, :-self.num_tokens], self._image_prompts(site, visual)), dim=1)
+            visual = torch.cat((visual[:, : -self.num_tokens], self._image_prompts(site, visual)), dim=1)
         visual = visual_block(visual)
         if site + 1 == self.sites:  # tasks receive the image's own tokens only
-            visual = visual[:, :-self.num_tokens]
+            visual = visual[:, : -self.num_tokens]
         return visual, audio_block(audio)
 
     def _image_prompts(self, site: int, visual: Tensor) -> Tensor:
@@ -106,8 +115,9 @@ class MaPLeEmbeddings(ContextEmbeddings):
 
     def attach(self, names: Sequence[str], prompts: PromptMethod) -> None:
         if not isinstance(prompts, MaPLe):
-            raise ArgumentError("prompts", type(prompts).__name__, "MaPLe, which MaPLeEmbeddings belongs to",
-                                "Change one of the two.")
+            raise ArgumentError(
+                "prompts", type(prompts).__name__, "MaPLe, which MaPLeEmbeddings belongs to", "Change one of the two."
+            )
         width, count = self.tower.positional_embedding.shape[1], prompts.num_tokens
         if prompts.text_width != width:
             raise ArgumentError("text_width", prompts.text_width, f"{width}, the text tower's", "Set it on MaPLe.")
@@ -122,5 +132,5 @@ class MaPLeEmbeddings(ContextEmbeddings):
         self.place([f"{self.start} {name}." for name in names], [range(1, 1 + count)] * len(names))
 
     def forward(self, features: Tensor) -> Tensor:
-        prompts, = self.coupled
+        (prompts,) = self.coupled
         return self.tower.encode(self.splice(prompts.context), self.end, prompts.deep, self.span)

@@ -54,8 +54,12 @@ class MBT(PromptMethod):
         if num_tokens < 1:
             raise ArgumentError("num_tokens", num_tokens, "at least 1", "Choose another value.")
         if layers < 2:
-            raise ArgumentError("layers", layers, "at least 2: what one layer writes the next one reads",
-                                "Use avprompt.methods.FineTuning for two encoders without exchange.")
+            raise ArgumentError(
+                "layers",
+                layers,
+                "at least 2: what one layer writes the next one reads",
+                "Use avprompt.methods.FineTuning for two encoders without exchange.",
+            )
         check_choice("span", span, SPANS)
         self.num_tokens, self.layers, self.span = num_tokens, layers, span
 
@@ -66,14 +70,23 @@ class MBT(PromptMethod):
         super().attach(sites, lone)
         specs = [spec for site in sites for spec in site] + lone["visual"] + lone["audio"]
         if not all(spec.plain for spec in specs):
-            raise ArgumentError("encoders", "blocks with windows or rotary positions",
-                                "plain vision transformers with tables of positions", "Use TimmViT or CLIP, and AST.")
+            raise ArgumentError(
+                "encoders",
+                "blocks with windows or rotary positions",
+                "plain vision transformers with tables of positions",
+                "Use TimmViT or CLIP, and AST.",
+            )
         if len(dims := {spec.dim for spec in specs}) > 1:
-            raise ArgumentError("encoders", f"blocks of {sorted(dims)} channels", "encoders of one width",
-                                "The bottleneck tokens pass through both.")
+            raise ArgumentError(
+                "encoders",
+                f"blocks of {sorted(dims)} channels",
+                "encoders of one width",
+                "The bottleneck tokens pass through both.",
+            )
         if self.layers > len(sites):
-            raise ArgumentError("layers", self.layers, f"at most {len(sites)}, the block pairs",
-                                "Choose another value.")
+            raise ArgumentError(
+                "layers", self.layers, f"at most {len(sites)}, the block pairs", "Choose another value."
+            )
         self.first = len(sites) - self.layers
         self.tokens = nn.Parameter(nn.init.normal_(torch.empty(self.num_tokens, dims.pop()), std=0.02))
 
@@ -81,18 +94,26 @@ class MBT(PromptMethod):
         """(B*T, N, C) -> what attends to itself, (B, T*N, C) of a clip."""
         return state.clips(x).flatten(1, 2) if self.span == "clip" else x
 
-    def lone(self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor,
-             state: PromptState) -> Tensor:
+    def lone(
+        self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor, state: PromptState
+    ) -> Tensor:
         return block(self._wide(tokens, state)).view(tokens.shape)
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         wide = self._wide(visual, state), self._wide(audio, state)
         if site >= self.first:
             shared = state.memory.get("bottleneck", self.tokens.expand(len(wide[0]), -1, -1))
             wide = tuple(torch.cat((x, shared.to(x.dtype)), dim=1) for x in wide)
         wide = visual_block(wide[0]), audio_block(wide[1])
         if site >= self.first:
-            state.memory["bottleneck"] = (wide[0][:, -self.num_tokens:] + wide[1][:, -self.num_tokens:]) / 2
-            wide = tuple(x[:, :-self.num_tokens] for x in wide)
+            state.memory["bottleneck"] = (wide[0][:, -self.num_tokens :] + wide[1][:, -self.num_tokens :]) / 2
+            wide = tuple(x[:, : -self.num_tokens] for x in wide)
         return wide[0].reshape(visual.shape), wide[1].reshape(audio.shape)

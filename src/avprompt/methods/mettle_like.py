@@ -57,7 +57,7 @@ def read_tokens(queries: Tensor, x: Tensor, norm: nn.LayerNorm, key: nn.Linear, 
         (B*T, K, d).
     """
     normed = F.layer_norm(x, x.shape[-1:], eps=norm.eps)
-    reading = (queries @ key.weight) * norm.weight * key.out_features ** -0.5
+    reading = (queries @ key.weight) * norm.weight * key.out_features**-0.5
     # the norm's bias adds the same to all scores of a query, and the weights of a sum over tokens sum to one
     attention = torch.softmax(reading.to(normed.dtype) @ normed.transpose(1, 2), dim=-1).to(normed.dtype)
     return value(attention @ normed * norm.weight + norm.bias)
@@ -148,8 +148,9 @@ class MettleLike(PromptMethod):
     has_adapters = True
     identity_at_start = True
 
-    def __init__(self, num_tokens: Count = 4, reduction: Count = 8, layers: Literal["all", "last"] = "all",
-                 inject: bool = False) -> None:
+    def __init__(
+        self, num_tokens: Count = 4, reduction: Count = 8, layers: Literal["all", "last"] = "all", inject: bool = False
+    ) -> None:
         super().__init__()
         if num_tokens < 1:
             raise ArgumentError("num_tokens", num_tokens, "at least 1", "Choose another value.")
@@ -165,8 +166,9 @@ class MettleLike(PromptMethod):
             self.add_module(modality, self._readers(paired if self.layers == "all" else paired[-1:]))
             # the last layer alone has the output's width, and segmentation reads no visual vector
             dims = [spec.dim for spec in (*paired, *single)] if self.layers == "all" else []
-            self.add_module(f"{modality}_project", nn.ModuleDict(
-                {str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(dims)}))
+            self.add_module(
+                f"{modality}_project", nn.ModuleDict({str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(dims)})
+            )
         stages = {spec.stage: spec.dim for spec in (*(visual for visual, _ in sites), *lone["visual"])}
         earlier = [stages[stage] for stage in sorted(stages)][:-1] if self.inject else []
         if self.inject and not earlier:
@@ -186,16 +188,24 @@ class MettleLike(PromptMethod):
         state.memory[modality] = seen if before is None else before + seen
         state.memory[f"{modality}_metas"] = metas
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         visual, audio = visual_block(visual), audio_block(audio)
         if self.layers == "all":
             for modality, tokens in zip(SIDES, (visual, audio)):
                 self._read(modality, getattr(self, modality)[site], tokens, state)
         return visual, audio
 
-    def lone(self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor,
-             state: PromptState) -> Tensor:
+    def lone(
+        self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor, state: PromptState
+    ) -> Tensor:
         tokens = block(tokens)
         if self.layers == "all":
             self._read(modality, getattr(self, f"{modality}_lone")[index], tokens, state)
@@ -213,6 +223,7 @@ class MettleLike(PromptMethod):
         if not self.injections:
             return features
         metas = state.memory["visual_metas"], state.memory["audio_metas"]
-        guided = [state.clips(inject(stage.flatten(0, 1), *metas))
-                  for inject, stage in zip(self.injections, features.pyramid)]
-        return replace(features, pyramid=[*guided, *features.pyramid[len(guided):]])
+        guided = [
+            state.clips(inject(stage.flatten(0, 1), *metas)) for inject, stage in zip(self.injections, features.pyramid)
+        ]
+        return replace(features, pyramid=[*guided, *features.pyramid[len(guided) :]])

@@ -63,13 +63,16 @@ class Distiller(nn.Module):
         width = reduced(dim, reduction)
         self.tokens = nn.Parameter(0.02 * torch.randn(tokens, dim))
         self.own, self.across = Path(dim, dim, width), Path(dim, other, width)
-        self.router = nn.Sequential(nn.LayerNorm(dim + other), nn.Linear(dim + other, width), nn.GELU(), nn.Linear(width, 2))
+        self.router = nn.Sequential(
+            nn.LayerNorm(dim + other), nn.Linear(dim + other, width), nn.GELU(), nn.Linear(width, 2)
+        )
 
     def forward(self, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B*T, N, D), (B*T, M, D') -> latent tokens (B*T, K, D), and the router's weights (B*T, 2)."""
         weights = torch.softmax(self.router(torch.cat((own.mean(1), other.mean(1)), dim=-1)), dim=-1)
-        mixed = (weights[:, 0, None, None] * self.own(self.tokens, own)
-                 + weights[:, 1, None, None] * self.across(self.tokens, other))
+        mixed = weights[:, 0, None, None] * self.own(self.tokens, own) + weights[:, 1, None, None] * self.across(
+            self.tokens, other
+        )
         return self.tokens + mixed, weights
 
 
@@ -127,18 +130,30 @@ class MoLTLike(PromptMethod):
             raise ArgumentError("layers", count, f"at most {len(sites)}, the block pairs", "Choose another value.")
         self.first = len(sites) - count
         for side, modality in enumerate(SIDES):
-            read = [(site[side].dim, site[1 - side].dim) for site in sites[self.first:]]
-            self.add_module(modality, nn.ModuleList(
-                Distiller(own, other, self.num_tokens, self.reduction) for own, other in read))
+            read = [(site[side].dim, site[1 - side].dim) for site in sites[self.first :]]
+            self.add_module(
+                modality, nn.ModuleList(Distiller(own, other, self.num_tokens, self.reduction) for own, other in read)
+            )
             width = self.widths[side]
-            self.add_module(f"{modality}_project", nn.ModuleDict(
-                {str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(own for own, _ in read)}))
+            self.add_module(
+                f"{modality}_project",
+                nn.ModuleDict({str(dim): nn.Linear(dim, width) for dim in dict.fromkeys(own for own, _ in read)}),
+            )
             self.add_module(f"{modality}_weigh", nn.Linear(width, 1, bias=False))
-        self.table_columns = {"router": ("own modality", "other modality"),
-                              "layers": tuple(f"block pair {site}" for site in range(self.first, len(sites)))}
+        self.table_columns = {
+            "router": ("own modality", "other modality"),
+            "layers": tuple(f"block pair {site}" for site in range(self.first, len(sites))),
+        }
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         visual, audio = visual_block(visual), audio_block(audio)
         if site >= self.first:
             for modality, own, other in (("visual", visual, audio), ("audio", audio, visual)):

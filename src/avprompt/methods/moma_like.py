@@ -55,14 +55,23 @@ class MoMALike(PromptMethod):
         super().attach(sites, lone)
         for visual, audio in sites:
             if visual.dim != audio.dim:
-                raise ArgumentError("encoders", f"blocks of {visual.dim} and {audio.dim} channels",
-                                    "blocks of one width, for the bottleneck that both share", "Use audio: shared.")
+                raise ArgumentError(
+                    "encoders",
+                    f"blocks of {visual.dim} and {audio.dim} channels",
+                    "blocks of one width, for the bottleneck that both share",
+                    "Use audio: shared.",
+                )
             if not (visual.plain or visual.window):
-                raise ArgumentError("visual", "blocks that cannot attend over time", "blocks that can",
-                                    "Use CLIP or another vision transformer without rotary positions, or Swin.")
+                raise ArgumentError(
+                    "visual",
+                    "blocks that cannot attend over time",
+                    "blocks that can",
+                    "Use CLIP or another vision transformer without rotary positions, or Swin.",
+                )
             if not 1 <= self.reduction <= visual.dim:
-                raise ArgumentError("reduction", self.reduction, f"1 to {visual.dim}, the channels of a block",
-                                    "Correct it.")
+                raise ArgumentError(
+                    "reduction", self.reduction, f"1 to {visual.dim}, the channels of a block", "Correct it."
+                )
 
         def adapters() -> nn.ModuleList:
             return nn.ModuleList(Adapter(visual.dim, visual.dim // self.reduction) for visual, _ in sites)
@@ -71,8 +80,15 @@ class MoMALike(PromptMethod):
         self.audio = nn.ModuleDict({name: adapters() for name in AUDIO})
         self.both = adapters()
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         series = state.clips(visual).transpose(1, 2)  # (B, N, T, C)
         over_time = visual_block.attend_series(series.flatten(0, 1)).view(series.shape)
         visual = visual + self._paths("time", site, over_time.transpose(1, 2).flatten(0, 1), visual)
@@ -83,8 +99,10 @@ class MoMALike(PromptMethod):
         shared = self.both[site]
         own = shared.lower(visual), shared.lower(audio)
         logits = own[0] @ own[1].transpose(1, 2) * own[0].shape[-1] ** -0.5
-        read = (torch.softmax(logits, dim=-1).to(own[1].dtype) @ own[1],
-                torch.softmax(logits.transpose(1, 2), dim=-1).to(own[0].dtype) @ own[0])
+        read = (
+            torch.softmax(logits, dim=-1).to(own[1].dtype) @ own[1],
+            torch.softmax(logits.transpose(1, 2), dim=-1).to(own[0].dtype) @ own[0],
+        )
         return visual + shared.up(read[0]), audio + shared.up(read[1])
 
     def _paths(self, name: str, site: int, branch: Tensor, x: Tensor) -> Tensor:

@@ -22,6 +22,13 @@ class NoPrompts(PromptMethod):
     gradient = "none"
     identity_at_start = True
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         return visual_block(visual), audio_block(audio)

@@ -27,8 +27,9 @@ class PerBlock(PromptMethod):
     def __init__(self, visual: bool = True, audio: bool = True) -> None:
         super().__init__()
         if not (visual or audio):
-            raise ArgumentError("visual, audio", "both false", "one encoder to change",
-                                "Use avprompt.methods.NoPrompts.")
+            raise ArgumentError(
+                "visual, audio", "both false", "one encoder to change", "Use avprompt.methods.NoPrompts."
+            )
         self.sides = tuple(name for name, on in (("visual", visual), ("audio", audio)) if on)
 
     @abc.abstractmethod
@@ -42,16 +43,27 @@ class PerBlock(PromptMethod):
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:
         super().attach(sites, lone)
         paired = dict(zip(("visual", "audio"), zip(*sites)))
-        self.paired, self.unpaired = (nn.ModuleDict({
-            side: nn.ModuleList(self.part(spec) for spec in specs[side]) for side in self.sides})
-            for specs in (paired, lone))
+        self.paired, self.unpaired = (
+            nn.ModuleDict({side: nn.ModuleList(self.part(spec) for spec in specs[side]) for side in self.sides})
+            for specs in (paired, lone)
+        )
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
-        visual, audio = (self.run(block, self.paired[side][site], x) if side in self.sides else block(x)
-                         for side, block, x in (("visual", visual_block, visual), ("audio", audio_block, audio)))
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
+        visual, audio = (
+            self.run(block, self.paired[side][site], x) if side in self.sides else block(x)
+            for side, block, x in (("visual", visual_block, visual), ("audio", audio_block, audio))
+        )
         return visual, audio
 
-    def lone(self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor,
-             state: PromptState) -> Tensor:
+    def lone(
+        self, modality: Literal["visual", "audio"], index: int, block: FrozenBlock, tokens: Tensor, state: PromptState
+    ) -> Tensor:
         return self.run(block, self.unpaired[modality][index], tokens) if modality in self.sides else block(tokens)

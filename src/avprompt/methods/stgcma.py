@@ -100,12 +100,19 @@ class STGCMA(PromptMethod):
 
     identity_at_start = True
 
-    def __init__(self, ratio: Positive | list[Positive] = 0.03125, temporal: bool = True, spatial: bool = True,
-                 mlp: bool = True, exchange: bool = True, segments: Count = 10, drop_path: Dropout = 0.2) -> None:
+    def __init__(
+        self,
+        ratio: Positive | list[Positive] = 0.03125,
+        temporal: bool = True,
+        spatial: bool = True,
+        mlp: bool = True,
+        exchange: bool = True,
+        segments: Count = 10,
+        drop_path: Dropout = 0.2,
+    ) -> None:
         super().__init__()
         if not (temporal or spatial or mlp):
-            raise ArgumentError("temporal, spatial, mlp", "all false", "one of them",
-                                "Use avprompt.methods.NoPrompts.")
+            raise ArgumentError("temporal, spatial, mlp", "all false", "one of them", "Use avprompt.methods.NoPrompts.")
         self.kinds = tuple(name for name, on in (("temporal", temporal), ("spatial", spatial), ("mlp", mlp)) if on)
         self.exchange = exchange and (spatial or mlp)
         self.ratio, self.segments, self.drop_path = ratio, segments, drop_path
@@ -116,13 +123,20 @@ class STGCMA(PromptMethod):
         self.times = [] if "temporal" not in self.kinds else self._places(sites)
         for name in self.kinds:
             for side, modality in enumerate(("visual", "audio")):
-                self.add_module(f"{modality}_{name}", nn.ModuleList(
-                    Adapter(site[side].dim, width) for place, (site, width) in enumerate(zip(sites, widths))
-                    if name != "temporal" or place in self.times))
+                self.add_module(
+                    f"{modality}_{name}",
+                    nn.ModuleList(
+                        Adapter(site[side].dim, width)
+                        for place, (site, width) in enumerate(zip(sites, widths))
+                        if name != "temporal" or place in self.times
+                    ),
+                )
         for side, modality in enumerate(("visual", "audio")):
             biased = [sites[place][side] for place in self.times]
-            self.add_module(f"{modality}_time_bias", nn.ModuleList(
-                TimeBias(self.segments, spec.heads) if spec.window else nn.Identity() for spec in biased))
+            self.add_module(
+                f"{modality}_time_bias",
+                nn.ModuleList(TimeBias(self.segments, spec.heads) if spec.window else nn.Identity() for spec in biased),
+            )
             if self.exchange:
                 self.register_parameter(f"{modality}_gate", nn.Parameter(torch.zeros(len(sites))))
         last = max(1, len(sites) - 1)
@@ -145,14 +159,25 @@ class STGCMA(PromptMethod):
         places, stages = [], [visual.stage for visual, _ in sites]
         for place, site in enumerate(sites):
             if not all(spec.plain or spec.window for spec in site):
-                raise ArgumentError("temporal", True, "blocks that can attend over time in both encoders",
-                                    "Use CLIP, Swin or HTS-AT, or set temporal: false.")
+                raise ArgumentError(
+                    "temporal",
+                    True,
+                    "blocks that can attend over time in both encoders",
+                    "Use CLIP, Swin or HTS-AT, or set temporal: false.",
+                )
             if not any(spec.window for spec in site) or (place - stages.index(stages[place])) % 2 == 0:
                 places.append(place)
         return places
 
-    def step(self, site: int, visual_block: FrozenBlock, audio_block: FrozenBlock, visual: Tensor, audio: Tensor,
-             state: PromptState) -> tuple[Tensor, Tensor]:
+    def step(
+        self,
+        site: int,
+        visual_block: FrozenBlock,
+        audio_block: FrozenBlock,
+        visual: Tensor,
+        audio: Tensor,
+        state: PromptState,
+    ) -> tuple[Tensor, Tensor]:
         if site in self.times:
             place = self.times.index(site)
             visual = visual + self._over_time("visual", place, visual_block, visual, state)
@@ -175,16 +200,21 @@ class STGCMA(PromptMethod):
         module, bias = getattr(self, f"{modality}_time_bias")[place], None
         if isinstance(module, TimeBias):
             if state.segments != self.segments:
-                raise ShapeError("frames, audio", f"{state.segments} segments", f"{self.segments}",
-                                 "Make the method's `segments` the data module's.")
+                raise ShapeError(
+                    "frames, audio",
+                    f"{state.segments} segments",
+                    f"{self.segments}",
+                    "Make the method's `segments` the data module's.",
+                )
             bias = module()
         series = state.clips(x).transpose(1, 2)  # (B, N, T, C)
         read = block.attend_series(series.flatten(0, 1), bias)
         added = self.drops[place](getattr(self, f"{modality}_temporal")[place](read))
         return added.view(series.shape).transpose(1, 2).flatten(0, 1)
 
-    def _adapt(self, kind: str, site: int, read: Sequence[Tensor],
-               windows: FrozenBlock | None) -> Sequence[Tensor | int]:
+    def _adapt(
+        self, kind: str, site: int, read: Sequence[Tensor], windows: FrozenBlock | None
+    ) -> Sequence[Tensor | int]:
         """What the adapters of a kind add to both modalities (B*T, N, C); 0 where they are off."""
         if kind not in self.kinds:
             return 0, 0
@@ -193,8 +223,10 @@ class STGCMA(PromptMethod):
         if self.exchange:
             cut = hidden if windows is None else [windows.to_windows(h) for h in hidden]
             logits = cut[0] @ cut[1].transpose(-1, -2)
-            seen = (torch.softmax(logits, dim=-1).to(cut[1].dtype) @ cut[1],
-                    torch.softmax(logits.transpose(-1, -2), dim=-1).to(cut[0].dtype) @ cut[0])
+            seen = (
+                torch.softmax(logits, dim=-1).to(cut[1].dtype) @ cut[1],
+                torch.softmax(logits.transpose(-1, -2), dim=-1).to(cut[0].dtype) @ cut[0],
+            )
             seen = seen if windows is None else [windows.from_windows(h) for h in seen]
             gates = self.visual_gate[site], self.audio_gate[site]
             hidden = [own + gate * other for own, gate, other in zip(hidden, gates, seen)]

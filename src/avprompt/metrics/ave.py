@@ -79,8 +79,12 @@ class AVEAccuracy(Metric):
             ArgumentError: a logit is NaN, which would count as background.
         """
         if target.shape != (*is_event.shape, event.shape[-1] + 1) or len(event) != len(is_event):
-            raise ShapeError("is_event, event, target", f"{tuple(is_event.shape)}, {tuple(event.shape)}, "
-                             f"{tuple(target.shape)}", "(B, T), (B, C), (B, T, C + 1)", "Check the task's num_classes.")
+            raise ShapeError(
+                "is_event, event, target",
+                f"{tuple(is_event.shape)}, {tuple(event.shape)}, {tuple(target.shape)}",
+                "(B, T), (B, C), (B, T, C + 1)",
+                "Check the task's num_classes.",
+            )
         if is_event.isnan().any() or event.isnan().any():
             raise ArgumentError("is_event, event", "NaN", "logits", "Look at the loss: has training diverged?")
         right = predicted_categories(is_event, event) == target.argmax(-1)

@@ -13,9 +13,15 @@ from avprompt.errors import ArgumentError, ShapeError
 
 #: (group, kind) of every question, in the order of the published tables
 TYPES = (
-    ("Audio", "Counting"), ("Audio", "Comparative"), ("Visual", "Counting"), ("Visual", "Location"),
-    ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting"), ("Audio-Visual", "Location"),
-    ("Audio-Visual", "Comparative"), ("Audio-Visual", "Temporal"),
+    ("Audio", "Counting"),
+    ("Audio", "Comparative"),
+    ("Visual", "Counting"),
+    ("Visual", "Location"),
+    ("Audio-Visual", "Existential"),
+    ("Audio-Visual", "Counting"),
+    ("Audio-Visual", "Location"),
+    ("Audio-Visual", "Comparative"),
+    ("Audio-Visual", "Temporal"),
 )
 #: group of questions -> what published tables call its accuracy
 GROUPS = {"Audio": "AQ", "Visual": "VQ", "Audio-Visual": "AVQ"}
@@ -27,8 +33,12 @@ def _place(question_type: str | Sequence[str]) -> int:
         pair = tuple(json.loads(question_type) if isinstance(question_type, str) else question_type)
         return _PLACE[pair]
     except (ValueError, TypeError, KeyError) as error:
-        raise ArgumentError("question_type", repr(question_type), f"one of {[json.dumps(t) for t in TYPES]}",
-                            "Hand on the batch's `question_type`.") from error
+        raise ArgumentError(
+            "question_type",
+            repr(question_type),
+            f"one of {[json.dumps(t) for t in TYPES]}",
+            "Hand on the batch's `question_type`.",
+        ) from error
 
 
 #: every figure that the metric may give
@@ -84,16 +94,20 @@ class AVQAAccuracy(Metric):
             ArgumentError: a logit is NaN, an answer is not below A, or a type of question is unknown.
         """
         if logits.ndim != 2 or answer.shape != logits.shape[:1] or len(question_type) != len(logits):
-            raise ShapeError("logits, answer, question_type",
-                             f"{tuple(logits.shape)}, {tuple(answer.shape)}, {len(question_type)}",
-                             "(B, A), (B,), B of them", "Hand on the batch's own entries.")
+            raise ShapeError(
+                "logits, answer, question_type",
+                f"{tuple(logits.shape)}, {tuple(answer.shape)}, {len(question_type)}",
+                "(B, A), (B,), B of them",
+                "Hand on the batch's own entries.",
+            )
         if answer.is_floating_point() or answer.is_complex() or answer.dtype == torch.bool:
             raise ShapeError("answer", answer.dtype, "indices, long", "Hand on the batch's `answer`.")
         if logits.isnan().any():
             raise ArgumentError("logits", "NaN", "logits", "Look at the loss: has training diverged?")
         if ((answer < 0) | (answer >= logits.shape[1])).any():
-            raise ArgumentError("answer", answer.tolist(), f"indices below {logits.shape[1]}",
-                                "Check the task's number of answers.")
+            raise ArgumentError(
+                "answer", answer.tolist(), f"indices below {logits.shape[1]}", "Check the task's number of answers."
+            )
         places = torch.tensor([_place(kind) for kind in question_type], dtype=torch.long, device=self.total.device)
         right = (logits.argmax(-1) == answer).long().to(self.right.device)
         self.right.index_add_(0, places, right)
@@ -113,6 +127,8 @@ class AVQAAccuracy(Metric):
     @staticmethod
     def _sums(state: Tensor) -> dict[str, int]:
         numbers = state.tolist()
-        sums = {short: sum(number for (group, _), number in zip(TYPES, numbers) if group == name)
-                for name, short in GROUPS.items()}
+        sums = {
+            short: sum(number for (group, _), number in zip(TYPES, numbers) if group == name)
+            for name, short in GROUPS.items()
+        }
         return {**sums, "average": sum(numbers), **{" ".join(pair): n for pair, n in zip(TYPES, numbers)}}

@@ -43,13 +43,18 @@ def jaccard(prediction: Tensor, masks: Tensor) -> Tensor:
 
 def _check(logits: Tensor, masks: Tensor) -> None:
     if logits.ndim != 3 or logits.shape != masks.shape or not logits.is_floating_point():
-        raise ShapeError("logits, masks", f"{tuple(logits.shape)} {logits.dtype}, {tuple(masks.shape)} {masks.dtype}",
-                         "(N, H, W) floating point, (N, H, W)", "Flatten clips and segments; check mask_size.")
+        raise ShapeError(
+            "logits, masks",
+            f"{tuple(logits.shape)} {logits.dtype}, {tuple(masks.shape)} {masks.dtype}",
+            "(N, H, W) floating point, (N, H, W)",
+            "Flatten clips and segments; check mask_size.",
+        )
     if logits.isnan().any():
         raise ArgumentError("logits", "NaN", "logits", "Look at the loss: has training diverged?")
     if ((masks != 0) & (masks != 1)).any():
-        raise ArgumentError("masks", f"values from {masks.min()} to {masks.max()}", "0 and 1",
-                            "Divide 8-bit masks by 255.")
+        raise ArgumentError(
+            "masks", f"values from {masks.min()} to {masks.max()}", "0 and 1", "Divide 8-bit masks by 255."
+        )
 
 
 class AVSJaccard(Metric):
@@ -150,8 +155,9 @@ class AVSFScore(Metric):
     higher_is_better = True
     full_state_update = False
 
-    def __init__(self, protocol: Literal["dataset", "released"] = "dataset", frames_per_group: int = 20,
-                 **options: object) -> None:
+    def __init__(
+        self, protocol: Literal["dataset", "released"] = "dataset", frames_per_group: int = 20, **options: object
+    ) -> None:
         super().__init__(**options)
         if protocol not in ("dataset", "released"):
             raise ArgumentError("protocol", protocol, "dataset or released", "Correct the argument.")
@@ -183,6 +189,8 @@ class AVSFScore(Metric):
             return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
         size = len(curves) if self.protocol == "dataset" else self.frames_per_group
         # the curves of frames in which nothing sounds are zero
-        best = [(group.sum(0) / counted.sum().clamp(min=1)).max()
-                for group, counted in zip(curves.split(size), sounds.split(size))]
+        best = [
+            (group.sum(0) / counted.sum().clamp(min=1)).max()
+            for group, counted in zip(curves.split(size), sounds.split(size))
+        ]
         return torch.stack(best).mean()

@@ -38,8 +38,9 @@ def event_counts(predicted: Tensor, annotated: Tensor) -> Counts:
     (begins, ends), (true_begins, true_ends) = _events(predicted), _events(annotated)
     first = torch.arange(predicted.shape[-1], device=predicted.device)
     # every predicted event by every annotated one, each at the segment at which it begins
-    overlap = (torch.minimum(ends[..., :, None], true_ends[..., None, :])
-               - torch.maximum(first[:, None], first)).clamp(min=0)
+    overlap = (torch.minimum(ends[..., :, None], true_ends[..., None, :]) - torch.maximum(first[:, None], first)).clamp(
+        min=0
+    )
     union = (ends - first)[..., :, None] + (true_ends - first)[..., None, :] - overlap
     match = begins[..., :, None] & true_begins[..., None, :] & (2 * overlap >= union)
     right = match.sum((-2, -1))  # no event has two partners: with an overlap of one half each, these would touch
@@ -90,8 +91,9 @@ class AVVPFScore(Metric):
         super().__init__(**options)
         self.add_state("scores", [], dist_reduce_fx="cat")
 
-    def update(self, audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor, audio_target: Tensor,
-               visual_target: Tensor) -> None:
+    def update(
+        self, audio_prob: Tensor, visual_prob: Tensor, video_prob: Tensor, audio_target: Tensor, visual_target: Tensor
+    ) -> None:
         """Count a batch.
 
         Args:
@@ -107,16 +109,26 @@ class AVVPFScore(Metric):
         """
         shapes = [tuple(x.shape) for x in (audio_prob, visual_prob, video_prob, audio_target, visual_target)]
         if len(shapes[0]) != 3 or shapes != [shapes[0], shapes[0], shapes[0][::2], shapes[0], shapes[0]]:
-            raise ShapeError("audio_prob, visual_prob, video_prob, audio_target, visual_target", shapes,
-                             "(B, T, C), (B, T, C), (B, C), (B, T, C), (B, T, C)", "Check the task's num_classes.")
+            raise ShapeError(
+                "audio_prob, visual_prob, video_prob, audio_target, visual_target",
+                shapes,
+                "(B, T, C), (B, T, C), (B, C), (B, T, C), (B, T, C)",
+                "Check the task's num_classes.",
+            )
         if any(x.isnan().any() for x in (audio_prob, visual_prob, video_prob)):
-            raise ArgumentError("audio_prob, visual_prob, video_prob", "NaN", "probabilities",
-                                "Look at the loss: has training diverged?")
+            raise ArgumentError(
+                "audio_prob, visual_prob, video_prob",
+                "NaN",
+                "probabilities",
+                "Look at the loss: has training diverged?",
+            )
         if any(((x != 0) & (x != 1)).any() for x in (audio_target, visual_target)):
             raise ArgumentError("audio_target, visual_target", "other values", "0 and 1", "Give targets, not scores.")
         occurs = (video_prob >= 0.5)[..., None]
-        pairs = [((prob.transpose(1, 2) >= 0.5) & occurs, target.transpose(1, 2) == 1)
-                 for prob, target in ((audio_prob, audio_target), (visual_prob, visual_target))]
+        pairs = [
+            ((prob.transpose(1, 2) >= 0.5) & occurs, target.transpose(1, 2) == 1)
+            for prob, target in ((audio_prob, audio_target), (visual_prob, visual_target))
+        ]
         pairs.append(tuple(audio & visual for audio, visual in zip(*pairs)))
         rows = []
         for count in (segment_counts, event_counts):
@@ -131,5 +143,8 @@ class AVVPFScore(Metric):
         """Percent by name, `segment_` and `event_` with each of `TYPES`; NaN without videos."""
         scores = joined(self.scores)
         values = (100 * (scores.mean(0) if len(scores) else scores.new_full((2, len(TYPES)), torch.nan))).tolist()
-        return {f"{level}_{name}": value for level, row in zip(("segment", "event"), values)
-                for name, value in zip(TYPES, row)}
+        return {
+            f"{level}_{name}": value
+            for level, row in zip(("segment", "event"), values)
+            for name, value in zip(TYPES, row)
+        }

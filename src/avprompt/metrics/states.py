@@ -21,5 +21,8 @@ def joined(state: list[Tensor] | Tensor) -> Tensor:
     """
     if isinstance(state, Tensor):
         return state
-    return torch.cat([part[None] if part.ndim == 0 else part for part in state]) if state else torch.zeros(
-        0, dtype=torch.float64)
+    return (
+        torch.cat([part[None] if part.ndim == 0 else part for part in state])
+        if state
+        else torch.zeros(0, dtype=torch.float64)
+    )

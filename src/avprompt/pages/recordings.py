@@ -73,8 +73,9 @@ class Window:
     length: float | None = None
 
 
-def window_of(sample: Mapping[str, Any], decided: Mapping[str, Any], rows: Sequence[Mapping[str, Any]],
-              reasons: list[str]) -> Window:
+def window_of(
+    sample: Mapping[str, Any], decided: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], reasons: list[str]
+) -> Window:
     """What the page shows of an example.
 
     Args:
@@ -95,10 +96,18 @@ def window_of(sample: Mapping[str, Any], decided: Mapping[str, Any], rows: Seque
         if name.startswith(("predicted", "annotated")) and any(row[name] not in ("", None) for row in spread):
             labels[name] = [str(row[name]) if known else "" for row, known in zip(spread, filled)]
     audio = sample.get("audio")
-    found = Window(sample["id"], sample.get("path", ""), times, valid, reasons, np.array(filled),
-                   [_text(row, columns, known, why) for row, known, why in zip(spread, filled, reasons)], labels,
-                   question=str(rows[0].get("question", "")),
-                   length=float(sample["length"]) if "length" in sample else None)
+    found = Window(
+        sample["id"],
+        sample.get("path", ""),
+        times,
+        valid,
+        reasons,
+        np.array(filled),
+        [_text(row, columns, known, why) for row, known, why in zip(spread, filled, reasons)],
+        labels,
+        question=str(rows[0].get("question", "")),
+        length=float(sample["length"]) if "length" in sample else None,
+    )
     if audio is not None:
         found.rate = max(1, round(audio.shape[1] / float(times[0, 1] - times[0, 0])))
         found.waves = envelope(audio)
@@ -119,8 +128,11 @@ def window_of(sample: Mapping[str, Any], decided: Mapping[str, Any], rows: Seque
 def _text(row: Mapping[str, Any], columns: Sequence[str], known: bool, reason: str) -> str:
     if not known:
         return f"no prediction: {reason or 'nothing was decoded'}"
-    told = [f"{name.replace('_', ' ')}: {row[name]}" for name in columns
-            if row[name] not in ("", None) and name not in ("question", "question_id", "type")]
+    told = [
+        f"{name.replace('_', ' ')}: {row[name]}"
+        for name in columns
+        if row[name] not in ("", None) and name not in ("question", "question_id", "type")
+    ]
     return "; ".join(told + [f"({reason})"] * bool(reason))
 
 
@@ -142,11 +154,19 @@ def show_what_was_read(window: Window, sample: Mapping[str, Any], folder: Path, 
     frames, audio = sample.get("frames"), sample.get("audio")
     if frames is None or audio is None or frames.dtype != torch.uint8:
         return
-    spacing = float(window.times[1, 0] - window.times[0, 0]) if len(window.times) > 1 else float(
-        window.times[0, 1] - window.times[0, 0])
+    spacing = (
+        float(window.times[1, 0] - window.times[0, 0])
+        if len(window.times) > 1
+        else float(window.times[0, 1] - window.times[0, 0])
+    )
     (folder / "media").mkdir(parents=True, exist_ok=True)
-    slides(frames.permute(0, 2, 3, 1).numpy(), audio.float().numpy(), window.rate, spacing,
-           folder / "media" / f"{stem}.mp4")
+    slides(
+        frames.permute(0, 2, 3, 1).numpy(),
+        audio.float().numpy(),
+        window.rate,
+        spacing,
+        folder / "media" / f"{stem}.mp4",
+    )
     window.video = f"media/{stem}.mp4"
     window.times = window.times - window.times[0, 0]
 
@@ -155,8 +175,9 @@ def _address(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path, folder)).as_posix())
 
 
-def playable(path: Path, wave: Path | None, folder: Path, stem: str,
-             videos: Literal["link", "copy"]) -> tuple[str, str]:
+def playable(
+    path: Path, wave: Path | None, folder: Path, stem: str, videos: Literal["link", "copy"]
+) -> tuple[str, str]:
     """The address of a user's video for the page, and a remark about it.
 
     Args:
@@ -180,26 +201,44 @@ def playable(path: Path, wave: Path | None, folder: Path, stem: str,
         return _address(target, folder), ""
     transcode(path, target, wave)
     return _address(target, folder), "A copy in H.264: " + (
-        "the sound is a file of its own." if wave is not None else "not every browser plays the file itself.")
+        "the sound is a file of its own." if wave is not None else "not every browser plays the file itself."
+    )
 
 
 def _joined(windows: list[Window], name: str) -> dict[str, np.ndarray]:
     kinds = [getattr(window, name) for window in windows]
-    return {key: np.concatenate([kind[key] for kind in kinds]) for key in kinds[0]
-            if all(key in kind and kind[key].shape[1:] == kinds[0][key].shape[1:] for kind in kinds)}
+    return {
+        key: np.concatenate([kind[key] for kind in kinds])
+        for key in kinds[0]
+        if all(key in kind and kind[key].shape[1:] == kinds[0][key].shape[1:] for kind in kinds)
+    }
 
 
 def recording_of(windows: list[Window], names: Sequence[str]) -> Recording:
     """Windows of one video, in order, as one recording."""
-    labels = {key: [text for window in windows for text in window.labels.get(key, [""] * len(window.times))]
-              for key in dict.fromkeys(key for window in windows for key in window.labels)}
-    joined = {key: None if any(getattr(window, key) is None for window in windows) else np.concatenate(
-        [getattr(window, key) for window in windows]) for key in ("waves", "bands")}
-    return Recording(np.concatenate([window.times for window in windows]),
-                     np.concatenate([window.valid for window in windows]),
-                     [reason for window in windows for reason in window.reasons], joined["waves"], joined["bands"],
-                     windows[0].rate, labels, _joined(windows, "curves"), names, windows[0].length,
-                     np.concatenate([window.predicted for window in windows]))
+    labels = {
+        key: [text for window in windows for text in window.labels.get(key, [""] * len(window.times))]
+        for key in dict.fromkeys(key for window in windows for key in window.labels)
+    }
+    joined = {
+        key: None
+        if any(getattr(window, key) is None for window in windows)
+        else np.concatenate([getattr(window, key) for window in windows])
+        for key in ("waves", "bands")
+    }
+    return Recording(
+        np.concatenate([window.times for window in windows]),
+        np.concatenate([window.valid for window in windows]),
+        [reason for window in windows for reason in window.reasons],
+        joined["waves"],
+        joined["bands"],
+        windows[0].rate,
+        labels,
+        _joined(windows, "curves"),
+        names,
+        windows[0].length,
+        np.concatenate([window.predicted for window in windows]),
+    )
 
 
 def _sheet(maps: np.ndarray) -> str:
@@ -222,23 +261,48 @@ def section(windows: list[Window], names: Sequence[str], video: str, note: str) 
     """
     recording = recording_of(windows, names)
     width, left, right = place_of(recording)
-    maps = {name: {"source": _sheet(values), "mask": kind == "masks"} for kind in ("maps", "masks")
-            for name, values in _joined(windows, kind).items()} if video else {}
+    maps = (
+        {
+            name: {"source": _sheet(values), "mask": kind == "masks"}
+            for kind in ("maps", "masks")
+            for name, values in _joined(windows, kind).items()
+        }
+        if video
+        else {}
+    )
     texts = [text for window in windows for text in window.texts]
     return {
         "title": Path(windows[0].path).name if windows[0].path else windows[0].clip,
         "subtitle": f"Question: {windows[0].question}" if windows[0].question else "",
-        "video": video, "note": note, "maps": list(maps), "svg": inline_svg(recording_figure(recording)),
+        "video": video,
+        "note": note,
+        "maps": list(maps),
+        "svg": inline_svg(recording_figure(recording)),
         "width": round(60 * width),
-        "data": {"begin": recording.begin, "end": recording.end, "left": left, "right": right, "maps": maps,
-                 "segments": [[round(begin, 3), round(end, 3), text] for (begin, end), text in
-                              zip(recording.times.tolist(), texts)]},
+        "data": {
+            "begin": recording.begin,
+            "end": recording.end,
+            "left": left,
+            "right": right,
+            "maps": maps,
+            "segments": [
+                [round(begin, 3), round(end, 3), text] for (begin, end), text in zip(recording.times.tolist(), texts)
+            ],
+        },
     }
 
 
-def write_page(folder: Path, windows: list[Window], unusable: list[dict[str, str]], names: Sequence[str], summary: str,
-               origin: str = "", sounds: Mapping[str, Path] | None = None, videos: Literal["link", "copy"] = "link",
-               left_out: int = 0) -> Path:
+def write_page(
+    folder: Path,
+    windows: list[Window],
+    unusable: list[dict[str, str]],
+    names: Sequence[str],
+    summary: str,
+    origin: str = "",
+    sounds: Mapping[str, Path] | None = None,
+    videos: Literal["link", "copy"] = "link",
+    left_out: int = 0,
+) -> Path:
     """Write `predictions.html`: one file, with the videos beside it or where the user has them.
 
     Args:
@@ -275,8 +339,16 @@ def write_page(folder: Path, windows: list[Window], unusable: list[dict[str, str
         sections.append(section(own, names, video, note))
     if left_out:
         summary += f"; {left_out} further examples stand in predictions.csv alone"
-    page = render("predictions.html", title="Predictions", summary=summary, origin=origin, recordings=sections,
-                  unusable=unusable, linked=linked, copies=(folder / "media").is_dir())
+    page = render(
+        "predictions.html",
+        title="Predictions",
+        summary=summary,
+        origin=origin,
+        recordings=sections,
+        unusable=unusable,
+        linked=linked,
+        copies=(folder / "media").is_dir(),
+    )
     path = folder / "predictions.html"
     write_whole(path, page.encode())
     return path

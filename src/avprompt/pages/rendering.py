@@ -25,8 +25,13 @@ STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "a
 def _environment() -> Any:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(loader=PackageLoader("avprompt.pages"), autoescape=True, undefined=StrictUndefined,
-                       trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=PackageLoader("avprompt.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def render(template: str, **values: Any) -> str:
@@ -50,7 +55,7 @@ def inline_svg(figure: Figure) -> str:
     with rc_context(STYLE):
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    text = text[text.index("<svg"):]
+    text = text[text.index("<svg") :]
     head, _, rest = text.partition(">")
     head = re.sub(r'\b(width|height)="[^"]*"\s*', "", head)
     # names of parts are shared by all pictures of a page

@@ -12,9 +12,18 @@ from avprompt.plots.timeline import draw_frames, draw_sound
 RIGHT, WRONG, NEUTRAL, FAINT = "#0072B2", "#D55E00", "#222222", "#666666"
 
 
-def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | None = None,
-                    prediction: str | None = None, grounding: Tensor | None = None, title: str = "",
-                    start: float = 0.0, valid: Tensor | None = None, stride: float = 1.0) -> Figure:
+def question_figure(
+    frames: Tensor,
+    audio: Tensor,
+    question: str,
+    answer: str | None = None,
+    prediction: str | None = None,
+    grounding: Tensor | None = None,
+    title: str = "",
+    start: float = 0.0,
+    valid: Tensor | None = None,
+    stride: float = 1.0,
+) -> Figure:
     """Draw the card of a question: the question, T frames, the waveform and the answers.
 
     Args:
@@ -46,11 +55,20 @@ def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | 
     count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()
     known, right = answer is not None and prediction is not None, answer == prediction
     colour = NEUTRAL if not known else RIGHT if right else WRONG
-    told = [(text, shade, weight) for text, value, shade, weight in (
-        (title, title or None, FAINT, "normal"), (f"annotated: {answer}", answer, NEUTRAL, "bold"),
-        (f"predicted: {prediction}" + (f" ({'right' if right else 'wrong'})" if known else ""), prediction, colour,
-         "bold"),
-    ) if value is not None]
+    told = [
+        (text, shade, weight)
+        for text, value, shade, weight in (
+            (title, title or None, FAINT, "normal"),
+            (f"annotated: {answer}", answer, NEUTRAL, "bold"),
+            (
+                f"predicted: {prediction}" + (f" ({'right' if right else 'wrong'})" if known else ""),
+                prediction,
+                colour,
+                "bold",
+            ),
+        )
+        if value is not None
+    ]
     lines = textwrap.wrap(question, max(40, 10 * count))
     pictures = 1 if grounding is None else 2
     heights = [1.15] * pictures + [0.75] + [0.3] * bool(told)
@@ -69,6 +87,15 @@ def question_figure(frames: Tensor, audio: Tensor, question: str, answer: str | 
         row = figure.add_subplot(grid[pictures + 1, :])
         row.set_axis_off()
         for place, (text, shade, weight) in enumerate(told):
-            row.text((place + 0.5) / len(told), 0.5, text, ha="center", va="center", fontsize=12, color=shade,
-                     fontweight=weight, parse_math=False)
+            row.text(
+                (place + 0.5) / len(told),
+                0.5,
+                text,
+                ha="center",
+                va="center",
+                fontsize=12,
+                color=shade,
+                fontweight=weight,
+                parse_math=False,
+            )
     return figure

@@ -49,11 +49,13 @@ def embed(features: np.ndarray, seed: int) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     return TSNE(metric="cosine", init="pca", perplexity=perplexity_of(len(features)), random_state=seed).fit_transform(
-        features)
+        features
+    )
 
 
-def tsne_figure(panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]],
-                class_names: Sequence[str]) -> Figure:
+def tsne_figure(
+    panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]], class_names: Sequence[str]
+) -> Figure:
     """Points in panels, two in each row; every category has its own colour and marker.
 
     Each title says how many points there are and with which perplexity they were placed; below stands what t-SNE does
@@ -72,19 +74,43 @@ def tsne_figure(panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]
         for label in present:
             chosen = points[np.asarray(labels) == label]
             if len(chosen):
-                handles[label] = axis.scatter(chosen[:, 0], chosen[:, 1], s=26, color=category_colour(label),
-                                              marker=category_marker(label), edgecolor="#333333", linewidth=0.3)
-        axis.set_title(f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}\n"
-                       f"n = {len(points)}, perplexity {perplexity_of(len(points)):.3g}", fontsize=10)
+                handles[label] = axis.scatter(
+                    chosen[:, 0],
+                    chosen[:, 1],
+                    s=26,
+                    color=category_colour(label),
+                    marker=category_marker(label),
+                    edgecolor="#333333",
+                    linewidth=0.3,
+                )
+        axis.set_title(
+            f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}\n"
+            f"n = {len(points)}, perplexity {perplexity_of(len(points)):.3g}",
+            fontsize=10,
+        )
         axis.set_xticks([])
         axis.set_yticks([])
     few = min((len(points) for points, _, _ in panels.values()), default=0) < FEW
-    figure.supxlabel("t-SNE has no units: sizes of groups and distances between them mean nothing." + (
-        f" Fewer than {FEW} points:\nthe picture depends on the seed more than on the features; judge by the "
-        "silhouette "
-        "of the features themselves." if few else ""), fontsize=8.5, color="#B24A00" if few else "#555555")
-    legend = figure.legend([handles[label] for label in present], [class_names[label] for label in present],
-                           loc="outside lower center", ncols=min(6, len(present)), frameon=False, fontsize=9)
+    figure.supxlabel(
+        "t-SNE has no units: sizes of groups and distances between them mean nothing."
+        + (
+            f" Fewer than {FEW} points:\nthe picture depends on the seed more than on the features; judge by the "
+            "silhouette "
+            "of the features themselves."
+            if few
+            else ""
+        ),
+        fontsize=8.5,
+        color="#B24A00" if few else "#555555",
+    )
+    legend = figure.legend(
+        [handles[label] for label in present],
+        [class_names[label] for label in present],
+        loc="outside lower center",
+        ncols=min(6, len(present)),
+        frameon=False,
+        fontsize=9,
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
@@ -96,17 +122,35 @@ def _sound(axis: Any, pixels: Tensor, seconds: float, attention: Tensor | None =
     place = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, 0, bands)}
     drawn, name = axis.imshow(pixels.numpy(), cmap="gray" if attention is not None else "magma", **place), "over median"
     if attention is not None:
-        drawn, name = axis.imshow(attention.numpy(), cmap="viridis", vmin=0, vmax=1, alpha=0.8 * attention.numpy(),
-                                  interpolation="nearest", **place), "map"
+        drawn, name = (
+            axis.imshow(
+                attention.numpy(),
+                cmap="viridis",
+                vmin=0,
+                vmax=1,
+                alpha=0.8 * attention.numpy(),
+                interpolation="nearest",
+                **place,
+            ),
+            "map",
+        )
         drawn = ScalarMappable(Normalize(0, 1), "viridis")
     scale(axis, drawn, name)
     axis.set_yticks([0, bands], ["0", str(bands)], fontsize=7)
 
 
-def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: Sequence[str],
-                         truth: dict[str, Tensor] | None = None, sound: Tensor | None = None,
-                         spatial: Tensor | None = None, frequencies: Tensor | None = None,
-                         valid: Tensor | None = None, title: str = "", times: Tensor | None = None) -> Figure:
+def clip_features_figure(
+    frames: Tensor,
+    gates: dict[str, Tensor],
+    class_names: Sequence[str],
+    truth: dict[str, Tensor] | None = None,
+    sound: Tensor | None = None,
+    spatial: Tensor | None = None,
+    frequencies: Tensor | None = None,
+    valid: Tensor | None = None,
+    title: str = "",
+    times: Tensor | None = None,
+) -> Figure:
     """A clip, segment by segment: frames with spatial maps, spectrogram, frequency map over it, gates, annotation.
 
     Args:
@@ -141,8 +185,11 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
         for name, attention in (("spectrogram", None), ("listens here", frequencies)):
             if name == "spectrogram" or attention is not None:
                 axis = figure.add_subplot(grid[row, :])
-                over = None if attention is None else torch.from_numpy(
-                    heat(attention, tuple(attention.shape[1:]))).permute(1, 0, 2).flatten(1)
+                over = (
+                    None
+                    if attention is None
+                    else torch.from_numpy(heat(attention, tuple(attention.shape[1:]))).permute(1, 0, 2).flatten(1)
+                )
                 _sound(axis, whole, count, over)
                 axis.set_xticks(range(count + 1), [""] * (count + 1))
                 axis.set_ylabel(f"{name}\nmel band", fontsize=8)
@@ -150,8 +197,15 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
     if gates:
         axis = figure.add_subplot(grid[row, :])
         for place, (name, gate) in enumerate(gates.items()):
-            axis.stairs(gate.numpy(), range(count + 1), color=GATE_COLOURS[place % len(GATE_COLOURS)], lw=2, label=name,
-                        ls=GATE_DASHES[place % len(GATE_DASHES)], baseline=None)
+            axis.stairs(
+                gate.numpy(),
+                range(count + 1),
+                color=GATE_COLOURS[place % len(GATE_COLOURS)],
+                lw=2,
+                label=name,
+                ls=GATE_DASHES[place % len(GATE_DASHES)],
+                baseline=None,
+            )
         axis.set_xlim(0, count)
         axis.set_ylim(-0.03, 1.03)
         axis.set_ylabel("gates", fontsize=9)
@@ -167,10 +221,18 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
             low, high = place / len(present), (place + 1) / len(present)
             for begin, end, on in runs(active[:, category].tolist()):
                 if on:
-                    axis.axvspan(begin + 0.015, end - 0.015, low + 0.03, high - 0.03, lw=0,
-                                 color=category_colour(category))
-                    axis.text((begin + end) / 2, (low + high) / 2, class_names[category], ha="center", va="center",
-                              fontsize=8, parse_math=False)
+                    axis.axvspan(
+                        begin + 0.015, end - 0.015, low + 0.03, high - 0.03, lw=0, color=category_colour(category)
+                    )
+                    axis.text(
+                        (begin + end) / 2,
+                        (low + high) / 2,
+                        class_names[category],
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        parse_math=False,
+                    )
         axis.set_xticks([])
         bare(axis, count, name)
         row += 1
@@ -179,8 +241,12 @@ def clip_features_figure(frames: Tensor, gates: dict[str, Tensor], class_names: 
     return figure
 
 
-def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], frequencies: dict[int, Tensor],
-                   gates: dict[int, dict[str, tuple[list[float], list[float]]]]) -> Figure:
+def classes_figure(
+    class_names: Sequence[str],
+    sounds: dict[int, Tensor],
+    frequencies: dict[int, Tensor],
+    gates: dict[int, dict[str, tuple[list[float], list[float]]]],
+) -> Figure:
     """A line for each category: mean spectrogram of its segments, mean frequency map over it, gates inside and outside.
 
     Args:
@@ -190,8 +256,15 @@ def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], freque
         gates: category -> gate -> its values in segments with the category and in other segments of the same clips.
     """
     shown = sorted({*sounds, *gates})
-    columns = [name for name, found in (("mean spectrogram", sounds), ("listens here", frequencies),
-                                        ("gates: in its events, pale: elsewhere", gates)) if found]
+    columns = [
+        name
+        for name, found in (
+            ("mean spectrogram", sounds),
+            ("listens here", frequencies),
+            ("gates: in its events, pale: elsewhere", gates),
+        )
+        if found
+    ]
     figure = Figure(figsize=(1.5 + 3.2 * len(columns), 0.8 + 0.95 * len(shown)), layout="constrained")
     axes = figure.subplots(len(shown), len(columns), squeeze=False)
     limits = [torch.stack(list(frequencies.values())).aminmax()] if frequencies else []
@@ -213,8 +286,15 @@ def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], freque
                     colour = GATE_COLOURS[place % len(GATE_COLOURS)]
                     for values, offset, alpha in ((inside, 0.2, 1.0), (outside, -0.2, 0.35)):
                         if values:
-                            axis.barh(-place + offset, np.mean(values), 0.36, xerr=np.std(values), color=colour,
-                                      alpha=alpha, error_kw={"lw": 0.8})
+                            axis.barh(
+                                -place + offset,
+                                np.mean(values),
+                                0.36,
+                                xerr=np.std(values),
+                                color=colour,
+                                alpha=alpha,
+                                error_kw={"lw": 0.8},
+                            )
                 axis.set_xlim(0, 1)
                 axis.set_yticks([-place for place in range(len(found))], list(found), fontsize=8)
                 if line + 1 == len(shown):
@@ -222,14 +302,19 @@ def classes_figure(class_names: Sequence[str], sounds: dict[int, Tensor], freque
             elif category in sounds:
                 over = None
                 if name == "listens here" and category in frequencies:
-                    (low, high), = limits
+                    ((low, high),) = limits
                     over = (frequencies[category] - low) / (high - low).clamp(min=1e-12)
                 _sound(axis, sounds[category], 1.0, over)
     return figure
 
 
-def tables_figure(values: np.ndarray, places: Sequence[tuple[str, int | str]], categories: Sequence[str],
-                  columns: Sequence[str], title: str) -> Figure:
+def tables_figure(
+    values: np.ndarray,
+    places: Sequence[tuple[str, int | str]],
+    categories: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+) -> Figure:
     """Heat maps of numbers that a method gives for each block pair and clip, such as the weights of a router.
 
     Args:
@@ -246,21 +331,35 @@ def tables_figure(values: np.ndarray, places: Sequence[tuple[str, int | str]], c
     starts = [0, *bounds, len(categories)]
     groups = [place for place in range(1, len(places)) if places[place][0] != places[place - 1][0]]
     for axis, column in zip(axes, shown):
-        picture = axis.imshow(values[..., column], cmap="viridis", vmin=0, vmax=1, aspect="auto",
-                              interpolation="nearest")
+        picture = axis.imshow(
+            values[..., column], cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
         axis.set_title(columns[column], fontsize=10, parse_math=False)
         for place in bounds:
             axis.axvline(place - 0.5, color="white", lw=0.8)
         for place in groups:
             axis.axhline(place - 0.5, color="white", lw=2.5)
-        axis.set_xticks([(low + high - 1) / 2 for low, high in zip(starts, starts[1:])],
-                        [categories[low] for low in starts[:-1]], rotation=90, fontsize=8, parse_math=False)
+        axis.set_xticks(
+            [(low + high - 1) / 2 for low, high in zip(starts, starts[1:])],
+            [categories[low] for low in starts[:-1]],
+            rotation=90,
+            fontsize=8,
+            parse_math=False,
+        )
         axis.set_xlabel("clips")
     edges = [0, *groups, len(places)]
     axes[0].set_yticks(range(len(places)), [str(number) for _, number in places], fontsize=7)
     for low, high in zip(edges, edges[1:]):
-        axes[0].annotate(places[low][0], (0, (low + high - 1) / 2), xytext=(-26, 0), textcoords="offset points",
-                         xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
+        axes[0].annotate(
+            places[low][0],
+            (0, (low + high - 1) / 2),
+            xytext=(-26, 0),
+            textcoords="offset points",
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="center",
+            fontsize=9,
+        )
     figure.colorbar(picture, ax=list(axes), shrink=0.8, label="mean over segments")
     figure.suptitle(f"{title}: block pairs over clips", fontsize=11, parse_math=False)
     return figure

@@ -20,8 +20,14 @@ def _letters(path: str) -> frozenset[int]:
 @functools.cache
 def _family(letter: str) -> str | None:
     """An installed font that has a character, in the order of their names."""
-    return next((font.name for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname))
-                 if ord(letter) in _letters(font.fname) and not font.name.startswith("Last Resort")), None)
+    return next(
+        (
+            font.name
+            for font in sorted(fontManager.ttflist, key=lambda font: (font.name, font.fname))
+            if ord(letter) in _letters(font.fname) and not font.name.startswith("Last Resort")
+        ),
+        None,
+    )
 
 
 def legible(figure: Figure) -> Figure:
@@ -38,6 +44,10 @@ def legible(figure: Figure) -> Figure:
         lacking = {letter for letter in shown if ord(letter) not in known and not letter.isspace()}
         families = {letter: _family(letter) for letter in sorted(lacking)}
         text.set_fontfamily([*text.get_fontfamily(), *dict.fromkeys(filter(None, families.values()))])
-        text.set_text("".join(letter.encode("unicode_escape").decode() if families.get(letter, "") is None else letter
-                              for letter in shown))
+        text.set_text(
+            "".join(
+                letter.encode("unicode_escape").decode() if families.get(letter, "") is None else letter
+                for letter in shown
+            )
+        )
     return figure

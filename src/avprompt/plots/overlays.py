@@ -24,9 +24,16 @@ def _marked(picture: Tensor, mask: Tensor, colour: str) -> Tensor:
     return torch.where((mask - inner).bool(), paint, body)
 
 
-def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, prediction: Tensor | None = None,
-                   annotated: Tensor | None = None, title: str = "", start: float = 0.0,
-                   valid: Tensor | None = None) -> Figure:
+def overlay_figure(
+    frames: Tensor,
+    audio: Tensor,
+    masks: Tensor | None = None,
+    prediction: Tensor | None = None,
+    annotated: Tensor | None = None,
+    title: str = "",
+    start: float = 0.0,
+    valid: Tensor | None = None,
+) -> Figure:
     """Draw a clip with the pixels that sound in it.
 
     Args:
@@ -57,8 +64,11 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
         raise ShapeError("masks, prediction", shapes, f"({count}, M, M), one a frame", "Check the task's mask_size.")
     decoded = [True] * count if valid is None else valid.tolist()
     known = [masks is not None] * count if masks is None or annotated is None else annotated.tolist()
-    rows = [(name, values, colour) for name, values, colour in
-            (("annotated", masks, TRUTH), ("predicted", prediction, PREDICTION)) if values is not None]
+    rows = [
+        (name, values, colour)
+        for name, values, colour in (("annotated", masks, TRUTH), ("predicted", prediction, PREDICTION))
+        if values is not None
+    ]
     figure = Figure(figsize=(1.9 * count + 0.6, 2.9 + 1.9 * len(rows)), layout="constrained")
     figure.get_layout_engine().set(hspace=0.02, wspace=0.02)
     grid = figure.add_gridspec(2 + len(rows), count, height_ratios=[1] * (1 + len(rows)) + [0.45])
@@ -78,7 +88,7 @@ def overlay_figure(frames: Tensor, audio: Tensor, masks: Tensor | None = None, p
             picture = _marked(frames[second], values[second], colour).permute(1, 2, 0).numpy()
             axis.imshow(picture, alpha=1.0 if decoded[second] else 0.25, aspect="equal")
             if name == "predicted" and known[second]:
-                overlap = float(jaccard(prediction[second:second + 1], masks[second:second + 1]))
+                overlap = float(jaccard(prediction[second : second + 1], masks[second : second + 1]))
                 axis.set_xlabel(f"IoU {overlap:.2f}" + ("" if masks[second].any() else ", nothing sounds"), fontsize=9)
     draw_sound(figure.add_subplot(grid[-1, :]), audio, decoded, start)
     if title:

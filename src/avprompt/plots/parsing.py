@@ -20,8 +20,12 @@ def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[
     count = len(next(iter(rows.values())))
     axis.set_ylim(max(len(categories), 1), 0)
     bare(axis, count, "")
-    axis.set_yticks([line + 0.5 for line in range(len(categories))], [class_names[c] for c in categories], fontsize=9,
-                    parse_math=False)
+    axis.set_yticks(
+        [line + 0.5 for line in range(len(categories))],
+        [class_names[c] for c in categories],
+        fontsize=9,
+        parse_math=False,
+    )
     axis.set_xticks(range(count + 1), [""] * (count + 1))
     axis.grid(axis="x", color="#dddddd", lw=0.6)
     axis.set_axisbelow(True)
@@ -34,14 +38,26 @@ def _bars(axis: Axes, name: str, rows: dict[str, Tensor], class_names: Sequence[
             top = line + 0.5 + BAR * (place - len(rows) / 2)
             for start, end, on in runs(active[:, category].tolist()):
                 if on:
-                    axis.broken_barh([(start + 0.015, end - start - 0.03)], (top + 0.02, BAR - 0.04),
-                                     facecolor=category_colour(category), edgecolor="white", **STYLES[kind])
+                    axis.broken_barh(
+                        [(start + 0.015, end - start - 0.03)],
+                        (top + 0.02, BAR - 0.04),
+                        facecolor=category_colour(category),
+                        edgecolor="white",
+                        **STYLES[kind],
+                    )
 
 
-def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
-                   truth: tuple[Tensor, Tensor] | None = None, prediction: tuple[Tensor, Tensor] | None = None,
-                   title: str = "", start: float = 0.0, valid: Tensor | None = None,
-                   probabilities: Mapping[str, Tensor] | None = None) -> Figure:
+def parsing_figure(
+    frames: Tensor,
+    audio: Tensor,
+    class_names: Sequence[str],
+    truth: tuple[Tensor, Tensor] | None = None,
+    prediction: tuple[Tensor, Tensor] | None = None,
+    title: str = "",
+    start: float = 0.0,
+    valid: Tensor | None = None,
+    probabilities: Mapping[str, Tensor] | None = None,
+) -> Figure:
     """Draw a clip with the events that are heard and those that are seen, without the categories that never occur.
 
     Args:
@@ -84,8 +100,13 @@ def parsing_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str],
     if pairs:
         figure.align_ylabels(figure.axes[-2:])
         draw_probabilities(figure, grid, 2 + len(parts), curves, class_names, decoded)
-        figure.legend(handles=[Patch(facecolor=GREY, edgecolor="white", label=kind, **STYLES[kind]) for kind in pairs],
-                      loc="outside lower right", ncols=len(pairs), fontsize=8, frameon=False)
+        figure.legend(
+            handles=[Patch(facecolor=GREY, edgecolor="white", label=kind, **STYLES[kind]) for kind in pairs],
+            loc="outside lower right",
+            ncols=len(pairs),
+            fontsize=8,
+            frameon=False,
+        )
     if title:
         figure.suptitle(title, fontsize=11, parse_math=False)
     return figure

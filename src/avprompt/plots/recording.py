@@ -48,7 +48,7 @@ def spectrogram(audio: Tensor, rate: int) -> np.ndarray:
 def envelope(audio: Tensor) -> np.ndarray:
     """Sound of segments (T, S) -> least and greatest sample of 60 pieces of each, float32 (T, 60, 2)."""
     step = max(1, audio.shape[1] // POINTS)
-    pieces = audio.float()[:, :audio.shape[1] // step * step].unflatten(1, (-1, step))
+    pieces = audio.float()[:, : audio.shape[1] // step * step].unflatten(1, (-1, step))
     return np.stack((pieces.amin(2).numpy(), pieces.amax(2).numpy()), -1)[:, :POINTS]
 
 
@@ -131,8 +131,13 @@ def _sound(axis: Axes, recording: Recording) -> None:
     for first, last in pieces(recording.times):
         waves = recording.waves[first:last].reshape(-1, 2)
         waves = waves[: max(1, len(waves) // step) * step].reshape(-1, min(step, len(waves)), 2)
-        axis.fill_between(np.linspace(recording.times[first, 0], recording.times[last - 1, 1], len(waves)),
-                          waves[..., 0].min(1), waves[..., 1].max(1), color=WAVE, lw=0)
+        axis.fill_between(
+            np.linspace(recording.times[first, 0], recording.times[last - 1, 1], len(waves)),
+            waves[..., 0].min(1),
+            waves[..., 1].max(1),
+            color=WAVE,
+            lw=0,
+        )
     axis.axhline(0, color=WAVE, lw=0.5)
     axis.set_ylim(-1.05 * peak, 1.05 * peak)
     axis.set_yticks([-peak, 0, peak], [f"{-peak:.2g}", "0", f"{peak:.2g}"], fontsize=7)
@@ -149,8 +154,16 @@ def _spectrogram(axis: Axes, recording: Recording) -> object:
         step = max(1, recording.bands.shape[2] * len(recording.times) // 2000)
         whole = whole[:, : max(1, whole.shape[1] // step) * step]
         whole = whole.reshape(len(whole), -1, min(step, whole.shape[1])).max(2)
-        picture = axis.imshow(whole, origin="lower", aspect="auto", extent=place, cmap="magma", vmin=high - 70,
-                              vmax=high, interpolation="nearest")
+        picture = axis.imshow(
+            whole,
+            origin="lower",
+            aspect="auto",
+            extent=place,
+            cmap="magma",
+            vmin=high - 70,
+            vmax=high,
+            interpolation="nearest",
+        )
     ticks = [hertz for hertz in (500, 1000, 2000, 4000, 8000, 16000) if hertz <= recording.rate / 2]
     axis.set_yticks(mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks], fontsize=7)
     axis.set_ylim(0, top)
@@ -171,16 +184,29 @@ def lines_of(labels: Sequence[str]) -> list[str]:
 def _events(axis: Axes, name: str, labels: Sequence[str], recording: Recording) -> None:
     lines = lines_of(labels)
     axis.set_ylim(max(1, len(lines)), 0)
-    axis.set_yticks([place + 0.5 for place in range(len(lines))],
-                    [textwrap.shorten(line, 24, placeholder=" …") for line in lines], fontsize=8, parse_math=False)
+    axis.set_yticks(
+        [place + 0.5 for place in range(len(lines))],
+        [textwrap.shorten(line, 24, placeholder=" …") for line in lines],
+        fontsize=8,
+        parse_math=False,
+    )
     axis.yaxis.tick_right()
     axis.set_ylabel("\n".join(textwrap.wrap(name.replace("_", " "), 12)), fontsize=8)
     for place, line in enumerate(lines):
         active = [line in text.split(";") for text in labels]
-        spans = [(recording.times[first + begin, 0], recording.times[first + end - 1, 1])
-                 for first, last in pieces(recording.times) for begin, end, on in runs(active[first:last]) if on]
-        axis.broken_barh([(begin, end - begin) for begin, end in spans], (place + 0.12, 0.76),
-                         facecolor=_colour(line, recording.names), edgecolor="white", lw=0.5)
+        spans = [
+            (recording.times[first + begin, 0], recording.times[first + end - 1, 1])
+            for first, last in pieces(recording.times)
+            for begin, end, on in runs(active[first:last])
+            if on
+        ]
+        axis.broken_barh(
+            [(begin, end - begin) for begin, end in spans],
+            (place + 0.12, 0.76),
+            facecolor=_colour(line, recording.names),
+            edgecolor="white",
+            lw=0.5,
+        )
     if not lines:
         axis.text(1.005, 0.5, "none", transform=axis.transAxes, fontsize=8, va="center", color="#555555")
 
@@ -220,10 +246,13 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
         rows.append((0.62, "sound", None))
     if recording.bands is not None:
         rows.append((0.95, "bands", None))
-    rows += [(0.14 + 0.24 * max(1, len(lines_of(labels))), "events", (name, labels))
-             for name, labels in recording.labels.items()]
-    rows += [(0.95 if values.shape[1] > 1 else 0.6, "curves", (name, values)) for name, values in
-             recording.curves.items()]
+    rows += [
+        (0.14 + 0.24 * max(1, len(lines_of(labels))), "events", (name, labels))
+        for name, labels in recording.labels.items()
+    ]
+    rows += [
+        (0.95 if values.shape[1] > 1 else 0.6, "curves", (name, values)) for name, values in recording.curves.items()
+    ]
     gap, top, bottom = 0.12, 0.32 if title else 0.08, 0.42
     height = top + bottom + sum(size for size, *_ in rows) + gap * max(0, len(rows) - 1)
     width, left, right = place_of(recording)
@@ -235,8 +264,15 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
             _sound(axis, recording)
         elif kind == "bands":
             picture = _spectrogram(axis, recording)
-            bar = figure.add_axes((right + 0.12 / width, axis.get_position().y0 + 0.08 * axis.get_position().height,
-                                   0.1 / width, 0.84 * axis.get_position().height), label="<colorbar>")
+            bar = figure.add_axes(
+                (
+                    right + 0.12 / width,
+                    axis.get_position().y0 + 0.08 * axis.get_position().height,
+                    0.1 / width,
+                    0.84 * axis.get_position().height,
+                ),
+                label="<colorbar>",
+            )
             figure.colorbar(picture, cax=bar)
             bar.tick_params(labelsize=7)
             bar.set_ylabel("dB", fontsize=7)
@@ -245,8 +281,11 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
         else:
             _curves(axis, *given, recording)
         axes.append(axis)
-    step = next(step for step in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
-                if (recording.end - recording.begin) / step <= 24 or step == 3600)
+    step = next(
+        step
+        for step in (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 3600)
+        if (recording.end - recording.begin) / step <= 24 or step == 3600
+    )
     ticks = np.arange(np.ceil(recording.begin / step) * step, recording.end + 1e-6, step)
     for place, axis in enumerate(axes):
         axis.set_xlim(recording.begin, recording.end)
@@ -281,8 +320,15 @@ def _mark(axis: Axes, recording: Recording, named: bool) -> None:
             axis.axvspan(begin, end, facecolor="#f4f4f4", edgecolor=PADDING, hatch="////", lw=0, zorder=5)
             if named:
                 room = max(4, int((end - begin) / (recording.end - recording.begin) * 100))
-                axis.text((begin + end) / 2, sum(axis.get_ylim()) / 2,
-                          "\n".join(textwrap.wrap(recording.reasons[first], room, max_lines=3, placeholder=" …")),
-                          ha="center", va="center", fontsize=7, zorder=6, parse_math=False,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+                axis.text(
+                    (begin + end) / 2,
+                    sum(axis.get_ylim()) / 2,
+                    "\n".join(textwrap.wrap(recording.reasons[first], room, max_lines=3, placeholder=" …")),
+                    ha="center",
+                    va="center",
+                    fontsize=7,
+                    zorder=6,
+                    parse_math=False,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+                )
         first = last + 1

@@ -93,8 +93,9 @@ def heat(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(maps[:, None], size, mode="bilinear")[:, 0].numpy()
 
 
-def draw_frames(figure: Figure, grid: GridSpec, frames: Tensor, valid: Sequence[bool],
-                maps: Tensor | None = None, row: int = 0) -> None:
+def draw_frames(
+    figure: Figure, grid: GridSpec, frames: Tensor, valid: Sequence[bool], maps: Tensor | None = None, row: int = 0
+) -> None:
     """Draw frames (T, 3, H, W), uint8 or in [0, 1], in a row of a grid of T columns; padding is pale.
 
     With maps (T, rows, columns), a colour lies over the frame where the map is high, on one scale for the whole clip;
@@ -121,16 +122,26 @@ def draw_frames(figure: Figure, grid: GridSpec, frames: Tensor, valid: Sequence[
 
 def scale(axis: Axes, colours: ScalarMappable, name: str, ticks: Sequence[float] | None = None) -> None:
     """A colour bar at the right of an axis that takes none of its width, so that time axes stay below each other."""
-    bar = axis.figure.colorbar(colours, cax=axis.inset_axes((1.02, 0.08, max(0.012, 0.06 / 1.25), 0.84))
-                               if axis.get_aspect() != "auto" else axis.inset_axes((1.008, 0.08, 0.01, 0.84)))
+    bar = axis.figure.colorbar(
+        colours,
+        cax=axis.inset_axes((1.02, 0.08, max(0.012, 0.06 / 1.25), 0.84))
+        if axis.get_aspect() != "auto"
+        else axis.inset_axes((1.008, 0.08, 0.01, 0.84)),
+    )
     bar.ax.tick_params(labelsize=7, length=2)
     if ticks is not None:
         bar.set_ticks(list(ticks))
     bar.set_label(name, fontsize=7)
 
 
-def draw_curves(axis: Axes, edges: Sequence[float], values: np.ndarray, names: Sequence[str], name: str,
-                categories: Sequence[int] = ()) -> None:
+def draw_curves(
+    axis: Axes,
+    edges: Sequence[float],
+    values: np.ndarray,
+    names: Sequence[str],
+    name: str,
+    categories: Sequence[int] = (),
+) -> None:
     """Draw probabilities (T, C) of categories as steps, the likeliest five and the given ones, or (T, 1) of one thing.
 
     Args:
@@ -145,24 +156,36 @@ def draw_curves(axis: Axes, edges: Sequence[float], values: np.ndarray, names: S
     order = [0] if single else dict.fromkeys([*categories, *np.argsort(-peaks)[:CURVES].tolist()])
     for place, index in enumerate(index for index in order if single or peaks[index] > 0):
         known = not single and index < len(names)
-        axis.stairs(values[:, index], edges, baseline=None, lw=1.8, ls=DASHES[place % len(DASHES)],
-                    color=category_colour(index) if known else "#222222" if single else "#8a8a8a",
-                    label=textwrap.shorten(names[index] if known else name if single else "background", 24,
-                                           placeholder=" …"))
+        axis.stairs(
+            values[:, index],
+            edges,
+            baseline=None,
+            lw=1.8,
+            ls=DASHES[place % len(DASHES)],
+            color=category_colour(index) if known else "#222222" if single else "#8a8a8a",
+            label=textwrap.shorten(names[index] if known else name if single else "background", 24, placeholder=" …"),
+        )
     axis.axhline(0.5, color="#bbbbbb", lw=0.8, zorder=0)
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=7)
     axis.set_ylabel("\n".join(["probability", *([] if single else textwrap.wrap(name, 14))]), fontsize=8)
     if not axis.get_legend_handles_labels()[0]:  # nothing is likely at all
         return
-    legend = axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.08), fontsize=7.5, frameon=False, handlelength=2.2,
-                         borderaxespad=0.2)
+    legend = axis.legend(
+        loc="upper left", bbox_to_anchor=(1.0, 1.08), fontsize=7.5, frameon=False, handlelength=2.2, borderaxespad=0.2
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
-def draw_probabilities(figure: Figure, grid: GridSpec, row: int, probabilities: Mapping[str, Tensor],
-                       names: Sequence[str], valid: Sequence[bool]) -> None:
+def draw_probabilities(
+    figure: Figure,
+    grid: GridSpec,
+    row: int,
+    probabilities: Mapping[str, Tensor],
+    names: Sequence[str],
+    valid: Sequence[bool],
+) -> None:
     """Draw a row of curves for each kind of probabilities, (T, C) or (T,), from a row of a grid on."""
     for place, (name, values) in enumerate(probabilities.items()):
         shown = values.detach().float().reshape(len(values), -1).numpy().copy()
@@ -188,8 +211,16 @@ def draw_sound(axis: Axes, audio: Tensor, valid: Sequence[bool], start: float) -
     for begin, end, decoded in runs(valid):
         if not decoded:
             axis.axvspan(begin, end, facecolor="white", edgecolor=PADDING, hatch="////", lw=0, zorder=3)
-            axis.text((begin + end) / 2, 0, "no media", ha="center", va="center", fontsize=8, zorder=4,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+            axis.text(
+                (begin + end) / 2,
+                0,
+                "no media",
+                ha="center",
+                va="center",
+                fontsize=8,
+                zorder=4,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )
     axis.set_xticks(range(count + 1), [f"{start + t:g} s" for t in range(count + 1)], fontsize=8)
     axis.grid(axis="x", color="#dddddd", lw=0.6)
     bare(axis, count, "sound")
@@ -203,17 +234,33 @@ def _categories(axis: Axes, name: str, categories: Sequence[int], class_names: S
         axis.axvspan(start + 0.015, end - 0.015, color=colour, lw=0)
         label = class_names[category] if known else "background"
         lines = textwrap.wrap(label, CHARACTERS * (end - start), max_lines=2, placeholder=" …")
-        axis.text((start + end) / 2, 0.5, "\n".join(lines), ha="center", va="center", parse_math=False,
-                  linespacing=1.05, fontsize=9 if len(lines) == 1 else 7.5,
-                  color="black" if np.dot(colour, LUMINANCE) > 0.5 else "white")
+        axis.text(
+            (start + end) / 2,
+            0.5,
+            "\n".join(lines),
+            ha="center",
+            va="center",
+            parse_math=False,
+            linespacing=1.05,
+            fontsize=9 if len(lines) == 1 else 7.5,
+            color="black" if np.dot(colour, LUMINANCE) > 0.5 else "white",
+        )
     axis.set_xticks([])
     bare(axis, len(categories), name)
 
 
-def clip_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str], prediction: Tensor | None = None,
-                truth: Tensor | None = None, title: str = "", start: float = 0.0,
-                valid: Tensor | None = None, maps: Tensor | None = None,
-                probabilities: Mapping[str, Tensor] | None = None) -> Figure:
+def clip_figure(
+    frames: Tensor,
+    audio: Tensor,
+    class_names: Sequence[str],
+    prediction: Tensor | None = None,
+    truth: Tensor | None = None,
+    title: str = "",
+    start: float = 0.0,
+    valid: Tensor | None = None,
+    maps: Tensor | None = None,
+    probabilities: Mapping[str, Tensor] | None = None,
+) -> Figure:
     """Draw a clip with its annotated and predicted categories.
 
     Args:
@@ -237,8 +284,11 @@ def clip_figure(frames: Tensor, audio: Tensor, class_names: Sequence[str], predi
         >>> len(figure.axes)  # two frames, the sound, the annotation
         4
     """
-    rows = [(name, values.tolist()) for name, values in (("annotated", truth), ("predicted", prediction))
-            if values is not None]
+    rows = [
+        (name, values.tolist())
+        for name, values in (("annotated", truth), ("predicted", prediction))
+        if values is not None
+    ]
     if truth is not None and prediction is not None:
         rows[1] = f"predicted,\n{int((truth == prediction).sum())} of {len(truth)} right", rows[1][1]
     count, decoded = len(frames), [True] * len(frames) if valid is None else valid.tolist()

@@ -26,8 +26,14 @@ from avprompt.reports.verdicts import (
 )
 
 
-def compare(folders: list[Path], csv_file: Path | None = None, out: Path | None = None,
-            tensorboard: Path | None = None, pairs: bool = False, power: bool = False) -> None:
+def compare(
+    folders: list[Path],
+    csv_file: Path | None = None,
+    out: Path | None = None,
+    tensorboard: Path | None = None,
+    pairs: bool = False,
+    power: bool = False,
+) -> None:
     """Print finished runs in one table for each task: seeds grouped, beside published figures, parameters, time,
     memory; then paired tests of the rows.
 

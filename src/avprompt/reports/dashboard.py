@@ -36,11 +36,20 @@ def bars_figure(variants: list[Variant], metric: str) -> Picture:
             axis.barh(place, statistics.mean(values), xerr=standard_error(values), color=BAR, height=0.62, capsize=3)
             axis.plot(values, [place] * len(values), ".", color="black", ms=5)
         for other in variant.published.get(metric, []):
-            axis.plot(other.value, place, "D", color=DIAMOND, mfc="white", ms=6,
-                      label="published: other data, encoders or protocol" if not axis.get_legend_handles_labels()[0]
-                      else None)
-    axis.set_yticks(range(len(variants)), [f"{variant.label} (n={len(variant.runs)})" for variant in variants],
-                    parse_math=False)
+            axis.plot(
+                other.value,
+                place,
+                "D",
+                color=DIAMOND,
+                mfc="white",
+                ms=6,
+                label="published: other data, encoders or protocol"
+                if not axis.get_legend_handles_labels()[0]
+                else None,
+            )
+    axis.set_yticks(
+        range(len(variants)), [f"{variant.label} (n={len(variant.runs)})" for variant in variants], parse_math=False
+    )
     axis.invert_yaxis()
     axis.set_xlabel(f"{metric}, %, mean ± standard error, dots are seeds")
     axis.grid(axis="x", color="#dddddd")
@@ -61,13 +70,23 @@ def arguments_of(variant: Variant) -> dict[str, Any]:
     """The settings of a variant's network and training under short names."""
     model = variant.runs[0].config["model"]["init_args"]
     prompts = get_nested(model, "backbone.init_args.prompts") or {}
-    short = {"prompts": (prompts.get("class_path") or "NoPrompts").rpartition(".")[2],
-             **{f"prompts.{name}": value for name, value in flatten(prompts.get("init_args") or {}).items()},
-             **{name.removesuffix(".class_path").replace(".init_args", ""): str(value).rpartition(".")[2]
-                if name.endswith(".class_path") else value for name, value in
-                flatten({name: value for name, value in model.items() if name != "backbone"}, "model.").items()}}
-    return {**short, "shots": get_nested(variant.runs[0].config, "data.init_args.shots") or "all",
-            "max_epochs": get_nested(variant.runs[0].config, "trainer.max_epochs") or 0}
+    short = {
+        "prompts": (prompts.get("class_path") or "NoPrompts").rpartition(".")[2],
+        **{f"prompts.{name}": value for name, value in flatten(prompts.get("init_args") or {}).items()},
+        **{
+            name.removesuffix(".class_path").replace(".init_args", ""): str(value).rpartition(".")[2]
+            if name.endswith(".class_path")
+            else value
+            for name, value in flatten(
+                {name: value for name, value in model.items() if name != "backbone"}, "model."
+            ).items()
+        },
+    }
+    return {
+        **short,
+        "shots": get_nested(variant.runs[0].config, "data.init_args.shots") or "all",
+        "max_epochs": get_nested(variant.runs[0].config, "trainer.max_epochs") or 0,
+    }
 
 
 def curves(variant: Variant, tag: str) -> dict[int, list[float]]:
@@ -106,17 +125,33 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
     of_task = {task: [variant for variant in variants if variant.task == task] for task in tasks}
     shown = {task: metrics_of(mine, figures) for task, mine in of_task.items()}
     given = {id(variant): arguments_of(variant) for variant in variants}
-    varied = [name for name in dict.fromkeys(name for arguments in given.values() for name in arguments)
-              if any(len({str(given[id(variant)][name]) for variant in mine if name in given[id(variant)]}) > 1
-                     for mine in of_task.values())]
-    infos = [HParamInfo(name=name, type=DataType.DATA_TYPE_STRING, differs=name in varied)
-             for name in (*varied, "data", "encoders", "protocol", "n")]
-    wanted = [MetricInfo(name=MetricName(tag=f"{task}/{metric}"), display_name=f"{task} {metric}, %")
-              for task in tasks for metric in shown[task]]
+    varied = [
+        name
+        for name in dict.fromkeys(name for arguments in given.values() for name in arguments)
+        if any(
+            len({str(given[id(variant)][name]) for variant in mine if name in given[id(variant)]}) > 1
+            for mine in of_task.values()
+        )
+    ]
+    infos = [
+        HParamInfo(name=name, type=DataType.DATA_TYPE_STRING, differs=name in varied)
+        for name in (*varied, "data", "encoders", "protocol", "n")
+    ]
+    wanted = [
+        MetricInfo(name=MetricName(tag=f"{task}/{metric}"), display_name=f"{task} {metric}, %")
+        for task in tasks
+        for metric in shown[task]
+    ]
     layout: dict[str, Any] = {}
     with SummaryWriter(str(place)) as writer:
-        writer.file_writer.add_summary(plugin_summary(metadata.EXPERIMENT_TAG, experiment=Experiment(
-            description="variants of `avprompt compare`", hparam_infos=infos, metric_infos=wanted)))
+        writer.file_writer.add_summary(
+            plugin_summary(
+                metadata.EXPERIMENT_TAG,
+                experiment=Experiment(
+                    description="variants of `avprompt compare`", hparam_infos=infos, metric_infos=wanted
+                ),
+            )
+        )
         writer.add_text("compare", table)
         for task, mine in of_task.items():
             layout[task] = charts = {"training loss": ["Multiline", [f"^{task}_training/loss$"]]}
@@ -135,8 +170,13 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
     for variant in variants:
         start = SessionStartInfo(group_name=f"{variant.task}: {variant.label}")
         described = {name: given[id(variant)][name] for name in varied if name in given[id(variant)]}
-        for name, value in {**described, "data": variant.setting.data, "encoders": variant.setting.encoders,
-                            "protocol": variant.setting.protocol, "n": len(variant.runs)}.items():
+        for name, value in {
+            **described,
+            "data": variant.setting.data,
+            "encoders": variant.setting.encoders,
+            "protocol": variant.setting.protocol,
+            "n": len(variant.runs),
+        }.items():
             start.hparams[name].string_value = str(value)
         with SummaryWriter(str(place / variant.task / re.sub(r"[^\w.+=, -]+", "_", variant.label))) as writer:
             writer.file_writer.add_summary(plugin_summary(metadata.SESSION_START_INFO_TAG, session_start_info=start))
@@ -147,6 +187,9 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
                     writer.add_scalar(f"{variant.task}_validation/{metric}", 100 * statistics.mean(values), step)
                 if values := variant.values(metric):
                     writer.add_scalar(f"{variant.task}/{metric}", 100 * statistics.mean(values), 0)
-            writer.file_writer.add_summary(plugin_summary(
-                metadata.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=Status.STATUS_SUCCESS)))
+            writer.file_writer.add_summary(
+                plugin_summary(
+                    metadata.SESSION_END_INFO_TAG, session_end_info=SessionEndInfo(status=Status.STATUS_SUCCESS)
+                )
+            )
     return place

@@ -31,11 +31,16 @@ if TYPE_CHECKING:
 Build = Callable[[list[str], bool], "tuple[LightningModule, AVDataModule]"]
 #: columns of the table: key, heading, divisor, digits; those that an experiment has not are left out
 COLUMNS = (
-    ("trainable", "trained, M", 1e6, 3), ("checkpoint", "in checkpoints, M", 1e6, 3), ("frozen", "frozen, M", 1e6, 3),
+    ("trainable", "trained, M", 1e6, 3),
+    ("checkpoint", "in checkpoints, M", 1e6, 3),
+    ("frozen", "frozen, M", 1e6, 3),
     ("total", "total, M", 1e6, 3),
-    ("forward_gflops_a_clip", "GFLOPs forward a clip", 1, 1), ("kept_gb", "kept for backward a clip, GB", 1, 3),
+    ("forward_gflops_a_clip", "GFLOPs forward a clip", 1, 1),
+    ("kept_gb", "kept for backward a clip, GB", 1, 3),
     ("forward_s", "forward, s", 1, 3),
-    ("backward_s", "backward, s", 1, 3), ("step_s", "step, s", 1, 3), ("peak_gb", "peak, GB", 1, 2),
+    ("backward_s", "backward, s", 1, 3),
+    ("step_s", "step, s", 1, 3),
+    ("peak_gb", "peak, GB", 1, 2),
     ("peak_with_optimizer_gb", "peak with optimizer, GB", 1, 2),
 )
 #: columns that ratios are shown of
@@ -153,8 +158,10 @@ def kept_bytes(model: LightningModule, forward: Callable[[], Any]) -> tuple[int,
             found[storage._cdata] = storage  # keeps it alive, so that its address is not used again
         return tensor
 
-    plain, F.scaled_dot_product_attention = F.scaled_dot_product_attention, (
-        lambda q, k, v, *arguments, **options: Fused.apply(q, k, v))
+    plain, F.scaled_dot_product_attention = (
+        F.scaled_dot_product_attention,
+        (lambda q, k, v, *arguments, **options: Fused.apply(q, k, v)),
+    )
     try:
         with saved_tensors_hooks(note, lambda tensor: tensor):
             outputs = forward()
@@ -183,17 +190,25 @@ def counted(build: Build, config: str, overrides: list[str]) -> dict[str, Any]:
     try:
         with _for_counting(build, random_weights(config, overrides)) as (model, data):
             kept, _ = kept_bytes(model, lambda: model.train()(data.example_batch(1)))
-            return {"forward_gflops_a_clip": _forward_gflops(model, data), "kept_gb": kept / 1e9,
-                    **count_parameters(model)}
+            return {
+                "forward_gflops_a_clip": _forward_gflops(model, data),
+                "kept_gb": kept / 1e9,
+                **count_parameters(model),
+            }
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):  # another fault than a value that the meta device does not have
             raise
-        raise ConfigError(config, str(error).splitlines()[0], "a network that can be counted without values",
-                          "Measure it on a device: --device cpu.") from error
+        raise ConfigError(
+            config,
+            str(error).splitlines()[0],
+            "a network that can be counted without values",
+            "Measure it on a device: --device cpu.",
+        ) from error
 
 
-def measure(build: Build, config: str, overrides: list[str], device: str, batch: int, steps: int,
-            precision: str) -> dict[str, Any]:
+def measure(
+    build: Build, config: str, overrides: list[str], device: str, batch: int, steps: int, precision: str
+) -> dict[str, Any]:
     """Run `steps` training steps on random clips in this process and measure them.
 
     Args:
@@ -220,8 +235,9 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
     torch.manual_seed(0)
     model = build(flags, False)[0].to(device).train()
     open_gates(model)
-    inputs = {key: value.to(device) if torch.is_tensor(value) else value
-              for key, value in data.example_batch(batch).items()}
+    inputs = {
+        key: value.to(device) if torch.is_tensor(value) else value for key, value in data.example_batch(batch).items()
+    }
     trained = any(parameter.requires_grad for parameter in model.parameters())  # zero-shot: nothing is
     optimizer = model.configure_optimizers() if trained else None
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
@@ -241,8 +257,11 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
         return middle - begun, time.perf_counter() - middle
 
     def peak() -> float:
-        bytes_ = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(
-            resource.RUSAGE_SELF).ru_maxrss
+        bytes_ = (
+            torch.cuda.max_memory_allocated()
+            if device == "cuda"
+            else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        )
         return bytes_ / 1e9
 
     for _ in range(steps + 1):
@@ -256,13 +275,26 @@ def measure(build: Build, config: str, overrides: list[str], device: str, batch:
         optimizer.step()
         sync()
         updated = time.perf_counter() - begun
-    return {"forward_s": best[0], "backward_s": best[1], "step_s": sum(best) + updated, "optimizer_s": updated,
-            "first_step_s": sum(times[0]), "peak_gb": before, "peak_with_optimizer_gb": peak(),
-            "forward_gflops_a_clip": gflops, **count_parameters(model)}
+    return {
+        "forward_s": best[0],
+        "backward_s": best[1],
+        "step_s": sum(best) + updated,
+        "optimizer_s": updated,
+        "first_step_s": sum(times[0]),
+        "peak_gb": before,
+        "peak_with_optimizer_gb": peak(),
+        "forward_gflops_a_clip": gflops,
+        **count_parameters(model),
+    }
 
 
-def compare_steps(paths: list[Path], settings: dict[str, Any], measured: Callable[[Path], dict[str, Any]],
-                  out: Path | None = None, against: str | None = None) -> None:
+def compare_steps(
+    paths: list[Path],
+    settings: dict[str, Any],
+    measured: Callable[[Path], dict[str, Any]],
+    out: Path | None = None,
+    against: str | None = None,
+) -> None:
     """Measure experiments and print a table; what is in `out` is kept, and what is measured is written there at once.
 
     Args:
@@ -306,21 +338,44 @@ def compare_steps(paths: list[Path], settings: dict[str, Any], measured: Callabl
     columns = [column for column in COLUMNS if any(column[0] in row for row in rows.values())]
     base = rows.get(against, {})
     ratios = [column for column in columns if column[0] in RATIOS and float(base.get(column[0], 0))]
-    header = ["experiment", *(heading for _, heading, _, _ in columns),
-              *(f"{heading.partition(',')[0]}, ratio" for _, heading, _, _ in ratios)]
-    lines = [[path.stem, *((*(f"{float(rows[path.stem][key]) / unit:,.{digits}f}" for key, _, unit, digits in columns),
-                            *(f"{float(rows[path.stem][key]) / float(base[key]):.3f}" for key, *_ in ratios))
-                           if path.stem in rows else ["failed"] + [""] * (len(header) - 2))] for path in paths]
+    header = [
+        "experiment",
+        *(heading for _, heading, _, _ in columns),
+        *(f"{heading.partition(',')[0]}, ratio" for _, heading, _, _ in ratios),
+    ]
+    lines = [
+        [
+            path.stem,
+            *(
+                (
+                    *(f"{float(rows[path.stem][key]) / unit:,.{digits}f}" for key, _, unit, digits in columns),
+                    *(f"{float(rows[path.stem][key]) / float(base[key]):.3f}" for key, *_ in ratios),
+                )
+                if path.stem in rows
+                else ["failed"] + [""] * (len(header) - 2)
+            ),
+        ]
+        for path in paths
+    ]
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
     for line in [header, ["-" * width for width in widths], *lines]:
         print("| " + " | ".join(text.ljust(width) for text, width in zip(line, widths)) + " |")
     note = (
-        "\nCounted on the meta device, nothing ran: GFLOPs of the forward pass of one clip, a multiplication and an "
-        "addition are two; kept: what it keeps for the backward pass, in float32."
-    ) if settings["device"] == "meta" else (
-        "\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: "
-          "forward, one clip, a multiplication and an addition are two; each experiment in its own process.")
+        (
+            "\nCounted on the meta device, nothing ran: GFLOPs of the forward pass of one clip, a multiplication and an "
+            "addition are two; kept: what it keeps for the backward pass, in float32."
+        )
+        if settings["device"] == "meta"
+        else (
+            "\nA training step on {device}, {precision}, batch {batch}, best of {steps} after the first; GFLOPs: "
+            "forward, one clip, a multiplication and an addition are two; each experiment in its own process."
+        )
+    )
     print(note.format(**settings))
     if failed:
-        raise ConfigError("configs", f"{len(failed)} failed experiments: {sorted(failed)}", "all measured",
-                          "Correct the cause and call again; with `--out` the others are kept.")
+        raise ConfigError(
+            "configs",
+            f"{len(failed)} failed experiments: {sorted(failed)}",
+            "all measured",
+            "Correct the cause and call again; with `--out` the others are kept.",
+        )

@@ -37,15 +37,28 @@ def read_outcomes(path: Path) -> pd.DataFrame:
         with Path(path).open(newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])
         if "id" not in header or LAST not in header:
-            raise DatasetError(path, f"the columns {header}", f"id, ..., {LAST}, and a column for each metric",
-                               "Test the checkpoint again, which writes the file.")
-        numbers = dict.fromkeys(header[header.index(LAST) + 1:], float)
-        names = dict.fromkeys(header[:header.index(LAST) + 1], str)
-        return pd.read_csv(path, dtype={**names, **numbers}, keep_default_na=False, float_precision="round_trip",
-                           na_values=dict.fromkeys(numbers, [""]))
+            raise DatasetError(
+                path,
+                f"the columns {header}",
+                f"id, ..., {LAST}, and a column for each metric",
+                "Test the checkpoint again, which writes the file.",
+            )
+        numbers = dict.fromkeys(header[header.index(LAST) + 1 :], float)
+        names = dict.fromkeys(header[: header.index(LAST) + 1], str)
+        return pd.read_csv(
+            path,
+            dtype={**names, **numbers},
+            keep_default_na=False,
+            float_precision="round_trip",
+            na_values=dict.fromkeys(numbers, [""]),
+        )
     except (OSError, ValueError) as error:
-        raise DatasetError(path, str(error), "a table of outcomes as `avprompt test` writes it",
-                           "Test the checkpoint again, which writes the file.") from error
+        raise DatasetError(
+            path,
+            str(error),
+            "a table of outcomes as `avprompt test` writes it",
+            "Test the checkpoint again, which writes the file.",
+        ) from error
 
 
 def metric_columns(table: pd.DataFrame) -> list[str]:
@@ -57,7 +70,7 @@ def metric_columns(table: pd.DataFrame) -> list[str]:
         ['accuracy']
     """
     columns = list(table.columns)
-    return [name for name in columns[columns.index(LAST) + 1:] if not name.startswith(WEIGHT)]
+    return [name for name in columns[columns.index(LAST) + 1 :] if not name.startswith(WEIGHT)]
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,17 @@ class Figure:
             return False
         for setting in settings:
             path, _, wanted = setting.partition("=")
-            found = [get_nested(place, path) for place in (prompts.get("init_args"), arguments, backbone,
-                                                    get_nested(config, "data.init_args"))]
-            texts = {str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value).lower().replace(
-                " ", "") for value in found if value is not None}
+            found = [
+                get_nested(place, path)
+                for place in (prompts.get("init_args"), arguments, backbone, get_nested(config, "data.init_args"))
+            ]
+            texts = {
+                str(value["class_path"].rpartition(".")[2] if isinstance(value, dict) else value)
+                .lower()
+                .replace(" ", "")
+                for value in found
+                if value is not None
+            }
             if wanted.lower() not in (texts or {"none"}):
                 return False
         return True
@@ -135,7 +142,11 @@ def read_published(path: Path | None = None) -> list[Figure]:
         try:
             value = float(line["value"]) if line["value"] or MISSING not in line["note"] else None
         except ValueError:
-            raise AnnotationError(f"{place}, value", line["value"] or "nothing",
-                                  f"a number, or none and a note that it is {MISSING}", "Type it as printed.") from None
+            raise AnnotationError(
+                f"{place}, value",
+                line["value"] or "nothing",
+                f"a number, or none and a note that it is {MISSING}",
+                "Type it as printed.",
+            ) from None
         figures.append(Figure(**{**line, "value": value}))
     return figures

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 #: what the figures of a table mean
-CAUTION = ("Figures with different marks were not measured alike. Mean ± standard error over n seeds. (best): the "
-           "highest mean among rows that were measured alike; (≈ best): not told apart from it by the paired test after "
-           "Holm's correction; (untested): no test is possible; neither: told apart from the best.")
+CAUTION = (
+    "Figures with different marks were not measured alike. Mean ± standard error over n seeds. (best): the "
+    "highest mean among rows that were measured alike; (≈ best): not told apart from it by the paired test after "
+    "Holm's correction; (untested): no test is possible; neither: told apart from the best."
+)
 
 
 @dataclass
@@ -56,19 +58,36 @@ def markdown(tables_: list[Table]) -> str:
     parts = []
     for table in tables_:
         widths = [max(len(row[i]) for row in [table.header, *table.rows]) for i in range(len(table.header))]
-        lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
-                 for row in [table.header, ["-" * width for width in widths], *table.rows]]
+        lines = [
+            "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
+            for row in [table.header, ["-" * width for width in widths], *table.rows]
+        ]
         notes = [f"- [{mark}] {text}" for mark, text in table.marks.items()] + [f"- {text}" for text in table.remarks]
         parts.append("\n".join([f"## {table.task}", "", *lines, *([""] if notes else []), *notes]))
     return "\n\n".join([*parts, *cautions(tables_)]) + "\n"
 
 
-TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "≈": r"$\approx$", "<": "$<$", ">": "$>$"}
+TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "≈": r"$\approx$",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 def latex(tables_: list[Table]) -> str:
     """One `table` environment for each task, with marks as superscripts; no package is needed."""
+
     def text(words: str) -> str:
         escaped = "".join(TEX.get(character, character) for character in words)
         return re.sub(r" \[([a-z]+)\]", r"\\textsuperscript{\1}", escaped)
@@ -78,10 +97,25 @@ def latex(tables_: list[Table]) -> str:
         rows = [" & ".join(map(text, row)) + r" \\" for row in [table.header, *table.rows]]
         notes = [rf"\textsuperscript{{{mark}}} {text(note)}." for mark, note in table.marks.items()]
         notes += [f"{text(note)}." for note in table.remarks]
-        parts.append("\n".join([
-            r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"\hline",
-            rows[0], r"\hline", *rows[1:], r"\hline", r"\end{tabular}",
-            rf"\caption{{{text(table.task)}. {text(table.caution)}", *notes, "}", r"\end{table}"]))
+        parts.append(
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    r"\centering",
+                    rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
+                    r"\hline",
+                    rows[0],
+                    r"\hline",
+                    *rows[1:],
+                    r"\hline",
+                    r"\end{tabular}",
+                    rf"\caption{{{text(table.task)}. {text(table.caution)}",
+                    *notes,
+                    "}",
+                    r"\end{table}",
+                ]
+            )
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -106,6 +140,7 @@ SCRIPT = """for (const head of document.querySelectorAll("th")) head.onclick = (
 
 def html_page(tables_: list[Table]) -> str:
     """One page that needs no other file; a click on a heading sorts by its column."""
+
     def text(words: str) -> str:
         return re.sub(r" \[([a-z]+)\]", r"<sup>\1</sup>", html.escape(words))
 
@@ -113,17 +148,26 @@ def html_page(tables_: list[Table]) -> str:
     for table in tables_:
         kinds = [' class="published"' if name == "published" else "" for name in table.header]
         head = "".join(f"<th>{text(name)}</th>" for name in table.header)
-        rows = "\n".join("<tr>" + "".join(f"<td{kind}>{text(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>"
-                         for row in table.rows)
+        rows = "\n".join(
+            "<tr>" + "".join(f"<td{kind}>{text(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>"
+            for row in table.rows
+        )
         notes = [f"<li><sup>{mark}</sup> {html.escape(note)}</li>" for mark, note in table.marks.items()]
         notes += [f"<li>{html.escape(note)}</li>" for note in table.remarks]
-        parts += [f"<h2>{html.escape(table.task)}</h2>",
-                  f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>",
-                  "<ul>", *notes, "</ul>"]
+        parts += [
+            f"<h2>{html.escape(table.task)}</h2>",
+            f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>",
+            "<ul>",
+            *notes,
+            "</ul>",
+        ]
     parts += [f"<p>{html.escape(caution)}</p>" for caution in cautions(tables_)]
-    return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>avprompt compare</title>\n'
-            f"<style>\n{STYLE}\n</style></head>\n<body>\n<h1>avprompt compare</h1>\n" + "\n".join(parts)
-            + f"\n<script>\n{SCRIPT}\n</script></body></html>\n")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>avprompt compare</title>\n'
+        f"<style>\n{STYLE}\n</style></head>\n<body>\n<h1>avprompt compare</h1>\n"
+        + "\n".join(parts)
+        + f"\n<script>\n{SCRIPT}\n</script></body></html>\n"
+    )
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]], columns: Sequence[str] = ()) -> None:

@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 #: of the page: clips at each end of the list, pictures, classes of a confusion matrix
 CLIPS, PICTURES, CLASSES = 8, 12, 60
 #: settings that say where and how, not what
-FREE = ("seed_everything", "ckpt_path", "verbose", "weights_only", "return_predictions", "trainer.logger",
-        "trainer.default_root_dir", "trainer.enable_progress_bar")
+FREE = (
+    "seed_everything",
+    "ckpt_path",
+    "verbose",
+    "weights_only",
+    "return_predictions",
+    "trainer.logger",
+    "trainer.default_root_dir",
+    "trainer.enable_progress_bar",
+)
 OKABE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 DASHES = ("-", "--", ":", "-.")
 
@@ -81,19 +89,34 @@ def page(folder: Path, beside: Path) -> str:
     changes = differences((trained or run).result["config"], read_yaml(shipped)) if shipped.is_file() else None
     if changes is None:
         lacking.append(f"{(trained or run).result['experiment']} is no experiment that ships: all settings are listed.")
-        changes = [(name, "", value) for name, value in flatten((trained or run).result["config"]).items()
-                   if not name.startswith(FREE)]
+        changes = [
+            (name, "", value)
+            for name, value in flatten((trained or run).result["config"]).items()
+            if not name.startswith(FREE)
+        ]
     metrics = metric_rows(run, outcomes)
     classes, matrix = class_rows(outcomes) if outcomes is not None else ([], None)
     low, high, measured = extremes(run, outcomes, folder, beside) if outcomes is not None else ([], [], "")
     return render(
-        "report.html", title=experiment, run=str(folder), task=run.result["task"],
-        kind="test split" if run.tested else "validation split, best epoch", metrics=metrics,
-        curves=inline_svg(curves_figure(curves)) if curves else "", classes=classes,
-        headers=list(classes[0]) if classes else [], matrix=inline_svg(matrix) if matrix is not None else "",
-        low=low, high=high, measured=measured, pictures=pictures, lacking=lacking,
+        "report.html",
+        title=experiment,
+        run=str(folder),
+        task=run.result["task"],
+        kind="test split" if run.tested else "validation split, best epoch",
+        metrics=metrics,
+        curves=inline_svg(curves_figure(curves)) if curves else "",
+        classes=classes,
+        headers=list(classes[0]) if classes else [],
+        matrix=inline_svg(matrix) if matrix is not None else "",
+        low=low,
+        high=high,
+        measured=measured,
+        pictures=pictures,
+        lacking=lacking,
         changes=[(name, shown(before), shown(after)) for name, before, after in changes],
-        shipped=shipped.stem if shipped.is_file() else "", environment=environment(run, trained))
+        shipped=shipped.stem if shipped.is_file() else "",
+        environment=environment(run, trained),
+    )
 
 
 def run_of(folder: Path) -> Run:
@@ -103,13 +126,18 @@ def run_of(folder: Path) -> Run:
         DatasetError: there is none.
     """
     if not (folder / "result.json").is_file():
-        raise DatasetError(folder, "no result.json", "the folder of a finished `avprompt fit` or `avprompt test`",
-                           "Name a folder such as runs/quickstart/version_0.")
+        raise DatasetError(
+            folder,
+            "no result.json",
+            "the folder of a finished `avprompt fit` or `avprompt test`",
+            "Name a folder such as runs/quickstart/version_0.",
+        )
     try:
         checkpoint = get_nested(json.loads((folder / "result.json").read_text(encoding="utf-8")), "config.ckpt_path")
     except json.JSONDecodeError as error:
-        raise DatasetError(folder / "result.json", f"no JSON ({error})", "the file that a run wrote",
-                           "Run it again.") from error
+        raise DatasetError(
+            folder / "result.json", f"no JSON ({error})", "the file that a run wrote", "Run it again."
+        ) from error
     origin = [Path(checkpoint).parent.parent] if checkpoint else []
     runs = read_runs([folder, *(place for place in origin if (place / "result.json").is_file())])
     return next(run for run in runs if run.folder.resolve() == folder.resolve())
@@ -130,7 +158,7 @@ def interval(scores: ClipScores, draws: int = DRAWS, seed: int = 0) -> tuple[flo
     """
     if len(scores.ids) < 2:
         return None
-    values, = bootstrap([Row("", {0: 0.0}, {0: scores})], draws, seed)
+    (values,) = bootstrap([Row("", {0: 0.0}, {0: scores})], draws, seed)
     low, high = np.nanpercentile(values, (2.5, 97.5))  # a draw in which nothing counts has no value
     return float(low), float(high)
 
@@ -143,9 +171,15 @@ def metric_rows(run: Run, outcomes: pd.DataFrame | None) -> list[dict[str, str]]
     for name, value in sorted(run.metrics().items(), key=lambda item: item[0] != monitor):
         scores = clip_scores(outcomes, name) if name in known else None
         found = interval(scores) if scores is not None and len(scores.ids) else None
-        rows.append({"metric": name, "value": f"{100 * value:.1f}",
-                     "interval": "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}",
-                     "clips": "" if scores is None else str(len(scores.ids)), "monitor": name == monitor})
+        rows.append(
+            {
+                "metric": name,
+                "value": f"{100 * value:.1f}",
+                "interval": "" if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}",
+                "clips": "" if scores is None else str(len(scores.ids)),
+                "monitor": name == monitor,
+            }
+        )
     return rows
 
 
@@ -159,8 +193,11 @@ def curves_of(folder: Path) -> dict[str, list[tuple[float, float]]]:
 
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
-        return {tag: [(event.step, event.value) for event in events.Scalars(tag) if event.step]
-                for tag in events.Tags()["scalars"] if kind_of(tag) is not None}
+        return {
+            tag: [(event.step, event.value) for event in events.Scalars(tag) if event.step]
+            for tag in events.Tags()["scalars"]
+            if kind_of(tag) is not None
+        }
     import csv
 
     found: dict[str, list[tuple[float, float]]] = {}
@@ -192,8 +229,10 @@ def curves_figure(curves: dict[str, list[tuple[float, float]]]) -> Figure:
     """Losses, their terms, and metrics of the validation split over training steps."""
     from matplotlib.figure import Figure
 
-    panels = {kind: {tag: points for tag, points in curves.items() if kind_of(tag) == kind and points}
-              for kind in ("loss", "terms", "metric")}
+    panels = {
+        kind: {tag: points for tag, points in curves.items() if kind_of(tag) == kind and points}
+        for kind in ("loss", "terms", "metric")
+    }
     panels = {kind: found for kind, found in panels.items() if found}
     figure = Figure(figsize=(4.6 * max(1, len(panels)), 3.3), layout="constrained")
     titles = {"loss": "loss", "terms": "training, terms of the loss", "metric": "validation, %"}
@@ -201,9 +240,16 @@ def curves_figure(curves: dict[str, list[tuple[float, float]]]) -> Figure:
         for place, (tag, points) in enumerate(sorted(found.items())):
             steps, values = zip(*points)
             values = [100 * value for value in values] if kind == "metric" else values
-            axis.plot(steps, values, color=OKABE[place % len(OKABE)], lw=1.6,
-                      ls=DASHES[place // len(OKABE) % len(DASHES)], marker="o" if len(points) < 30 else None, ms=3,
-                      label=tag.removeprefix("val_").removeprefix("train_") if kind != "loss" else tag)
+            axis.plot(
+                steps,
+                values,
+                color=OKABE[place % len(OKABE)],
+                lw=1.6,
+                ls=DASHES[place // len(OKABE) % len(DASHES)],
+                marker="o" if len(points) < 30 else None,
+                ms=3,
+                label=tag.removeprefix("val_").removeprefix("train_") if kind != "loss" else tag,
+            )
         axis.set_title(titles[kind], fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(color="#e3e3e3", lw=0.6)
@@ -228,19 +274,32 @@ def class_rows(outcomes: pd.DataFrame) -> tuple[list[dict[str, str]], Figure | N
         names = sorted({*truths, *predictions}, key=lambda name: (name == "background", name))
         for name in names:
             often = max(((count, found) for (truth, found), count in mistakes.items() if truth == name), default=None)
-            rows.append({"category": name, "annotated": str(truths[name]), "predicted": str(predictions[name]),
-                         **scores_of(right[name], truths[name], predictions[name]),
-                         "most often taken for": f"{often[1]} ({often[0]})" if often else ""})
+            rows.append(
+                {
+                    "category": name,
+                    "annotated": str(truths[name]),
+                    "predicted": str(predictions[name]),
+                    **scores_of(right[name], truths[name], predictions[name]),
+                    "most often taken for": f"{often[1]} ({often[0]})" if often else "",
+                }
+            )
         return rows, confusion_figure(pairs, names) if 1 < len(names) <= CLASSES else None
     for side in ("audio", "visual"):
         if {f"predicted_{side}", f"annotated_{side}"} <= set(outcomes.columns):
-            sets = [(set(truth.split(";")) - {""}, set(found.split(";")) - {""}) for truth, found in
-                    zip(outcomes[f"annotated_{side}"], outcomes[f"predicted_{side}"])]
+            sets = [
+                (set(truth.split(";")) - {""}, set(found.split(";")) - {""})
+                for truth, found in zip(outcomes[f"annotated_{side}"], outcomes[f"predicted_{side}"])
+            ]
             for name in sorted(set().union(*(truth | found for truth, found in sets))):
                 truths, found = sum(name in truth for truth, _ in sets), sum(name in found for _, found in sets)
-                rows.append({"category": f"{name}, {'heard' if side == 'audio' else 'seen'}", "annotated": str(truths),
-                             "predicted": str(found), **scores_of(sum(name in truth & found for truth, found in sets),
-                                                                  truths, found)})
+                rows.append(
+                    {
+                        "category": f"{name}, {'heard' if side == 'audio' else 'seen'}",
+                        "annotated": str(truths),
+                        "predicted": str(found),
+                        **scores_of(sum(name in truth & found for truth, found in sets), truths, found),
+                    }
+                )
     return rows, None
 
 
@@ -251,9 +310,11 @@ def scores_of(right: int, truths: int, found: int) -> dict[str, str]:
         >>> scores_of(1, 2, 1)
         {'recall, %': '50.0', 'precision, %': '100.0', 'F1, %': '66.7'}
     """
-    return {"recall, %": f"{100 * right / truths:.1f}" if truths else "",
-            "precision, %": f"{100 * right / found:.1f}" if found else "",
-            "F1, %": f"{200 * right / (truths + found):.1f}" if truths + found else ""}
+    return {
+        "recall, %": f"{100 * right / truths:.1f}" if truths else "",
+        "precision, %": f"{100 * right / found:.1f}" if found else "",
+        "F1, %": f"{200 * right / (truths + found):.1f}" if truths + found else "",
+    }
 
 
 def confusion_figure(pairs: list[tuple[str, str]], names: list[str]) -> Figure:
@@ -269,15 +330,23 @@ def confusion_figure(pairs: list[tuple[str, str]], names: list[str]) -> Figure:
     figure = Figure(figsize=(side + 1.4, side), layout="constrained")
     axis = figure.add_subplot()
     picture = axis.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="equal")
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8,
-                    parse_math=False)
+    axis.set_xticks(
+        range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", fontsize=8, parse_math=False
+    )
     axis.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
     axis.set_xlabel("predicted", fontsize=9)
     axis.set_ylabel("annotated", fontsize=9)
     if len(names) <= 32:
         for row, column in zip(*np.nonzero(counts)):
-            axis.text(column, row, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=7,
-                      color="white" if shares[row, column] < 55 else "black")
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if shares[row, column] < 55 else "black",
+            )
     figure.colorbar(picture, ax=axis, label="% of the annotated; numbers are units", shrink=0.8)
     return figure
 
@@ -302,10 +371,13 @@ def extremes(run: Run, outcomes: pd.DataFrame, folder: Path, beside: Path) -> tu
         clip = scores.ids[index]
         places = (folder / kind / f"{clip}.png" for kind in ("pictures", "features/clips"))
         picture = next((path for path in places if path.is_file()), None)
-        return {"id": clip, "score": f"{100 * means[index]:.1f}",
-                "picture": address(picture, beside) if picture else "",
-                **{kind: counted(groups[clip], kind) for kind in ("annotated", "predicted")},
-                "question": next((text for text in groups[clip].get("question", []) if text), "")}
+        return {
+            "id": clip,
+            "score": f"{100 * means[index]:.1f}",
+            "picture": address(picture, beside) if picture else "",
+            **{kind: counted(groups[clip], kind) for kind in ("annotated", "predicted")},
+            "question": next((text for text in groups[clip].get("question", []) if text), ""),
+        }
 
     few = min(CLIPS, len(order) // 2) or len(order)
     return [row(index) for index in order[:few]], [row(index) for index in order[::-1][:few]], metric
@@ -313,11 +385,17 @@ def extremes(run: Run, outcomes: pd.DataFrame, folder: Path, beside: Path) -> tu
 
 def counted(units: pd.DataFrame, kind: str) -> str:
     """What is annotated or predicted in a clip's units, with the numbers of units."""
-    texts = [f"{name.removeprefix(kind).strip('_') or ''} {text}".strip() for name in units.columns
-             if name == kind or name in (f"{kind}_audio", f"{kind}_visual") for text in units[name] if text]
+    texts = [
+        f"{name.removeprefix(kind).strip('_') or ''} {text}".strip()
+        for name in units.columns
+        if name == kind or name in (f"{kind}_audio", f"{kind}_visual")
+        for text in units[name]
+        if text
+    ]
     found = Counter(texts)
     return ", ".join(f"{text} ×{count}" if len(units) > 1 else text for text, count in found.most_common(4)) + (
-        ", …" if len(found) > 4 else "")
+        ", …" if len(found) > 4 else ""
+    )
 
 
 def address(path: Path, beside: Path) -> str:
@@ -329,17 +407,23 @@ def address(path: Path, beside: Path) -> str:
 
 def pictures_of(folder: Path, beside: Path) -> list[dict[str, str]]:
     """The first pictures below a run's folder, those of features first."""
-    paths = [*sorted((folder / "features").glob("*.png")), *sorted((folder / "features" / "clips").glob("*.png")),
-             *sorted((folder / "pictures").glob("*.png"))]
-    return [{"name": str(path.relative_to(folder).with_suffix("")), "address": address(path, beside)}
-            for path in paths[:PICTURES]]
+    paths = [
+        *sorted((folder / "features").glob("*.png")),
+        *sorted((folder / "features" / "clips").glob("*.png")),
+        *sorted((folder / "pictures").glob("*.png")),
+    ]
+    return [
+        {"name": str(path.relative_to(folder).with_suffix("")), "address": address(path, beside)}
+        for path in paths[:PICTURES]
+    ]
 
 
 # --- settings
 
 
-def differences(config: Any, shipped: Any, path: str = "", known: dict[str, Any] | None = None
-                ) -> list[tuple[str, Any, Any]]:
+def differences(
+    config: Any, shipped: Any, path: str = "", known: dict[str, Any] | None = None
+) -> list[tuple[str, Any, Any]]:
     """Settings of a run that are neither an experiment's nor a class's default: path, what was expected, what it is.
 
     Args:
@@ -367,14 +451,20 @@ def differences(config: Any, shipped: Any, path: str = "", known: dict[str, Any]
                 other = {}
             elif not given and before is not inspect.Parameter.empty:
                 found.append((place, before, value["class_path"]))
-            found += differences(value.get("init_args") or {}, other.get("init_args") or {}, f"{place}.",
-                                 defaults(value["class_path"]))
+            found += differences(
+                value.get("init_args") or {}, other.get("init_args") or {}, f"{place}.", defaults(value["class_path"])
+            )
         elif isinstance(value, dict) and name == "init_args" or isinstance(value, dict) and isinstance(before, dict):
-            found += differences(value, before if isinstance(before, dict) else {}, path if name == "init_args" else
-                                 f"{place}.", known if name == "init_args" else None)
+            found += differences(
+                value,
+                before if isinstance(before, dict) else {},
+                path if name == "init_args" else f"{place}.",
+                known if name == "init_args" else None,
+            )
         elif isinstance(value, dict) and name == "trainer":
-            found += differences(value, before if isinstance(before, dict) else {}, f"{place}.",
-                                 defaults("lightning.pytorch.Trainer"))
+            found += differences(
+                value, before if isinstance(before, dict) else {}, f"{place}.", defaults("lightning.pytorch.Trainer")
+            )
         elif plain(before) and not alike(before, value):
             found.append((place, before, value))
     return found
@@ -415,8 +505,11 @@ def defaults(class_path: str) -> dict[str, Any]:
 
     try:
         load_class(class_path)
-        return {name: own.default for name, own in parameters(class_path).items()
-                if own.default is not inspect.Parameter.empty}
+        return {
+            name: own.default
+            for name, own in parameters(class_path).items()
+            if own.default is not inspect.Parameter.empty
+        }
     except (AVPromptError, ImportError, AttributeError):  # a class of the user's, in a file that is not here
         return {}
 
@@ -437,13 +530,21 @@ def environment(run: Run, trained: Run | None) -> list[tuple[str, str]]:
     """What it ran on: names and values."""
     result, fit = run.result, (trained or run).result
     counts = result["parameters"]
-    return [("experiment", result["experiment"]), ("folder", str(run.folder)),
-            *([("trained by", str(trained.folder))] if trained is not None and trained is not run else []),
-            ("checkpoint", str(result["config"].get("ckpt_path") or "")), ("seed", str(fit["seed"])),
-            ("epochs", str(fit["epochs"])), ("source", str(result["git"])), ("device", result["device"]),
-            ("trained parameters", f"{counts['trainable']:,} of {counts['total']:,}"),
-            ("seconds of training" if not run.tested or trained else "seconds", f"{fit['wall_s']:,.0f}"),
-            ("peak memory", f"{fit['peak_memory_bytes'] / 1e9:.2f} GB"),
-            *((f"clips, {split}", ", ".join(f"{count} {what}" for what, count in own.items()))
-              for split, own in result["clips"].items()),
-            ("versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items()))]
+    return [
+        ("experiment", result["experiment"]),
+        ("folder", str(run.folder)),
+        *([("trained by", str(trained.folder))] if trained is not None and trained is not run else []),
+        ("checkpoint", str(result["config"].get("ckpt_path") or "")),
+        ("seed", str(fit["seed"])),
+        ("epochs", str(fit["epochs"])),
+        ("source", str(result["git"])),
+        ("device", result["device"]),
+        ("trained parameters", f"{counts['trainable']:,} of {counts['total']:,}"),
+        ("seconds of training" if not run.tested or trained else "seconds", f"{fit['wall_s']:,.0f}"),
+        ("peak memory", f"{fit['peak_memory_bytes'] / 1e9:.2f} GB"),
+        *(
+            (f"clips, {split}", ", ".join(f"{count} {what}" for what, count in own.items()))
+            for split, own in result["clips"].items()
+        ),
+        ("versions", ", ".join(f"{name} {version}" for name, version in result["versions"].items())),
+    ]

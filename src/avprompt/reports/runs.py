@@ -73,8 +73,11 @@ class Run:
         names = ["limit_test_batches" if self.tested else "limit_val_batches", "fast_dev_run", "overfit_batches"]
         whole = (None, False, 0)
         # 1.0 is all batches, 1 is one batch
-        return ", ".join(f"{name} {given[name]}" for name in names
-                         if not (given.get(name) in whole or isinstance(given[name], float) and given[name] == 1))
+        return ", ".join(
+            f"{name} {given[name]}"
+            for name in names
+            if not (given.get(name) in whole or isinstance(given[name], float) and given[name] == 1)
+        )
 
     @property
     def tested(self) -> bool:
@@ -84,8 +87,11 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """Metrics without the name of their stage: of the test split, or else the best of the validation split."""
         prefix = "test_" if self.tested else "best_val_"
-        return {name.removeprefix(prefix): value for name, value in self.result["metrics"].items()
-                if name.startswith(prefix) and not name.endswith("_loss") and value is not None}
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.result["metrics"].items()
+            if name.startswith(prefix) and not name.endswith("_loss") and value is not None
+        }
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
@@ -100,11 +106,16 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             result = json.loads(path.read_text(encoding="utf-8"))
             result["metrics"], result["parameters"]["trainable"], result["config"]["model"]["class_path"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DatasetError(path, f"no result of a run ({error})", "a file that `avprompt fit` or `test` wrote",
-                               "Remove it or run again.") from error
+            raise DatasetError(
+                path,
+                f"no result of a run ({error})",
+                "a file that `avprompt fit` or `test` wrote",
+                "Remove it or run again.",
+            ) from error
         manifest = path.with_name("manifest.json")
-        runs.append(Run(path.parent, result,
-                        json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {}))
+        runs.append(
+            Run(path.parent, result, json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {})
+        )
     fits = [run for run in runs if any(name.startswith("train_") for name in run.result["metrics"])]
     for run in runs:
         checkpoint = run.result["config"].get("ckpt_path")
@@ -112,12 +123,19 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             origin = Path(checkpoint).parent.parent
             # folders may have been moved as a whole: then two names identify the run
             found = [fit for fit in fits if fit.folder.resolve() == origin.resolve()] or [
-                fit for fit in fits if fit.folder.resolve().parts[-2:] == origin.parts[-2:]
-                and fit.folder.resolve().parent.parent == run.folder.resolve().parent.parent]
+                fit
+                for fit in fits
+                if fit.folder.resolve().parts[-2:] == origin.parts[-2:]
+                and fit.folder.resolve().parent.parent == run.folder.resolve().parent.parent
+            ]
             run.trained = found[0] if len(found) == 1 else None
     if not any(run.metrics() for run in runs):
-        raise DatasetError(", ".join(map(str, folders)) or "folders", "no result.json with results",
-                           "folders of finished runs", "Run `avprompt fit` and `avprompt test` first.")
+        raise DatasetError(
+            ", ".join(map(str, folders)) or "folders",
+            "no result.json with results",
+            "folders of finished runs",
+            "Run `avprompt fit` and `avprompt test` first.",
+        )
     return runs
 
 
@@ -127,11 +145,21 @@ def read_results(folders: list[Path]) -> list[dict[str, Any]]:
     Raises:
         DatasetError: there is none.
     """
-    return [{"run": str(run.folder), "metric": name, "value": value, "trainable": run.result["parameters"]["trainable"],
-             "total": run.result["parameters"]["total"], "seed": run.result["seed"], "epochs": run.result["epochs"],
-             "seconds": run.result["wall_s"]}
-            for run in read_runs(folders) for name, value in run.result["metrics"].items()
-            if name.startswith(("test_", "best_"))]
+    return [
+        {
+            "run": str(run.folder),
+            "metric": name,
+            "value": value,
+            "trainable": run.result["parameters"]["trainable"],
+            "total": run.result["parameters"]["total"],
+            "seed": run.result["seed"],
+            "epochs": run.result["epochs"],
+            "seconds": run.result["wall_s"],
+        }
+        for run in read_runs(folders)
+        for name, value in run.result["metrics"].items()
+        if name.startswith(("test_", "best_"))
+    ]
 
 
 def task_of(run: Run) -> str:

@@ -13,23 +13,45 @@ from avprompt.reports.published import Figure
 from avprompt.reports.runs import Run, untrained
 
 #: names of encoders in published tables
-ENCODERS = {"SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L", "HTSAT": "HTS-AT",
-            "TimmViT vit_base_patch16_224 (augreg_in21k)": "ViT-B/16", "ASTransformer": "AST",
-            "TimmViT vit_large_patch16_224 (augreg_in21k)": "ViT-L/16",
-            "SwinV1 swin_large_patch4_window7_224 (ms_in22k)": "Swin-L",
-            "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
-            "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32", "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
-            "PVT pvt_v2_b5 (in1k)": "PVT-v2", "ResNet resnet50 (IMAGENET1K_V1)": "ResNet-50",
-            "ResNet resnet18 (IMAGENET1K_V1)": "ResNet-18", "ResNet resnet152 (IMAGENET1K_V1)": "ResNet-152",
-            "VGG (IMAGENET1K_V1)": "VGG-19",
-            "VGGish (vggish-10086976)": "VGGish", "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14",
-            "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT"}
+ENCODERS = {
+    "SwinV2 swinv2_large_window12_192 (ms_in22k)": "Swin-V2-L",
+    "HTSAT": "HTS-AT",
+    "TimmViT vit_base_patch16_224 (augreg_in21k)": "ViT-B/16",
+    "ASTransformer": "AST",
+    "TimmViT vit_large_patch16_224 (augreg_in21k)": "ViT-L/16",
+    "SwinV1 swin_large_patch4_window7_224 (ms_in22k)": "Swin-L",
+    "SwinV1 swin_base_patch4_window7_224 (ms_in22k)": "Swin-B",
+    "CLIP ViT-B-32 (openai)": "CLIP ViT-B/32",
+    "CLIP ViT-B-16 (openai)": "CLIP ViT-B/16",
+    "PVT pvt_v2_b5 (in1k)": "PVT-v2",
+    "ResNet resnet50 (IMAGENET1K_V1)": "ResNet-50",
+    "ResNet resnet18 (IMAGENET1K_V1)": "ResNet-18",
+    "ResNet resnet152 (IMAGENET1K_V1)": "ResNet-152",
+    "VGG (IMAGENET1K_V1)": "VGG-19",
+    "VGGish (vggish-10086976)": "VGGish",
+    "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14",
+    "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT",
+}
 #: names of methods in published tables, where they are not those of their classes
-METHODS = {"NoPrompts": "no prompts", "DGSCT": "DG-SCT", "DGSCTFewShot": "DG-SCT", "DGSCTPaper": "DG-SCT (paper's)",
-           "AVSTFP": "AV-STFP", "STGCMA": "STG-CMA", "FineTuning": "fine-tuning", "Adapters": "adapters",
-           "MettleLike": "Mettle-like", "MoLTLike": "MoLT-like", "CoPLLike": "CoPL-like", "MoMALike": "MoMA-like",
-           "CMBSAlone": "CMBS", "MMPyramid": "MM-Pyramid", "MMPyramidParsing": "MM-Pyramid",
-           "FixedEmbeddings": "fixed texts", "CLIPAdapter": "CLIP-Adapter"}
+METHODS = {
+    "NoPrompts": "no prompts",
+    "DGSCT": "DG-SCT",
+    "DGSCTFewShot": "DG-SCT",
+    "DGSCTPaper": "DG-SCT (paper's)",
+    "AVSTFP": "AV-STFP",
+    "STGCMA": "STG-CMA",
+    "FineTuning": "fine-tuning",
+    "Adapters": "adapters",
+    "MettleLike": "Mettle-like",
+    "MoLTLike": "MoLT-like",
+    "CoPLLike": "CoPL-like",
+    "MoMALike": "MoMA-like",
+    "CMBSAlone": "CMBS",
+    "MMPyramid": "MM-Pyramid",
+    "MMPyramidParsing": "MM-Pyramid",
+    "FixedEmbeddings": "fixed texts",
+    "CLIPAdapter": "CLIP-Adapter",
+}
 TRAIN_MODE = ", in train mode as released"
 #: ids of clips of synthetic datasets that were written before manifests said so
 GENERATED = re.compile(r"(\w+_)?world\d{9}|llp\d{8}")
@@ -70,8 +92,11 @@ def encoder_name(encoder: Any) -> str:
     kind = " ".join(filter(None, (encoder["class_path"].rpartition(".")[2], model)))
     name = ENCODERS.get(f"{kind} ({weights})") or (ENCODERS.get(kind) if weights not in ("random weights",) else None)
     name = name or f"{kind} ({weights})"
-    return name + (", trained" if arguments.get("frozen") is False else "") + (
-        TRAIN_MODE if arguments.get("released_mode") else "")
+    return (
+        name
+        + (", trained" if arguments.get("frozen") is False else "")
+        + (TRAIN_MODE if arguments.get("released_mode") else "")
+    )
 
 
 def encoders_of(config: dict[str, Any]) -> str:
@@ -99,8 +124,11 @@ def method_of(config: dict[str, Any]) -> str:
         return METHODS.get(name, name)
 
     plain, prompts = METHODS["NoPrompts"], named("backbone.init_args.prompts")
-    other = [METHODS["CLIPAdapter"]] if task.get("adapters") else [
-        name for path in ("head", "visual_texts", "audio_texts") if (name := named(path))]
+    other = (
+        [METHODS["CLIPAdapter"]]
+        if task.get("adapters")
+        else [name for path in ("head", "visual_texts", "audio_texts") if (name := named(path))]
+    )
     method = prompts if prompts not in ("", plain) else other[0] if other else plain
     modality = task.get("modality", "both")
     return method + {"both": "", "late": ", late fusion"}.get(modality, f", {modality} alone")
@@ -110,8 +138,11 @@ def is_generated(run: Run, ids: list[str]) -> bool:
     """Whether a run's data are synthetic: scenes.jsonl lies in their root, or the ids of the clips are synthetic."""
     root = Path(run.manifest.get("root") or get_nested(run.result["config"], "data.init_args.root") or ".")
     # a relative root is below the folder that the run was started in, one of the parents of its own
-    return bool(ids) and all(GENERATED.fullmatch(clip) for clip in ids) or any(
-        (start / root / "scenes.jsonl").is_file() for start in (Path.cwd(), *run.folder.resolve().parents))
+    return (
+        bool(ids)
+        and all(GENERATED.fullmatch(clip) for clip in ids)
+        or any((start / root / "scenes.jsonl").is_file() for start in (Path.cwd(), *run.folder.resolve().parents))
+    )
 
 
 def setting_of(run: Run) -> Setting:
@@ -151,8 +182,13 @@ def published_setting(figure: Figure, sizes: dict[str, int]) -> Setting:
     unit = "questions" if figure.task == "avqa" else "clips"
     known = figure.split == "test" and figure.dataset in sizes
     size = f", {sizes[figure.dataset]} test {unit}" if known else f", {figure.split} split"
-    encoders = figure.visual if not figure.audio else figure.audio.replace(" (shared)", " for both") if (
-        figure.shared) else f"{figure.visual} + {figure.audio}"
+    encoders = (
+        figure.visual
+        if not figure.audio
+        else figure.audio.replace(" (shared)", " for both")
+        if (figure.shared)
+        else f"{figure.visual} + {figure.audio}"
+    )
     protocol = f"selected on {figure.selection}" if figure.selection else "selection not stated"
     if figure.selection and figure.task.startswith(("ave", "avs")) and figure.method in ("DG-SCT", "LAVisH*"):
         protocol += ", metric as released"

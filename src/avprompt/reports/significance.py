@@ -93,8 +93,9 @@ class Comparison:
 
     def turned(self) -> Comparison:
         """The second row against the first."""
-        return replace(self, first=self.second, second=self.first, difference=-self.difference, low=-self.high,
-                       high=-self.low)
+        return replace(
+            self, first=self.second, second=self.first, difference=-self.difference, low=-self.high, high=-self.low
+        )
 
     def standard_error(self, seeds: int | None = None, clips: int | None = None) -> float:
         """Of the difference, with other numbers of seeds and clips if these are given."""
@@ -159,8 +160,9 @@ class Comparison:
         high = error
         while self.power(self.seeds, self.clips, high, alpha) < POWER:
             high *= 2
-        return float(brentq(lambda size: self.power(self.seeds, self.clips, size, alpha) - POWER, 0, high,
-                            xtol=1e-6 * error))
+        return float(
+            brentq(lambda size: self.power(self.seeds, self.clips, size, alpha) - POWER, 0, high, xtol=1e-6 * error)
+        )
 
 
 def degrees(parts: tuple[float, float], seeds: int, clips: int) -> float:
@@ -170,7 +172,7 @@ def degrees(parts: tuple[float, float], seeds: int, clips: int) -> float:
         >>> degrees((1.0, 0.0), 5, 400), round(degrees((1.0, 1.0), 5, 400), 2)
         (4.0, 15.84)
     """
-    terms = [part ** 2 / (number - 1) for part, number in zip(parts, (seeds, clips)) if part > 0]
+    terms = [part**2 / (number - 1) for part, number in zip(parts, (seeds, clips)) if part > 0]
     return sum(parts) ** 2 / sum(terms) if terms else math.inf
 
 
@@ -197,8 +199,10 @@ def bootstrap(rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> list[np
         return [None for _ in rows]
     count = len(next(iter(scored[0].clips.values())).ids)
     rng, found = np.random.default_rng(seed), [np.empty((len(row.values), draws)) for row in scored]
-    sums, weights = (np.concatenate([[getattr(row.clips[seed], name) for seed in row.values] for row in scored])
-                     for name in ("sums", "weights"))
+    sums, weights = (
+        np.concatenate([[getattr(row.clips[seed], name) for seed in row.values] for row in scored])
+        for name in ("sums", "weights")
+    )
     block = max(1, 4_000_000 // count)
     for first in range(0, draws, block):
         size = min(block, draws - first)
@@ -207,7 +211,7 @@ def bootstrap(rows: Sequence[Row], draws: int = DRAWS, seed: int = 0) -> list[np
         with np.errstate(invalid="ignore"):  # a draw in which nothing counts
             values = (times @ sums.T / (times @ weights.T)).T
         for mine, part in zip(found, np.split(values, np.cumsum([len(row.values) for row in scored])[:-1])):
-            mine[:, first:first + size] = part
+            mine[:, first : first + size] = part
     drawn = iter(found)
     return [next(drawn) if row.clips else None for row in rows]
 
@@ -240,10 +244,21 @@ def compare_rows(first: Row, second: Row, drawn: tuple[np.ndarray | None, np.nda
     own = max(0.0, one - common_noise)
     # seeds cannot lie closer together than the clips alone make them
     spread = max(spread, own)
-    made = Comparison(first.label, second.label, mean, math.nan, math.nan, math.nan, permutation(
-        differences if count > 1 or not scored else clip_differences(first, second, common[0])),
-        ("seeds and clips" if scored else "seeds") if count > 1 else "clips", count, clips, max(0.0, spread - own),
-        common_noise * clips, own * clips)
+    made = Comparison(
+        first.label,
+        second.label,
+        mean,
+        math.nan,
+        math.nan,
+        math.nan,
+        permutation(differences if count > 1 or not scored else clip_differences(first, second, common[0])),
+        ("seeds and clips" if scored else "seeds") if count > 1 else "clips",
+        count,
+        clips,
+        max(0.0, spread - own),
+        common_noise * clips,
+        own * clips,
+    )
     parts = made._parts(count, clips)
     error = math.sqrt(sum(parts))
     if count == 1:
@@ -280,9 +295,15 @@ def permutation(differences: np.ndarray) -> float:
         return 1.0
     if len(moved) == 1:
         return 1.0
-    found = permutation_test((moved,), lambda values, axis: values.sum(axis=axis), permutation_type="samples",
-                             vectorized=True, n_resamples=PERMUTATIONS, batch=max(1, 4_000_000 // len(moved)),
-                             rng=np.random.default_rng(0))
+    found = permutation_test(
+        (moved,),
+        lambda values, axis: values.sum(axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        batch=max(1, 4_000_000 // len(moved)),
+        rng=np.random.default_rng(0),
+    )
     return float(found.pvalue)
 
 
@@ -327,14 +348,21 @@ def all_pairs(rows: Sequence[Row]) -> tuple[list[Comparison], dict[tuple[str, st
     Returns:
         Their comparisons after Holm's correction, and for the other pairs of labels why not.
     """
-    problems = {(one.label, other.label): why for place, one in enumerate(rows) for other in rows[place + 1:]
-                if (why := comparable(one, other))}
+    problems = {
+        (one.label, other.label): why
+        for place, one in enumerate(rows)
+        for other in rows[place + 1 :]
+        if (why := comparable(one, other))
+    }
     same = [row for row in rows if row.clips]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in same:
         groups.setdefault(next(iter(row.clips.values())).ids, []).append(row)
     drawn = {row.label: values for mine in groups.values() for row, values in zip(mine, bootstrap(mine))}
-    made = [compare_rows(one, other, (drawn.get(one.label), drawn.get(other.label)))
-            for place, one in enumerate(rows) for other in rows[place + 1:]
-            if (one.label, other.label) not in problems]
+    made = [
+        compare_rows(one, other, (drawn.get(one.label), drawn.get(other.label)))
+        for place, one in enumerate(rows)
+        for other in rows[place + 1 :]
+        if (one.label, other.label) not in problems
+    ]
     return holm(made), problems

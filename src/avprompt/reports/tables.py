@@ -44,8 +44,9 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
         def mark(setting: Setting, seen: dict[str, str] = seen) -> str:
             return f"[{seen.setdefault(str(setting), letter(len(seen)))}]"
 
-        parameters = any(figure.trainable for variant in mine for found in variant.published.values()
-                         for figure in found)
+        parameters = any(
+            figure.trainable for variant in mine for found in variant.published.values() for figure in found
+        )
         for variant in mine:
             cells = [variant.label, str(len(variant.runs))]
             for metric in metrics:
@@ -53,26 +54,61 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
                 spread = f" ± {standard_error(values):.1f}" if len(values) > 1 else ""
                 said = verdict_of(tested, variant, metric)
                 verdict = f" ({said})" if said else ""
-                cells.append(f"{statistics.mean(values):.1f}{spread}{verdict} {mark(variant.setting)}" if values
-                             else "")
+                cells.append(
+                    f"{statistics.mean(values):.1f}{spread}{verdict} {mark(variant.setting)}" if values else ""
+                )
                 cited: dict[str, None] = {}
                 for figure in variant.published.get(metric, []):
                     cited[f"{number(figure)} {mark(published_setting(figure, sizes))}"] = None
                 cells.append(" / ".join(cited))
             first = variant.runs[0].result["parameters"]
-            cells += [f"{first['trainable']:,}"] + ([" / ".join(dict.fromkeys(
-                figure.trainable for found in variant.published.values() for figure in found if figure.trainable))]
-                if parameters else []) + [f"{first['total']:,}"]
-            seconds, peak = variant.mean(lambda run: run.result["wall_s"]), variant.mean(
-                lambda run: run.result["peak_memory_bytes"])
+            cells += (
+                [f"{first['trainable']:,}"]
+                + (
+                    [
+                        " / ".join(
+                            dict.fromkeys(
+                                figure.trainable
+                                for found in variant.published.values()
+                                for figure in found
+                                if figure.trainable
+                            )
+                        )
+                    ]
+                    if parameters
+                    else []
+                )
+                + [f"{first['total']:,}"]
+            )
+            seconds, peak = (
+                variant.mean(lambda run: run.result["wall_s"]),
+                variant.mean(lambda run: run.result["peak_memory_bytes"]),
+            )
             trained = all(run.trained or not run.tested for run in variant.runs)
-            cells += [f"{seconds:,.0f}" if trained and seconds is not None else "",
-                      f"{peak / 1e9:.2f}" if trained and peak is not None else ""]
+            cells += [
+                f"{seconds:,.0f}" if trained and seconds is not None else "",
+                f"{peak / 1e9:.2f}" if trained and peak is not None else "",
+            ]
             rows.append(cells)
-        header = ["variant", "n", *(name for metric in metrics for name in (f"{metric}, %", "published")), "trainable",
-                  *(["published"] if parameters else []), "total", "fit, s", "peak, GB"]
-        built.append(Table(task, header, rows, {mark: text for text, mark in seen.items()},
-                           [remark for variant in mine for remark in variant.remarks] + citations(mine, metrics)))
+        header = [
+            "variant",
+            "n",
+            *(name for metric in metrics for name in (f"{metric}, %", "published")),
+            "trainable",
+            *(["published"] if parameters else []),
+            "total",
+            "fit, s",
+            "peak, GB",
+        ]
+        built.append(
+            Table(
+                task,
+                header,
+                rows,
+                {mark: text for text, mark in seen.items()},
+                [remark for variant in mine for remark in variant.remarks] + citations(mine, metrics),
+            )
+        )
     return built
 
 
@@ -99,10 +135,12 @@ def citations(variants: list[Variant], metrics: list[str]) -> list[str]:
                 notes.setdefault("", []).append(metric)
         for (source, row), notes in cited.items():
             everywhere = notes.pop("")
-            told = "; ".join(note if about == everywhere else f"{', '.join(about)}: {note}"
-                             for note, about in notes.items())
+            told = "; ".join(
+                note if about == everywhere else f"{', '.join(about)}: {note}" for note, about in notes.items()
+            )
             rows.setdefault(f"{source}" + (f" ({told})" if told else ""), []).append(
-                variant.label + (f" = {row}" if row and row != variant.label else ""))
+                variant.label + (f" = {row}" if row and row != variant.label else "")
+            )
     return [f"published: {', '.join(labels)}: {source}" for source, labels in rows.items()]
 
 
@@ -117,8 +155,9 @@ def drop_empty(table: Table) -> Table:
     return replace(table, header=[table.header[i] for i in kept], rows=[[row[i] for i in kept] for row in table.rows])
 
 
-def long_rows(variants: list[Variant], figures: list[Figure],
-              tested: Sequence[PairedTests] = ()) -> list[dict[str, Any]]:
+def long_rows(
+    variants: list[Variant], figures: list[Figure], tested: Sequence[PairedTests] = ()
+) -> list[dict[str, Any]]:
     """One row for each variant and each of its metrics, for spreadsheets and plots."""
     sizes = sizes_of(figures)
     rows = []
@@ -129,24 +168,35 @@ def long_rows(variants: list[Variant], figures: list[Figure],
             pair = None if tests is None else tests.pair(variant.label)
             if pair is not None and pair.first != tests.best:
                 pair = pair.turned()
-            rows.append({
-                "task": variant.task, "variant": variant.label, "metric": metric,
-                "mean": round(statistics.mean(values), 4),
-                "standard_error": round(standard_error(values), 4) if len(values) > 1 else "",
-                "std": round(statistics.stdev(values), 4) if len(values) > 1 else "", "n": len(values),
-                "seeds": " ".join(str(run.seed) for run in variant.runs),
-                "values": " ".join(f"{value:.4f}" for value in values), "data": variant.setting.data,
-                "encoders": variant.setting.encoders, "protocol": variant.setting.protocol,
-                "verdict": "" if tests is None else WORDS[tests.verdict(variant.label)],
-                "best": "" if tests is None else tests.best,
-                **{f"behind_best{end}": "" if pair is None else round(100 * getattr(pair, name), 4)
-                   for end, name in (("", "difference"), ("_low", "low"), ("_high", "high"))},
-                "p": "" if pair is None else pair.p, "p_holm": "" if pair is None else pair.adjusted,
-                "published": " / ".join(dict.fromkeys(number(figure) for figure in cited)),
-                "published_setting": " / ".join(dict.fromkeys(str(published_setting(f, sizes)) for f in cited)),
-                "published_source": " / ".join(dict.fromkeys(figure.source for figure in cited)),
-                "trainable": variant.runs[0].result["parameters"]["trainable"],
-                "total": variant.runs[0].result["parameters"]["total"],
-                "fit_seconds": variant.mean(lambda run: run.result["wall_s"]),
-                "peak_memory_bytes": variant.mean(lambda run: run.result["peak_memory_bytes"])})
+            rows.append(
+                {
+                    "task": variant.task,
+                    "variant": variant.label,
+                    "metric": metric,
+                    "mean": round(statistics.mean(values), 4),
+                    "standard_error": round(standard_error(values), 4) if len(values) > 1 else "",
+                    "std": round(statistics.stdev(values), 4) if len(values) > 1 else "",
+                    "n": len(values),
+                    "seeds": " ".join(str(run.seed) for run in variant.runs),
+                    "values": " ".join(f"{value:.4f}" for value in values),
+                    "data": variant.setting.data,
+                    "encoders": variant.setting.encoders,
+                    "protocol": variant.setting.protocol,
+                    "verdict": "" if tests is None else WORDS[tests.verdict(variant.label)],
+                    "best": "" if tests is None else tests.best,
+                    **{
+                        f"behind_best{end}": "" if pair is None else round(100 * getattr(pair, name), 4)
+                        for end, name in (("", "difference"), ("_low", "low"), ("_high", "high"))
+                    },
+                    "p": "" if pair is None else pair.p,
+                    "p_holm": "" if pair is None else pair.adjusted,
+                    "published": " / ".join(dict.fromkeys(number(figure) for figure in cited)),
+                    "published_setting": " / ".join(dict.fromkeys(str(published_setting(f, sizes)) for f in cited)),
+                    "published_source": " / ".join(dict.fromkeys(figure.source for figure in cited)),
+                    "trainable": variant.runs[0].result["parameters"]["trainable"],
+                    "total": variant.runs[0].result["parameters"]["total"],
+                    "fit_seconds": variant.mean(lambda run: run.result["wall_s"]),
+                    "peak_memory_bytes": variant.mean(lambda run: run.result["peak_memory_bytes"]),
+                }
+            )
     return rows

@@ -16,10 +16,23 @@ from avprompt.reports.runs import Run, shots_of, task_of
 from avprompt.reports.settings import Setting, encoders_of, method_of, published_setting, setting_of
 
 #: settings in which runs of one variant may differ
-FREE = ("seed_everything", "ckpt_path", "verbose", "weights_only", "trainer.logger", "trainer.accelerator",
-        "trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.default_root_dir",
-        "trainer.log_every_n_steps", "data.init_args.seed", "data.init_args.root", "data.init_args.num_workers",
-        "data.init_args.pin_memory", "data.init_args.predict_root")
+FREE = (
+    "seed_everything",
+    "ckpt_path",
+    "verbose",
+    "weights_only",
+    "trainer.logger",
+    "trainer.accelerator",
+    "trainer.enable_progress_bar",
+    "trainer.enable_model_summary",
+    "trainer.default_root_dir",
+    "trainer.log_every_n_steps",
+    "data.init_args.seed",
+    "data.init_args.root",
+    "data.init_args.num_workers",
+    "data.init_args.pin_memory",
+    "data.init_args.predict_root",
+)
 
 
 #: names of the experiments that ship
@@ -76,8 +89,11 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if run.metrics() and id(run) not in used:
-            fixed = {name: value for name, value in flatten(run.config).items()
-                     if not any(name == free or name.startswith(f"{free}.") for free in FREE)}
+            fixed = {
+                name: value
+                for name, value in flatten(run.config).items()
+                if not any(name == free or name.startswith(f"{free}.") for free in FREE)
+            }
             key = json.dumps([fixed, setting_of(run).data, setting_of(run).protocol], sort_keys=True)
             groups.setdefault(key, []).append(run)
     variants = []
@@ -88,8 +104,9 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
         task, labels = task_of(group[0]), [label_of(run) for run in group]
         variant = Variant(task, labels[0], setting_of(group[0]), [newest[seed] for seed in sorted(newest, key=str)])
         if len(newest) < len(group):
-            variant.remarks.append(f"{variant.label}: left out, older than another run with the same seed: "
-                                f"{len(group) - len(newest)}")
+            variant.remarks.append(
+                f"{variant.label}: left out, older than another run with the same seed: {len(group) - len(newest)}"
+            )
         if len(set(labels)) > 1:
             variant.remarks.append(f"{variant.label}: the same settings as {sorted(set(labels[1:]) - {variant.label})}")
         match(variant, figures)
@@ -107,10 +124,18 @@ def gather(runs: list[Run], figures: list[Figure]) -> list[Variant]:
             variant.label = f"{label} #{number}"
             variant.remarks.append(f"{variant.label} is {variant.runs[0].folder}")
     order = {task: number for number, task in enumerate(dict.fromkeys(figure.task for figure in figures))}
-    made = {id(variant): min((run.folder / "result.json").stat().st_mtime for run in variant.runs)
-            for variant in variants}
-    return sorted(variants, key=lambda variant: (order.get(variant.task, len(order)), variant.task,
-                                                 variant.place is None, variant.place or made[id(variant)]))
+    made = {
+        id(variant): min((run.folder / "result.json").stat().st_mtime for run in variant.runs) for variant in variants
+    }
+    return sorted(
+        variants,
+        key=lambda variant: (
+            order.get(variant.task, len(order)),
+            variant.task,
+            variant.place is None,
+            variant.place or made[id(variant)],
+        ),
+    )
 
 
 def repeated(variants: list[Variant]) -> list[tuple[str, str]]:
@@ -121,10 +146,14 @@ def repeated(variants: list[Variant]) -> list[tuple[str, str]]:
 def match(variant: Variant, figures: list[Figure]) -> None:
     """Find the published figures of a variant: those with the most specific settings that its configuration has."""
     config = variant.runs[0].config
-    found = [(place, figure) for place, figure in enumerate(figures)
-             if figure.task == variant.task and figure.describes(config)]
-    alike = [(place, figure) for place, figure in found
-             if published_setting(figure, {}).encoders == variant.setting.encoders]
+    found = [
+        (place, figure)
+        for place, figure in enumerate(figures)
+        if figure.task == variant.task and figure.describes(config)
+    ]
+    alike = [
+        (place, figure) for place, figure in found if published_setting(figure, {}).encoders == variant.setting.encoders
+    ]
     found = alike or found
     if not found:
         return

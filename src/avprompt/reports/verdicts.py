@@ -16,11 +16,28 @@ BEST, ALIKE, UNTESTED = "best", "≈ best", "untested"
 #: verdicts on a row, as the files have them
 WORDS = {BEST: "best", ALIKE: "not told apart from the best", UNTESTED: "untested", "": "told apart from the best"}
 #: what the figures of the tests mean
-DIFFERENCES = ("Difference: the row minus the other one, in percentage points, with its 95 % interval; p is two-sided. "
-               "Seeds and clips both count as drawn at random, unless `over` names one of them alone.")
+DIFFERENCES = (
+    "Difference: the row minus the other one, in percentage points, with its 95 % interval; p is two-sided. "
+    "Seeds and clips both count as drawn at random, unless `over` names one of them alone."
+)
 #: of `pair_rows`
-PAIR_COLUMNS = ("task", "metric", "row", "against", "difference", "low", "high", "standard_error", "p", "p_holm",
-                "p_permutation", "over", "seeds", "clips", "verdict")
+PAIR_COLUMNS = (
+    "task",
+    "metric",
+    "row",
+    "against",
+    "difference",
+    "low",
+    "high",
+    "standard_error",
+    "p",
+    "p_holm",
+    "p_permutation",
+    "over",
+    "seeds",
+    "clips",
+    "verdict",
+)
 
 
 @dataclass
@@ -66,8 +83,10 @@ class PairedTests:
         """The pairs, the better row first: with the best one, or all of them."""
         place = {row.label: number for number, row in enumerate(sorted(self.rows, key=lambda row: -row.mean))}
         turned = [pair if place[pair.first] < place[pair.second] else pair.turned() for pair in self.pairs]
-        return sorted((pair for pair in turned if every or pair.first == self.best),
-                      key=lambda pair: (place[pair.first], place[pair.second]))
+        return sorted(
+            (pair for pair in turned if every or pair.first == self.best),
+            key=lambda pair: (place[pair.first], place[pair.second]),
+        )
 
 
 def row_of(variant: Variant, metric: str) -> Row:
@@ -128,20 +147,41 @@ def pairs_table(tests: PairedTests, every: bool) -> Table:
         every: all pairs in place of those with the best row.
     """
     shown = tests.ordered(every)
-    rows = [[pair.first, pair.second, points(pair.difference), f"{points(pair.low)} to {points(pair.high)}",
-             p_text(pair.p), p_text(pair.adjusted), str(pair.seeds), str(pair.clips or ""), pair.over,
-             "told apart" if pair.apart else "not told apart"] for pair in shown]
+    rows = [
+        [
+            pair.first,
+            pair.second,
+            points(pair.difference),
+            f"{points(pair.low)} to {points(pair.high)}",
+            p_text(pair.p),
+            p_text(pair.adjusted),
+            str(pair.seeds),
+            str(pair.clips or ""),
+            pair.over,
+            "told apart" if pair.apart else "not told apart",
+        ]
+        for pair in shown
+    ]
     pairs = "the one pair" if len(tests.pairs) == 1 else f"all {len(tests.pairs)} pairs"
     remarks = [f"Holm's correction counts {pairs} of the {len(tests.rows)} rows."]
     if any(pair.over == "clips" for pair in shown):
-        remarks.append("over clips: with one seed in common two networks are compared, not two methods; another seed "
-                       "may turn the difference round.")
+        remarks.append(
+            "over clips: with one seed in common two networks are compared, not two methods; another seed "
+            "may turn the difference round."
+        )
     if any(pair.over == "seeds" for pair in shown):
-        remarks.append("over seeds: some runs kept no outcomes.csv; other clips are not allowed for. Testing them "
-                       "again writes it.")
+        remarks.append(
+            "over seeds: some runs kept no outcomes.csv; other clips are not allowed for. Testing them again writes it."
+        )
     remarks += untested(tests, every)
-    return Table(f"{tests.task}: paired tests of {tests.metric}", ["row", "against", "difference", "95 % interval",
-                 "p", "p, Holm", "seeds", "clips", "over", "verdict"], rows, {}, remarks, DIFFERENCES)
+    return Table(
+        f"{tests.task}: paired tests of {tests.metric}",
+        ["row", "against", "difference", "95 % interval", "p", "p, Holm", "seeds", "clips", "over", "verdict"],
+        rows,
+        {},
+        remarks,
+        DIFFERENCES,
+    )
 
 
 def untested(tests: PairedTests, every: bool) -> list[str]:
@@ -154,8 +194,9 @@ def untested(tests: PairedTests, every: bool) -> list[str]:
     whys: dict[str, list[str]] = {}
     for (one, other), why in tests.problems.items():
         if every or tests.best in (one, other):
-            whys.setdefault(why, []).append(one if other == tests.best else other if one == tests.best else
-                                            f"{one} and {other}")
+            whys.setdefault(why, []).append(
+                one if other == tests.best else other if one == tests.best else f"{one} and {other}"
+            )
     return [f"untested, {why}: {'; '.join(pairs)}" for why, pairs in whys.items()]
 
 
@@ -187,22 +228,53 @@ def power_table(tests: PairedTests, every: bool) -> Table:
     """
     alpha, rows = ALPHA / max(len(tests.pairs), 1), []
     for pair in tests.ordered(every):
-        rows.append([pair.first, pair.second, points(pair.difference).lstrip("+"),
-                     f"{100 * pair.standard_error():.1f}", f"{pair.power(pair.seeds, pair.clips, alpha=alpha):.0%}",
-                     f"{100 * pair.detectable(alpha):.1f}", needed_text(pair, "seeds", alpha),
-                     needed_text(pair, "clips", alpha)])
-    return Table(f"{tests.task}: power of the tests of {tests.metric}",
-                 ["row", "against", "difference", "standard error", "power now", "detectable difference",
-                  "seeds needed, with these clips", "clips needed, with these seeds"], rows, {},
-                 [f"For a probability of {POWER:.0%} at level {ALPHA} / {len(tests.pairs)} (all pairs), if the difference and "
-                  "the spread that were seen are the true ones. A small difference that was seen by chance asks for "
-                  "more than it is worth: the detectable difference does not depend on it."], DIFFERENCES)
+        rows.append(
+            [
+                pair.first,
+                pair.second,
+                points(pair.difference).lstrip("+"),
+                f"{100 * pair.standard_error():.1f}",
+                f"{pair.power(pair.seeds, pair.clips, alpha=alpha):.0%}",
+                f"{100 * pair.detectable(alpha):.1f}",
+                needed_text(pair, "seeds", alpha),
+                needed_text(pair, "clips", alpha),
+            ]
+        )
+    return Table(
+        f"{tests.task}: power of the tests of {tests.metric}",
+        [
+            "row",
+            "against",
+            "difference",
+            "standard error",
+            "power now",
+            "detectable difference",
+            "seeds needed, with these clips",
+            "clips needed, with these seeds",
+        ],
+        rows,
+        {},
+        [
+            f"For a probability of {POWER:.0%} at level {ALPHA} / {len(tests.pairs)} (all pairs), if the difference and "
+            "the spread that were seen are the true ones. A small difference that was seen by chance asks for "
+            "more than it is worth: the detectable difference does not depend on it."
+        ],
+        DIFFERENCES,
+    )
 
 
 def group_of(tested: list[PairedTests], variant: Variant, metric: str) -> PairedTests | None:
     """The tests that a variant takes part in."""
-    return next((tests for tests in tested if tests.task == variant.task and tests.metric == metric
-                 and any(row.label == variant.label for row in tests.rows)), None)
+    return next(
+        (
+            tests
+            for tests in tested
+            if tests.task == variant.task
+            and tests.metric == metric
+            and any(row.label == variant.label for row in tests.rows)
+        ),
+        None,
+    )
 
 
 def verdict_of(tested: list[PairedTests], variant: Variant, metric: str) -> str:
@@ -218,11 +290,30 @@ def pair_rows(tested: list[PairedTests]) -> list[dict[str, Any]]:
         about = {"task": tests.task, "metric": tests.metric}
         for pair in tests.ordered(every=True):
             numbers = {name: round(100 * getattr(pair, name), 4) for name in ("difference", "low", "high")}
-            made.append({**about, "row": pair.first, "against": pair.second, **numbers,
-                         "standard_error": round(100 * pair.standard_error(), 4), "p": pair.p, "p_holm": pair.adjusted,
-                         "p_permutation": pair.p_permutation, "over": pair.over, "seeds": pair.seeds,
-                         "clips": pair.clips, "verdict": "told apart" if pair.apart else "not told apart"})
+            made.append(
+                {
+                    **about,
+                    "row": pair.first,
+                    "against": pair.second,
+                    **numbers,
+                    "standard_error": round(100 * pair.standard_error(), 4),
+                    "p": pair.p,
+                    "p_holm": pair.adjusted,
+                    "p_permutation": pair.p_permutation,
+                    "over": pair.over,
+                    "seeds": pair.seeds,
+                    "clips": pair.clips,
+                    "verdict": "told apart" if pair.apart else "not told apart",
+                }
+            )
         for (one, other), why in tests.problems.items():
-            made.append({**dict.fromkeys(PAIR_COLUMNS, ""), **about, "row": one, "against": other,
-                         "verdict": f"untested: {why}"})
+            made.append(
+                {
+                    **dict.fromkeys(PAIR_COLUMNS, ""),
+                    **about,
+                    "row": one,
+                    "against": other,
+                    "verdict": f"untested: {why}",
+                }
+            )
     return made

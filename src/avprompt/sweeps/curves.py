@@ -44,12 +44,15 @@ def published_points(run: Run, method: str, figures: list[Figure]) -> dict[int |
     """
     task, measured = task_of(run).partition("_")[2], setting_of(run).data.partition("|")[0]
     sizes, backbone = sizes_of(figures), get_nested(run.config, "model.init_args.backbone.init_args") or {}
-    names = {side: encoder_name(backbone.get(side, "?")).removesuffix(TRAIN_MODE)
-             for side in ("visual", "audio")}
-    return {int(figure.row.split()[0]) if "fewshot" in figure.task else None: figure.value for figure in figures
-            if figure.task in (f"fewshot_{task}", f"zeroshot_{task}") and figure.method == method
-            and published_setting(figure, sizes).data == measured
-            and all(ENCODERS.get(name := getattr(figure, side), name) in ("", names[side]) for side in names)}
+    names = {side: encoder_name(backbone.get(side, "?")).removesuffix(TRAIN_MODE) for side in ("visual", "audio")}
+    return {
+        int(figure.row.split()[0]) if "fewshot" in figure.task else None: figure.value
+        for figure in figures
+        if figure.task in (f"fewshot_{task}", f"zeroshot_{task}")
+        and figure.method == method
+        and published_setting(figure, sizes).data == measured
+        and all(ENCODERS.get(name := getattr(figure, side), name) in ("", names[side]) for side in names)
+    }
 
 
 def published_alike(run: Run, metric: str, figures: list[Figure]) -> list[float]:
@@ -61,13 +64,17 @@ def published_alike(run: Run, metric: str, figures: list[Figure]) -> list[float]
         figures: everything published.
     """
     setting = setting_of(run)
-    setting = replace(setting, data=setting.data.partition("|")[0],
-                      encoders=setting.encoders.replace(TRAIN_MODE, ""))
+    setting = replace(setting, data=setting.data.partition("|")[0], encoders=setting.encoders.replace(TRAIN_MODE, ""))
     variant = Variant(task_of(run), "", setting, [run])
     match(variant, figures)
     alike, sizes = replace(setting, protocol=f"published, {setting.protocol}"), sizes_of(figures)
-    return list(dict.fromkeys(figure.value for figure in variant.published.get(metric.removeprefix("test_"), [])
-                              if published_setting(figure, sizes) == alike))
+    return list(
+        dict.fromkeys(
+            figure.value
+            for figure in variant.published.get(metric.removeprefix("test_"), [])
+            if published_setting(figure, sizes) == alike
+        )
+    )
 
 
 def horizontal(panel: Axes, line: dict[str, Any], label: str, color: Any) -> Artist:
@@ -77,8 +84,9 @@ def horizontal(panel: Axes, line: dict[str, Any], label: str, color: Any) -> Art
     return panel.axhline(mean, color=color, ls="--", label=label)
 
 
-def curve_figure(lines: list[dict[str, Any]], axis: str, metric: str,
-                 published: dict[str, dict[int | None, float]]) -> Picture:
+def curve_figure(
+    lines: list[dict[str, Any]], axis: str, metric: str, published: dict[str, dict[int | None, float]]
+) -> Picture:
     """A curve for each variant with a band for its spread over seeds; variants without the argument are horizontal
     lines; published points are hollow. Between values that are no numbers there is no curve: their spreads are bars.
 
@@ -90,8 +98,10 @@ def curve_figure(lines: list[dict[str, Any]], axis: str, metric: str,
     """
     values = [value for value in dict.fromkeys(line[axis] for line in lines) if value != ""]
     scaled = all(isinstance(value, (int, float)) and value > 0 for value in values)
-    variants = {name: {line[axis]: line for line in lines if line["variant"] == name and line["n"]}
-            for name in dict.fromkeys(line["variant"] for line in lines)}
+    variants = {
+        name: {line[axis]: line for line in lines if line["variant"] == name and line["n"]}
+        for name in dict.fromkeys(line["variant"] for line in lines)
+    }
     curves = [name for name, mine in variants.items() if set(mine) - {""}]
     values = sorted(values) if scaled else values
 
@@ -110,13 +120,22 @@ def curve_figure(lines: list[dict[str, Any]], axis: str, metric: str,
                 panel.plot([0.01], [known[None]], **hollow, transform=panel.get_yaxis_transform())
         if name in curves:
             drawn = [value for value in values if value in mine]
-            places, means, spreads = ([place(value, name) for value in drawn], [mine[value]["mean"] for value in drawn],
-                                      [mine[value]["std"] or 0.0 for value in drawn])
+            places, means, spreads = (
+                [place(value, name) for value in drawn],
+                [mine[value]["mean"] for value in drawn],
+                [mine[value]["std"] or 0.0 for value in drawn],
+            )
             mark = {**look, "marker": MARKERS[number % len(MARKERS)], "ms": 5, "label": name}
             if scaled:
                 handles += panel.plot(places, means, **mark)
-                panel.fill_between(places, [mean - spread for mean, spread in zip(means, spreads)],
-                                   [mean + spread for mean, spread in zip(means, spreads)], **look, alpha=0.15, lw=0)
+                panel.fill_between(
+                    places,
+                    [mean - spread for mean, spread in zip(means, spreads)],
+                    [mean + spread for mean, spread in zip(means, spreads)],
+                    **look,
+                    alpha=0.15,
+                    lw=0,
+                )
             else:
                 handles.append(panel.errorbar(places, means, yerr=spreads, **mark, capsize=3))
             cited = [value for value in drawn if value in known]
@@ -165,16 +184,28 @@ def varied_figure(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str
                 handles[name] = horizontal(panel, measured[name], name, colormaps["tab10"](number + 1))
         drawn = [value for value in values if planned[value] in tested]
         found = [measured[planned[value]] for value in drawn]
-        panel.errorbar([places[value] for value in drawn], [line["mean"] for line in found],
-                       yerr=[line["std"] or 0.0 for line in found], color=CURVE, marker="o", ms=5, capsize=3)
+        panel.errorbar(
+            [places[value] for value in drawn],
+            [line["mean"] for line in found],
+            yerr=[line["std"] or 0.0 for line in found],
+            color=CURVE,
+            marker="o",
+            ms=5,
+            capsize=3,
+        )
         if centre:
-            handles[centre], = panel.plot([places[own[path]]], [measured[centre]["mean"]], "*", color=CURVE, ms=13,
-                                          ls="none", label=centre)
-        cited = [(places[value], point) for value in drawn
-                 for point in published_alike(tested[planned[value]], metric, figures)]
+            (handles[centre],) = panel.plot(
+                [places[own[path]]], [measured[centre]["mean"]], "*", color=CURVE, ms=13, ls="none", label=centre
+            )
+        cited = [
+            (places[value], point)
+            for value in drawn
+            for point in published_alike(tested[planned[value]], metric, figures)
+        ]
         if cited:
-            handles["published"], = panel.plot(*zip(*cited), "D", color="black", mfc="white", ms=6, ls="none",
-                                               zorder=3, label="published")
+            (handles["published"],) = panel.plot(
+                *zip(*cited), "D", color="black", mfc="white", ms=6, ls="none", zorder=3, label="published"
+            )
         if numeric and values[0] > 0 and values[-1] >= WIDE * values[0]:
             panel.set_xscale("log")
             panel.minorticks_off()
@@ -185,8 +216,9 @@ def varied_figure(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str
         panel.grid(color="#dddddd")
         panel.set_axisbelow(True)
     figure.axes[0].set_ylabel(f"{metric}, %, mean ± standard deviation", fontsize=9)
-    figure.legend(handles=list(handles.values()), loc="outside upper center", ncols=len(handles) or 1, frameon=False,
-                  fontsize=9)
+    figure.legend(
+        handles=list(handles.values()), loc="outside upper center", ncols=len(handles) or 1, frameon=False, fontsize=9
+    )
     return figure
 
 
@@ -203,13 +235,14 @@ def write_plot(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str, o
         The file.
     """
     figures, published = read_published(), {}
-    names = dict.fromkeys(run.axis[0] if run.axis else run.varied[0].rpartition(".")[2]
-                          for run in runs if run.axis or run.varied)
+    names = dict.fromkeys(
+        run.axis[0] if run.axis else run.varied[0].rpartition(".")[2] for run in runs if run.axis or run.varied
+    )
     path = out / f"{'-'.join(names)}.png"
     if any(run.varied for run in runs):
         varied_figure(runs, lines, metric, figures).savefig(path, dpi=130)
         return path
-    axis, = names
+    (axis,) = names
     for run in runs:
         if axis == "shots" and run.variant not in published and run.outcome("test") is not None:
             published[run.variant] = published_points(test_of(run), run.variant, figures)
@@ -221,6 +254,9 @@ def test_of(run: SweepRun) -> Run:
     """The test of a finished run; it knows the run that trained its checkpoint."""
     fit, folder = run.outcome("fit"), run.folder / "test"
     manifest = folder / "manifest.json"
-    return Run(folder, run.outcome("test") or {},
-               json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {},
-               Run(run.folder / "fit", fit, {}) if fit else None)
+    return Run(
+        folder,
+        run.outcome("test") or {},
+        json.loads(manifest.read_text(encoding="utf-8")) if manifest.is_file() else {},
+        Run(run.folder / "fit", fit, {}) if fit else None,
+    )

@@ -29,8 +29,9 @@ RUNNING = "another process is running it"
 GRACE = 60
 
 
-def execute(run: SweepRun, threads: int | None = None,
-             begin: Callable[..., subprocess.Popen] = subprocess.Popen) -> str | None:
+def execute(
+    run: SweepRun, threads: int | None = None, begin: Callable[..., subprocess.Popen] = subprocess.Popen
+) -> str | None:
     """Run the missing stages of a run in a separate process.
 
     A training run that was interrupted resumes from its newest checkpoint, with the same result as without the
@@ -66,14 +67,21 @@ def execute(run: SweepRun, threads: int | None = None,
             before = {}
             log.truncate(0)
         resumed = before.get("resumed", 0) + (run.outcome("fit") is None and run.start() is not None)
-        write_json(run.record, {"variant": run.variant, "axis": run.axis, "seed": run.seed, "resumed": resumed,
-                                 "recipe": run.recipe})
+        write_json(
+            run.record,
+            {"variant": run.variant, "axis": run.axis, "seed": run.seed, "resumed": resumed, "recipe": run.recipe},
+        )
         log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {run.name}\n")
         log.flush()
         missing = {stage: command for stage, command in run.commands().items() if run.outcome(stage) is None}
         if missing:
-            process = begin([sys.executable, "-m", "avprompt.cli.stages", json.dumps([*missing.values()])], stdout=log,
-                            stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            process = begin(
+                [sys.executable, "-m", "avprompt.cli.stages", json.dumps([*missing.values()])],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
             try:
                 code = process.wait()
             except BaseException:  # Ctrl-C, or the end of a cluster job's time
@@ -99,16 +107,22 @@ def check_folders(runs: list[SweepRun]) -> None:
     """
     foreign = [str(run.folder) for run in runs if run.is_foreign()]
     if foreign:
-        raise ConfigError("--out", f"files that no sweep has made in {', '.join(foreign)}",
-                          "new folders, or those of a sweep",
-                          "Nothing there was touched. Move them away, or give another --out.")
+        raise ConfigError(
+            "--out",
+            f"files that no sweep has made in {', '.join(foreign)}",
+            "new folders, or those of a sweep",
+            "Nothing there was touched. Move them away, or give another --out.",
+        )
 
 
 def begin_anew(run: SweepRun, keep: bool) -> None:
     """Clear what a sweep has made in a run's folder: put it into `earlier/1` and so on, or delete it."""
     if keep:
-        place = next(path for path in (run.folder / "earlier" / str(number) for number in itertools.count(1))
-                     if not path.exists())
+        place = next(
+            path
+            for path in (run.folder / "earlier" / str(number) for number in itertools.count(1))
+            if not path.exists()
+        )
         place.mkdir(parents=True)
         shutil.copyfile(run.log, place / run.log.name)
     for path in run.made:

@@ -15,14 +15,21 @@ KEYS, TASK_KEYS = {"experiment", "metric"}, {"experiment", "quickstart", "metric
 VARIANT_KEYS = {"flags", "tasks", "experiment", "quickstart", "zero_shot", "at"}
 PREFIX = "--model.backbone.prompts"
 #: what a budget may count -> the flags that give a run this much of it, `{}`, and validate it as often, every `{every}`
-BUDGETS = {"clips": ["--data.train_clips={}"],
-           "steps": ["--trainer.max_steps={}", "--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null",
-                     "--trainer.val_check_interval={every}"]}
+BUDGETS = {
+    "clips": ["--data.train_clips={}"],
+    "steps": [
+        "--trainer.max_steps={}",
+        "--trainer.max_epochs=-1",
+        "--trainer.check_val_every_n_epoch=null",
+        "--trainer.val_check_interval={every}",
+    ],
+}
 HINT = "Sweeps that ship are in experiments/sweeps/ of the source tree, and in the installed package."
 
 
-def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
-               quickstart: bool = False) -> tuple[list[SweepRun], str]:
+def read_sweep(
+    path: Path, seeds: list[int], out: Path, task: str | None = None, quickstart: bool = False
+) -> tuple[list[SweepRun], str]:
     """Read a sweep file: its runs, and the metric that the table shows.
 
     The file has `experiment` (a name as for `--config`, or a path from its folder), `metric`, and `variants` (name ->
@@ -62,14 +69,21 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
     ways = {"axis", "vary", "budget"}
     keys = set(content) - {"variants", *ways} if isinstance(content, dict) else set()
     if keys not in (KEYS, {"tasks"}) or not isinstance(content.get("variants"), dict) or len(ways & set(content)) > 1:
-        raise ConfigError(path, content,
-                          "the keys experiment and metric, or tasks; variants; one of axis, budget and vary, or none",
-                          HINT)
+        raise ConfigError(
+            path,
+            content,
+            "the keys experiment and metric, or tasks; variants; one of axis, budget and vary, or none",
+            HINT,
+        )
     tasks = content.get("tasks", {})
     if "tasks" not in content:
         if task is not None or quickstart:
-            raise ConfigError(f"{path}: --task, --quickstart", task or "quickstart",
-                              "none: the file has one experiment", "Leave them out.")
+            raise ConfigError(
+                f"{path}: --task, --quickstart",
+                task or "quickstart",
+                "none: the file has one experiment",
+                "Leave them out.",
+            )
         chosen = content
     else:
         for name, keys in tasks.items() if isinstance(tasks, dict) else [("tasks", tasks)]:
@@ -77,8 +91,9 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
                 raise ConfigError(f"{path}: {name}", keys, f"the keys {sorted(TASK_KEYS)}", HINT)
         task = next(iter(tasks)) if task is None else task
         if task not in tasks:
-            raise ConfigError(f"{path}: --task", task, f"one of {', '.join(tasks)}",
-                              "The published table has no other.")
+            raise ConfigError(
+                f"{path}: --task", task, f"one of {', '.join(tasks)}", "The published table has no other."
+            )
         chosen = tasks[task]
     flag, values = read_axis(path, content.get("axis"))
     counted, numbers = read_budget(path, content.get("budget"))
@@ -89,27 +104,48 @@ def read_sweep(path: Path, seeds: list[int], out: Path, task: str | None = None,
     for name, entry in variants.items():
         where, entry = f"{path}: {name}", entry if isinstance(entry, dict) else {"flags": entry or []}
         if not set(entry) <= VARIANT_KEYS or not set(entry.get("tasks", [])) <= set(tasks):
-            raise ConfigError(where, entry, f"flags, or some of {sorted(VARIANT_KEYS)}, flags and tasks of this file",
-                              HINT)
+            raise ConfigError(
+                where, entry, f"flags, or some of {sorted(VARIANT_KEYS)}, flags and tasks of this file", HINT
+            )
         at, zero_shot = entry.get("at", {}), entry.get("zero_shot", False)
         if not isinstance(at, dict) or not set(at) <= set(values) or zero_shot not in (False, True) or at and zero_shot:
-            raise ConfigError(where, f"at {at}, zero_shot {zero_shot}",
-                              f"flags at some of {values or 'an axis'}, or zero_shot true", HINT)
+            raise ConfigError(
+                where,
+                f"at {at}, zero_shot {zero_shot}",
+                f"flags at some of {values or 'an axis'}, or zero_shot true",
+                HINT,
+            )
         if task not in entry.get("tasks", [task]):
             continue
         config, own = read_experiment(where, entry.get(which, chosen[which]), path.parent)
         flags = own + read_flags(where, entry.get("flags", []), path.parent)
         for value in [None] if zero_shot or not values else values:
-            more = [] if value is None else [f"{flag}={value}"] if flag else [
-                own.format(value, every=math.gcd(*numbers)) for own in BUDGETS[counted]]
+            more = (
+                []
+                if value is None
+                else [f"{flag}={value}"]
+                if flag
+                else [own.format(value, every=math.gcd(*numbers)) for own in BUDGETS[counted]]
+            )
             more += [] if quickstart else read_flags(where, at.get(value, []), path.parent)
             point = None if value is None else (axis, value)
             last = sources(["--config", str(config), *flags])[-1][1] if name in varied else {}
             alone = (next(iter(flatten(last))), varied[name][1]) if name in varied else None
             made.append((str(name), point, config, flags + more, zero_shot, alone))
-    runs = [SweepRun(name, seed, config, flags, out / "-".join(
-        [name, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]), point, zero_shot, alone)
-        for seed in seeds for name, point, config, flags, zero_shot, alone in made]
+    runs = [
+        SweepRun(
+            name,
+            seed,
+            config,
+            flags,
+            out / "-".join([name, *([f"{point[0]}{point[1]}"] if point else []), f"seed{seed}"]),
+            point,
+            zero_shot,
+            alone,
+        )
+        for seed in seeds
+        for name, point, config, flags, zero_shot, alone in made
+    ]
     check_names(path, runs)
     return runs, chosen["metric"]
 
@@ -126,14 +162,20 @@ def check_names(path: Path, runs: list[SweepRun]) -> None:
         values = [run.variant, *map(str, run.axis or ())]
         unsafe = any(re.search(r"[/\\\x00-\x1f]", value) for value in values)
         if unsafe or name.startswith(".") or len(name.encode()) > 200:
-            raise ConfigError(f"{path}: variants", repr(run.name), "a name that a folder may have: no slashes, no dot "
-                              "in front, at most 200 bytes", "Rename the variant.")
+            raise ConfigError(
+                f"{path}: variants",
+                repr(run.name),
+                "a name that a folder may have: no slashes, no dot in front, at most 200 bytes",
+                "Rename the variant.",
+            )
         other = taken.setdefault(name.casefold(), run)
         if other is not run:
-            raise ConfigError(f"{path}: variants",
-                              f"{other.name!r} and {run.name!r}, which would share the folder {name}",
-                              "names that differ, not only as number and text or in upper and lower case",
-                              "Rename one.")
+            raise ConfigError(
+                f"{path}: variants",
+                f"{other.name!r} and {run.name!r}, which would share the folder {name}",
+                "names that differ, not only as number and text or in upper and lower case",
+                "Rename one.",
+            )
 
 
 def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:
@@ -145,8 +187,13 @@ def read_axis(path: Path, entry: Any) -> tuple[str, list[Any]]:
     if entry is None:
         return "", []
     flag, values = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
-    if not str(flag).startswith("--") or not isinstance(values, list) or not values or None in values or len(
-            set(map(str, values))) < len(values):
+    if (
+        not str(flag).startswith("--")
+        or not isinstance(values, list)
+        or not values
+        or None in values
+        or len(set(map(str, values))) < len(values)
+    ):
         raise ConfigError(f"{path}: axis", entry, "one flag and the list of its values", HINT)
     return flag, values
 
@@ -160,10 +207,19 @@ def read_budget(path: Path, entry: Any) -> tuple[str, list[int]]:
     if entry is None:
         return "", []
     kind, numbers = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else (None, None)
-    if kind not in BUDGETS or not isinstance(numbers, list) or not numbers or len(set(numbers)) < len(numbers) or any(
-            type(number) is not int or number < 1 for number in numbers):
-        raise ConfigError(f"{path}: budget", entry, f"one of {', '.join(BUDGETS)} with a list of positive numbers",
-                          "Such as `budget: {clips: [30, 60, 120, 240]}`.")
+    if (
+        kind not in BUDGETS
+        or not isinstance(numbers, list)
+        or not numbers
+        or len(set(numbers)) < len(numbers)
+        or any(type(number) is not int or number < 1 for number in numbers)
+    ):
+        raise ConfigError(
+            f"{path}: budget",
+            entry,
+            f"one of {', '.join(BUDGETS)} with a list of positive numbers",
+            "Such as `budget: {clips: [30, 60, 120, 240]}`.",
+        )
     return kind, numbers
 
 
@@ -174,15 +230,21 @@ def read_vary(path: Path, entry: Any, variants: dict[str, Any]) -> dict[str, tup
         ConfigError: an entry without a list of values, or a name that occurs twice.
     """
     if not isinstance(entry, dict) or not all(
-            isinstance(values, list) and values and all(isinstance(value, (bool, int, float, str)) for value in values)
-            for values in entry.values()):
+        isinstance(values, list) and values and all(isinstance(value, (bool, int, float, str)) for value in values)
+        for values in entry.values()
+    ):
         raise ConfigError(f"{path}: vary", entry, "flags, such as prompts.alpha, with lists of values", HINT)
-    made = [(f"{str(flag).rpartition('.')[2]}={value}", (flag, value)) for flag, values in entry.items()
-            for value in values]
+    made = [
+        (f"{str(flag).rpartition('.')[2]}={value}", (flag, value)) for flag, values in entry.items() for value in values
+    ]
     names = [*variants, *(name for name, _ in made)]
     if len(set(names)) < len(names):
-        raise ConfigError(f"{path}: vary", sorted({str(name) for name in names if names.count(name) > 1}),
-                          "names that no other variant has", "Give each value once, and other names in variants.")
+        raise ConfigError(
+            f"{path}: vary",
+            sorted({str(name) for name in names if names.count(name) > 1}),
+            "names that no other variant has",
+            "Give each value once, and other names in variants.",
+        )
     return dict(made)
 
 
@@ -204,7 +266,8 @@ def read_flags(where: str, entry: Any, folder: Path) -> list[str]:
         ConfigError: the entry is no list of flags with values, or names a missing `--config`.
     """
     if not isinstance(entry, list) or not all(
-            isinstance(flag, str) and re.match(r"(--|prompts(?=[.=])).*=", flag) for flag in entry):
+        isinstance(flag, str) and re.match(r"(--|prompts(?=[.=])).*=", flag) for flag in entry
+    ):
         raise ConfigError(where, entry, "a list of flags with values, such as --trainer.max_epochs=3", HINT)
     flags = []
     for flag in entry:

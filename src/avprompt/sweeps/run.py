@@ -67,8 +67,11 @@ class SweepRun:
     @property
     def made(self) -> list[Path]:
         """What a sweep has made in the folder, without its log."""
-        return [path for path in (*(self.folder / stage for stage in ("fit", "test")), self.failure, self.record)
-                if path.exists() or path.is_symlink()]
+        return [
+            path
+            for path in (*(self.folder / stage for stage in ("fit", "test")), self.failure, self.record)
+            if path.exists() or path.is_symlink()
+        ]
 
     def is_foreign(self) -> bool:
         """Whether the folder holds files that no sweep has made: it is not empty and has no record of a sweep."""
@@ -103,12 +106,27 @@ class SweepRun:
         alone."""
         best = None if self.zero_shot else self.folder / "fit" / "checkpoints" / "best.ckpt"
         logger = "--trainer.logger"
-        common = ["--config", str(self.config), *self.overrides, "--seed_everything", str(self.seed),
-                  "--data.seed", str(self.seed), f"{logger}.save_dir", str(self.folder.parent),
-                  f"{logger}.name", self.folder.name, "--trainer.enable_progress_bar", "false", f"{logger}.version"]
+        common = [
+            "--config",
+            str(self.config),
+            *self.overrides,
+            "--seed_everything",
+            str(self.seed),
+            "--data.seed",
+            str(self.seed),
+            f"{logger}.save_dir",
+            str(self.folder.parent),
+            f"{logger}.name",
+            self.folder.name,
+            "--trainer.enable_progress_bar",
+            "false",
+            f"{logger}.version",
+        ]
         found = {} if self.zero_shot else {"fit": self.start()}
-        return {stage: [stage, *common, stage, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
-                for stage, checkpoint in {**found, "test": best or UNTRAINED}.items()}
+        return {
+            stage: [stage, *common, stage, *(["--ckpt_path", str(checkpoint)] if checkpoint else [])]
+            for stage, checkpoint in {**found, "test": best or UNTRAINED}.items()
+        }
 
 
 def last_line(log: Path) -> str:

@@ -42,18 +42,29 @@ class Slurm:
         try:
             import submitit
         except ImportError as error:
-            raise ConfigError("--slurm", "no submitit", "the extra `slurm`",
-                              "Run pip install 'avprompt[slurm]'.") from error
+            raise ConfigError(
+                "--slurm", "no submitit", "the extra `slurm`", "Run pip install 'avprompt[slurm]'."
+            ) from error
         loaders = max((last(run.recipe, "data.init_args.num_workers") or 0 for run in runs), default=0)
         gpu = any(last(run.recipe, "trainer.accelerator") in ("gpu", "cuda") for run in runs)
-        wanted = {"job_name": folder.name, "time": 24 * 60, "cpus_per_task": 1 + loaders,
-                  **({"gpus_per_node": 1} if gpu else {}), "array_parallelism": workers, **options}
+        wanted = {
+            "job_name": folder.name,
+            "time": 24 * 60,
+            "cpus_per_task": 1 + loaders,
+            **({"gpus_per_node": 1} if gpu else {}),
+            "array_parallelism": workers,
+            **options,
+        }
         try:
             self.executor = submitit.SlurmExecutor(folder / "slurm")
             self.executor.update_parameters(**wanted)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError("--slurm", error, "a SLURM cluster and options of submitit.SlurmExecutor",
-                              "Such as --slurm '{partition: gpu, time: 600}'.") from error
+            raise ConfigError(
+                "--slurm",
+                error,
+                "a SLURM cluster and options of submitit.SlurmExecutor",
+                "Such as --slurm '{partition: gpu, time: 600}'.",
+            ) from error
         self.jobs: list[Any] = []
 
     def submit(self, runs: list[SweepRun]) -> list[Any]:

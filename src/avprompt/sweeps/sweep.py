@@ -23,8 +23,9 @@ from avprompt.sweeps.table import condense, summarise, write_failures
 PAUSE = 0.5
 
 
-def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str,
-           out: Path) -> dict[str, str]:
+def follow(
+    executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str, out: Path
+) -> dict[str, str]:
     """Execute runs, show which ones are under way, and keep the tables up to date.
 
     A run at which another sweep works is looked at again when that one is done.
@@ -62,8 +63,15 @@ def follow(executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRu
     return problems
 
 
-def sweep(file: Path, out: Path | None = None, seeds: list[Natural] = [0, 1, 2], workers: Count = 2,  # noqa: B006
-          task: str | None = None, quickstart: bool = False, slurm: bool | dict[str, Any] = False) -> None:
+def sweep(
+    file: Path,
+    out: Path | None = None,
+    seeds: list[Natural] = [0, 1, 2],
+    workers: Count = 2,  # noqa: B006
+    task: str | None = None,
+    quickstart: bool = False,
+    slurm: bool | dict[str, Any] = False,
+) -> None:
     """Run every variant of a sweep with every value of its axis and every seed: fit, then test the selected checkpoint.
 
     A finished run is not repeated. Several sweeps may work in one folder at once, on one machine or several: one of
@@ -99,11 +107,18 @@ def sweep(file: Path, out: Path | None = None, seeds: list[Natural] = [0, 1, 2],
     out = Path(out) if out else Path("runs") / name
     runs, metric = read_sweep(file, seeds, out, task, quickstart)
     todo = [run for run in runs if run.outcome("test") is None]
-    other = [str(run.folder) for run in runs if run not in todo
-             and (read_json(run.record) or {}).get("recipe", run.recipe) != run.recipe]
+    other = [
+        str(run.folder)
+        for run in runs
+        if run not in todo and (read_json(run.record) or {}).get("recipe", run.recipe) != run.recipe
+    ]
     if other:
-        raise ConfigError(file, f"other settings than those of the finished {', '.join(other)}", "the same settings",
-                          "Move these folders away, or give another --out.")
+        raise ConfigError(
+            file,
+            f"other settings than those of the finished {', '.join(other)}",
+            "the same settings",
+            "Move these folders away, or give another --out.",
+        )
     check_folders(todo)
     out.mkdir(parents=True, exist_ok=True)
     if slurm is not False:
@@ -117,8 +132,11 @@ def sweep(file: Path, out: Path | None = None, seeds: list[Natural] = [0, 1, 2],
         except BaseException:
             executor.stop()
             summarise(runs, metric, out)
-            print(f"stopped: {sum(run.outcome('test') is not None for run in runs)} of {len(runs)} runs are "
-                  f"finished in {out}; the same command resumes", flush=True)
+            print(
+                f"stopped: {sum(run.outcome('test') is not None for run in runs)} of {len(runs)} runs are "
+                f"finished in {out}; the same command resumes",
+                flush=True,
+            )
             raise
     print(summarise(runs, metric, out))
     if any(run.axis or run.varied for run in runs):
@@ -126,6 +144,9 @@ def sweep(file: Path, out: Path | None = None, seeds: list[Natural] = [0, 1, 2],
 
         print(f"plot: {write_plot(runs, condense(runs, metric), metric, out)}")
     if problems:
-        raise ConfigError(file, f"{len(problems)} of {len(runs)} runs not finished: {problems}", "all runs finished",
-                          f"{out / 'failed.csv'} has the reasons. Correct them and run the sweep again: finished runs "
-                          "are kept.")
+        raise ConfigError(
+            file,
+            f"{len(problems)} of {len(runs)} runs not finished: {problems}",
+            "all runs finished",
+            f"{out / 'failed.csv'} has the reasons. Correct them and run the sweep again: finished runs are kept.",
+        )

@@ -24,15 +24,25 @@ def collect(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
         if (result := run.outcome("test")) is None:
             continue
         if metric not in result["metrics"]:
-            raise ConfigError(f"{run.result}: {metric}", sorted(result["metrics"]), "the sweep's metric",
-                              "Correct `metric` in the sweep file and run it again: finished runs are kept.")
+            raise ConfigError(
+                f"{run.result}: {metric}",
+                sorted(result["metrics"]),
+                "the sweep's metric",
+                "Correct `metric` in the sweep file and run it again: finished runs are kept.",
+            )
         value, fit = result["metrics"][metric], run.outcome("fit")
         resumed = (read_json(run.record) or {}).get("resumed", 0)
-        lines.append({"variant": run.variant, **({run.axis[0]: run.axis[1]} if run.axis else {}), "seed": run.seed,
-                      metric: float("nan") if value is None else value,
-                      "trainable": result["parameters"]["trainable"],
-                      # only the last part of a resumed training was timed
-                      "fit_seconds": fit["wall_s"] if fit and not resumed else ""})
+        lines.append(
+            {
+                "variant": run.variant,
+                **({run.axis[0]: run.axis[1]} if run.axis else {}),
+                "seed": run.seed,
+                metric: float("nan") if value is None else value,
+                "trainable": result["parameters"]["trainable"],
+                # only the last part of a resumed training was timed
+                "fit_seconds": fit["wall_s"] if fit and not resumed else "",
+            }
+        )
     return lines
 
 
@@ -44,13 +54,19 @@ def condense(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
     for variant, value in dict.fromkeys((run.variant, run.axis and run.axis[1]) for run in runs):
         mine = [line for line in lines if line["variant"] == variant and line.get(axis) == value]
         values, seconds = [100 * line[metric] for line in mine], [line["fit_seconds"] for line in mine]
-        table.append({
-            "variant": variant, **({axis: "" if value is None else value} if axis else {}), "metric": metric,
-            "mean": round(statistics.mean(values), 4) if values else "",
-            "std": round(statistics.stdev(values), 4) if len(values) > 1 else "", "n": len(values),
-            "values": " ".join(f"{value:.4f}" for value in values),
-            "trainable": mine[0]["trainable"] if mine else "",
-            "fit_seconds": round(statistics.mean(seconds), 1) if seconds and "" not in seconds else ""})
+        table.append(
+            {
+                "variant": variant,
+                **({axis: "" if value is None else value} if axis else {}),
+                "metric": metric,
+                "mean": round(statistics.mean(values), 4) if values else "",
+                "std": round(statistics.stdev(values), 4) if len(values) > 1 else "",
+                "n": len(values),
+                "values": " ".join(f"{value:.4f}" for value in values),
+                "trainable": mine[0]["trainable"] if mine else "",
+                "fit_seconds": round(statistics.mean(seconds), 1) if seconds and "" not in seconds else "",
+            }
+        )
     return table
 
 
@@ -78,9 +94,16 @@ def markdown(runs: list[SweepRun], metric: str) -> str:
         rows = [["variant", f"{metric} (mean ± std)", "n", "per seed", "trainable", "fit, s"], ["---"] * 6]
         for line in table:
             each = ", ".join(f"{float(value):.1f}" for value in line["values"].split())
-            rows.append([line["variant"], mean_text(line), str(line["n"]), each,
-                         f"{line['trainable']:,}" if line["n"] else "",
-                         "" if line["fit_seconds"] == "" else f"{line['fit_seconds']:.0f}"])
+            rows.append(
+                [
+                    line["variant"],
+                    mean_text(line),
+                    str(line["n"]),
+                    each,
+                    f"{line['trainable']:,}" if line["n"] else "",
+                    "" if line["fit_seconds"] == "" else f"{line['fit_seconds']:.0f}",
+                ]
+            )
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
     values = list(dict.fromkeys(line[axis] for line in table))
     values.sort(key=lambda value: value != "")  # variants without the axis stand first
@@ -89,10 +112,16 @@ def markdown(runs: list[SweepRun], metric: str) -> str:
     for variant in dict.fromkeys(line["variant"] for line in table):
         mine = {line[axis]: line for line in table if line["variant"] == variant}
         counts = [line["trainable"] for line in mine.values() if line["n"]]
-        rows.append([variant, *(f"{mean_text(mine[value])} ({mine[value]['n']})" if value in mine else ""
-                            for value in values), f"{counts[0]:,}" if counts else ""])
+        rows.append(
+            [
+                variant,
+                *(f"{mean_text(mine[value])} ({mine[value]['n']})" if value in mine else "" for value in values),
+                f"{counts[0]:,}" if counts else "",
+            ]
+        )
     return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (
-        f"\n{metric}, %: mean ± standard deviation (number of seeds)\n")
+        f"\n{metric}, %: mean ± standard deviation (number of seeds)\n"
+    )
 
 
 def summarise(runs: list[SweepRun], metric: str, out: Path) -> str:
@@ -114,9 +143,17 @@ def summarise(runs: list[SweepRun], metric: str, out: Path) -> str:
 
 def write_failures(runs: list[SweepRun], problems: dict[str, str], out: Path) -> None:
     """Write failed.csv, a line for each run that failed or did not finish; no such run, no file."""
-    lines = [{"variant": run.variant, **({run.axis[0]: run.axis[1]} if run.axis else {}), "seed": run.seed,
-              **(read_json(run.failure) or {"reason": problems.get(run.name)}), "log": run.log}
-             for run in runs if run.failure.exists() or run.name in problems]
+    lines = [
+        {
+            "variant": run.variant,
+            **({run.axis[0]: run.axis[1]} if run.axis else {}),
+            "seed": run.seed,
+            **(read_json(run.failure) or {"reason": problems.get(run.name)}),
+            "log": run.log,
+        }
+        for run in runs
+        if run.failure.exists() or run.name in problems
+    ]
     path = out / "failed.csv"
     if lines:
         write_csv(path, [*columns_of(runs), "stage", "code", "reason", "log"], lines)

@@ -53,8 +53,9 @@ def refuse_without_binding(**arguments: Any) -> None:
             raise ArgumentError(name, value, "nothing with `binding: none`", "Choose a binding.")
 
 
-def settings_of(binding: Binding, objects: int | None, offscreen_sounds: int | None, noise: float, classes: int,
-                alone: bool) -> Settings | BoundSettings:
+def settings_of(
+    binding: Binding, objects: int | None, offscreen_sounds: int | None, noise: float, classes: int, alone: bool
+) -> Settings | BoundSettings:
     """Settings of either world from the arguments of a dataset.
 
     Raises:
@@ -71,7 +72,7 @@ def settings_of(binding: Binding, objects: int | None, offscreen_sounds: int | N
 
 def names_of(settings: Settings | BoundSettings) -> tuple[str, ...]:
     """Names of a dataset's categories."""
-    return settings.names if isinstance(settings, BoundSettings) else CATEGORIES[:settings.classes]
+    return settings.names if isinstance(settings, BoundSettings) else CATEGORIES[: settings.classes]
 
 
 def clip_scene(seed: int, index: int, settings: Settings | BoundSettings) -> Scene | BoundScene:
@@ -88,8 +89,12 @@ def _write(job: tuple[Path, Scene | BoundScene, Callable[[Path, Any], None]]) ->
         write(path, scene)
 
 
-def write_dataset(root: Path, scenes: dict[str, Scene] | dict[str, BoundScene], workers: int = 2,
-                  write: Callable[[Path, Any], None] = write_video) -> None:
+def write_dataset(
+    root: Path,
+    scenes: dict[str, Scene] | dict[str, BoundScene],
+    workers: int = 2,
+    write: Callable[[Path, Any], None] = write_video,
+) -> None:
     """Write `root`/scenes.jsonl and render each scene that has no file yet into `root`/videos/<id>.mp4.
 
     Args:
@@ -104,8 +109,12 @@ def write_dataset(root: Path, scenes: dict[str, Scene] | dict[str, BoundScene], 
     (root / "videos").mkdir(parents=True, exist_ok=True)
     side = "".join(json.dumps({"id": clip, **scene.as_dict()}) + "\n" for clip, scene in scenes.items())
     if (root / "scenes.jsonl").is_file() and (root / "scenes.jsonl").read_text(encoding="utf-8") != side:
-        raise DatasetError(root, "another synthetic dataset", "an empty folder, or the same arguments as before",
-                           "Choose another folder or remove this one.")
+        raise DatasetError(
+            root,
+            "another synthetic dataset",
+            "an empty folder, or the same arguments as before",
+            "Choose another folder or remove this one.",
+        )
     (root / "scenes.jsonl").write_text(side, encoding="utf-8")
     jobs = [(root / "videos" / f"{clip}.mp4", scene, write) for clip, scene in scenes.items()]
     with ProcessPoolExecutor(workers, initializer=begin_worker) as pool:
@@ -162,15 +171,16 @@ def synthesize(
     settings = settings_of(binding, objects, offscreen_sounds, noise, classes, alone)
     names = names_of(settings)
     if videos < 5 * classes:
-        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split",
-                            "Ask for more.")
+        raise ArgumentError(
+            "videos", videos, f"at least {5 * classes}, one of each class in each split", "Ask for more."
+        )
     root = Path(root)
     ids = [f"world{seed:03d}{index:06d}" for index in range(videos)]
     scenes = [clip_scene(seed, index, settings) for index in range(videos)]
     write_dataset(root, dict(zip(ids, scenes)), workers)
     rows = []
     for clip, scene in zip(ids, scenes):
-        (category, start, end), = scene.events()
+        ((category, start, end),) = scene.events()
         rows.append(f"{names[category]}&{clip}&good&{start}&{end}")
     (root / "Annotations.txt").write_text("\n".join([HEADER, *sorted(rows)]) + "\n", encoding="utf-8")
     (root / "categories.txt").write_text("\n".join(names) + "\n", encoding="utf-8")

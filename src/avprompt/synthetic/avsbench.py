@@ -41,7 +41,7 @@ def draw_scene(rng: np.random.Generator, setting: Setting, settings: Settings, c
     least, most = SOUNDING[setting]
     others = [int(c) for c in rng.permutation(settings.classes) if c != category]
     count = int(rng.integers(least, most + 1))
-    sounding, silent = [category, *others[:count - 1]], others[count - 1:][:settings.silent_objects]
+    sounding, silent = [category, *others[: count - 1]], others[count - 1 :][: settings.silent_objects]
 
     def span(least: int) -> tuple[int, int]:
         return (0, SECONDS) if setting == "s4" else draw_interval(rng, seconds=SECONDS, least=least)
@@ -133,11 +133,16 @@ def synthesize(
     settings = settings_of(binding, objects, 0 if binding == "none" else offscreen_sounds, noise, classes, alone)
     names, most = names_of(settings), SOUNDING[setting][1]
     if isinstance(settings, Settings) and most + settings.silent_objects > classes:
-        raise ArgumentError("objects", 1 + settings.silent_objects, f"at most {classes - most + 1}: all categories of a "
-                            "scene differ", "Lower it or raise classes.")
+        raise ArgumentError(
+            "objects",
+            1 + settings.silent_objects,
+            f"at most {classes - most + 1}: all categories of a scene differ",
+            "Lower it or raise classes.",
+        )
     if videos < 5 * classes:
-        raise ArgumentError("videos", videos, f"at least {5 * classes}, one of each class in each split",
-                            "Ask for more.")
+        raise ArgumentError(
+            "videos", videos, f"at least {5 * classes}, one of each class in each split", "Ask for more."
+        )
     if size < 1:
         raise ArgumentError("size", size, "at least 1", "Choose another value.")
     root, layout, scenes, rows = Path(root), LAYOUTS[setting], {}, []

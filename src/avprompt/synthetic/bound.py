@@ -55,8 +55,10 @@ def counts(binding: Binding, objects: int | None, offscreen_sounds: int | None) 
     (1, 1)
     """
     check_choice("binding", binding, tuple(DEFAULTS))
-    return (DEFAULTS[binding][0] if objects is None else objects,
-            DEFAULTS[binding][1] if offscreen_sounds is None else offscreen_sounds)
+    return (
+        DEFAULTS[binding][0] if objects is None else objects,
+        DEFAULTS[binding][1] if offscreen_sounds is None else offscreen_sounds,
+    )
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,31 @@ class BoundSettings:
         object.__setattr__(self, "objects", objects)
         object.__setattr__(self, "offscreen_sounds", offscreen)
         most = len(CONTOURS if self.binding == "v2a" else CATEGORIES)
-        for name, value, least, limit in (("classes", self.classes, 2, most), ("noise", self.noise, 0, 1),
-                                          ("objects", objects, 1, len(COLOURS)),
-                                          ("offscreen_sounds", offscreen, 0, len(COLOURS) - 1)):
+        for name, value, least, limit in (
+            ("classes", self.classes, 2, most),
+            ("noise", self.noise, 0, 1),
+            ("objects", objects, 1, len(COLOURS)),
+            ("offscreen_sounds", offscreen, 0, len(COLOURS) - 1),
+        ):
             if not least <= value <= limit:
                 raise ArgumentError(name, value, f"{least} to {limit}", "Choose another number.")
         if objects + offscreen + (self.binding == "time") > len(COLOURS):
-            raise ArgumentError("objects, offscreen_sounds", f"{objects}, {offscreen}",
-                                f"at most {len(COLOURS) - (self.binding == 'time')} together: colours differ",
-                                "Lower one of them.")
+            raise ArgumentError(
+                "objects, offscreen_sounds",
+                f"{objects}, {offscreen}",
+                f"at most {len(COLOURS) - (self.binding == 'time')} together: colours differ",
+                "Lower one of them.",
+            )
         if self.labels is None:
             object.__setattr__(self, "labels", tuple(range(self.classes)))
         crowd, what = (offscreen + 1, "sounds") if self.binding == "v2a" else (objects, "objects")
         if crowd > self.classes:
-            raise ArgumentError("classes", self.classes, f"at least {crowd}: the labels of the {what} of a scene "
-                                "differ", "Raise it, or ask for fewer.")
+            raise ArgumentError(
+                "classes",
+                self.classes,
+                f"at least {crowd}: the labels of the {what} of a scene differ",
+                "Raise it, or ask for fewer.",
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -193,8 +205,12 @@ class BoundScene:
     def pairs(self) -> list[tuple[BoundObject, BoundSound, int, int]]:
         """Objects and sounds that belong together, and the seconds [start, end) in which both last, in order of
         time."""
-        found = [(thing, sound, max(thing.start, sound.start), min(thing.end, sound.end))
-                 for thing in self.objects for sound in self.sounds if sound.matches(thing)]
+        found = [
+            (thing, sound, max(thing.start, sound.start), min(thing.end, sound.end))
+            for thing in self.objects
+            for sound in self.sounds
+            if sound.matches(thing)
+        ]
         return sorted((pair for pair in found if pair[2] < pair[3]), key=lambda pair: pair[2:])
 
     def label(self, thing: BoundObject, sound: BoundSound) -> int:
@@ -210,8 +226,11 @@ class BoundScene:
         if not self.settings.alone:
             return self
         pairs = self.pairs()
-        return replace(self, objects=tuple(o for o in self.objects if any(o is thing for thing, *_ in pairs)),
-                       sounds=tuple(s for s in self.sounds if any(s is sound for _, sound, *_ in pairs)))
+        return replace(
+            self,
+            objects=tuple(o for o in self.objects if any(o is thing for thing, *_ in pairs)),
+            sounds=tuple(s for s in self.sounds if any(s is sound for _, sound, *_ in pairs)),
+        )
 
     def frames(self, seconds: int | None = None) -> list[np.ndarray]:
         """Pictures uint8 (96, 96, 3), 4 a second."""
@@ -240,7 +259,7 @@ class BoundScene:
                 wave[first:last] += sound.level * render_sound(sound, last - first, np.random.default_rng(seed))
         wave = reverberate(wave, self.settings.noise, rng)
         wave += rng.normal(0, 0.04 * self.settings.noise, length)
-        return wave[:(seconds or self.seconds) * SAMPLE_RATE].clip(-1, 1).astype(np.float32)
+        return wave[: (seconds or self.seconds) * SAMPLE_RATE].clip(-1, 1).astype(np.float32)
 
     def mask(self, time: float) -> np.ndarray:
         """Mask bool (96, 96) of the visible part of every object whose sound is audible at `time` seconds."""
@@ -312,8 +331,9 @@ def render_sound(sound: BoundSound, samples: int, rng: np.random.Generator) -> n
         phase = two_pi * centre * np.cumsum(np.exp2(octaves)) / SAMPLE_RATE
     if contour == "hiss":  # noise around the centre: slowly varying amplitude and phase
         knots = max(2, samples // 120)
-        slow = [np.interp(np.linspace(0, 1, samples), np.linspace(0, 1, knots), rng.normal(size=knots))
-                for _ in range(2)]
+        slow = [
+            np.interp(np.linspace(0, 1, samples), np.linspace(0, 1, knots), rng.normal(size=knots)) for _ in range(2)
+        ]
         carrier = slow[0] * np.cos(phase) + slow[1] * np.sin(phase)
     else:
         carrier = 0.8 * np.sin(phase) + 0.2 * np.sin(1.06 * phase)
@@ -329,14 +349,20 @@ def reverberate(wave: np.ndarray, noise: float, rng: np.random.Generator) -> np.
     tail = int(0.3 * SAMPLE_RATE)
     decay = np.exp(-np.arange(tail) / (SAMPLE_RATE * rng.uniform(0.03, 0.1)))
     echo = rng.normal(size=tail) * decay
-    echo /= np.sqrt((echo ** 2).sum())
+    echo /= np.sqrt((echo**2).sum())
     length = 1 << (len(wave) + tail - 1).bit_length()
-    wet = np.fft.irfft(np.fft.rfft(wave, length) * np.fft.rfft(echo, length), length)[:len(wave)]
+    wet = np.fft.irfft(np.fft.rfft(wave, length) * np.fft.rfft(echo, length), length)[: len(wave)]
     return (1 - noise / 2) * wave + noise / 2 * wet
 
 
-def draw_objects(rng: np.random.Generator, settings: BoundSettings, label: int, colours: Sequence[int],
-                 seconds: int, columns: Sequence[float] | None = None) -> list[BoundObject]:
+def draw_objects(
+    rng: np.random.Generator,
+    settings: BoundSettings,
+    label: int,
+    colours: Sequence[int],
+    seconds: int,
+    columns: Sequence[float] | None = None,
+) -> list[BoundObject]:
     """Objects of the given colours; in `a2v` and `time` the first has the shape `label`, and all shapes differ.
 
     Args:
@@ -359,8 +385,9 @@ def draw_objects(rng: np.random.Generator, settings: BoundSettings, label: int, 
         velocity = tuple(float(v) for v in rng.uniform(-3, 3, 2))
         for _ in range(50):
             position = tuple(float(v) for v in rng.uniform(radius + 1, SIZE - radius - 1, 2))
-            if all(np.hypot(position[0] - o.position[0], position[1] - o.position[1]) > radius + o.radius
-                   for o in made):
+            if all(
+                np.hypot(position[0] - o.position[0], position[1] - o.position[1]) > radius + o.radius for o in made
+            ):
                 break
         if columns is not None:
             position, velocity = (float(columns[place]), position[1]), (0.0, velocity[1])
@@ -368,9 +395,15 @@ def draw_objects(rng: np.random.Generator, settings: BoundSettings, label: int, 
     return made
 
 
-def draw_bound(rng: np.random.Generator, settings: BoundSettings, label: int | None = None,
-               spans: Sequence[tuple[int, int]] | None = None, unseen: int | None = None, seconds: int = SECONDS,
-               columns: Sequence[float] | None = None) -> BoundScene:
+def draw_bound(
+    rng: np.random.Generator,
+    settings: BoundSettings,
+    label: int | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
+    unseen: int | None = None,
+    seconds: int = SECONDS,
+    columns: Sequence[float] | None = None,
+) -> BoundScene:
     """Draw a scene.
 
     Args:
@@ -393,12 +426,13 @@ def draw_bound(rng: np.random.Generator, settings: BoundSettings, label: int | N
     spans = [(0, seconds)] if spans is None else list(spans)
     needed = len(spans) - (unseen is not None)
     if needed > settings.objects:
-        raise ArgumentError("objects", settings.objects, f"at least {needed}, one for each sound that is seen",
-                            "Raise it.")
+        raise ArgumentError(
+            "objects", settings.objects, f"at least {needed}, one for each sound that is seen", "Raise it."
+        )
     label = int(rng.choice(settings.labels)) if label is None else label
     colours = [int(c) for c in rng.permutation(len(COLOURS))]
-    objects = draw_objects(rng, settings, label, colours[:settings.objects], seconds, columns)
-    free = colours[settings.objects:]
+    objects = draw_objects(rng, settings, label, colours[: settings.objects], seconds, columns)
+    free = colours[settings.objects :]
     if settings.binding == "v2a":
         contours = [label, *(int(c) for c in rng.permutation(settings.labels) if c != label)]
     else:
@@ -412,8 +446,11 @@ def draw_bound(rng: np.random.Generator, settings: BoundSettings, label: int | N
             timbre, pitch = thing.colour, thing.size
         sounds.append(BoundSound(contours.pop(0), timbre, pitch, float(rng.uniform(0.12, 0.25)), start, end))
     for _ in range(settings.offscreen_sounds):
-        sounds.append(BoundSound(contours.pop(0), free.pop(), int(rng.integers(len(PITCHES))),
-                                 float(rng.uniform(0.12, 0.25)), 0, seconds))
+        sounds.append(
+            BoundSound(
+                contours.pop(0), free.pop(), int(rng.integers(len(PITCHES))), float(rng.uniform(0.12, 0.25)), 0, seconds
+            )
+        )
     order = rng.permutation(len(objects))  # what lies in front says nothing
     return BoundScene(int(rng.integers(2**31)), tuple(objects[i] for i in order), tuple(sounds), settings, seconds)
 
@@ -457,7 +494,7 @@ def spectrogram(wave: np.ndarray) -> np.ndarray:
     """Picture uint8 (96, 96, 3) of a sound (samples,): time to the right, 0 to 8 kHz upwards in steps of 83 Hz."""
     window = 192
     starts = np.linspace(0, len(wave) - window, SIZE).astype(int)
-    pieces = np.stack([wave[start:start + window] for start in starts]) * np.hanning(window)
+    pieces = np.stack([wave[start : start + window] for start in starts]) * np.hanning(window)
     level = 20 * np.log10(np.abs(np.fft.rfft(pieces)[:, 1:]).T[::-1] + 1e-4)
     return np.repeat((255 * ((level + 40) / 60).clip(0, 1)).astype(np.uint8)[..., None], 3, 2)
 

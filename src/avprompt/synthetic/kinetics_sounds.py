@@ -32,8 +32,10 @@ def action_scene(seed: int, index: int, settings: Settings | BoundSettings) -> S
     scene = draw_scene(rng, settings, category=index % settings.classes)
 
     def spans(parts: list[Thing] | list[Sound]) -> list[Thing] | list[Sound]:
-        return [replace(part, start=0, end=SECONDS) if place == 0 or rng.random() < 0.5 else part
-                for place, part in enumerate(parts)]
+        return [
+            replace(part, start=0, end=SECONDS) if place == 0 or rng.random() < 0.5 else part
+            for place, part in enumerate(parts)
+        ]
 
     return replace(scene, things=spans(scene.things), sounds=spans(scene.sounds))
 
@@ -79,8 +81,9 @@ def synthesize(
     settings = settings_of(binding, objects, offscreen_sounds, noise, classes, alone)
     names = names_of(settings)
     if not 5 * classes <= videos <= 1_000_000:
-        raise ArgumentError("videos", videos, f"{5 * classes} (one of each class in each split) to 1000000",
-                            "Choose another number.")
+        raise ArgumentError(
+            "videos", videos, f"{5 * classes} (one of each class in each split) to 1000000", "Choose another number."
+        )
     if not 0 <= seed < 1000:
         raise ArgumentError("seed", seed, "0 to 999, because ids contain it", "Choose another seed.")
     root = Path(root)

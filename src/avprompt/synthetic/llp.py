@@ -30,7 +30,7 @@ def parsing_scene(seed: int, index: int, settings: Settings | BoundSettings) -> 
     by_band = {category % len(BANDS): category}
     for other in rng.permutation(settings.classes):
         by_band.setdefault(int(other) % len(BANDS), int(other))
-    chosen = list(by_band.values())[:int(rng.integers(1, 4))]
+    chosen = list(by_band.values())[: int(rng.integers(1, 4))]
     kinds = {c: KINDS[rng.integers(len(KINDS))] for c in chosen}
     things = [draw_thing(rng, settings, c, draw_interval(rng)) for c in chosen if "visual" in kinds[c]]
     sounds = [draw_sound(rng, c, draw_interval(rng)) for c in chosen if "audio" in kinds[c]]
@@ -44,11 +44,15 @@ def parts(scene: Scene | BoundScene) -> dict[str, list[tuple[int, int, int]]]:
     and the object visible while it is in view. The others are background.
     """
     if isinstance(scene, Scene):
-        return {kind: [(part.category, part.start, part.end) for part in those]
-                for kind, those in (("audio", scene.sounds), ("visual", scene.things))}
+        return {
+            kind: [(part.category, part.start, part.end) for part in those]
+            for kind, those in (("audio", scene.sounds), ("visual", scene.things))
+        }
     pairs = scene.pairs()
-    return {"audio": [(scene.label(o, s), s.start, s.end) for o, s, *_ in pairs],
-            "visual": [(scene.label(o, s), o.start, o.end) for o, s, *_ in pairs]}
+    return {
+        "audio": [(scene.label(o, s), s.start, s.end) for o, s, *_ in pairs],
+        "visual": [(scene.label(o, s), o.start, o.end) for o, s, *_ in pairs],
+    }
 
 
 def _table(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
@@ -101,8 +105,9 @@ def synthesize(
         settings = BoundSettings(binding, objects, offscreen_sounds, noise, classes, alone)
     names = names_of(settings)
     if not 5 * classes <= videos <= 100_000:
-        raise ArgumentError("videos", videos, f"{5 * classes} (one of each class in each split) to 100000",
-                            "Choose another number.")
+        raise ArgumentError(
+            "videos", videos, f"{5 * classes} (one of each class in each split) to 100000", "Choose another number."
+        )
     if not 0 <= seed < 1000:
         raise ArgumentError("seed", seed, "0 to 999, because ids contain it", "Choose another seed.")
     root = Path(root)

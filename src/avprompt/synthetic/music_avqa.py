@@ -56,24 +56,38 @@ def draw_scene(rng: np.random.Generator, classes: int = 8, noise: float = 0.3) -
     """Draw a scene of one to three objects and one or two sounds."""
     settings = Settings(classes, noise=noise)
     order = [int(category) for category in rng.permutation(classes)]
-    seen = order[:int(rng.choice(3, p=(0.2, 0.4, 0.4))) + 1]
+    seen = order[: int(rng.choice(3, p=(0.2, 0.4, 0.4))) + 1]
     if len(seen) > 1 and rng.random() < 0.3:
         seen[1] = seen[0]
     spans = {category: (0, SECONDS) if rng.random() < 0.5 else draw_interval(rng) for category in order}
     things = []
     for category, column in zip(seen, rng.permutation(list(COLUMNS.values()))):
         position = float(column + rng.uniform(-2, 2)), float(rng.uniform(settings.radius[1], SIZE - settings.radius[1]))
-        things.append(Thing(category, int(rng.integers(len(COLOURS))), float(rng.uniform(*settings.radius)), position,
-                            (0.0, float(rng.uniform(-6, 6))), *spans[category]))
+        things.append(
+            Thing(
+                category,
+                int(rng.integers(len(COLOURS))),
+                float(rng.uniform(*settings.radius)),
+                position,
+                (0.0, float(rng.uniform(-6, 6))),
+                *spans[category],
+            )
+        )
     heard: list[int] = []
     for _ in range(2 if rng.random() < 0.7 else 1):
         free = [category for category in order if all(category % 4 != other % 4 for other in heard)]
         inside, outside = ([c for c in free if (c in seen) is wanted] for wanted in (True, False))
         heard.append(int(rng.choice(inside if inside and (rng.random() < 0.75 or not outside) else outside)))
     levels = rng.permutation([rng.uniform(*QUIET), rng.uniform(*LOUD)])
-    sounds = [Sound(category, float(rng.uniform(0.94, 1.06)), float(level),
-                    *(_touching(rng, spans[category]) if category in seen else draw_interval(rng)))
-              for category, level in zip(heard, levels)]
+    sounds = [
+        Sound(
+            category,
+            float(rng.uniform(0.94, 1.06)),
+            float(level),
+            *(_touching(rng, spans[category]) if category in seen else draw_interval(rng)),
+        )
+        for category, level in zip(heard, levels)
+    ]
     return Scene(int(rng.integers(2**31)), things, sounds, noise)
 
 
@@ -89,14 +103,17 @@ def _place(thing: Thing) -> str:
 def _beside(things: list[Thing], thing: Thing, side: str) -> list[Thing]:
     """The neighbour of `thing` on one side, as a list of one or no object; `things` are ordered from left to right."""
     place = things.index(thing)
-    return things[max(place - 1, 0):place] if side == "left" else things[place + 1:place + 2]
+    return things[max(place - 1, 0) : place] if side == "left" else things[place + 1 : place + 2]
 
 
 def _ends(values: dict[int, int]) -> dict[str, int]:
     """`first` and `last` -> the key with the smallest and the largest value, if it is unique."""
     found = {"first": min(values.values(), default=0), "last": max(values.values(), default=0)}
-    return {name: keys[0] for name, value in found.items()
-            if len(keys := [key for key in values if values[key] == value]) == 1}
+    return {
+        name: keys[0]
+        for name, value in found.items()
+        if len(keys := [key for key in values if values[key] == value]) == 1
+    }
 
 
 def ask(group: str, kind: str, question: str, answer: bool | int | str, *values: str) -> Asked:
@@ -125,8 +142,13 @@ def bound_candidates(scene: BoundScene) -> Iterator[Asked]:
     pairs = scene.pairs()
     sounding = {"first": pairs[0][0], "last": pairs[-1][0]}
     for ordinal, (thing, sound, *_) in zip(("first", "second"), pairs):
-        yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
-                  names[scene.label(thing, sound)], ordinal)
+        yield ask(
+            "Audio-Visual",
+            "Temporal",
+            "What is the <TH> instrument that comes in?",
+            names[scene.label(thing, sound)],
+            ordinal,
+        )
     if scene.settings.binding == "v2a":
         heard = {sound.contour for sound in scene.sounds}
         for contour in scene.settings.labels:
@@ -136,23 +158,45 @@ def bound_candidates(scene: BoundScene) -> Iterator[Asked]:
     for end, thing in sounding.items():
         yield ask("Audio-Visual", "Location", "Where is the <FL> sounding instrument?", _place(thing), end)
         for other in things:
-            yield ask("Audio-Visual", "Location", "Is the <FL> sound coming from the <LR> instrument?", other is thing,
-                      end, _place(other))
+            yield ask(
+                "Audio-Visual",
+                "Location",
+                "Is the <FL> sound coming from the <LR> instrument?",
+                other is thing,
+                end,
+                _place(other),
+            )
         for side in ("left", "right"):
             for beside in _beside(things, thing, side):
-                yield ask("Audio-Visual", "Location", "What is the <LR> instrument of the <FL> sounding instrument?",
-                          names[beside.shape], side, end)
+                yield ask(
+                    "Audio-Visual",
+                    "Location",
+                    "What is the <LR> instrument of the <FL> sounding instrument?",
+                    names[beside.shape],
+                    side,
+                    end,
+                )
     throughout = [thing for thing, sound, *_ in pairs if (sound.start, sound.end) == (0, scene.seconds)]
     for thing in things:
-        yield ask("Audio-Visual", "Existential", "Is the <Object> in the video always playing?",
-                  any(thing is one for one in throughout), names[thing.shape])
+        yield ask(
+            "Audio-Visual",
+            "Existential",
+            "Is the <Object> in the video always playing?",
+            any(thing is one for one in throughout),
+            names[thing.shape],
+        )
         yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", True, names[thing.shape])
     for absent in sorted(set(scene.settings.labels) - {thing.shape for thing in things}):
         yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", False, names[absent])
     if len(things) > 1:
         for end, place in (("leftest", 0), ("rightest", -1)):
-            yield ask("Visual", "Location", "What kind of instrument is the <LRer> instrument? ",
-                      names[things[place].shape], end)
+            yield ask(
+                "Visual",
+                "Location",
+                "What kind of instrument is the <LRer> instrument? ",
+                names[things[place].shape],
+                end,
+            )
 
 
 def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iterator[Asked]:
@@ -179,55 +223,102 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
         names, (one, two) = [CATEGORIES[c] for c in heard], scene.sounds
         yield ask("Audio", "Counting", "Are there <Object> and <Object> sound? ", True, *pair(*heard))
         for order in (1, -1):
-            yield ask("Audio", "Comparative", "Is the <Object> louder than the <Object>?",
-                      order * (one.level - two.level) > 0, *names[::order])
+            yield ask(
+                "Audio",
+                "Comparative",
+                "Is the <Object> louder than the <Object>?",
+                order * (one.level - two.level) > 0,
+                *names[::order],
+            )
             longer = (one.end - one.start) - (two.end - two.start)
             if abs(longer) >= 2:
-                yield ask("Audio", "Comparative", "Is the <Object> playing longer than the <Object>?",
-                          order * longer > 0, *names[::order])
+                yield ask(
+                    "Audio",
+                    "Comparative",
+                    "Is the <Object> playing longer than the <Object>?",
+                    order * longer > 0,
+                    *names[::order],
+                )
 
     for category in (present, absent):
         number = sum(t.category == category for t in things)
         yield ask("Visual", "Counting", "How many <Object> are in the entire video?", number, CATEGORIES[category])
         yield ask("Visual", "Counting", "Is there a <Object> in the entire video?", number > 0, CATEGORIES[category])
     yield ask("Visual", "Counting", "How many types of musical instruments appeared in the entire video?", len(seen))
-    yield ask("Visual", "Counting", "Are there <Object> and <Object> instruments in the video?", False,
-              *pair(present, absent))
+    yield ask(
+        "Visual", "Counting", "Are there <Object> and <Object> instruments in the video?", False, *pair(present, absent)
+    )
     if len(seen) > 1:
-        yield ask("Visual", "Counting", "Are there <Object> and <Object> instruments in the video?", True,
-                  *pair(*rng.choice(seen, 2, replace=False)))
+        yield ask(
+            "Visual",
+            "Counting",
+            "Are there <Object> and <Object> instruments in the video?",
+            True,
+            *pair(*rng.choice(seen, 2, replace=False)),
+        )
         for end, place in (("leftest", 0), ("rightest", -1)):
-            yield ask("Visual", "Location", "What kind of instrument is the <LRer> instrument? ",
-                      CATEGORIES[things[place].category], end)
+            yield ask(
+                "Visual",
+                "Location",
+                "What kind of instrument is the <LRer> instrument? ",
+                CATEGORIES[things[place].category],
+                end,
+            )
     if len(things) == 1:
         yield ask("Visual", "Location", "What kind of musical instrument is it?", CATEGORIES[seen[0]])
 
     for side in ("left", "right"):
         for category, thing in alone.items():
             for beside in _beside(things, thing, side):
-                yield ask("Visual", "Location", "What is the instrument on the <LR> of <Object>?",
-                          CATEGORIES[beside.category], side, CATEGORIES[category])
+                yield ask(
+                    "Visual",
+                    "Location",
+                    "What is the instrument on the <LR> of <Object>?",
+                    CATEGORIES[beside.category],
+                    side,
+                    CATEGORIES[category],
+                )
         # of two objects only one has a neighbour on that side, which answers the question without sound
         for end, category in first_and_last.items() if len(things) > 2 else ():
             for beside in _beside(things, alone[category], side):
-                yield ask("Audio-Visual", "Location", "What is the <LR> instrument of the <FL> sounding instrument?",
-                          CATEGORIES[beside.category], side, end)
+                yield ask(
+                    "Audio-Visual",
+                    "Location",
+                    "What is the <LR> instrument of the <FL> sounding instrument?",
+                    CATEGORIES[beside.category],
+                    side,
+                    end,
+                )
 
     for category in (c for c in alone if c in sounds):
         thing, sound = alone[category], sounds[category]
-        yield ask("Audio-Visual", "Existential", "Is the <Object> in the video always playing?",
-                  sound.start <= thing.start and thing.end <= sound.end, CATEGORIES[category])
+        yield ask(
+            "Audio-Visual",
+            "Existential",
+            "Is the <Object> in the video always playing?",
+            sound.start <= thing.start and thing.end <= sound.end,
+            CATEGORIES[category],
+        )
     yield ask("Audio-Visual", "Existential", "Is there a voiceover?", any(c not in seen for c in heard))
     if len(things) == len(heard) == 1:
         yield ask("Audio-Visual", "Existential", "Is this sound from the instrument in the video?", seen == heard)
 
     yield ask("Audio-Visual", "Counting", "How many instruments are sounding in the video?", len(sounding))
     yield ask("Audio-Visual", "Counting", "How many types of musical instruments sound in the video?", len(onsets))
-    yield ask("Audio-Visual", "Counting", "How many instruments in the video did not sound from beginning to end?",
-              len(things) - len(sounding))
+    yield ask(
+        "Audio-Visual",
+        "Counting",
+        "How many instruments in the video did not sound from beginning to end?",
+        len(things) - len(sounding),
+    )
     for category in seen:
-        yield ask("Audio-Visual", "Counting", "How many sounding <Object> in the video？",
-                  sum(t.category == category for t in sounding), CATEGORIES[category])
+        yield ask(
+            "Audio-Visual",
+            "Counting",
+            "How many sounding <Object> in the video？",
+            sum(t.category == category for t in sounding),
+            CATEGORIES[category],
+        )
 
     if len(heard) == 2:
         by_level = sorted(heard, key=lambda c: sounds[c].level)
@@ -236,28 +327,55 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
                 yield ask("Audio-Visual", "Location", "Where is the <LL> instrument?", _place(alone[category]), end)
         for end, category in _ends({c: s.start for c, s in sounds.items()}).items():
             for thing in things:
-                yield ask("Audio-Visual", "Location", "Is the <FL> sound coming from the <LR> instrument?",
-                          thing.category == category, end, _place(thing))
+                yield ask(
+                    "Audio-Visual",
+                    "Location",
+                    "Is the <FL> sound coming from the <LR> instrument?",
+                    thing.category == category,
+                    end,
+                    _place(thing),
+                )
         if "first" in first_and_last:
-            yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
-                      CATEGORIES[first_and_last["first"]], "first")
+            yield ask(
+                "Audio-Visual",
+                "Temporal",
+                "What is the <TH> instrument that comes in?",
+                CATEGORIES[first_and_last["first"]],
+                "first",
+            )
             if len(onsets) == 2:
-                yield ask("Audio-Visual", "Temporal", "What is the <TH> instrument that comes in?",
-                          CATEGORIES[_ends(onsets)["last"]], "second")
+                yield ask(
+                    "Audio-Visual",
+                    "Temporal",
+                    "What is the <TH> instrument that comes in?",
+                    CATEGORIES[_ends(onsets)["last"]],
+                    "second",
+                )
     if len(things) > 1:
         for end, category in first_and_last.items():
-            yield ask("Audio-Visual", "Temporal", "Where is the <FL> sounding instrument?", _place(alone[category]),
-                      end)
+            yield ask(
+                "Audio-Visual", "Temporal", "Where is the <FL> sounding instrument?", _place(alone[category]), end
+            )
 
     levels = [sounds[t.category].level if t in sounding else 0.0 for t in things]
     for one, two in ((o, t) for o in range(len(things)) for t in range(len(things)) if levels[o] != levels[t]):
-        yield ask("Audio-Visual", "Comparative",
-                  "Is the instrument on the <LR> louder than the instrument on the <LR>?", levels[one] > levels[two],
-                  _place(things[one]), _place(things[two]))
+        yield ask(
+            "Audio-Visual",
+            "Comparative",
+            "Is the instrument on the <LR> louder than the instrument on the <LR>?",
+            levels[one] > levels[two],
+            _place(things[one]),
+            _place(things[two]),
+        )
 
 
-def questions(scenes: dict[str, Scene] | dict[str, BoundScene], per_video: int = 4, seed: int = 0, classes: int = 8,
-              kinds: Sequence[str] = KINDS) -> dict[str, list[dict]]:
+def questions(
+    scenes: dict[str, Scene] | dict[str, BoundScene],
+    per_video: int = 4,
+    seed: int = 0,
+    classes: int = 8,
+    kinds: Sequence[str] = KINDS,
+) -> dict[str, list[dict]]:
     """Questions about the scenes of a dataset, as records of avqa-<split>.json by split.
 
     In every split the videos take turns. Each receives the kind of question that has been asked least so far, and among
@@ -272,10 +390,19 @@ def questions(scenes: dict[str, Scene] | dict[str, BoundScene], per_video: int =
     found: dict[str, list[dict]] = {}
     known: Vocabulary | None = None
     for split, places in zip(SPLITS, ((0, 1, 2), (3,), (4,))):
-        open_questions = {video: [asked for asked in (
-            bound_candidates(scenes[video]) if isinstance(scenes[video], BoundScene)
-            else candidates(scenes[video], np.random.default_rng([seed, place, 1]), classes)) if asked[1] in kinds]
-                          for place, video in enumerate(ids) if place % 5 in places}
+        open_questions = {
+            video: [
+                asked
+                for asked in (
+                    bound_candidates(scenes[video])
+                    if isinstance(scenes[video], BoundScene)
+                    else candidates(scenes[video], np.random.default_rng([seed, place, 1]), classes)
+                )
+                if asked[1] in kinds
+            ]
+            for place, video in enumerate(ids)
+            if place % 5 in places
+        }
         order = np.random.default_rng([seed, places[0], 2])
         counts: Counter[Any] = Counter()
         chosen: list[tuple[str, Asked]] = []
@@ -283,27 +410,47 @@ def questions(scenes: dict[str, Scene] | dict[str, BoundScene], per_video: int =
             for video, left in open_questions.items():
                 if not left:
                     continue
-                usable = [asked for asked in left if known is None or (
-                    asked[-1] in known.answer_index and set(tokenise(asked[2], asked[3])) <= set(known.words))]
+                usable = [
+                    asked
+                    for asked in left
+                    if known is None
+                    or (asked[-1] in known.answer_index and set(tokenise(asked[2], asked[3])) <= set(known.words))
+                ]
                 if not usable:
-                    raise ArgumentError("videos, questions_per_video", f"{len(ids)}, {per_video}",
-                                        "training questions with all words of the other splits", "Ask for more.")
+                    raise ArgumentError(
+                        "videos, questions_per_video",
+                        f"{len(ids)}, {per_video}",
+                        "training questions with all words of the other splits",
+                        "Ask for more.",
+                    )
                 ranks = [(counts[a[:2]], counts[a[2], a[-1]], order.random()) for a in usable]
                 asked = usable[ranks.index(min(ranks))]
                 left.remove(asked)
                 counts.update((asked[:2], (asked[2], asked[-1])))
                 chosen.append((video, asked))
         if not chosen:
-            raise ArgumentError("videos, kinds", f"{len(ids)}, {list(kinds)}", f"a question for split {split}",
-                                "Ask for more videos or kinds.")
+            raise ArgumentError(
+                "videos, kinds",
+                f"{len(ids)}, {list(kinds)}",
+                f"a question for split {split}",
+                "Ask for more videos or kinds.",
+            )
         found[split] = [
-            {"video_id": video, "question_id": len(found) * len(ids) * per_video + number,
-             "type": json.dumps([group, kind]), "question_content": question, "templ_values": json.dumps(values),
-             "question_deleted": 0, "anser": answer}
-            for number, (video, (group, kind, question, values, answer)) in enumerate(chosen)]
+            {
+                "video_id": video,
+                "question_id": len(found) * len(ids) * per_video + number,
+                "type": json.dumps([group, kind]),
+                "question_content": question,
+                "templ_values": json.dumps(values),
+                "question_deleted": 0,
+                "anser": answer,
+            }
+            for number, (video, (group, kind, question, values, answer)) in enumerate(chosen)
+        ]
         if split == "train":
-            known = Vocabulary.of(Question(video, "", tokenise(asked[2], asked[3]), "", *asked[:2], asked[-1])
-                                  for video, asked in chosen)
+            known = Vocabulary.of(
+                Question(video, "", tokenise(asked[2], asked[3]), "", *asked[:2], asked[-1]) for video, asked in chosen
+            )
     return found
 
 
@@ -349,8 +496,11 @@ def synthesize(
         ArgumentError: too few videos, or a number is out of its range.
         DatasetError: `root` holds another synthetic dataset.
     """
-    for name, value, least, most in (("videos", videos, 10, 10**8 - 1), ("classes", classes, 4, len(CATEGORIES)),
-                                     ("questions_per_video", questions_per_video, 1, MOST_QUESTIONS)):
+    for name, value, least, most in (
+        ("videos", videos, 10, 10**8 - 1),
+        ("classes", classes, 4, len(CATEGORIES)),
+        ("questions_per_video", questions_per_video, 1, MOST_QUESTIONS),
+    ):
         if not least <= value <= most:
             raise ArgumentError(name, value, f"{least} to {most}", "Choose another number.")
     if not kinds or not set(kinds) <= set(KINDS):
@@ -365,16 +515,22 @@ def synthesize(
         if settings.objects > len(COLUMNS):
             raise ArgumentError("objects", settings.objects, f"at most {len(COLUMNS)}, side by side", "Lower it.")
     for index in range(videos):
-        scenes[f"{index + 1:08d}"] = (clip_scene(seed, index, classes, noise) if binding == "none" else
-                                      bound_scene(np.random.default_rng([seed, index]), settings))
+        scenes[f"{index + 1:08d}"] = (
+            clip_scene(seed, index, classes, noise)
+            if binding == "none"
+            else bound_scene(np.random.default_rng([seed, index]), settings)
+        )
     records = questions(scenes, questions_per_video, seed, classes, kinds)
     write_dataset(root, scenes, workers)
     (root / "json").mkdir(exist_ok=True)
     for split, asked in records.items():
         questions_path(root, "json", split).write_text(json.dumps(asked, indent=1), encoding="utf-8")
     vocabulary = Vocabulary.of(read_questions(questions_path(root, "json", "train")))
-    for name, words in (("ques_vocab.txt", vocabulary.words), ("ans_vocab.txt", vocabulary.answers),
-                        ("categories.txt", names)):
+    for name, words in (
+        ("ques_vocab.txt", vocabulary.words),
+        ("ans_vocab.txt", vocabulary.answers),
+        ("categories.txt", names),
+    ):
         (root / name).write_text("\n".join(words) + "\n", encoding="utf-8")
     counts = {split: len(asked) for split, asked in records.items()}
     print(f"{root}: {videos} videos of {SECONDS} s, questions {counts}")

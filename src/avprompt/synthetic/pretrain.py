@@ -62,8 +62,11 @@ class Pictures(Dataset):
     groups = {"shape": len(scenes.CATEGORIES), "colour": len(scenes.COLOURS)}
     labels = sum(groups.values())
     templates = ("a photo of {}.", "a picture of {}.", "an image of {}.", "there is {} in this photo.")
-    phrases = (*(f"a {name}" for name in scenes.CATEGORIES),
-               *(f"a {colour} {name}" for name in scenes.CATEGORIES for colour in COLOUR_NAMES), "a background")
+    phrases = (
+        *(f"a {name}" for name in scenes.CATEGORIES),
+        *(f"a {colour} {name}" for name in scenes.CATEGORIES for colour in COLOUR_NAMES),
+        "a background",
+    )
 
     def __init__(self, count: int, seed: int, objects: tuple[int, int] = (0, 4)) -> None:
         self.count, self.seed, self.objects = count, seed, objects
@@ -152,8 +155,12 @@ class Hearings(Dataset):
         alone: draw seconds of one sound of `bound` each, to measure what is known of a lone sound.
     """
 
-    groups = {"sound": len(scenes.CATEGORIES), "contour": len(bound.CONTOURS), "timbre": len(bound.FORMANTS),
-              "pitch": len(bound.PITCHES)}
+    groups = {
+        "sound": len(scenes.CATEGORIES),
+        "contour": len(bound.CONTOURS),
+        "timbre": len(bound.FORMANTS),
+        "pitch": len(bound.PITCHES),
+    }
     labels = sum(groups.values())
 
     def __init__(self, count: int, seed: int, alone: bool = False) -> None:
@@ -173,8 +180,12 @@ class Hearings(Dataset):
         wave = np.zeros(scenes.SAMPLE_RATE)
         number = 1 if self.alone else int(rng.integers(0, 4))
         for timbre in rng.choice(len(bound.FORMANTS), number, replace=False):
-            sound = bound.BoundSound(int(rng.integers(len(bound.CONTOURS))), int(timbre),
-                                     int(rng.integers(len(bound.PITCHES))), float(rng.uniform(0.08, 0.3)))
+            sound = bound.BoundSound(
+                int(rng.integers(len(bound.CONTOURS))),
+                int(timbre),
+                int(rng.integers(len(bound.PITCHES))),
+                float(rng.uniform(0.08, 0.3)),
+            )
             wave += sound.level * bound.render_sound(sound, scenes.SAMPLE_RATE, rng)
             labels[offsets(self.groups, None, sound.contour, sound.timbre, sound.pitch)] = 1.0
         wave = bound.reverberate(wave, noise, rng) + rng.normal(0, 0.04 * noise, scenes.SAMPLE_RATE)
@@ -234,8 +245,9 @@ def contrastive_loss(inputs: Tensor, texts: Tensor, holds: Tensor, said: Tensor,
     """
     logits = scale.clamp(max=MAX_SCALE).exp() * F.normalize(inputs, dim=-1) @ F.normalize(texts, dim=-1).T
     true = (holds @ said.T == said.sum(1)).float()
-    return (F.cross_entropy(logits, true / true.sum(1, keepdim=True))
-            + F.cross_entropy(logits.T, (true / true.sum(0)).T)) / 2
+    return (
+        F.cross_entropy(logits, true / true.sum(1, keepdim=True)) + F.cross_entropy(logits.T, (true / true.sum(0)).T)
+    ) / 2
 
 
 class Naming(nn.Module):
@@ -273,8 +285,9 @@ def knowledge(encoder: FrozenEncoder, examples: Pictures | Hearings) -> dict[str
     features = torch.cat((features, torch.ones(len(features), 1, dtype=features.dtype)), 1)
     fit, target = features[:half], truth[:half].clamp(min=0)
     layer = torch.linalg.solve(fit.T @ fit + RIDGE * torch.eye(fit.shape[1], dtype=fit.dtype), fit.T @ target)
-    precision = multilabel_average_precision((features[half:] @ layer).float(), truth[half:].long(), examples.labels,
-                                             None, ignore_index=-1)
+    precision = multilabel_average_precision(
+        (features[half:] @ layer).float(), truth[half:].long(), examples.labels, None, ignore_index=-1
+    )
     occurs = (truth[half:] == 1).any(0)
     found = {"mean average precision": float(precision[occurs].mean())}
     for (name, size), start in zip(examples.groups.items(), np.cumsum([0, *examples.groups.values()])):
@@ -319,8 +332,10 @@ class Matching(nn.Module):
                 row[[examples.facts(thing)[0] for thing in present]] = 1
         scores, alone = torch.cat(scores), truth.sum(1) == 1
         right = scores[alone].argmax(1) == truth[alone].argmax(1)
-        return {"accuracy of zero-shot naming": float(right.float().mean()),
-                "zero-shot mean average precision": float(multilabel_average_precision(scores, truth, len(names)))}
+        return {
+            "accuracy of zero-shot naming": float(right.float().mean()),
+            "zero-shot mean average precision": float(multilabel_average_precision(scores, truth, len(names))),
+        }
 
     def weights(self) -> dict[str, Tensor]:
         """Library's name -> tensor, of both towers."""
@@ -331,8 +346,11 @@ class Matching(nn.Module):
 
 def library_weights(encoder: FrozenEncoder, prefix: str = "") -> dict[str, Tensor]:
     """Library's name -> tensor, without constants."""
-    return {prefix + encoder.library_key(name): value for name, value in encoder.state_dict().items()
-            if not is_constant(name)}
+    return {
+        prefix + encoder.library_key(name): value
+        for name, value in encoder.state_dict().items()
+        if not is_constant(name)
+    }
 
 
 @dataclass(frozen=True)
@@ -368,8 +386,10 @@ class Recipe:
         if self.text_file is None:
             return {self.file: weights}
         seen = {name for name in weights if name.startswith("visual.")}
-        return {self.file: {name: weights[name] for name in (*sorted(seen), "logit_scale")},
-                self.text_file: {name: value for name, value in weights.items() if name not in seen}}
+        return {
+            self.file: {name: weights[name] for name in (*sorted(seen), "logit_scale")},
+            self.text_file: {name: value for name, value in weights.items() if name not in seen},
+        }
 
 
 def easy_first(count: int) -> Dataset:
@@ -379,20 +399,47 @@ def easy_first(count: int) -> Dataset:
 
 
 RECIPES = {
-    "visual": Recipe("tiny_swinv2.safetensors", lambda: Naming(TinySwinV2("none", frozen=False), Pictures.labels),
-                     lambda count: Pictures(count, 0),
-                     {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))}, 3000, 64, 2e-3),
-    "audio": Recipe("tiny_htsat.safetensors", lambda: Naming(TinyHTSAT("none", frozen=False), Hearings.labels),
-                    lambda count: Hearings(count, 0), {"crowd": Hearings(2048, 1), "alone": Hearings(2048, 2, True)},
-                    1500, 32, 2e-3),
-    "clip": Recipe("tiny_clip.safetensors",
-                   lambda: Matching(TinyCLIP("none", projection=True, frozen=False), TinyCLIPText("none", frozen=False),
-                                    CLIP_TEMPLATE),
-                   easy_first, {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))}, 6000, 32, 1.5e-3, 0.05,
-                   (0.9, 0.98), "tiny_clip_text.safetensors"),
-    "clap": Recipe("tiny_clap.safetensors",
-                   lambda: Matching(TinyCLAP("none", frozen=False), TinyCLAPText("none", frozen=False), CLAP_TEMPLATE),
-                   lambda count: Captioned(Seconds(count, 0)), {"crowd": Seconds(2048, 1)}, 3000, 64, 2e-3),
+    "visual": Recipe(
+        "tiny_swinv2.safetensors",
+        lambda: Naming(TinySwinV2("none", frozen=False), Pictures.labels),
+        lambda count: Pictures(count, 0),
+        {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))},
+        3000,
+        64,
+        2e-3,
+    ),
+    "audio": Recipe(
+        "tiny_htsat.safetensors",
+        lambda: Naming(TinyHTSAT("none", frozen=False), Hearings.labels),
+        lambda count: Hearings(count, 0),
+        {"crowd": Hearings(2048, 1), "alone": Hearings(2048, 2, True)},
+        1500,
+        32,
+        2e-3,
+    ),
+    "clip": Recipe(
+        "tiny_clip.safetensors",
+        lambda: Matching(
+            TinyCLIP("none", projection=True, frozen=False), TinyCLIPText("none", frozen=False), CLIP_TEMPLATE
+        ),
+        easy_first,
+        {"crowd": Pictures(2048, 1), "alone": Pictures(2048, 3, (1, 1))},
+        6000,
+        32,
+        1.5e-3,
+        0.05,
+        (0.9, 0.98),
+        "tiny_clip_text.safetensors",
+    ),
+    "clap": Recipe(
+        "tiny_clap.safetensors",
+        lambda: Matching(TinyCLAP("none", frozen=False), TinyCLAPText("none", frozen=False), CLAP_TEMPLATE),
+        lambda count: Captioned(Seconds(count, 0)),
+        {"crowd": Seconds(2048, 1)},
+        3000,
+        64,
+        2e-3,
+    ),
 }
 RECORD = "weights.json"
 
@@ -416,8 +463,9 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def pretrain(modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None, out: Path = WEIGHTS,
-             seed: int = 0) -> dict[str, dict[str, float]]:
+def pretrain(
+    modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None, out: Path = WEIGHTS, seed: int = 0
+) -> dict[str, dict[str, float]]:
     """Train one tiny network and write its weights in half precision, under the library's names.
 
     `out`/weights.json gets an entry for each file: command, recipe, seed, scores, SHA-256, and the versions.
@@ -459,32 +507,51 @@ def _pretrain(modality: str, recipe: Recipe, steps: int, out: Path, seed: int) -
     with torch.no_grad():
         for parameter in parameters:
             parameter.copy_(parameter.half())  # as the file holds them
-        reached = {name: {score: round(value, 4) for score, value in learner.measure(examples).items()}
-                   for name, examples in recipe.examples.items()}
+        reached = {
+            name: {score: round(value, 4) for score, value in learner.measure(examples).items()}
+            for name, examples in recipe.examples.items()
+        }
         weights = learner.weights()
     out.mkdir(parents=True, exist_ok=True)
     record = json.loads((out / RECORD).read_text(encoding="utf-8")) if (out / RECORD).is_file() else {}
     for file, part in recipe.split(weights).items():
-        save_file({name: (value.half() if value.is_floating_point() else value).contiguous()
-                   for name, value in part.items()}, out / file)
+        save_file(
+            {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in part.items()},
+            out / file,
+        )
         record[file] = {
             "command": f"python -m avprompt.synthetic.pretrain --modality {modality}",
-            "recipe": {"steps": steps, "batch_size": recipe.batch_size, "lr": recipe.lr, "betas": list(recipe.betas),
-                       "weight_decay": recipe.weight_decay},
-            "seed": seed, "scores": reached, "sha256": digest(out / file),
-            "versions": {"torch": torch.__version__, "numpy": np.__version__,
-                         "processor": torch.backends.cpu.get_cpu_capability()}}
+            "recipe": {
+                "steps": steps,
+                "batch_size": recipe.batch_size,
+                "lr": recipe.lr,
+                "betas": list(recipe.betas),
+                "weight_decay": recipe.weight_decay,
+            },
+            "seed": seed,
+            "scores": reached,
+            "sha256": digest(out / file),
+            "versions": {
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "processor": torch.backends.cpu.get_cpu_capability(),
+            },
+        }
     write_json(out / RECORD, dict(sorted(record.items())))
-    figures = "; ".join(f"{name}: " + ", ".join(f"{score} {value:.3f}" for score, value in scores.items())
-                        for name, scores in reached.items())
+    figures = "; ".join(
+        f"{name}: " + ", ".join(f"{score} {value:.3f}" for score, value in scores.items())
+        for name, scores in reached.items()
+    )
     print(f"{modality}, {figures}. {', '.join(str(out / file) for file in recipe.split(weights))}")
     return reached
 
 
 def main(args: list[str] | None = None) -> None:
     """`pretrain` on the command line, for one network or for all."""
-    parser = argparse.ArgumentParser(prog="python -m avprompt.synthetic.pretrain", description="Make the weights of "
-                                     "the tiny encoders from their recipes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m avprompt.synthetic.pretrain",
+        description="Make the weights of the tiny encoders from their recipes.",
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--all", action="store_true", help="every network, one after the other")
     which.add_argument("--modality", choices=RECIPES, help="one network")

@@ -56,9 +56,12 @@ class Settings:
         if not 2 <= self.classes <= len(CATEGORIES):
             raise ArgumentError("classes", self.classes, f"2 to {len(CATEGORIES)}", "Choose another number.")
         if 1 + self.silent_objects + self.offscreen_sounds > self.classes:
-            raise ArgumentError("objects, offscreen_sounds", f"{1 + self.silent_objects}, {self.offscreen_sounds}",
-                                f"at most {self.classes} together: all categories of a scene differ",
-                                "Lower them or raise classes.")
+            raise ArgumentError(
+                "objects, offscreen_sounds",
+                f"{1 + self.silent_objects}, {self.offscreen_sounds}",
+                f"at most {self.classes} together: all categories of a scene differ",
+                "Lower them or raise classes.",
+            )
 
 
 class Moving:
@@ -96,7 +99,6 @@ class Thing(Moving):
     velocity: tuple[float, float]
     start: int
     end: int
-
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,9 @@ class Scene:
         return asdict(self)
 
 
-def draw_interval(rng: np.random.Generator, around: tuple[int, int] | None = None, seconds: int = SECONDS,
-                  least: int = 3) -> tuple[int, int]:
+def draw_interval(
+    rng: np.random.Generator, around: tuple[int, int] | None = None, seconds: int = SECONDS, least: int = 3
+) -> tuple[int, int]:
     """Whole seconds [start, end) of a scene: anywhere with at least `least` seconds, or covering `around`."""
     if around is None:
         length = int(rng.integers(least, seconds + 1))
@@ -202,11 +205,13 @@ def draw_scene(rng: np.random.Generator, settings: Settings, category: int | Non
     for end in (0, 1):
         spans["seen" if rng.random() < 0.5 else "heard"][end] = wide[end]
 
-    silent, offscreen = others[:settings.silent_objects], others[settings.silent_objects:]
+    silent, offscreen = others[: settings.silent_objects], others[settings.silent_objects :]
     # an off-screen sound lies in another band than the event's, so that what is seen tells which band counts
-    offscreen = sorted(offscreen, key=lambda c: c % len(BANDS) == category % len(BANDS))[:settings.offscreen_sounds]
-    things = [draw_thing(rng, settings, category, spans["seen"]),
-              *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent)]
+    offscreen = sorted(offscreen, key=lambda c: c % len(BANDS) == category % len(BANDS))[: settings.offscreen_sounds]
+    things = [
+        draw_thing(rng, settings, category, spans["seen"]),
+        *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent),
+    ]
     sounds = [draw_sound(rng, category, spans["heard"]), *(draw_sound(rng, c, draw_interval(rng)) for c in offscreen)]
     return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
 
@@ -218,8 +223,20 @@ def outline(category: int, centre: tuple[float, float], radius: float) -> list[t
     unit = {
         1: [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)],
         2: [(0, -1), (0.95, 0.8), (-0.95, 0.8)],
-        3: [(-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3), (0.3, 1), (-0.3, 1), (-0.3, 0.3),
-            (-1, 0.3), (-1, -0.3), (-0.3, -0.3)],
+        3: [
+            (-0.3, -1),
+            (0.3, -1),
+            (0.3, -0.3),
+            (1, -0.3),
+            (1, 0.3),
+            (0.3, 0.3),
+            (0.3, 1),
+            (-0.3, 1),
+            (-0.3, 0.3),
+            (-1, 0.3),
+            (-1, -0.3),
+            (-0.3, -0.3),
+        ],
         5: [(np.sin(k * np.pi / 5) * size, -np.cos(k * np.pi / 5) * size) for k, size in enumerate((1.1, 0.42) * 5)],
         6: [(-1.1, -0.35), (1.1, -0.35), (1.1, 0.35), (-1.1, 0.35)],
         7: [(-0.9, -1), (0.9, -1), (0.12, 0), (0.9, 1), (-0.9, 1), (-0.12, 0)],

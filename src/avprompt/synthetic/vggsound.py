@@ -21,8 +21,9 @@ from avprompt.synthetic.scenes import BANDS, CATEGORIES, SECONDS, Scene, Setting
 HELD_OUT = CATEGORIES[:3]
 
 
-def corresponding_scene(seed: int, index: int, settings: Settings | BoundSettings,
-                        categories: Sequence[int]) -> Scene | BoundScene:
+def corresponding_scene(
+    seed: int, index: int, settings: Settings | BoundSettings, categories: Sequence[int]
+) -> Scene | BoundScene:
     """Scene number `index` of a dataset; it does not depend on what else is generated.
 
     One category is both seen and heard for at least five seconds; half of the scenes have a break of one to three
@@ -34,9 +35,9 @@ def corresponding_scene(seed: int, index: int, settings: Settings | BoundSetting
     if isinstance(settings, BoundSettings):
         return event_scene(rng, settings, category)
     others = [int(c) for c in rng.permutation(categories) if c != category]
-    silent, rest = others[:settings.silent_objects], others[settings.silent_objects:]
+    silent, rest = others[: settings.silent_objects], others[settings.silent_objects :]
     # as in the synthetic AVE dataset, the visible object tells which band counts
-    offscreen = sorted(rest, key=lambda c: c % len(BANDS) == category % len(BANDS))[:settings.offscreen_sounds]
+    offscreen = sorted(rest, key=lambda c: c % len(BANDS) == category % len(BANDS))[: settings.offscreen_sounds]
     start, end = draw_interval(rng, least=5)
     spells = [(start, end)]
     if rng.random() < 0.5:
@@ -46,10 +47,14 @@ def corresponding_scene(seed: int, index: int, settings: Settings | BoundSetting
     spans = {"seen": spells, "heard": [draw_interval(rng, (start, end))]}
     if rng.random() < 0.5:
         spans = {"seen": spans["heard"], "heard": spans["seen"]}
-    things = [*(draw_thing(rng, settings, category, span) for span in spans["seen"]),
-              *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent)]
-    sounds = [*(draw_sound(rng, category, span) for span in spans["heard"]),
-              *(draw_sound(rng, c, draw_interval(rng)) for c in offscreen)]
+    things = [
+        *(draw_thing(rng, settings, category, span) for span in spans["seen"]),
+        *(draw_thing(rng, settings, c, draw_interval(rng)) for c in silent),
+    ]
+    sounds = [
+        *(draw_sound(rng, category, span) for span in spans["heard"]),
+        *(draw_sound(rng, c, draw_interval(rng)) for c in offscreen),
+    ]
     return Scene(int(rng.integers(2**31)), things, sounds, settings.noise)
 
 
@@ -104,18 +109,24 @@ def synthesize(
         DatasetError: `root` holds another synthetic dataset.
     """
     known = CONTOURS if binding == "v2a" else CATEGORIES
-    names = list(known[len(HELD_OUT):]) if categories is None else list(categories)
+    names = list(known[len(HELD_OUT) :]) if categories is None else list(categories)
     if len(set(names)) < len(names) or not set(names) <= set(known):
         raise ArgumentError("categories", names, f"some of {', '.join(known)}, each once", "Correct the names.")
-    settings, indices = settings_of(binding, objects, offscreen_sounds, noise, len(names), alone), tuple(
-        known.index(name) for name in names)
+    settings, indices = (
+        settings_of(binding, objects, offscreen_sounds, noise, len(names), alone),
+        tuple(known.index(name) for name in names),
+    )
     if isinstance(settings, BoundSettings):
         settings = replace(settings, labels=indices)
     if seed < 0:
         raise ArgumentError("seed", seed, "at least 0", "Choose another seed.")
     if not 5 * len(names) <= videos <= 1_000_000:
-        raise ArgumentError("videos", videos, f"{5 * len(names)} (one of each category in each split) to 1000000",
-                            "Choose another number.")
+        raise ArgumentError(
+            "videos",
+            videos,
+            f"{5 * len(names)} (one of each category in each split) to 1000000",
+            "Choose another number.",
+        )
     root = Path(root)
     scenes = {f"{index:06d}": corresponding_scene(seed, index, settings, indices) for index in range(videos)}
     write_dataset(root, scenes, workers)

@@ -9,5 +9,15 @@ from avprompt.tasks.avvp import AVVP
 from avprompt.tasks.base import AVPromptTask
 from avprompt.tasks.contrastive import Contrastive
 
-__all__ = ["AVAR", "AVE", "AVEClassic", "AVELinear", "AVQA", "AVQAGrounding", "AVS", "AVVP", "AVPromptTask",
-           "Contrastive"]
+__all__ = [
+    "AVAR",
+    "AVE",
+    "AVEClassic",
+    "AVELinear",
+    "AVQA",
+    "AVQAGrounding",
+    "AVS",
+    "AVVP",
+    "AVPromptTask",
+    "Contrastive",
+]

@@ -41,13 +41,19 @@ class AVAR(AVPromptTask):
     mode = "max"
     row_per_segment = False
 
-    def __init__(self, backbone: FeatureSource, num_classes: Count = 32,
-                 modality: Literal["both", "audio", "visual"] = "both", **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        num_classes: Count = 32,
+        modality: Literal["both", "audio", "visual"] = "both",
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         with seeded("head"):
             self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, modality)
-        self.metrics.update({f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro")
-                             for k in (1, 5) if k <= num_classes})
+        self.metrics.update(
+            {f"top{k}": MulticlassAccuracy(num_classes, top_k=k, average="micro") for k in (1, 5) if k <= num_classes}
+        )
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
         """Features and `valid` (B, T) -> `logits` (B, C)."""
@@ -67,8 +73,9 @@ class AVAR(AVPromptTask):
         """`action` (B, C)."""
         return {"action": outputs["logits"].float().softmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted action, its probability, and the annotated action if it is known."""
         best = wide(outputs["logits"]).softmax(-1).max(-1)
         return {
@@ -83,5 +90,7 @@ class AVAR(AVPromptTask):
 
     def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Whether the action of a clip is among the k best."""
-        return {name: (outputs["logits"].topk(metric.top_k).indices == batch["label"][:, None]).any(1).float()
-                for name, metric in self.metrics.items()}
+        return {
+            name: (outputs["logits"].topk(metric.top_k).indices == batch["label"][:, None]).any(1).float()
+            for name, metric in self.metrics.items()
+        }

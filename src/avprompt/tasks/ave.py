@@ -80,8 +80,11 @@ class AVE(AVPromptTask):
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The four terms of the released training script, each with weight 1."""
         foreground, category, has_event = losses.event_targets(batch["event"])
-        gate = {} if self.gate_loss == "none" else {
-            "gate": losses.gate_relevance(outputs["gate"], foreground, self.gate_loss)}
+        gate = (
+            {}
+            if self.gate_loss == "none"
+            else {"gate": losses.gate_relevance(outputs["gate"], foreground, self.gate_loss)}
+        )
         return {
             "segment": losses.segment_relevance(outputs["is_event"], foreground),
             **gate,
@@ -98,8 +101,9 @@ class AVE(AVPromptTask):
         relevance = outputs["is_event"].float().sigmoid()
         return {"any event": relevance, "event": relevance[..., None] * outputs["event"].float().softmax(-1)[:, None]}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted category of a segment, its probability, and the annotated category if it is known."""
         names, best = [*class_names, "background"], outputs["event"].float().softmax(-1).max(-1)
         return {
@@ -117,8 +121,10 @@ class AVE(AVPromptTask):
         """Whether the category of a segment is right; by the released protocol every batch has the same weight."""
         right = (self.decisions(outputs)["prediction"] == batch["event"].argmax(-1)).float()
         if self.metrics["accuracy"].protocol == "released":
-            return {"accuracy": right, "weight:accuracy": torch.full_like(right, 1 / right.numel(),
-                                                                          dtype=torch.float64)}
+            return {
+                "accuracy": right,
+                "weight:accuracy": torch.full_like(right, 1 / right.numel(), dtype=torch.float64),
+            }
         return {"accuracy": right}
 
 
@@ -149,16 +155,22 @@ class AVELinear(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, num_classes: Count = 28,
-                 modality: Literal["both", "audio", "visual"] = "both",
-                 loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy", dropout: Dropout = 0.5,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        num_classes: Count = 28,
+        modality: Literal["both", "audio", "visual"] = "both",
+        loss: Literal["cross_entropy", "softmax_bce"] = "cross_entropy",
+        dropout: Dropout = 0.5,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         check_choice("loss", loss, ("cross_entropy", "softmax_bce"))
         self.loss = loss
         with seeded("head"):
-            self.head = LinearHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality,
-                                   dropout)
+            self.head = LinearHead(
+                self.backbone.audio_dim, self.backbone.visual_dim, num_classes + 1, modality, dropout
+            )
         self.metrics["accuracy"] = MeanMetric()
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -181,12 +193,16 @@ class AVELinear(AVPromptTask):
         """`event` (B, T, C + 1), background last."""
         return {"event": outputs["logits"].float().softmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted category of a segment, its probability, and the annotated category if it is known."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
-        return {"predicted": named(best.indices, names), "probability": best.values,
-                "annotated": annotated_categories(batch, names)}
+        return {
+            "predicted": named(best.indices, names),
+            "probability": best.values,
+            "annotated": annotated_categories(batch, names),
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.metrics["accuracy"].update(self.scores(outputs, batch)["accuracy"])

@@ -54,10 +54,17 @@ class AVEClassic(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, head: EventHeadCallable = AVEL, num_classes: Count = 28,
-                 supervision: Literal["full", "weak"] = "full",
-                 loss: Literal["cross_entropy", "released"] = "cross_entropy", relevance_weight: NonNegative = 1.0,
-                 similarity_weight: NonNegative = 100.0, **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        head: EventHeadCallable = AVEL,
+        num_classes: Count = 28,
+        supervision: Literal["full", "weak"] = "full",
+        loss: Literal["cross_entropy", "released"] = "cross_entropy",
+        relevance_weight: NonNegative = 1.0,
+        similarity_weight: NonNegative = 100.0,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         check_choice("supervision", supervision, ("full", "weak"))
         check_choice("loss", loss, ("cross_entropy", "released"))
@@ -71,7 +78,7 @@ class AVEClassic(AVPromptTask):
         """Features -> outputs, see `EventHead`."""
         positions = features.visual_tokens
         if positions.shape[2] > 1:  # otherwise there is one vector a segment
-            positions = positions[:, :, self.backbone.visual_spec.prefix:]
+            positions = positions[:, :, self.backbone.visual_spec.prefix :]
         return self.head(features.audio, positions)
 
     def losses(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -79,8 +86,9 @@ class AVEClassic(AVPromptTask):
         released = self.loss == "released"
         if self.supervision == "weak":
             if released:
-                return {"clip": losses.softmax_margin(outputs["clip"], F.one_hot(batch["category"],
-                                                                                 self.num_classes + 1))}
+                return {
+                    "clip": losses.softmax_margin(outputs["clip"], F.one_hot(batch["category"], self.num_classes + 1))
+                }
             return {"clip": F.cross_entropy(wide(outputs["clip"]), batch["category"])}
         foreground, category, has_event = losses.event_targets(batch["event"])
         found = {}
@@ -92,8 +100,9 @@ class AVEClassic(AVPromptTask):
             found["segment"] = self.relevance_weight * losses.segment_relevance(outputs["is_event"], foreground)
             found["event"] = losses.clip_category(outputs["event"], category, has_event)
         if "gate" in outputs:
-            found["gate"] = losses.gate_relevance(outputs["gate"], foreground,
-                                                  "released" if released else "probability")
+            found["gate"] = losses.gate_relevance(
+                outputs["gate"], foreground, "released" if released else "probability"
+            )
             found["video"] = losses.clip_category(outputs["video_scores"], category, has_event)
         if "similarity" in outputs:
             found["similarity"] = self.similarity_weight * losses.pair_similarity(outputs["similarity"], foreground)
@@ -113,15 +122,22 @@ class AVEClassic(AVPromptTask):
         relevance = outputs["is_event"].float().sigmoid()
         return {"any event": relevance, "event": relevance[..., None] * outputs["event"].float().softmax(-1)[:, None]}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted category of a segment, its probability (or that of any event), and the annotated category if it is
         known."""
         names = [*class_names, "background"]
-        probability = outputs["segments"].float().softmax(-1).amax(-1) if "segments" in outputs else (
-            outputs["is_event"].float().sigmoid())
-        return {"predicted": named(self.decisions(outputs)["prediction"], names), "probability": probability,
-                "annotated": annotated_categories(batch, names)}
+        probability = (
+            outputs["segments"].float().softmax(-1).amax(-1)
+            if "segments" in outputs
+            else (outputs["is_event"].float().sigmoid())
+        )
+        return {
+            "predicted": named(self.decisions(outputs)["prediction"], names),
+            "probability": probability,
+            "annotated": annotated_categories(batch, names),
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         self.metrics["accuracy"].update(self.scores(outputs, batch)["accuracy"])

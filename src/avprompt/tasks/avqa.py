@@ -37,8 +37,11 @@ def distinct(names: Sequence[str | int], *tensors: Tensor) -> tuple[list[int], l
     """
     firsts, places = [], []
     for index, name in enumerate(names):
-        same = [place for place, first in enumerate(firsts)
-                if names[first] == name and all(torch.equal(t[first], t[index]) for t in tensors)]
+        same = [
+            place
+            for place, first in enumerate(firsts)
+            if names[first] == name and all(torch.equal(t[first], t[index]) for t in tensors)
+        ]
         firsts += [] if same else [index]
         places.append(same[0] if same else len(firsts) - 1)
     return firsts, places
@@ -79,10 +82,19 @@ class AVQA(AVPromptTask):
     metric_unit = 100.0
     row_per_segment = False
 
-    def __init__(self, backbone: FeatureSource, num_classes: Count = 42, vocabulary_size: Count = 93,
-                 match_weight: NonNegative = 0.5, prompted_negatives: bool = False, width: Count | None = None,
-                 inputs: Literal["all", "question"] = "all", project_audio: bool = True, grounding: Path | None = None,
-                 **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        num_classes: Count = 42,
+        vocabulary_size: Count = 93,
+        match_weight: NonNegative = 0.5,
+        prompted_negatives: bool = False,
+        width: Count | None = None,
+        inputs: Literal["all", "question"] = "all",
+        project_audio: bool = True,
+        grounding: Path | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         check_choice("inputs", inputs, ("all", "question"))
         self.match_weight, self.prompted_negatives = match_weight, prompted_negatives
@@ -91,8 +103,14 @@ class AVQA(AVPromptTask):
             if inputs == "question":
                 self.head = QuestionHead(num_classes, vocabulary_size, width or 512)
             else:
-                self.head = STAVQAHead(self.backbone.audio_dim, self.backbone.visual_dim, num_classes, vocabulary_size,
-                                       width, project_audio)
+                self.head = STAVQAHead(
+                    self.backbone.audio_dim,
+                    self.backbone.visual_dim,
+                    num_classes,
+                    vocabulary_size,
+                    width,
+                    project_audio,
+                )
         if inputs == "question" and grounding is not None:
             raise ArgumentError("grounding", grounding, "null, with inputs: question", "Leave it out.")
         self.inputs = inputs
@@ -132,10 +150,15 @@ class AVQA(AVPromptTask):
         needed, places = [videos.index(kind) for kind in kinds], [kinds.index(video) for video in videos]
         tensors = {key: batch[key] for key in self.backbone.batch_keys if torch.is_tensor(batch.get(key))}
         device = next(iter(tensors.values())).device
-        index, back = (torch.tensor(own, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-                       for own in (needed, places))
-        chosen = {key: batch[key][index] if key in tensors else [batch[key][place] for place in needed]
-                  for key in self.backbone.batch_keys if key in batch}
+        index, back = (
+            torch.tensor(own, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+            for own in (needed, places)
+        )
+        chosen = {
+            key: batch[key][index] if key in tensors else [batch[key][place] for place in needed]
+            for key in self.backbone.batch_keys
+            if key in batch
+        }
         return super().extract({**batch, **chosen}, maps).select(back)
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -154,9 +177,12 @@ class AVQA(AVPromptTask):
         negatives = None if negatives is None else negatives.to(next(self.head.parameters()).dtype)
         if "negative_frames" in batch:
             frames = batch["negative_frames"]
-            negatives = (self.backbone({**batch, "frames": frames}).visual_tokens if self.prompted_negatives
-                         else self.backbone.plain_visual_tokens(frames))[:, :, self.spec.prefix:]
-        out = self.head(features.audio, features.visual_tokens[:, :, self.spec.prefix:], batch["question"], negatives)
+            negatives = (
+                self.backbone({**batch, "frames": frames}).visual_tokens
+                if self.prompted_negatives
+                else self.backbone.plain_visual_tokens(frames)
+            )[:, :, self.spec.prefix :]
+        out = self.head(features.audio, features.visual_tokens[:, :, self.spec.prefix :], batch["question"], negatives)
         grounding = out.pop("grounding")
         return {**out, "map_grounding": grounding.unflatten(-1, self.spec.grid)} if maps else out
 
@@ -164,8 +190,9 @@ class AVQA(AVPromptTask):
         """Cross-entropy of the answer, and with negatives that of the match of sound and frame, weighted."""
         terms = {"answer": torch.nn.functional.cross_entropy(wide(outputs["answer"]), batch["answer"])}
         if "match_negative" in outputs:
-            terms["match"] = self.match_weight * losses.audio_visual_match(outputs["match_positive"],
-                                                                           outputs["match_negative"])
+            terms["match"] = self.match_weight * losses.audio_visual_match(
+                outputs["match_positive"], outputs["match_negative"]
+            )
         elif torch.is_grad_enabled() and self.inputs == "all":
             # DDP waits for a gradient of each trained parameter, and without negatives nothing compares pairs
             terms["answer"] = terms["answer"] + 0 * sum(own.sum() for own in self.head.grounding.match.parameters())
@@ -179,8 +206,9 @@ class AVQA(AVPromptTask):
         """`answer` (B, A)."""
         return {"answer": outputs["answer"].float().softmax(-1)}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Question, predicted answer, its probability, and the annotated answer if it is known."""
         best, unknown = outputs["answer"].float().softmax(-1).max(-1), [""] * len(batch["question_text"])
         return {
@@ -197,10 +225,16 @@ class AVQA(AVPromptTask):
 
     def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """Whether the answer is right, under each name that counts a question of this type."""
-        right, names = outputs["answer"].argmax(-1) == batch["answer"], [
-            metric_names(kind) for kind in batch["question_type"]]
-        return {name: torch.where(torch.tensor([name in own for own in names], device=right.device), right.float(),
-                                  torch.nan) for name in METRICS}
+        right, names = (
+            outputs["answer"].argmax(-1) == batch["answer"],
+            [metric_names(kind) for kind in batch["question_type"]],
+        )
+        return {
+            name: torch.where(
+                torch.tensor([name in own for own in names], device=right.device), right.float(), torch.nan
+            )
+            for name in METRICS
+        }
 
 
 class AVQAGrounding(AVPromptTask):
@@ -231,8 +265,9 @@ class AVQAGrounding(AVPromptTask):
     monitor = "val_accuracy"
     mode = "max"
 
-    def __init__(self, backbone: FeatureSource, width: Count | None = None, project_audio: bool = True,
-                 **options: Any) -> None:
+    def __init__(
+        self, backbone: FeatureSource, width: Count | None = None, project_audio: bool = True, **options: Any
+    ) -> None:
         super().__init__(backbone, **options)
         self.spec = self.backbone.visual_spec
         with seeded("grounding"):
@@ -247,8 +282,12 @@ class AVQAGrounding(AVPromptTask):
             ShapeError: no negative frames.
         """
         if not {"negative_frames", "negative_features"} & set(batch) and not maps:
-            raise ShapeError("negative_frames", "none", "frames of other videos, (B, T, 3, H, W)",
-                             "Set the data module's `negatives` and `negatives_in_evaluation`.")
+            raise ShapeError(
+                "negative_frames",
+                "none",
+                "frames of other videos, (B, T, 3, H, W)",
+                "Set the data module's `negatives` and `negatives_in_evaluation`.",
+            )
         return super().extract(batch, maps)
 
     def head_outputs(self, features: AVFeatures, batch: dict[str, Any], maps: bool) -> dict[str, Tensor]:
@@ -281,8 +320,9 @@ class AVQAGrounding(AVPromptTask):
         count = len(outputs["map_grounding"])
         return {"sound and frame match": outputs["match_positive"].float().softmax(-1)[:, 1].unflatten(0, (count, -1))}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """The probability that the sound and the frame of a segment belong together."""
         match = outputs["match_positive"].float().softmax(-1)[:, 1]
         return {"match_probability": match.unflatten(0, batch["valid"].shape)}
@@ -293,6 +333,8 @@ class AVQAGrounding(AVPromptTask):
 
     def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """How many of the two pairs of a segment are rightly recognised, divided by two."""
-        right = [(outputs[name].argmax(-1) == right).float()
-                 for name, right in (("match_positive", 1), ("match_negative", 0))]
+        right = [
+            (outputs[name].argmax(-1) == right).float()
+            for name, right in (("match_positive", 1), ("match_negative", 0))
+        ]
         return {"accuracy": (sum(right) / 2).unflatten(0, batch["valid"].shape)}

@@ -53,16 +53,32 @@ class AVS(AVPromptTask):
     mode = "max"
     resizes_frames = True
 
-    def __init__(self, backbone: FeatureSource, mask_size: Count = 224, matching: NonNegative = 0.0,
-                 decoder_width: Count = 256,
-                 rectified: bool = True, dilated: bool = False, project: bool = True,
-                 protocol: Literal["dataset", "released"] = "dataset", **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        mask_size: Count = 224,
+        matching: NonNegative = 0.0,
+        decoder_width: Count = 256,
+        rectified: bool = True,
+        dilated: bool = False,
+        project: bool = True,
+        protocol: Literal["dataset", "released"] = "dataset",
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         self.matching = matching
         with seeded("head"):
-            self.head = AVSDecoder(self.backbone.audio_dim, self.backbone.pyramid_specs, mask_size,
-                                   self.backbone.temporal_gates, matching > 0, decoder_width, rectified, dilated,
-                                   project)
+            self.head = AVSDecoder(
+                self.backbone.audio_dim,
+                self.backbone.pyramid_specs,
+                mask_size,
+                self.backbone.temporal_gates,
+                matching > 0,
+                decoder_width,
+                rectified,
+                dilated,
+                project,
+            )
         self.metrics.update({"miou": AVSJaccard(), "fscore": AVSFScore(protocol)})
 
     def extract(self, batch: dict[str, Any], maps: bool) -> AVFeatures:
@@ -80,8 +96,9 @@ class AVS(AVPromptTask):
         sound."""
         terms = {"mask": losses.mask_bce(outputs["masks"], batch["masks"], batch["annotated"])}
         if self.matching:
-            terms["match"] = self.matching * losses.masked_audio_visual_kl(outputs["matched_visual"],
-                                                                           outputs["matched_audio"])
+            terms["match"] = self.matching * losses.masked_audio_visual_kl(
+                outputs["matched_visual"], outputs["matched_audio"]
+            )
         return terms
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -92,8 +109,9 @@ class AVS(AVPromptTask):
         """`share of the frame that sounds` (B, T): the mean probability of its pixels."""
         return {"share of the frame that sounds": outputs["masks"].float().sigmoid().mean((2, 3))}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Share of the frame under the predicted mask, and its overlap with the annotation if there is one."""
         masks = self.decisions(outputs)["prediction"]
         overlaps: Column = [""] * len(masks)
@@ -101,15 +119,20 @@ class AVS(AVPromptTask):
             truth = batch["masks"].bool()
             both, either = ((masks & truth).sum((2, 3)).double(), (masks | truth).sum((2, 3)))
             shares = torch.where(either > 0, both / either.clamp(min=1), 1.0)  # two empty masks agree
-            overlaps = [[share if known else "" for share, known in zip(*clip)]
-                        for clip in zip(shares.tolist(), batch["annotated"].tolist())]
+            overlaps = [
+                [share if known else "" for share, known in zip(*clip)]
+                for clip in zip(shares.tolist(), batch["annotated"].tolist())
+            ]
         return {"sounding_share": masks.float().mean((2, 3)), "iou": overlaps}
 
     def prediction_files(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Image.Image]:
         """The predicted masks as `masks/<id>_<segment>.png`, segments counted from 1; sounding pixels are white."""
         masks = self.decisions(outputs)["prediction"].cpu().byte() * 255
-        return {f"masks/{clip_id.replace('/', '_')}_{segment}.png": Image.fromarray(mask.numpy())
-                for clip_id, clip in zip(batch["id"], masks) for segment, mask in enumerate(clip, 1)}
+        return {
+            f"masks/{clip_id.replace('/', '_')}_{segment}.png": Image.fromarray(mask.numpy())
+            for clip_id, clip in zip(batch["id"], masks)
+            for segment, mask in enumerate(clip, 1)
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
         for metric in self.metrics.values():
@@ -120,8 +143,7 @@ class AVS(AVPromptTask):
         (B, T, 255), as the metrics have just computed them."""
         fscore, annotated = self.metrics["fscore"], batch["annotated"]
         curves, sounds = fscore.curves[-1], fscore.sounds[-1]
-        found = {"miou": self.metrics["miou"].frames[-1],
-                 "fscore": torch.where(sounds[:, None], curves, torch.nan)}
+        found = {"miou": self.metrics["miou"].frames[-1], "fscore": torch.where(sounds[:, None], curves, torch.nan)}
         whole = {name: value.new_full((*annotated.shape, *value.shape[1:]), torch.nan) for name, value in found.items()}
         for name, value in found.items():
             whole[name][annotated] = value
@@ -132,7 +154,7 @@ class AVS(AVPromptTask):
         which weigh the same."""
         fscore = self.metrics["fscore"]
         size = len(rows) if fscore.protocol == "dataset" else fscore.frames_per_group
-        for group in (rows[first:first + size] for first in range(0, len(rows), size)):
+        for group in (rows[first : first + size] for first in range(0, len(rows), size)):
             sounding = [row for row in group if not np.isnan(row["fscore"]).all()]
             best = int(np.sum([row["fscore"] for row in sounding], 0).argmax()) if sounding else None
             for row in group:

@@ -58,14 +58,23 @@ class AVVP(AVPromptTask):
     score_per_segment = False
     common_outputs = ("audio_token_logits", "visual_token_logits")
 
-    def __init__(self, backbone: FeatureSource, num_classes: Count = 25, segments: Count = 10,
-                 video_dim: Natural = 512,
-                 head: ParsingHeadCallable | None = None, gate_audio: bool = False, smoothing: Share = 0.9,
-                 supervision: Literal["video", "taught"] = "video", **options: Any) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        num_classes: Count = 25,
+        segments: Count = 10,
+        video_dim: Natural = 512,
+        head: ParsingHeadCallable | None = None,
+        gate_audio: bool = False,
+        smoothing: Share = 0.9,
+        supervision: Literal["video", "taught"] = "video",
+        **options: Any,
+    ) -> None:
         super().__init__(backbone, **options)
         if gate_audio and head is not None:
-            raise ArgumentError("gate_audio", True, "false, with another head than MGN",
-                                "Leave out `gate_audio`, or `head`.")
+            raise ArgumentError(
+                "gate_audio", True, "false, with another head than MGN", "Leave out `gate_audio`, or `head`."
+            )
         check_choice("supervision", supervision, ("video", "taught"))
         self.smoothing, self.supervision = smoothing, supervision
         with seeded("head"):
@@ -83,15 +92,26 @@ class AVVP(AVPromptTask):
         """The terms of the released training scripts, each with weight 1: three on the video's labels, or with `taught`
         one on these and two on labels of segments; and with MGN two on its class tokens."""
         labels = batch["labels"]
-        tokens = {f"{name}_tokens": losses.token_category(outputs[f"{name}_token_logits"])
-                  for name in ("audio", "visual") if f"{name}_token_logits" in outputs}
+        tokens = {
+            f"{name}_tokens": losses.token_category(outputs[f"{name}_token_logits"])
+            for name in ("audio", "visual")
+            if f"{name}_token_logits" in outputs
+        }
         if self.supervision == "taught":
             kinds = [kind for kind in ("audio", "visual") if f"taught_{kind}" in batch]
             if self.training and len(kinds) < 2:
-                raise ArgumentError("supervision", "taught, and training batches without labels of segments",
-                                    "such labels", "Give the data module their folder: --data.taught.")
-            segments = {f"{kind}_segments": losses.cross_entropy_of_probability(
-                outputs[f"{kind}_prob"], batch[f"taught_{kind}"]) for kind in kinds}
+                raise ArgumentError(
+                    "supervision",
+                    "taught, and training batches without labels of segments",
+                    "such labels",
+                    "Give the data module their folder: --data.taught.",
+                )
+            segments = {
+                f"{kind}_segments": losses.cross_entropy_of_probability(
+                    outputs[f"{kind}_prob"], batch[f"taught_{kind}"]
+                )
+                for kind in kinds
+            }
             return {**tokens, "video": losses.multi_label(outputs["video_prob"], labels), **segments}
         return {
             **tokens,
@@ -109,27 +129,47 @@ class AVVP(AVPromptTask):
         """`heard` and `seen`, (B, T, C)."""
         return {"heard": outputs["audio_prob"].float(), "seen": outputs["visual_prob"].float()}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted audible and visible events of a segment, and the annotated ones if they are known."""
-        found = {**{f"predicted_{key[11:]}": value for key, value in self.decisions(outputs).items()},
-                 **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target")
-                    if key in batch}}
-        return {name: [[";".join(class_names[index] for index in segment.nonzero().flatten().tolist())
-                        for segment in clip] for clip in value] for name, value in found.items()}
+        found = {
+            **{f"predicted_{key[11:]}": value for key, value in self.decisions(outputs).items()},
+            **{f"annotated_{key[:-7]}": batch[key] > 0.5 for key in ("audio_target", "visual_target") if key in batch},
+        }
+        return {
+            name: [
+                [";".join(class_names[index] for index in segment.nonzero().flatten().tolist()) for segment in clip]
+                for clip in value
+            ]
+            for name, value in found.items()
+        }
 
     def update_metrics(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> None:
-        self.metrics["fscore"].update(outputs["audio_prob"], outputs["visual_prob"], outputs["video_prob"],
-                                      batch["audio_target"], batch["visual_target"])
+        self.metrics["fscore"].update(
+            outputs["audio_prob"],
+            outputs["visual_prob"],
+            outputs["video_prob"],
+            batch["audio_target"],
+            batch["visual_target"],
+        )
 
     def scores(self, outputs: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, Tensor]:
         """The F-scores of a clip, which the metric has just computed."""
-        return {f"{level}_{name}": scores[:, place]
-                for level, scores in zip(("segment", "event"), self.metrics["fscore"].scores[-1].unbind(1))
-                for place, name in enumerate(TYPES)}
+        return {
+            f"{level}_{name}": scores[:, place]
+            for level, scores in zip(("segment", "event"), self.metrics["fscore"].scores[-1].unbind(1))
+            for place, name in enumerate(TYPES)
+        }
 
-    def outcome_columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> dict[str, Column]:
+    def outcome_columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted and annotated events of a clip, wherever in it."""
-        return {name: [";".join(dict.fromkeys(event for segment in clip for event in segment.split(";") if event))
-                       for clip in clips] for name, clips in self.columns(outputs, batch, class_names).items()}
+        return {
+            name: [
+                ";".join(dict.fromkeys(event for segment in clip for event in segment.split(";") if event))
+                for clip in clips
+            ]
+            for name, clips in self.columns(outputs, batch, class_names).items()
+        }

@@ -105,8 +105,9 @@ class EpochMeans:
             parts = gathered_objects({name: (total.cpu(), weight) for name, (total, weight) in self.sums.items()})
         names = dict.fromkeys(name for part in parts for name in part)
         found = {name: [part[name] for part in parts if name in part] for name in names}
-        return {name: sum(total for total, _ in pairs) / sum(weight for _, weight in pairs)
-                for name, pairs in found.items()}
+        return {
+            name: sum(total for total, _ in pairs) / sum(weight for _, weight in pairs) for name, pairs in found.items()
+        }
 
     def reset(self) -> None:
         """Reset the count."""
@@ -118,8 +119,10 @@ class EpochMeans:
 
     def load_state_dict(self, state: Mapping[str, Sequence[Any]], device: torch.device) -> None:
         """Continue from `state_dict`, whose sums may be numbers."""
-        self.sums = {name: (torch.as_tensor(total, dtype=torch.float32, device=device), weights)
-                     for name, (total, weights) in state.items()}
+        self.sums = {
+            name: (torch.as_tensor(total, dtype=torch.float32, device=device), weights)
+            for name, (total, weights) in state.items()
+        }
 
 
 class AVPromptTask(LightningModule, abc.ABC):
@@ -179,10 +182,16 @@ class AVPromptTask(LightningModule, abc.ABC):
     #: over how many examples `compute_metrics` averaged last, by name, where a metric is one of several kinds
     counts: dict[str, int] = {}
 
-    def __init__(self, backbone: FeatureSource, optimizer: OptimizerCallable = torch.optim.Adam,
-                 lr_scheduler: LRSchedulerCallable | None = None, prompt_lr: Positive | None = None,
-                 method_losses: dict[str, Number] | None = None, gather: bool = True,
-                 head_from: Path | None = None) -> None:
+    def __init__(
+        self,
+        backbone: FeatureSource,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        prompt_lr: Positive | None = None,
+        method_losses: dict[str, Number] | None = None,
+        gather: bool = True,
+        head_from: Path | None = None,
+    ) -> None:
         super().__init__()
         self.gather, self.head_from = gather, head_from
         self.strict_loading = False  # Lightning's own check knows full state dicts only; ours is stricter
@@ -212,8 +221,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         """Outputs -> decisions, `prediction` (B, ...) in most tasks."""
 
     @abc.abstractmethod
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Outputs -> columns of the table of predictions, a value for each clip or for each segment of each clip."""
 
     def probabilities(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -244,8 +254,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         """
         return {}
 
-    def outcome_columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> dict[str, Column]:
+    def outcome_columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """What stands beside the scores of a unit: the columns of the table of predictions."""
         return self.columns(outputs, batch, class_names)
 
@@ -284,8 +295,10 @@ class AVPromptTask(LightningModule, abc.ABC):
         dict of scalars.
         """
         features = self.extract(batch, maps)
-        found = {**{f"map_{name}": value for name, value in features.maps.items()},
-                 **{f"table_{name}": value for name, value in features.tables.items()}}
+        found = {
+            **{f"map_{name}": value for name, value in features.maps.items()},
+            **{f"table_{name}": value for name, value in features.tables.items()},
+        }
         auxiliary = {"method_losses": features.losses} if features.losses else {}
         return {**self.head_outputs(features, batch, maps), **found, **auxiliary}
 
@@ -296,8 +309,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         curves = {f"probability_{name}": value for name, value in self.probabilities(outputs).items()}
         return {**self.decisions(outputs), **curves, **maps}
 
-    def prediction_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                        class_names: Sequence[str]) -> list[dict[str, Any]]:
+    def prediction_rows(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Outputs -> rows of the table that `avprompt predict` writes, one a segment or one a clip.
 
         Every row has `id`, `start` and `end` in seconds of the video, the task's `columns`, `decoded` (whether the
@@ -316,21 +330,31 @@ class AVPromptTask(LightningModule, abc.ABC):
         """
         valid, times = batch["valid"], batch.get("times")
         if times is None or tuple(times.shape) != (*valid.shape, 2):
-            raise ShapeError("times", None if times is None else tuple(times.shape),
-                             f"{(*valid.shape, 2)}, begin and end of each segment in seconds",
-                             "Give every sample of the data module `times` (T, 2), see `Sampling.times`.")
+            raise ShapeError(
+                "times",
+                None if times is None else tuple(times.shape),
+                f"{(*valid.shape, 2)}, begin and end of each segment in seconds",
+                "Give every sample of the data module `times` (T, 2), see `Sampling.times`.",
+            )
         columns = self.columns(outputs, batch, class_names)
         rows = self._rows(columns, batch, self.row_per_segment)
         count, found = len(rows) // len(batch["id"]), []
         for place, row in enumerate(rows):
             clip, part = place // count, slice(None) if count == 1 else slice(place % count, place % count + 1)
             reason, predicted = missing(batch, clip, times[clip, part], valid[clip, part])
-            found.append({**row, **({} if predicted else dict.fromkeys(columns, "")),
-                          "path": batch["path"][clip] if "path" in batch else "", "reason": reason})
+            found.append(
+                {
+                    **row,
+                    **({} if predicted else dict.fromkeys(columns, "")),
+                    "path": batch["path"][clip] if "path" in batch else "",
+                    "reason": reason,
+                }
+            )
         return found
 
-    def outcome_rows(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                     class_names: Sequence[str]) -> list[dict[str, Any]]:
+    def outcome_rows(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> list[dict[str, Any]]:
         """Outputs of a batch that `update_metrics` has just counted -> rows of the table of outcomes, one a scored unit.
 
         Every row has `id`, `start` and `end` (empty where the batch has no `times`), `outcome_columns`, `decoded`, and
@@ -351,11 +375,20 @@ class AVPromptTask(LightningModule, abc.ABC):
             found[name.replace(" ", "_")] = value.numpy()
         if not found:
             return []
-        counts = np.any([~np.isnan(value).reshape(len(value), -1).all(1) for name, value in found.items()
-                         if not name.startswith("weight:")], axis=0)
+        counts = np.any(
+            [
+                ~np.isnan(value).reshape(len(value), -1).all(1)
+                for name, value in found.items()
+                if not name.startswith("weight:")
+            ],
+            axis=0,
+        )
         rows = self._rows(self.outcome_columns(outputs, batch, class_names), batch, per_segment)
-        return [{**row, **{name: value[place] for name, value in found.items()}}
-                for place, row in enumerate(rows) if counts[place]]
+        return [
+            {**row, **{name: value[place] for name, value in found.items()}}
+            for place, row in enumerate(rows)
+            if counts[place]
+        ]
 
     @staticmethod
     def _rows(columns: dict[str, Column], batch: dict[str, Any], per_segment: bool) -> list[dict[str, Any]]:
@@ -365,18 +398,27 @@ class AVPromptTask(LightningModule, abc.ABC):
         for clip, clip_id in enumerate(batch["id"]):
             for segment in range(valid.shape[1]) if per_segment else [None]:
                 part = slice(None) if segment is None else slice(segment, segment + 1)
-                start, end = ("", "") if times is None else (
-                    round(float(times[clip, part][0, 0]), 3), round(float(times[clip, part][-1, 1]), 3))
-                rows.append({"id": clip_id, "start": start, "end": end,
-                             **{name: cell(column, clip, segment) for name, column in columns.items()},
-                             "decoded": bool(valid[clip, part].all())})
+                start, end = (
+                    ("", "")
+                    if times is None
+                    else (round(float(times[clip, part][0, 0]), 3), round(float(times[clip, part][-1, 1]), 3))
+                )
+                rows.append(
+                    {
+                        "id": clip_id,
+                        "start": start,
+                        "end": end,
+                        **{name: cell(column, clip, segment) for name, column in columns.items()},
+                        "decoded": bool(valid[clip, part].all()),
+                    }
+                )
         return rows
 
     @staticmethod
     def reasons(batch: Mapping[str, Any], clip: int) -> list[str]:
         """Why media of each segment of a clip are missing; an empty text where they are not."""
         times, valid = batch["times"][clip], batch["valid"][clip]
-        return [missing(batch, clip, times[place:place + 1], valid[place])[0] for place in range(len(times))]
+        return [missing(batch, clip, times[place : place + 1], valid[place])[0] for place in range(len(times))]
 
     def compute_metrics(self) -> dict[str, Tensor]:
         """Name -> value in [0, 1] over everything counted since the last call; resets the count.
@@ -391,8 +433,10 @@ class AVPromptTask(LightningModule, abc.ABC):
             found |= value if isinstance(value, Mapping) else {name: value}
             self.counts |= metric.counts() if hasattr(metric, "counts") else {}
         self.reset_metrics()
-        return {name.replace(" ", "_"): (torch.as_tensor(value, dtype=torch.float64) / self.metric_unit).float()
-                for name, value in found.items()}
+        return {
+            name.replace(" ", "_"): (torch.as_tensor(value, dtype=torch.float64) / self.metric_unit).float()
+            for name, value in found.items()
+        }
 
     def reset_metrics(self) -> None:
         """Reset the count, and the mean of the evaluation loss."""
@@ -431,11 +475,19 @@ class AVPromptTask(LightningModule, abc.ABC):
         families = {name: name.partition("@")[0] for name in auxiliary}
         unknown = sorted(set(self.method_losses) - {*families, *families.values()})
         if unknown and self.training:  # in evaluation a method may leave out its losses
-            raise ArgumentError("method_losses", unknown, f"some of {sorted({*families, *families.values()})}, which "
-                                "the prompt method has", "Correct the name, or choose another prompt method.")
+            raise ArgumentError(
+                "method_losses",
+                unknown,
+                f"some of {sorted({*families, *families.values()})}, which the prompt method has",
+                "Correct the name, or choose another prompt method.",
+            )
         if twice := sorted(terms.keys() & {*families, *families.values()}):
-            raise ArgumentError("losses", twice, f"names other than the task's own {sorted(terms)}",
-                                "Rename the loss in the prompt method.")
+            raise ArgumentError(
+                "losses",
+                twice,
+                f"names other than the task's own {sorted(terms)}",
+                "Rename the loss in the prompt method.",
+            )
         weighed = [self.weight_of(name) * value for name, value in auxiliary.items() if self.weight_of(name)]
         shown = {**terms, **auxiliary}
         for family in dict.fromkeys(families.values()):
@@ -450,8 +502,9 @@ class AVPromptTask(LightningModule, abc.ABC):
                 error comes a step later, see `avprompt.tasks.guard`.
         """
         loss, terms = self.total_loss(self(batch), batch)
-        self.guard.begin(Step(self.global_step, batch, loss.detach(),
-                              {name: term.detach() for name, term in terms.items()}))
+        self.guard.begin(
+            Step(self.global_step, batch, loss.detach(), {name: term.detach() for name, term in terms.items()})
+        )
         self._newest = self.guard.steps[-1]
         if self.guard.ahead(loss.device):
             self._newest.send()  # again with the gradients, where this batch ends in an update
@@ -459,8 +512,7 @@ class AVPromptTask(LightningModule, abc.ABC):
             self._look(0)
         terms = {**{f"train_{name}": term for name, term in terms.items()}, "train_loss_epoch": loss}
         self.epoch_means.add(terms, len(batch["id"]))
-        self.log("train_loss_step", loss.detach(), batch_size=len(batch["id"]), on_step=True,
-                 sync_dist=not self.gather)
+        self.log("train_loss_step", loss.detach(), batch_size=len(batch["id"]), on_step=True, sync_dist=not self.gather)
         return loss
 
     def _look(self, ahead: int) -> None:
@@ -477,15 +529,21 @@ class AVPromptTask(LightningModule, abc.ABC):
         if not math.isfinite(loss):
             values = {name: read(term) for name, term in step.terms.items()}
             raise NonFiniteLossError(
-                "loss", f"{values} at step {step.number}, on {self._culprits(step.batch)}", "finite loss terms",
-                "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.")
+                "loss",
+                f"{values} at step {step.number}, on {self._culprits(step.batch)}",
+                "finite loss terms",
+                "Nothing was updated. Lower the learning rate, clip gradients, or look at these clips.",
+            )
         self._refuse_gradients(step.bad_gradients(), step)
 
     def _refuse_gradients(self, wrong: list[str], step: Step) -> None:
         raise NonFiniteLossError(
-            "gradient", f"NaN or infinity in {len(wrong)} parameters ({', '.join(wrong[:3])}) at step "
+            "gradient",
+            f"NaN or infinity in {len(wrong)} parameters ({', '.join(wrong[:3])}) at step "
             f"{step.number}, with a finite loss, on {self._culprits(step.batch, gradients=True)}",
-            "finite gradients", "Nothing was updated. Lower the learning rate, or look at these clips.")
+            "finite gradients",
+            "Nothing was updated. Lower the learning rate, or look at these clips.",
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at the step before while the device works at this one."""
@@ -521,24 +579,32 @@ class AVPromptTask(LightningModule, abc.ABC):
             logger.log_metrics({**values, "epoch": self.current_epoch}, self.global_step - 1)
         self.epoch_means.reset()
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None,
-                                    gradient_clip_algorithm: str | None = None) -> None:
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
         """Clip gradients if the trainer is configured so, and check that their norm is finite.
 
         Raises:
             NonFiniteLossError: a gradient is NaN or infinite; no parameter has been changed by it. Not with float16,
                 whose scaler expects such steps and skips them.
         """
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]
-                      if parameter.grad is not None]
+        parameters = [
+            parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None
+        ]
         ahead, by_norm = self.guard.ahead(self.device), gradient_clip_val and gradient_clip_algorithm in (None, "norm")
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]) if by_norm or not ahead else None
         if ahead:
             self.guard.gradients(optimizer, self.named_parameters())
         elif getattr(self.trainer.precision_plugin, "scaler", None) is None and not read(torch.isfinite(norm)):
             # a norm may overflow though every gradient is finite
-            wrong = [name for name, parameter in self.named_parameters()
-                     if parameter.grad is not None and not read(torch.isfinite(parameter.grad).all())]
+            wrong = [
+                name
+                for name, parameter in self.named_parameters()
+                if parameter.grad is not None and not read(torch.isfinite(parameter.grad).all())
+            ]
             if wrong:
                 self._refuse_gradients(wrong, self._newest)
         if by_norm:
@@ -554,8 +620,11 @@ class AVPromptTask(LightningModule, abc.ABC):
         modes = {module: module.training for module in self.modules()}
         precision = nullcontext if self._trainer is None else self.trainer.precision_plugin.forward_context
         trained = checkpoints.trainable_state_names(self)
-        spoilt = [(buffer, buffer.clone()) for name, buffer in self.named_buffers()
-                  if name in trained and not torch.isfinite(buffer).all()]
+        spoilt = [
+            (buffer, buffer.clone())
+            for name, buffer in self.named_buffers()
+            if name in trained and not torch.isfinite(buffer).all()
+        ]
         self.gather = False
         self.eval()  # batch norm would spread NaN over the batch
         for buffer, _ in spoilt:  # and its statistics already contain it
@@ -563,7 +632,7 @@ class AVPromptTask(LightningModule, abc.ABC):
         try:
             for place, clip in enumerate(ids):
                 with torch.set_grad_enabled(gradients), precision():
-                    alone = {key: value[place:place + 1] for key, value in batch.items()}
+                    alone = {key: value[place : place + 1] for key, value in batch.items()}
                     loss, _ = self.total_loss(self(alone), alone)
                 found = [loss]
                 if gradients and torch.isfinite(loss) and loss.requires_grad:
@@ -583,7 +652,6 @@ class AVPromptTask(LightningModule, abc.ABC):
             return f"none of these clips alone, only together: {ids}"
         return f"every clip of the batch {ids}" if len(bad) == len(ids) > 1 else f"clip {', '.join(map(str, bad))}"
 
-
     @staticmethod
     def _check_scores(outputs: dict[str, Tensor], ids: Sequence[str]) -> None:
         """Refuse NaN, which would be counted: the largest of several scores is NaN if one of them is."""
@@ -592,8 +660,12 @@ class AVPromptTask(LightningModule, abc.ABC):
                 clips = [str(clip) for clip, part in zip(ids, value.chunk(len(ids))) if part.isnan().any()]
                 if len(value) % len(ids):
                     clips = list(map(str, ids))
-                raise ArgumentError(name, f"NaN for {', '.join(clips)}", "scores",
-                                    "Look at these clips, and at the loss: has training diverged?")
+                raise ArgumentError(
+                    name,
+                    f"NaN for {', '.join(clips)}",
+                    "scores",
+                    "Look at these clips, and at the loss: has training diverged?",
+                )
 
     def _evaluate(self, stage: str, batch: dict[str, Any]) -> dict[str, Tensor]:
         outputs = self(batch)
@@ -605,8 +677,9 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def _log_evaluation(self, stage: str) -> None:
         self.log_dict(self.evaluation_means.compute(common=True))
-        self.log_dict({f"{stage}_{name}": value for name, value in self.compute_metrics().items()},
-                      prog_bar=stage == "val")
+        self.log_dict(
+            {f"{stage}_{name}": value for name, value in self.compute_metrics().items()}, prog_bar=stage == "val"
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Forget what an evaluation that was cut off counted."""
@@ -676,9 +749,12 @@ class AVPromptTask(LightningModule, abc.ABC):
 
     def _loaded(self, asked: str) -> Any:
         if self.source is None:
-            raise ArgumentError(f"{type(self).__name__}.{asked}", "a task without its configuration",
-                                "a task that `avprompt.load` returned",
-                                "Train it with `avprompt fit`, and load its checkpoint.")
+            raise ArgumentError(
+                f"{type(self).__name__}.{asked}",
+                "a task without its configuration",
+                "a task that `avprompt.load` returned",
+                "Train it with `avprompt fit`, and load its checkpoint.",
+            )
         return self.source
 
     def configure_optimizers(self) -> Any:
@@ -698,8 +774,10 @@ class AVPromptTask(LightningModule, abc.ABC):
             interval = "step"
             if self._trainer is not None:  # a step may be timed without one
                 scheduler.plan(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": interval,
-                                                         "monitor": self.monitor}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": self.monitor},
+        }
 
     def state_dict(self, *args: Any, prefix: str = "", **kwargs: Any) -> dict[str, Tensor]:
         """The trainable state: trained parameters and the buffers beside them."""

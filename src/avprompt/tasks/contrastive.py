@@ -106,10 +106,23 @@ class Contrastive(AVPromptTask):
             for own in texts.values():
                 own.attach(names, self.backbone.prompts)
             logs = {side: self._log_scale(side, own, scales[side]) for side, own in texts.items()}
-            self.head = ContrastiveHead(texts, logs, adapters, adapter_ratio, fusion, learned_scales, exp_audio_scale,
-                                        objective == "released", self.gather)
-        self.metrics.update({name: MeanMetric() for name in (
-            "accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")})
+            self.head = ContrastiveHead(
+                texts,
+                logs,
+                adapters,
+                adapter_ratio,
+                fusion,
+                learned_scales,
+                exp_audio_scale,
+                objective == "released",
+                self.gather,
+            )
+        self.metrics.update(
+            {
+                name: MeanMetric()
+                for name in ("accuracy", "visual_accuracy", "audio_accuracy", "video_accuracy", "any_match")
+            }
+        )
         if pretrained is not None and not any(parameter.is_meta for parameter in self.parameters()):
             content = checkpoints.read_checkpoint(pretrained)
             checkpoints.check_record(self, content.get(checkpoints.RECORD), pretrained)
@@ -124,8 +137,12 @@ class Contrastive(AVPromptTask):
             return torch.tensor(given).log()
         trained = texts.logit_scale if trained is None else trained
         if trained is None:
-            raise ArgumentError(f"{modality}_scale", None, "a number: neither encoder nor text tower has one",
-                                "CLIP's published models have 100.")
+            raise ArgumentError(
+                f"{modality}_scale",
+                None,
+                "a number: neither encoder nor text tower has one",
+                "CLIP's published models have 100.",
+            )
         return trained
 
     def forward(self, batch: dict[str, Any], maps: bool = False) -> dict[str, Tensor]:
@@ -144,8 +161,14 @@ class Contrastive(AVPromptTask):
         With both modalities also `visual_logits`, `audio_logits` likewise and `visual_weight` (B, T) or (B,); with the
         released objective `matching` (B, B), in a training step of k processes (k B, k B), see `gather`.
         """
-        out = self.head(**{modality: self.backbone.project(modality, getattr(features, modality))
-                           if modality in self.head.branches else None for modality in ("visual", "audio")})
+        out = self.head(
+            **{
+                modality: self.backbone.project(modality, getattr(features, modality))
+                if modality in self.head.branches
+                else None
+                for modality in ("visual", "audio")
+            }
+        )
         if self.level == "video":
             out = {name: value if name == "matching" else value.mean(1) for name, value in out.items()}
         return out
@@ -181,14 +204,17 @@ class Contrastive(AVPromptTask):
         return {name: weight * term for name, weight, term in zip(names, weights, terms)}
 
     @staticmethod
-    def _contrast(logits: dict[str, Tensor], share: Tensor | None, target: Tensor,
-                  has_class: Tensor) -> dict[str, Tensor]:
+    def _contrast(
+        logits: dict[str, Tensor], share: Tensor | None, target: Tensor, has_class: Tensor
+    ) -> dict[str, Tensor]:
         count = has_class.sum().clamp(min=1)
         if share is None:
             return {"contrast": losses.text_contrast(logits["logits"], target, has_class).sum() / count}
         share = share.flatten()
-        return {side: (weight * losses.text_contrast(logits[f"{side}_logits"], target, has_class)).sum() / count
-                for side, weight in (("visual", share), ("audio", 1 - share))}
+        return {
+            side: (weight * losses.text_contrast(logits[f"{side}_logits"], target, has_class)).sum() / count
+            for side, weight in (("visual", share), ("audio", 1 - share))
+        }
 
     def decisions(self, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`prediction` (B, T) or (B,) long; the number of classes stands for background."""
@@ -199,8 +225,9 @@ class Contrastive(AVPromptTask):
         names = {"logits": "class", "visual_logits": "class, sight alone", "audio_logits": "class, sound alone"}
         return {shown: outputs[name].float().softmax(-1) for name, shown in names.items() if name in outputs}
 
-    def columns(self, outputs: dict[str, Tensor], batch: dict[str, Any],
-                class_names: Sequence[str]) -> dict[str, Column]:
+    def columns(
+        self, outputs: dict[str, Tensor], batch: dict[str, Any], class_names: Sequence[str]
+    ) -> dict[str, Column]:
         """Predicted class and its probability, also of each modality alone, and the annotated class."""
         names, best = [*class_names, "background"], outputs["logits"].float().softmax(-1).max(-1)
         annotated: Column = [""] * len(best.indices)
@@ -211,8 +238,11 @@ class Contrastive(AVPromptTask):
         return {
             "predicted": named(best.indices, names),
             "probability": best.values,
-            **{f"predicted_{modality}": named(outputs[f"{modality}_logits"].argmax(-1), names)
-               for modality in ("visual", "audio") if f"{modality}_logits" in outputs},
+            **{
+                f"predicted_{modality}": named(outputs[f"{modality}_logits"].argmax(-1), names)
+                for modality in ("visual", "audio")
+                if f"{modality}_logits" in outputs
+            },
             "annotated": annotated,
         }
 
@@ -246,6 +276,10 @@ class Contrastive(AVPromptTask):
             ConfigError: nothing is trained.
         """
         if not any(parameter.requires_grad for parameter in self.parameters()):
-            raise ConfigError("model", "nothing to train: plain encoders and fixed texts", "prompts, texts or adapters",
-                              "Zero-shot needs no training: run `avprompt test` with this config.")
+            raise ConfigError(
+                "model",
+                "nothing to train: plain encoders and fixed texts",
+                "prompts, texts or adapters",
+                "Zero-shot needs no training: run `avprompt test` with this config.",
+            )
         return super().configure_optimizers()

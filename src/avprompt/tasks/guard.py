@@ -130,9 +130,12 @@ class Guard:
         step = self.steps[-1]
         step.names = [name for name, _ in found]
         if found:
-            step.largest = torch.stack([norm.to(step.loss.dtype) for norm in torch._foreach_norm(
-                [grad for _, grad in found], float("inf"))])
-        wrong = ~torch.isfinite(torch.stack([pending.loss for pending in self.steps])).all()  # of accumulated batches too
+            step.largest = torch.stack(
+                [norm.to(step.loss.dtype) for norm in torch._foreach_norm([grad for _, grad in found], float("inf"))]
+            )
+        wrong = ~torch.isfinite(
+            torch.stack([pending.loss for pending in self.steps])
+        ).all()  # of accumulated batches too
         if step.largest is not None:
             wrong = wrong | ~torch.isfinite(step.largest).all()
         wrong = wrong.float()
