@@ -1,3 +1,5 @@
+"""Puts data_modules, experiments and lightning_configs inside of the package; the rest stands in setup.cfg."""
+
 from setuptools import find_packages, setup
 
 #: beside src/ in the source tree, inside the package where it is installed

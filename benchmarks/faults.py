@@ -141,9 +141,9 @@ def stopped(numbers: tuple[int, ...]) -> Callable[[Path, Path, random.Random], l
                 return [f"signal {number}: exit code {code}; {log.read_text()[-400:]}"]
             for path in (scratch / "checkpoints").glob("*.ckpt"):
                 read_checkpoint(path)  # raises where it is not whole
-            if rests := [path.name for path in (scratch / "checkpoints").glob("*.partial")]:
-                if number != signal.SIGKILL:
-                    return [f"signal {number}: unfinished files are left, {rests}"]
+            rests = [path.name for path in (scratch / "checkpoints").glob("*.partial")]
+            if rests and number != signal.SIGKILL:
+                return [f"signal {number}: unfinished files are left, {rests}"]
         if not (scratch / "state.pt").is_file() and (code := end(fork(run(scratch, newest(scratch)), log))) != 0:
             return [f"the run that goes on ends with {code}: {log.read_text()[-400:]}"]
         return same(scratch, whole)

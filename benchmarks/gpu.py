@@ -48,6 +48,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,7 +367,7 @@ def environment(machine: Machine, given: argparse.Namespace, write: Write) -> No
     size = machine.sizes.product
     for kind in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(size, size, device=machine.device, dtype=kind) for _ in range(2))
-        seconds = machine.seconds(lambda: a @ b, 30 if machine.cuda else 3, warm=3)
+        seconds = machine.seconds(partial(torch.matmul, a, b), 30 if machine.cuda else 3, warm=3)
         write(kind="rate", dtype=str(kind).removeprefix("torch."), size=size, flops_per_s=2 * size**3 / seconds)
 
 
@@ -945,8 +946,10 @@ def table(folder: Path) -> str:
         faster = best["clips_per_s"] / other["clips_per_s"]
         text += [
             "",
-            f"Against the baseline in float32: {faster:.1f} times its clips a second, "
-            f"{least / memory[key(other)]:.2f} of its memory a clip.",
+            (
+                f"Against the baseline in float32: {faster:.1f} times its clips a second, "
+                f"{least / memory[key(other)]:.2f} of its memory a clip."
+            ),
         ]
     text.append("")
     for row in of("compile"):

@@ -133,7 +133,7 @@ class LLPDataModule(AVDataModule):
                 "Correct the path, or set `features: null`.",
             )
         super().setup(stage)
-        for kind, files in self.taught.items() if "train" in self.datasets else ():
+        for files in self.taught.values() if "train" in self.datasets else ():
             if lacking := sorted(set(self.datasets["train"].ids) - files.ids()):
                 raise DatasetError(
                     files.folder,

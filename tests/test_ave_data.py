@@ -111,7 +111,7 @@ def test_published_anomalies(shared: Path) -> None:
     root = shared / "data" / "ave"
     rows, splits = ave.read_rows(root / "Annotations.txt", ave.CATEGORIES), ave.read_splits(root)
     assert len({row.id for row in rows}) == 4097 and sum(row.id.startswith("-") for row in rows) == 1030
-    assert sum(list(row.id for row in rows).count(clip) > 1 for clip in {row.id for row in rows}) == 45
+    assert sum([row.id for row in rows].count(clip) > 1 for clip in {row.id for row in rows}) == 45
     assert len({(row.id, row.category) for row in rows}) == 4143  # a clip's rows differ in category
     empty = [row for row in rows if row.start == row.end]
     assert [(row.id, row.category, row.start) for row in empty] == [("VWi2ENBuTbw", 0, 0)]

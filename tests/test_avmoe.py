@@ -323,8 +323,10 @@ def test_heat_maps_of_router_and_agreement(ave_root: Path, tmp_path: Path) -> No
             "--ckpt_path",
             "none",
             "--model.backbone.prompts",
-            "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
-            "groups: 2, caste: true, gamma: 0.1}}",
+            (
+                "{class_path: avprompt.methods.AVMoE, init_args: {num_tokens: 8, reduction: 4, "
+                "groups: 2, caste: true, gamma: 0.1}}"
+            ),
             "--features",
         ]
     )

@@ -200,7 +200,7 @@ def spectrum(contour: int, timbre: int, pitch: int) -> np.ndarray:
 
 @pytest.mark.parametrize("contour", range(len(CONTOURS)))
 def test_a_sound_has_the_band_of_its_timbre_and_the_pitch_of_its_size(contour: int) -> None:
-    for timbre, centre in enumerate(FORMANTS):
+    for timbre in range(len(FORMANTS)):
         power = spectrum(contour, timbre, timbre % 2)
         assert abs(np.argmax(power[100:300]) + 100 - (240, 120)[timbre % 2]) < 12
         band = power[400:]

@@ -189,8 +189,10 @@ def test_replaced_class_starts_from_its_own_defaults() -> None:
             f"{texts}.tower.pretrained",
             "none",
             f"{texts}",
-            "{class_path: avprompt.methods.CoCoOp, context: an image of, condition: video, "
-            "tower: avprompt.encoders.TinyCLIPText}",
+            (
+                "{class_path: avprompt.methods.CoCoOp, context: an image of, condition: video, "
+                "tower: avprompt.encoders.TinyCLIPText}"
+            ),
         ]
     )
     kinds = {type(module).__name__ for module in task.modules()}
@@ -462,7 +464,7 @@ def test_a_file_that_is_not_there_is_refused_before_torch_is_imported(args: str,
     program = (
         "import sys; from avprompt.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
     )
-    said = subprocess.run([sys.executable, "-c", program, *args.split()], capture_output=True, text=True)
+    said = subprocess.run([sys.executable, "-c", program, *args.split()], capture_output=True, text=True, check=False)
     assert said.returncode == 2 and message in said.stderr and said.stdout.split() == ["False"], said
 
 
@@ -499,8 +501,10 @@ def test_answers_about_the_program_are_remembered(
     [
         (
             "--data.batch_sizes 2",
-            "--data.batch_sizes: got no such argument; expected an argument of AVEDataModule. Did you "
-            "mean batch_size or eval_batch_size?",
+            (
+                "--data.batch_sizes: got no such argument; expected an argument of AVEDataModule. Did you "
+                "mean batch_size or eval_batch_size?"
+            ),
         ),
         ("--modl.x 3", "--modl: got no such flag; expected a flag of this command. Did you mean model?"),
         (
@@ -509,8 +513,10 @@ def test_answers_about_the_program_are_remembered(
         ),
         (
             "--config misspelt.yaml",
-            "--trainer.max_epoch: got no such argument in misspelt.yaml; expected an argument of "
-            "Trainer. Did you mean max_epochs or min_epochs or max_steps?",
+            (
+                "--trainer.max_epoch: got no such argument in misspelt.yaml; expected an argument of "
+                "Trainer. Did you mean max_epochs or min_epochs or max_steps?"
+            ),
         ),
     ],
 )
@@ -524,7 +530,9 @@ def test_a_misspelt_key_is_refused_before_torch_is_imported(
     assert str(error.value) == said
     program = f"from avprompt.cli import main; main(['fit', '--config', 'quickstart', *{flag.split()}])"
     if "alphaa" in flag:
-        run_ = subprocess.run([sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True)
+        run_ = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", program], capture_output=True, text=True, check=False
+        )
         assert run_.returncode == 2 and said in run_.stderr and "| torch\n" not in run_.stderr
 
 

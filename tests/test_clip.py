@@ -265,6 +265,6 @@ def test_an_archive_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         SmallCLIP(pretrained=str(evil))
     assert not proof.exists()
     for damage in (b"", b"\x80\x02.", plain.read_bytes()[:300]):
-        evil.write_bytes(damage if damage else plain.read_bytes()[:-50])
+        evil.write_bytes(damage or plain.read_bytes()[:-50])
         with pytest.raises(WeightsError):
             _read_archive(evil)

@@ -443,10 +443,10 @@ def test_rows_that_are_not_told_apart_say_so(tested: Path, tmp_path: Path, capsy
     assert rows[best]["p_holm"] == "" and float(rows[other]["standard_error"]) == pytest.approx(
         float(rows[other]["std"]) / 2, abs=1e-3
     )
-    assert re.search(rf"^\| {other} .*\(≈ best\) \[a\]", printed, re.M)
-    assert re.search(rf"^\| {best} .*\(best\) \[a\]", printed, re.M)
-    assert not re.search(r"^\| plain .* 4 \| [\d.]+ ± [\d.]+ \(", printed, re.M)
-    assert re.search(rf"^\| {best} +\| {other} .*\| seeds and clips \| not told apart \|$", printed, re.M)
+    assert re.search(rf"^\| {other} .*\(≈ best\) \[a\]", printed, re.MULTILINE)
+    assert re.search(rf"^\| {best} .*\(best\) \[a\]", printed, re.MULTILINE)
+    assert not re.search(r"^\| plain .* 4 \| [\d.]+ ± [\d.]+ \(", printed, re.MULTILINE)
+    assert re.search(rf"^\| {best} +\| {other} .*\| seeds and clips \| not told apart \|$", printed, re.MULTILINE)
     assert "counts all 3 pairs of the 3 rows" in printed and "seeds needed, with these clips" in printed
     tex, page = ((out / f"compare.{kind}").read_text() for kind in ("tex", "html"))
     assert r"($\approx$ best)\textsuperscript{a}" in tex and "not told apart" in tex and "seeds needed" in tex
@@ -456,7 +456,7 @@ def test_rows_that_are_not_told_apart_say_so(tested: Path, tmp_path: Path, capsy
         pairs = [(row["row"], row["against"], row["verdict"]) for row in csv.DictReader(file)]
     assert pairs == [(best, other, "not told apart"), (best, "plain", "told apart"), (other, "plain", "told apart")]
     run(["compare", str(tested), "--pairs", "true"])
-    assert re.search(rf"^\| {other} +\| plain .* told apart", capsys.readouterr().out, re.M)
+    assert re.search(rf"^\| {other} +\| plain .* told apart", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_partial_evaluations_are_marked_and_not_tested(tested: Path, tmp_path: Path) -> None:
@@ -611,7 +611,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
         "measured",
         lambda config, overrides, *rest, **options: (
             module.calls.append((config, overrides))
-            or {name: 2.0 for name in ("step_s", "peak_gb", "peak_with_optimizer_gb")}
+            or dict.fromkeys(("step_s", "peak_gb", "peak_with_optimizer_gb"), 2.0)
         ),
     )
     return module
@@ -621,7 +621,9 @@ def test_benchmark_commands_are_understood(
     benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Those that its docstring shows; overrides begin with dashes and may hold blanks."""
-    commands = re.findall(r"^    python (benchmarks/train_step.py .*)$", benchmark.__doc__.replace("\\\n", " "), re.M)
+    commands = re.findall(
+        r"^    python (benchmarks/train_step.py .*)$", benchmark.__doc__.replace("\\\n", " "), re.MULTILINE
+    )
     assert len(commands) == 4
     quoted = """train_step.py --config quickstart --set --d=1 --against ave_none
         --set-against '--a.b="[1, 2]" --c null'"""

@@ -472,7 +472,7 @@ def test_released_guide_equals_the_formulas_written_out() -> None:
     for parameter in net.prompts.parameters():
         nn.init.normal_(parameter, 0.1, 0.3)
     guide, method = net.prompts.visual_p1[0].double(), net.prompts
-    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, list(net.audio.blocks())[0].spec
+    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, next(iter(net.audio.blocks())).spec
     x = torch.randn(2, own.tokens, own.dim).double()
     u = torch.randn(2, other.tokens, other.dim).double()
     p = (guide.map.weight @ u + guide.map.bias[:, None]) @ guide.map.project.weight.T + guide.map.project.bias
@@ -495,7 +495,7 @@ def test_released_guide_equals_the_formulas_written_out() -> None:
 def test_paper_guide_equals_equations_3_4_and_6() -> None:
     net = build("dgsct_paper", "swin-htsat")
     guide = net.prompts.visual_p1[0].double()
-    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, list(net.audio.blocks())[0].spec
+    own, other = list(net.visual.blocks())[net.sites[0][0]].spec, next(iter(net.audio.blocks())).spec
     x, u = torch.randn(2, own.tokens, own.dim).double(), torch.randn(2, other.tokens, other.dim).double()
     p = guide.map(u)
     cm = (guide.channel_guide(p.mean(1)).unsqueeze(1) * guide.channel_own(x)).mean(1)

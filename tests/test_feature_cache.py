@@ -194,12 +194,12 @@ def test_data_and_backbone_read_the_same_features(ave_root: Path, caches: dict, 
 
 def test_a_head_that_needs_tokens_says_so(caches: dict) -> None:
     with pytest.raises(ArgumentError, match="--pool grid"):
-        PrecomputedFeatures(caches["mean"]).visual_spec
+        _ = PrecomputedFeatures(caches["mean"]).visual_spec
     assert PrecomputedFeatures(caches["grid"]).visual_spec.grid == (4, 4)
     with pytest.raises(ArgumentError, match="feature_cache"):
         PrecomputedFeatures(caches["mean"])({"frames": torch.zeros(1)})
     with pytest.raises(ArgumentError, match="pyramid"):
-        PrecomputedFeatures(caches["grid"]).pyramid_specs
+        _ = PrecomputedFeatures(caches["grid"]).pyramid_specs
 
 
 def test_values_that_half_precision_cannot_hold(tmp_path: Path, caches: dict) -> None:

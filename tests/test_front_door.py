@@ -314,7 +314,7 @@ def shell(*words: str, cwd: Path, **environment: str) -> subprocess.Popen:
 
 def test_a_run_prints_a_line_an_epoch_and_nothing_else(ave_root: Path, tmp_path: Path) -> None:
     """Into a file: no bar, no advertisement, no warning with its file and line; `--quiet` leaves out the rest."""
-    words = [word for word in flags(ave_root, tmp_path, "--trainer.max_epochs", "2")]
+    words = list(flags(ave_root, tmp_path, "--trainer.max_epochs", "2"))
     place = words.index("--trainer.enable_progress_bar")
     run_ = shell("fit", *words[:place], *words[place + 2 :], cwd=tmp_path)
     said, problems = run_.communicate(timeout=500)
@@ -351,7 +351,7 @@ def test_ctrl_c_while_imports_run_ends_with_one_line(ave_root: Path, tmp_path: P
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.01)
     stopped.send_signal(signal.SIGINT)
-    said, problems = stopped.communicate(timeout=200)
+    _said, problems = stopped.communicate(timeout=200)
     assert stopped.returncode == 130 and "Traceback" not in problems, problems
     assert problems.strip().startswith("avprompt: stopped by Ctrl-C; the same command begins again"), problems
     assert problems.strip().count("\n") == 0 and not (tmp_path / "runs").exists()
@@ -360,9 +360,8 @@ def test_ctrl_c_while_imports_run_ends_with_one_line(ave_root: Path, tmp_path: P
 def test_quickstart_shows_the_lines_of_its_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.txt"
     log.write_text("epoch 1/2: of an earlier part\n")
-    with shown(log, pause=0.01):
-        with log.open("a") as file:
-            file.write("something else\nepoch 2/2: loss 1.0\n")
+    with shown(log, pause=0.01), log.open("a") as file:
+        file.write("something else\nepoch 2/2: loss 1.0\n")
     assert capsys.readouterr().out == "    epoch 2/2: loss 1.0\n"
 
 

@@ -64,7 +64,7 @@ def test_derivatives_of_the_bottleneck(
     module = Bottleneck()
     module.add_bottleneck(8, 2, 2, gate, batch_norm, norm_before, relu)
     module.double().train(training)
-    for name, parameter in module.named_parameters():
+    for parameter in module.parameters():
         nn.init.normal_(parameter, 0.5, 0.3)
 
     def run(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import warnings
@@ -544,5 +545,5 @@ def test_picture_of_nothing_of_padding_and_of_names_in_full() -> None:
     for axis in full.axes[-2:]:
         boxes = [label.get_window_extent(renderer) for label in axis.get_yticklabels()]
         assert len(boxes) == 25 and min(box.x0 for box in boxes) >= 0  # in the picture
-        assert all(above.y0 >= below.y1 for above, below in zip(boxes, boxes[1:]))  # apart
+        assert all(above.y0 >= below.y1 for above, below in itertools.pairwise(boxes))  # apart
     assert len(picture(None, None).axes) == 11

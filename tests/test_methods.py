@@ -92,7 +92,7 @@ def sample(places: tuple[int, ...], output: Tensor, weight: Tensor, *given: Tens
 #: outputs and gradients of the authors' `VisualAdapter` (LAVISH, AVE and AVS) and `CMLinear` (CoLA) on the same weights
 ADAPTERS = {
     "ave": (
-        dict(gate="after_norm", batch_norm=True, norm_before=True),
+        {"gate": "after_norm", "batch_norm": True, "norm_before": True},
         [
             -0.001773596797,
             0.007798549521,
@@ -106,7 +106,7 @@ ADAPTERS = {
         ],
     ),
     "avs": (
-        dict(gate="inside_norm", batch_norm=False, norm_before=False),
+        {"gate": "inside_norm", "batch_norm": False, "norm_before": False},
         [
             0.798034360971,
             -0.525402121057,

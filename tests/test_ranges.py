@@ -33,9 +33,7 @@ COMMANDS = [
 
 def types(hint: Any) -> Iterator[Any]:
     """The types in a type hint, each with the ranges that stand beside it."""
-    if typing.get_origin(hint) is Annotated:
-        yield hint
-    elif inspect.isclass(hint) and not typing.get_args(hint):
+    if typing.get_origin(hint) is Annotated or (inspect.isclass(hint) and not typing.get_args(hint)):
         yield hint
     for part in typing.get_args(hint) if typing.get_origin(hint) not in (Annotated, typing.Literal) else ():
         yield from types(part) if not isinstance(part, list) else ()

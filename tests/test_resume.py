@@ -176,7 +176,7 @@ def test_owned_weights_are_complete(tmp_path: Path) -> None:
         for parameter in task.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
-        for name, buffer in task.backbone.prompts.named_buffers():
+        for buffer in task.backbone.prompts.buffers():
             buffer.add_(3)
     state = task.state_dict()
     prompts_and_head = {f"backbone.prompts.{n}" for n in task.backbone.prompts.state_dict()} | {

@@ -164,7 +164,7 @@ def test_without_exchange_each_modality_is_alone() -> None:
     """And with it each sees the other, in the spatial and in the MLP adapter."""
     for options, mixes in (({"exchange": False}, False), ({"mlp": False}, True), ({"spatial": False}, True)):
         net = AVPromptBackbone(SmallCLIP(), SmallHTSAT(), STGCMA(0.25, segments=SEGMENTS, **options)).eval()
-        for name, parameter in net.prompts.named_parameters():
+        for parameter in net.prompts.parameters():
             nn.init.normal_(parameter, std=0.3)
         batch = small_clips()
         with torch.no_grad():

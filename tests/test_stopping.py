@@ -222,7 +222,7 @@ def test_a_best_checkpoint_that_was_moved_or_replaced(tmp_path: Path) -> None:
     best = (moved / "checkpoints" / "best.ckpt").read_bytes()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        trainer, _ = train(second, ckpt_path=moved / "checkpoints" / "last.ckpt", epochs=2)
+        train(second, ckpt_path=moved / "checkpoints" / "last.ckpt", epochs=2)
     assert not [entry for entry in said if "selection starts again" in str(entry.message)]
     train(moved, epochs=1)  # another run's
     train(moved / "more", epochs=2)
@@ -371,7 +371,7 @@ def test_a_gradient_that_is_not_finite(options: dict, tmp_path: Path) -> None:
 
     with pytest.raises(NonFiniteLossError) as error:
         train(tmp_path, Zero(), task=task, **options)
-    first, wrong, last = before.pop("id")
+    first, wrong, _last = before.pop("id")
     message = str(error.value)
     assert message.startswith("gradient: got NaN or infinity in") and "at step 3, with a finite loss" in message
     assert f"on clip {wrong};" in message and first not in message.split(" on clip ")[1]
@@ -402,7 +402,7 @@ def test_a_schedule_is_planned_again(then: dict, now: dict, tmp_path: Path) -> N
     """After resuming, the rates are those of a run that was planned for the new length."""
     schedule = {"lr_scheduler": lambda optimizer: WarmupCosine(optimizer, 0.2, 1e-4)}
     _, whole = train(tmp_path / "whole", task=build(**schedule), **now)
-    _, first = train(tmp_path / "first", task=build(**schedule), **then)
+    train(tmp_path / "first", task=build(**schedule), **then)
     message = r"planned for (7|10) steps and is now planned for (15|20): at step (7|10) the rate"
     with pytest.warns(UserWarning, match=message):
         _, second = train(
@@ -421,7 +421,7 @@ def test_a_schedule_is_planned_again(then: dict, now: dict, tmp_path: Path) -> N
 
 
 def test_a_schedule_needs_an_end(tmp_path: Path) -> None:
-    task = build(lr_scheduler=lambda optimizer: WarmupCosine(optimizer))
+    task = build(lr_scheduler=WarmupCosine)
     with pytest.raises(ArgumentError, match="a run without an end"):
         train(tmp_path, task=task, epochs=-1, max_time={"seconds": 1})
 

@@ -505,7 +505,7 @@ def finish(one: SweepRun, value: float, config: dict[str, Any] | None = None, us
 def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
     runs, metric = read_sweep(write_sweep(tmp_path, GRID), [0, 1, 2], tmp_path)
     for one in runs:
-        if one.variant == "CLIP" or one.variant == "CoOp" and (one.axis[1] == 1 or one.seed == 0):
+        if one.variant == "CLIP" or (one.variant == "CoOp" and (one.axis[1] == 1 or one.seed == 0)):
             finish(one, 0.4 + 0.01 * one.seed)
     table = summarise(runs, metric, tmp_path)
     assert table == (tmp_path / "summary.md").read_text() and table.splitlines()[:5] == [
@@ -715,7 +715,7 @@ def test_plot_of_hyperparameters(tmp_path: Path) -> None:
         tmp_path, found={"no prompts": 0.6, "all": 0.8, "alpha=0.1": 0.7, "alpha=0.5": 0.75, "gamma=0.3": 0.65}
     )
     figure = varied_figure(runs, condense(runs, metric), metric, read_published())
-    alpha, beta, gamma = figure.axes
+    alpha, beta, _gamma = figure.axes
     assert [panel.get_xlabel() for panel in figure.axes] == ["alpha", "beta", "gamma"]
     assert [panel.get_title() for panel in figure.axes] == [
         "beta = 0.05, gamma = 0.1",
@@ -885,7 +885,7 @@ def test_stopping_cancels_the_jobs(
     monkeypatch.setenv("SLURM_NEVER", "1")
     file = write_sweep(tmp_path, "  CoOp: []")
     running = start(file, tmp_path / "runs", "--seeds", "[0, 1]", "--slurm", "true")
-    wait_for(lambda: (cluster / "ledger.sbatch").exists())  # `sbatch` has not ended yet
+    wait_for((cluster / "ledger.sbatch").exists)  # `sbatch` has not ended yet
     running.terminate()
     said, _ = running.communicate(timeout=30)
     assert running.returncode == 143, said

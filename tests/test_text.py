@@ -55,7 +55,7 @@ def clip_net(quick_gelu: bool = True) -> nn.Module:
     )
     enliven(net, seed=4)
     with torch.no_grad():  # open_clip starts small enough to hide a wrong activation
-        for name, parameter in net.named_parameters():
+        for parameter in net.parameters():
             if parameter.ndim == 2:
                 parameter.normal_(0, 0.2)
         net.logit_scale.fill_(4.5)

@@ -157,7 +157,7 @@ def test_captions_say_what_is_there(stream: Pictures | Seconds) -> None:
         example, caption, holds, said = captioned[index]
         again, things = stream.draw(index)
         assert torch.equal(example, again) and captioned[index][1] == caption
-        assert 0 < said.sum() and (said <= holds).all()
+        assert said.sum() > 0 and (said <= holds).all()
         for phrase, claimed in zip(stream.phrases, said):
             if claimed:
                 assert phrase in caption

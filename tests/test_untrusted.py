@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from pathlib import Path
@@ -61,10 +62,8 @@ def test_damaged_headers(tmp_path: Path, place: int, new: bytes) -> None:
     path = claim(tmp_path / "a.npy", (3,), content=bytes(12))
     content = path.read_bytes()
     path.write_bytes(content[:place] + new + content[place + len(new) :])
-    try:
+    with contextlib.suppress(ValueError):
         read_array(path)
-    except ValueError:
-        pass
 
 
 def huge(path: Path, width: int, height: int) -> Path:

@@ -61,7 +61,7 @@ def gradients(folder: str) -> None:
                 if key.endswith("gate"):
                     parameter.fill_(0.5)
 
-        def step(own: dict[str, Any], gather: bool) -> tuple[Tensor, Tensor]:
+        def step(own: dict[str, Any], gather: bool, task: LightningModule = task) -> tuple[Tensor, Tensor]:
             task.gather = gather
             for part in task.modules():
                 if hasattr(part, "gather"):

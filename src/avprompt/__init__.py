@@ -60,7 +60,7 @@ _PUBLIC = {
     "avprompt.sharing": ("load",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = ["__version__", *sorted(_HOME)]
+__all__ = ["__version__", *sorted(_HOME)]  # noqa: PLE0604  its keys are strings
 
 
 def __getattr__(name: str) -> object:

@@ -144,7 +144,7 @@ def outside(value: Any, hint: Any) -> tuple[Any, str] | None:
         ]
         values = value.values() if isinstance(value, dict) else value
         return (
-            next((found for one in values for found in [outside(one, Union[tuple(inner)])] if found), None)
+            next((found for one in values for found in [outside(one, Union[tuple(inner)])] if found), None)  # noqa: UP007
             if inner
             else None
         )

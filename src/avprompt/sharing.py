@@ -230,7 +230,7 @@ class Source:
         from safetensors.torch import save
 
         folder = Path(folder).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / STATE).is_file()):
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / STATE).is_file())):
             raise ArgumentError(
                 "folder",
                 f"{folder}, which holds something else",
@@ -335,8 +335,10 @@ class Source:
             "print(found.table[0])",
             "```",
             "",
-            "Paths in `config.yaml` are those of the machine that trained. Others are given as flags, such as "
-            '`avprompt.load(folder, ["--data.root", "data"])`.',
+            (
+                "Paths in `config.yaml` are those of the machine that trained. Others are given as flags, such as "
+                '`avprompt.load(folder, ["--data.root", "data"])`.'
+            ),
         ]
         return "\n".join(lines) + "\n"
 
@@ -354,8 +356,10 @@ class Source:
         note = [f"On parts of the data only: {limits}.", ""] if limits else []
         return [
             *note,
-            f"Of one run, as its `result.json` has them; these weights are its `{self.path.name}`. `best_` "
-            "is of `best.ckpt`, the others are of the last epoch.",
+            (
+                f"Of one run, as its `result.json` has them; these weights are its `{self.path.name}`. `best_` "
+                "is of `best.ckpt`, the others are of the last epoch."
+            ),
             "",
             "| metric | value |",
             "|---|---|",

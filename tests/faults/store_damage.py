@@ -120,7 +120,7 @@ def unnoticed(store: Path, damage: Damage) -> list[str]:
         if problem is None or clip not in f"{clip} {problem}":
             missed.append(f"{damage}: {clip} passes --deep")
         try:
-            frames, audio, valid = reader.read(clip)
+            _frames, audio, _valid = reader.read(clip)
         except AVPromptError as error:
             if clip not in str(error):
                 missed.append(f"{damage}: {error} does not name {clip}")

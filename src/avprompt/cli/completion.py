@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -67,10 +68,8 @@ def script(shell: str, functions: dict[str, str], positional: tuple[str, ...]) -
             raise StopIteration
 
     cli = Parser.__new__(Parser)
-    try:
+    with contextlib.suppress(StopIteration):
         cli.__init__([])
-    except StopIteration:
-        pass
     commands = cli.parser._subcommands_action
     for name, like in (("params", "validate"), ("visualize", "predict")):
         commands.add_subcommand(name, cli._prepare_subcommand_parser(Trainer, like, **PARSING))

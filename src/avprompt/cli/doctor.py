@@ -93,8 +93,10 @@ def findings(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
             (
                 "missing",
                 "GPU",
-                "there is a driver, but torch sees no device: look at CUDA_VISIBLE_DEVICES, "
-                f"and whether the driver is as new as CUDA {facts['cuda_of_torch']}",
+                (
+                    "there is a driver, but torch sees no device: look at CUDA_VISIBLE_DEVICES, "
+                    f"and whether the driver is as new as CUDA {facts['cuda_of_torch']}"
+                ),
             )
         )
     else:

@@ -114,7 +114,7 @@ class AVPromptCLI(LightningCLI):
             parser_kwargs={
                 "prog": "avprompt",
                 **PARSING,
-                **({command: PARSING for command in self.subcommands()} if run else {}),
+                **(dict.fromkeys(self.subcommands(), PARSING) if run else {}),
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

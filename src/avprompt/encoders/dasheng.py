@@ -116,7 +116,7 @@ class Dasheng(PlainViT):
         return self._begin(self.conv(mel), x.shape[1])
 
 
-def dasheng_module():  # noqa: ANN201  a module
+def dasheng_module():
     """The package's module that holds its encoders.
 
     Raises:

@@ -40,10 +40,40 @@ CLIP_DIM, CLIP_DEPTH, TEXT_DIM, TEXT_DEPTH, CONTEXT, JOINT = 96, 4, 64, 2, 32, 6
 #: 64 bands x 64 columns a second, CLIP's grid over frames; mean and deviation of 200 synthetic scenes
 TINY_FBANK = Fbank(mel_bins=64, frames=64, shift_ms=15.0, mean=-3.6161, std=3.3997)
 #: every word that the tiny text towers know; their weights depend on the order. `x` stands for a learned vector.
-WORDS = (
-    ". , x a an the of in and is there this photo picture image sound sounds background "
-    "disc square triangle plus ring star bar hourglass red blue yellow green purple white"
-).split()
+WORDS = [
+    ".",
+    ",",
+    "x",
+    "a",
+    "an",
+    "the",
+    "of",
+    "in",
+    "and",
+    "is",
+    "there",
+    "this",
+    "photo",
+    "picture",
+    "image",
+    "sound",
+    "sounds",
+    "background",
+    "disc",
+    "square",
+    "triangle",
+    "plus",
+    "ring",
+    "star",
+    "bar",
+    "hourglass",
+    "red",
+    "blue",
+    "yellow",
+    "green",
+    "purple",
+    "white",
+]
 
 
 class TinySwinV2(SwinV2):

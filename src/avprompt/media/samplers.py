@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -136,8 +137,8 @@ class ResumableBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         if self.training:
-            return -(-len(self.sampler) // (self.batch_size * self.world))
-        return -(-len(share(len(self.sampler), self.batch_size, self.rank, self.world)) // self.batch_size)
+            return math.ceil(len(self.sampler) / (self.batch_size * self.world))
+        return math.ceil(len(share(len(self.sampler), self.batch_size, self.rank, self.world)) / self.batch_size)
 
 
 class ErrorsAsValues(Dataset):

@@ -101,7 +101,7 @@ class AVSTFP(PromptMethod):
                 raise ArgumentError(name, count, "at least 1", f"Switch {name.removeprefix('num_')} off instead.")
         if sorted(order) != sorted(STEPS):
             raise ArgumentError("order", list(order), f"each of {', '.join(STEPS)} once", "Correct the order.")
-        if spatial_kind == "kv" and num_spatial % 2 or fusion_kind == "cross" and num_fusion % 2:
+        if (spatial_kind == "kv" and num_spatial % 2) or (fusion_kind == "cross" and num_fusion % 2):
             raise ArgumentError(
                 "num_spatial, num_fusion",
                 f"{num_spatial}, {num_fusion}",
@@ -137,7 +137,7 @@ class AVSTFP(PromptMethod):
 
     @property
     def identity_at_start(self) -> bool:
-        added = self.sides["spatial"] or self.merged or not self.gated and (self.sides["temporal"] or self.fusion)
+        added = self.sides["spatial"] or self.merged or (not self.gated and (self.sides["temporal"] or self.fusion))
         return self.order.index("spatial") < self.order.index("mlp") and not (added and self.layers != [])
 
     def attach(self, sites: list[tuple[BlockSpec, BlockSpec]], lone: Mapping[str, list[BlockSpec]]) -> None:

@@ -228,7 +228,7 @@ class Squeeze(torch.autograd.Function):
             norm_b,
             down,
             bn_w,
-            bn_b,
+            _bn_b,
             up,
             bn2_w,
             bn2_b,

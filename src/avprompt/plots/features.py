@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -340,7 +341,7 @@ def tables_figure(
         for place in groups:
             axis.axhline(place - 0.5, color="white", lw=2.5)
         axis.set_xticks(
-            [(low + high - 1) / 2 for low, high in zip(starts, starts[1:])],
+            [(low + high - 1) / 2 for low, high in itertools.pairwise(starts)],
             [categories[low] for low in starts[:-1]],
             rotation=90,
             fontsize=8,
@@ -349,7 +350,7 @@ def tables_figure(
         axis.set_xlabel("clips")
     edges = [0, *groups, len(places)]
     axes[0].set_yticks(range(len(places)), [str(number) for _, number in places], fontsize=7)
-    for low, high in zip(edges, edges[1:]):
+    for low, high in itertools.pairwise(edges):
         axes[0].annotate(
             places[low][0],
             (0, (low + high - 1) / 2),

@@ -50,7 +50,7 @@ def read_outcomes(path: Path) -> pd.DataFrame:
             dtype={**names, **numbers},
             keep_default_na=False,
             float_precision="round_trip",
-            na_values=dict.fromkeys(numbers, [""]),
+            na_values={key: [""] for key in numbers},
         )
     except (OSError, ValueError) as error:
         raise DatasetError(

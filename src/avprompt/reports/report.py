@@ -454,7 +454,9 @@ def differences(
             found += differences(
                 value.get("init_args") or {}, other.get("init_args") or {}, f"{place}.", defaults(value["class_path"])
             )
-        elif isinstance(value, dict) and name == "init_args" or isinstance(value, dict) and isinstance(before, dict):
+        elif (isinstance(value, dict) and name == "init_args") or (
+            isinstance(value, dict) and isinstance(before, dict)
+        ):
             found += differences(
                 value,
                 before if isinstance(before, dict) else {},

@@ -76,7 +76,7 @@ class Run:
         return ", ".join(
             f"{name} {given[name]}"
             for name in names
-            if not (given.get(name) in whole or isinstance(given[name], float) and given[name] == 1)
+            if not (given.get(name) in whole or (isinstance(given[name], float) and given[name] == 1))
         )
 
     @property

@@ -90,7 +90,7 @@ def encoder_name(encoder: Any) -> str:
     weights, model = str(arguments.get("pretrained", "none")), arguments.get("model")
     weights = "random weights" if weights == "none" else Path(weights).stem if "/" in weights else weights
     kind = " ".join(filter(None, (encoder["class_path"].rpartition(".")[2], model)))
-    name = ENCODERS.get(f"{kind} ({weights})") or (ENCODERS.get(kind) if weights not in ("random weights",) else None)
+    name = ENCODERS.get(f"{kind} ({weights})") or (ENCODERS.get(kind) if weights != "random weights" else None)
     name = name or f"{kind} ({weights})"
     return (
         name
@@ -138,10 +138,8 @@ def is_generated(run: Run, ids: list[str]) -> bool:
     """Whether a run's data are synthetic: scenes.jsonl lies in their root, or the ids of the clips are synthetic."""
     root = Path(run.manifest.get("root") or get_nested(run.result["config"], "data.init_args.root") or ".")
     # a relative root is below the folder that the run was started in, one of the parents of its own
-    return (
-        bool(ids)
-        and all(GENERATED.fullmatch(clip) for clip in ids)
-        or any((start / root / "scenes.jsonl").is_file() for start in (Path.cwd(), *run.folder.resolve().parents))
+    return (bool(ids) and all(GENERATED.fullmatch(clip) for clip in ids)) or any(
+        (start / root / "scenes.jsonl").is_file() for start in (Path.cwd(), *run.folder.resolve().parents)
     )
 
 

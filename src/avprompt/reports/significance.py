@@ -132,7 +132,7 @@ class Comparison:
         Returns:
             The number; `None` where not even `MOST_SEEDS` or `MOST_CLIPS` reach it, or where that cannot be known.
         """
-        if what == "seeds" and self.seeds < 2 or what == "clips" and not self.clips:
+        if (what == "seeds" and self.seeds < 2) or (what == "clips" and not self.clips):
             return None
 
         def reached(number: int) -> bool:

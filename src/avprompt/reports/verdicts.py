@@ -255,9 +255,11 @@ def power_table(tests: PairedTests, every: bool) -> Table:
         rows,
         {},
         [
-            f"For a probability of {POWER:.0%} at level {ALPHA} / {len(tests.pairs)} (all pairs), if the difference and "
-            "the spread that were seen are the true ones. A small difference that was seen by chance asks for "
-            "more than it is worth: the detectable difference does not depend on it."
+            (
+                f"For a probability of {POWER:.0%} at level {ALPHA} / {len(tests.pairs)} (all pairs), if the difference and "
+                "the spread that were seen are the true ones. A small difference that was seen by chance asks for "
+                "more than it is worth: the detectable difference does not depend on it."
+            )
         ],
         DIFFERENCES,
     )

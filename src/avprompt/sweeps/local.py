@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import itertools
@@ -145,10 +146,8 @@ def end(processes: list[subprocess.Popen]) -> None:
             time.sleep(0.1)
     finally:  # also at a second Ctrl-C
         for process in alive:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # together with its data loader
-            except ProcessLookupError:
-                pass
 
 
 class Processes:

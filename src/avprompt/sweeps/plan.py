@@ -108,7 +108,12 @@ def read_sweep(
                 where, entry, f"flags, or some of {sorted(VARIANT_KEYS)}, flags and tasks of this file", HINT
             )
         at, zero_shot = entry.get("at", {}), entry.get("zero_shot", False)
-        if not isinstance(at, dict) or not set(at) <= set(values) or zero_shot not in (False, True) or at and zero_shot:
+        if (
+            not isinstance(at, dict)
+            or not set(at) <= set(values)
+            or zero_shot not in (False, True)
+            or (at and zero_shot)
+        ):
             raise ConfigError(
                 where,
                 f"at {at}, zero_shot {zero_shot}",

@@ -66,8 +66,8 @@ def follow(
 def sweep(
     file: Path,
     out: Path | None = None,
-    seeds: list[Natural] = [0, 1, 2],
-    workers: Count = 2,  # noqa: B006
+    seeds: list[Natural] = [0, 1, 2],  # noqa: B006  nothing changes it, and `--help` shows it
+    workers: Count = 2,
     task: str | None = None,
     quickstart: bool = False,
     slurm: bool | dict[str, Any] = False,

@@ -12,12 +12,12 @@ from avprompt.tasks.contrastive import Contrastive
 __all__ = [
     "AVAR",
     "AVE",
-    "AVEClassic",
-    "AVELinear",
     "AVQA",
-    "AVQAGrounding",
     "AVS",
     "AVVP",
+    "AVEClassic",
+    "AVELinear",
     "AVPromptTask",
+    "AVQAGrounding",
     "Contrastive",
 ]
