@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from avprompt.data_modules.few_shot import EventDataModule
 from avprompt.datasets import ave
@@ -58,12 +58,12 @@ class AVEDataModule(EventDataModule):
             )
         self.background_clips = background_clips
         # read before `setup`: the model is built with these sizes before any data are read
-        self.class_names = tuple(categories) if categories else self.info.class_names(self.root)
+        self.class_names = tuple(categories or self.info.class_names(self.root))
         self.num_classes = len(self.class_names)
         self.drop_leaked = drop_leaked
 
     def _available(self, split: str, items: list[ave.Event], reader: ClipReader) -> list[ave.Event]:
-        extra = reader.background() if self.background_clips and split == "train" else []
+        extra = cast(ave.H5Features, reader).background() if self.background_clips and split == "train" else []
         return super()._available(split, [*items, *extra], reader)
 
     def read_annotations(self) -> dict[str, list[ave.Event]]:

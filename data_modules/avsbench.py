@@ -60,7 +60,7 @@ class AVSBenchDataModule(AVDataModule):
         if mask_size is not None and mask_size < 1:
             raise ArgumentError("mask_size", mask_size, "at least 1", "Choose another value.")
         self.mask_size = image_size if mask_size is None else mask_size
-        self.class_names = self.info.class_names(self.root)
+        self.class_names = tuple(self.info.class_names(self.root))
         self.num_classes = len(self.class_names)
 
     @property

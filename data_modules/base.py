@@ -42,15 +42,13 @@ def collate(samples: list[Sample | AVPromptError]) -> Sample | AVPromptError:
         >>> collate([{"id": "one", "label": torch.tensor(3)}, {"id": "two", "label": torch.tensor(1)}])
         {'id': ['one', 'two'], 'label': tensor([3, 1])}
     """
+    whole: list[Sample] = []
     for sample in samples:
         if isinstance(sample, AVPromptError):
             return sample
-    return {
-        key: [s[key] for s in samples]
-        if isinstance(samples[0][key], str)
-        else default_collate([s[key] for s in samples])
-        for key in samples[0]
-    }
+        whole.append(sample)
+    columns = {key: [sample[key] for sample in whole] for key in whole[0]}
+    return {key: own if isinstance(own[0], str) else default_collate(own) for key, own in columns.items()}
 
 
 def no_labels(item: Any, rng: np.random.Generator) -> Sample:
@@ -372,15 +370,15 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if not 0 <= mix_audio <= 1:
             raise ArgumentError("mix_audio", mix_audio, "a probability, 0 to 1", "Choose another value.")
         for source, folder in (("feature_cache", feature_cache), ("published_features", published_features)):
-            for name, value, off in (
+            for argument, given, off in (
                 ("augment", augment, "none"),
                 ("mix_audio", mix_audio, 0.0),
                 ("predict_root", predict_root, None),
             ):
-                if folder is not None and value != off:
+                if folder is not None and given != off:
                     raise ArgumentError(
-                        name,
-                        value,
+                        argument,
+                        given,
                         f"{off}, with {source.replace('_', ' ')}",
                         f"Features are computed once for each annotated clip: leave out `{source}`, or this.",
                     )
@@ -517,18 +515,18 @@ class AVDataModule(LightningDataModule, abc.ABC):
         augment = RandAugment(self.sampling.size) if self.augment == "randaugment" else None
         annotations = self.read_annotations()
         reader = self.reader = self._open_reader()
-        features = (
-            reader
-            if self.published_features is not None
-            else (None if self.feature_cache is None else FeatureCache(self.feature_cache))
-        )
-        needed = {"fit": ["train", self.validation_split], "validate": [self.validation_split]}.get(stage, ["test"])
-        for split in needed:
+        cache = None if self.feature_cache is None else FeatureCache(self.feature_cache)
+        features: Any = reader if self.published_features is not None else cache
+        needed: dict[str | None, list[str]] = {
+            "fit": ["train", self.validation_split],
+            "validate": [self.validation_split],
+        }
+        for split in needed.get(stage, ["test"]):
             if split not in self.datasets:
                 items = self._available(split, annotations[split], reader)
                 items = self._drawn(items) if split == "train" and self.train_clips is not None else items
-                if self.feature_cache is not None:
-                    features.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
+                if cache is not None:
+                    cache.check(self.sampling, {item.id: reader.identity(item.id) for item in items})
                 self.datasets[split] = ClipDataset(
                     items,
                     reader,

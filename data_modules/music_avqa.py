@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from avprompt.data_modules.base import AVDataModule, ClipDataset, Sample, VideoWindows
 from avprompt.datasets import music_avqa
 from avprompt.errors import AnnotationError, ArgumentError, ClipDecodeError, DatasetError
+from avprompt.feature_cache import FeatureCache
 from avprompt.media.decode import Sampling
+from avprompt.media.feature_files import NpyFeatureFiles
 from avprompt.ranges import Count, Positive
 
 
@@ -210,7 +212,8 @@ class MUSICAVQADataModule(AVDataModule):
         others = [video for video in videos if video != item.id]
         chosen = rng.integers(len(others), size=self.sampling.segments)
         if data.features is not None:
-            features = [data.features.read_visual(others[place], rng, self.sampling.segments) for place in chosen]
+            source = cast(FeatureCache | NpyFeatureFiles, data.features)
+            features = [source.read_visual(others[place], rng, self.sampling.segments) for place in chosen]
             return {**self.annotate(item, rng), "negative_features": torch.stack(features)}
         frames = torch.stack([self._negative(data, others, int(place), rng) for place in chosen])
         return {**self.annotate(item, rng), "negative_frames": frames}

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder
+from avprompt.encoders.base import BlockSpec, FrozenBlock, FrozenEncoder, VisualInput
 from avprompt.encoders.convolutional import MapEncoder
 from avprompt.encoders.tags import encoder_of_tag
 from avprompt.encoders.vggish import VGGish
@@ -92,11 +92,11 @@ class _Walk:
     """
 
     def __init__(
-        self, modality: str, encoder: FrozenEncoder, partnered: list[int], method: PromptMethod, graph: bool
+        self, modality: Modality, encoder: FrozenEncoder, partnered: list[int], method: PromptMethod, graph: bool
     ) -> None:
         self.modality, self.stages, self.method = modality, encoder.stages, method
         self.blocks = [
-            (number, block if graph else _WithoutGraph(block))
+            (number, block if graph else cast(FrozenBlock, _WithoutGraph(block)))
             for number, stage in enumerate(encoder.stages)
             for block in stage.blocks
         ]
@@ -123,7 +123,8 @@ class _Walk:
 
 def fit_frames(encoder: FrozenEncoder, frames: Tensor) -> Tensor:
     """See `FeatureSource.fit_frames`."""
-    size = encoder.input.height, encoder.input.width
+    own = cast(VisualInput, encoder.input)
+    size = own.height, own.width
     if frames.shape[-2:] == size:
         return frames
     normalised = encoder.normalise(frames)
@@ -269,7 +270,7 @@ class AVPromptBackbone(FeatureSource):
             # a region is one function for all shapes of its kind, of which the walk has a dozen
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         if what == "model":
-            self._walk = torch.compile(self._walk, dynamic=False)
+            self._walk = torch.compile(self._walk, dynamic=False)  # type: ignore[method-assign]  # of this instance
         elif what == "regions":
             for block in dict.fromkeys((*self.visual.blocks(), *self.audio.blocks())):
                 block.compile_parts()
@@ -294,22 +295,22 @@ class AVPromptBackbone(FeatureSource):
         return [(v[i], a[j]) for i, j in self.sites], lone
 
     @property
-    def visual_dim(self) -> int:
+    def visual_dim(self) -> int:  # type: ignore[override]  # read only here: the method has it
         """Channels C_v of the visual features."""
         return self.prompts.widths[0]
 
     @property
-    def audio_dim(self) -> int:
+    def audio_dim(self) -> int:  # type: ignore[override]  # read only here: the method has it
         """Channels C_a of the audio features."""
         return self.prompts.widths[1]
 
     @property
-    def batch_keys(self) -> tuple[str, ...]:
+    def batch_keys(self) -> tuple[str, ...]:  # type: ignore[override]  # read only here: the method has it
         """Entries of the batch that `forward` reads."""
         return "frames", "audio", *self.prompts.extra_inputs
 
     @property
-    def temporal_gates(self) -> tuple[float, float]:
+    def temporal_gates(self) -> tuple[float, float]:  # type: ignore[override]  # read only here: the method has it
         """Strength gamma of a head's temporal gates, which belong to the prompt method."""
         return self.prompts.temporal_gates
 
@@ -398,9 +399,10 @@ class AVPromptBackbone(FeatureSource):
         return plain
 
     def _walk(self, visual: Tensor, audio: Tensor, method: PromptMethod, state: PromptState) -> AVFeatures:
+        towers: tuple[tuple[Modality, FrozenEncoder], ...] = ("visual", self.visual), ("audio", self.audio)
         v_walk, a_walk = (
             _Walk(name, encoder, [pair[side] for pair in self.sites], method, state.encoder_graph)
-            for side, (name, encoder) in enumerate((("visual", self.visual), ("audio", self.audio)))
+            for side, (name, encoder) in enumerate(towers)
         )
         visual, audio = method.begin(visual, audio, state)
         v_next = a_next = 0

@@ -98,7 +98,7 @@ def find_file(
     )
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # C where it was built
     """Reads numbers as the parser of the command line does: 1e-3 is a number, a date is text."""
 
 
@@ -186,7 +186,8 @@ class Place:
 
     def lay(self, over: dict[str, Any], under: Any, key: str = "") -> Any:
         """What a mapping and its bases say together, in the long form."""
-        over, found = dict(over), {}
+        over = dict(over)
+        found: dict[str, Any] = {}
         bases = over.pop("base", None)
         bases = bases if isinstance(bases, list) else [] if bases is None else [bases]
         subject = f"{key}.base".removeprefix(".")
@@ -387,7 +388,7 @@ def parameters(class_path: str) -> dict[str, inspect.Parameter]:
     found: dict[str, inspect.Parameter] = {}
     for kind in inspect.getmro(load_class(class_path)):
         if "__init__" in vars(kind):
-            own = dict(inspect.signature(kind.__init__).parameters)
+            own = dict(inspect.signature(vars(kind)["__init__"]).parameters)
             found = {**own, **found}
             if all(parameter.kind != parameter.VAR_KEYWORD for parameter in own.values()):
                 break
@@ -493,10 +494,10 @@ def read_arguments(args: list[str]) -> CommandLine:
         line.sources.append((origin, copy.deepcopy(content)))
         if not isinstance(content, dict):
             continue
-        for path, under, over in _replacements(line.content, content):
-            line.replaced.append(Replaced(".".join(path), under, over, len(line.sources) - 1))
+        for key, under, over in _replacements(line.content, content):
+            line.replaced.append(Replaced(".".join(key), under, over, len(line.sources) - 1))
             for earlier, _ in items:
-                _remove(earlier, path)
+                _remove(earlier, key)
         items.append((content, words))
         line.content = merge(line.content, content)
     for content, words in items:

@@ -22,7 +22,8 @@ from avprompt.media.store import digest_of
 RECORD, DONE, VALID = "cache.json", "done.npy", "valid.npy"
 MODALITIES = ("visual", "audio")
 AGAIN = "Compute it again with `avprompt data features`, into another folder or with --overwrite."
-Precision, Pool = Literal["float16", "bfloat16"], Literal["mean", "grid"]
+Precision = Literal["float16", "bfloat16"]
+Pool = Literal["mean", "grid"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class FeatureCache:
         self._maps: dict[str, np.memmap] = {}
         for name, shape in expected.items():
             if (found := self._map(name).shape) != shape:
-                raise DatasetError(self.folder / f"{name}.npy", f"an array {found}", shape, AGAIN)
+                raise DatasetError(self.folder / f"{name}.npy", f"an array {found}", str(shape), AGAIN)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}  # a worker process maps the files itself

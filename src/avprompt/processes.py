@@ -284,7 +284,7 @@ def exit_code(error: BaseException) -> int:
     # Lightning's SIGTERMException is a SystemExit that says nothing
     signals = {"KeyboardInterrupt": 130, "SIGTERMException": 143}
     if isinstance(error, Stopped):
-        return error.code
+        return 128 + error.number
     return signals.get(type(error).__name__, 2 if isinstance(error, AVPromptError) else 1)
 
 

@@ -168,7 +168,7 @@ def hints(kind: Callable[..., Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for owner in inspect.getmro(kind):
         if "__init__" in vars(owner) and owner.__module__.startswith("avprompt."):
-            found = {**typing.get_type_hints(owner.__init__, include_extras=True), **found}
+            found = {**typing.get_type_hints(vars(owner)["__init__"], include_extras=True), **found}
     return found
 
 

@@ -340,12 +340,13 @@ class InterruptCheckpoint(Callback):
         resume, folder = self._resume(trainer), run_folder(trainer)
         if trainer.state.fn != "fit" or resume is None or resume.boundary is None or folder is None:
             return
-        stopped, step = isinstance(exception, Stopped), resume.boundary.step
+        stopped = exception if isinstance(exception, Stopped) else None
+        step: int | None = resume.boundary.step
         if isinstance(exception, NonFiniteLossError) and pl_module.guard.ahead(pl_module.device):
             step = None  # a step later, when batch norms may have counted what is not finite
-        what = signal.Signals(exception.number).name if stopped else type(exception).__name__
+        what = signal.Signals(stopped.number).name if stopped is not None else type(exception).__name__
         path = folder / "checkpoints" / "interrupted.ckpt"
-        if not (stopped and exception.agreed) and not together.claim():
+        if not (stopped is not None and stopped.agreed) and not together.claim():
             return  # of several processes the first that fails saves, alone
         if self.at_once or step != trainer.global_step or (steps_are_done(trainer) and not resume.boundary.over):
             print(

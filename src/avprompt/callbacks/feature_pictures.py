@@ -362,12 +362,12 @@ class FeaturePictures(Callback):
                     for (clip_id, label, _), (x, y) in zip(found, points)
                 ]
         self._save(trainer, "tsne", tsne_figure(panels, names))
-        means = [
+        sounds, frequencies = (
             {category: torch.stack(values).mean(0) for category, values in found.items()}
             for found in (self.sounds, self.listened)
-        ]
-        if means[0] or self.gated:
-            self._save(trainer, "classes", classes_figure(names, *means, self.gated))
+        )
+        if sounds or self.gated:
+            self._save(trainer, "classes", classes_figure(names, sounds, frequencies, self.gated))
         for family in dict.fromkeys(name.partition("@")[0] for name in self.tables):
             self._draw_tables(trainer, family, names)
         with (self.folder / "events.csv").open("w", newline="", encoding="utf-8") as file:

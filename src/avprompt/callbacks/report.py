@@ -109,7 +109,8 @@ class RunReport(Callback):
     def __init__(self, experiment: str, config: dict[str, Any]) -> None:
         self.experiment, self.config = experiment, config
         self.begun = time.monotonic()
-        self.trained, self.before = False, {}
+        self.trained = False
+        self.before: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Determine the run's folder, in every process; checkpoints of any kind go there."""

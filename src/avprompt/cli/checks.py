@@ -219,7 +219,7 @@ def _check_value(value: Any, path: str, declared: Any) -> None:
             _check_value(inner, f"{path}.{number}", declared)
     elif not isinstance(entries.get("class_path"), str):
         for kind in (declared, *typing.get_args(declared)):
-            if dataclasses.is_dataclass(kind):
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 check_ranges(kind, entries, f"--{path}.".replace(".init_args", ""))
         for key, inner in entries.items():
             _check_value(inner, f"{path}.{key}", declared)

@@ -69,7 +69,7 @@ def script(shell: str, functions: dict[str, str], positional: tuple[str, ...]) -
 
     cli = Parser.__new__(Parser)
     with contextlib.suppress(StopIteration):
-        cli.__init__([])
+        cli.__init__([])  # type: ignore[misc]  # of its own class
     commands = cli.parser._subcommands_action
     for name, like in (("params", "validate"), ("visualize", "predict")):
         commands.add_subcommand(name, cli._prepare_subcommand_parser(Trainer, like, **PARSING))

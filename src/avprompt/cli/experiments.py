@@ -112,7 +112,8 @@ def published(name: str, content: dict[str, Any], figures: list[Figure]) -> str:
     backbone = get_nested(config, "model.init_args.backbone.init_args")
     visual, audio = (encoder_name(spec_of(backbone[side])).partition(",")[0] for side in SIDES)
     audio = f"{visual} (shared)" if audio == "shared" else audio
-    metrics = load_class(content["model"]["class_path"]).monitor.removeprefix("val_"), "accuracy"
+    task: Any = load_class(content["model"]["class_path"])
+    metrics = task.monitor.removeprefix("val_"), "accuracy"
     found = [
         figure
         for figure in figures

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from avprompt.cli.parsing import PlainParser
 from avprompt.errors import ArgumentError, ConfigError, DatasetError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from avprompt.backbone import AVPromptBackbone, MapBackbone
     from avprompt.data_modules import AVDataModule
+    from avprompt.encoders import AudioInput, VisualInput
     from avprompt.feature_cache import CacheRecord, Pool, Precision
 
 #: digits of a probe that encoders reproduce on the same machine
@@ -59,7 +60,9 @@ def check_plain(backbone: Any, data: AVDataModule) -> None:
                 )
     for name, off in (("augment", "none"), ("mix_audio", 0.0), ("feature_cache", None), ("published_features", None)):
         if getattr(data, name) != off:
-            raise ConfigError(f"--data.{name}", getattr(data, name), off, "Features are computed once for each clip.")
+            raise ConfigError(
+                f"--data.{name}", getattr(data, name), str(off), "Features are computed once for each clip."
+            )
 
 
 def probe(backbone: AVPromptBackbone | MapBackbone) -> dict[str, list[float]]:
@@ -67,7 +70,7 @@ def probe(backbone: AVPromptBackbone | MapBackbone) -> dict[str, list[float]]:
     import torch
 
     generator, answers = torch.Generator().manual_seed(0), {}
-    visual, audio = backbone.visual.input, backbone.audio.input
+    visual, audio = cast("VisualInput", backbone.visual.input), cast("AudioInput", backbone.audio.input)
     frames = torch.randint(256, (1, 1, 3, visual.height, visual.width), generator=generator, dtype=torch.uint8)
     wave = 0.1 * torch.randn(1, 1, audio.samples, generator=generator)
     device = next(backbone.parameters()).device
@@ -200,7 +203,7 @@ def features(args: list[str]) -> None:
         raise ArgumentError("--config", "nothing", "an experiment", "Try `avprompt data features --config X`.")
     import torch
 
-    from avprompt.cli import parts_of
+    from avprompt.cli.lightning import parts_of
     from avprompt.compatibility import check_run
 
     task, data = parts_of(rest)

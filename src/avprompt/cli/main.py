@@ -320,7 +320,7 @@ def main(args: list[str] | None = None) -> None:
             processes.together.tell(error)
         if isinstance(error, AVPromptError) and not os.environ.get("AVPROMPT_DEBUG"):
             print(f"avprompt: {type(error).__name__}: {error}", file=sys.stderr)
-            code = 2
+            code: int | str | None = 2
         elif interrupts.seen and not os.environ.get("AVPROMPT_DEBUG"):
             print(
                 "\navprompt: stopped by Ctrl-C; the same command begins again, and a training that has begun goes on "

@@ -71,7 +71,7 @@ def _ask_requirements() -> None:
         package = (cache.requirement or cache.module or "").split(">")[0].split("=")[0].strip()
         return not (package not in sys.modules and is_absent(package)) and installed(cache)
 
-    answer.without_extras = True
+    answer.without_extras = True  # type: ignore[attr-defined]  # a mark on a function
     RequirementCache.__bool__ = answer
 
 

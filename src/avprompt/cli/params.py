@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 USAGE = "usage: avprompt params --config X [--json] [overrides as for fit]"
 COLUMNS = ("trainable", "frozen", "total", "checkpoint")
@@ -37,7 +38,7 @@ def params(args: list[str]) -> None:
         "head": model.head,
     }
     counted: set[int] = set()
-    modules = {
+    modules: dict[str, Any] = {
         name: count_parameters(part, counted) for name, part in parts.items() if isinstance(part, torch.nn.Module)
     }
     table = {**count_parameters(model), "modules": modules}

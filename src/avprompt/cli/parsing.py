@@ -27,7 +27,7 @@ class OneError:
             ConfigError: names the flag, what it got, and what it takes.
         """
         if not getattr(self, "exit_on_error", True):  # of a class's arguments within another parser
-            super().error(message, ex)
+            super().error(message, ex)  # type: ignore[misc]  # of the parser that it is mixed into
         if (typed := cause(ex)) is not None:
             raise typed from None
         prog = self.prog.split(" [")[0].removesuffix(" [options]")

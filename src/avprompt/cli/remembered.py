@@ -107,7 +107,7 @@ def remembered(args: list[str], answer: Callable[[list[str]], None]) -> None:
         with contextlib.redirect_stdout(printed):
             answer(args)
     except SystemExit as ended:
-        code = ended.code or 0
+        code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
     finally:
         print(printed.getvalue(), end="")
     if code:

@@ -170,15 +170,15 @@ def weight_of(kind: str, value: str, model: str) -> Weight:
         import open_clip
 
         known = open_clip.get_pretrained_cfg(model, value)
-        hub = (known.get("hf_hub") or "").strip("/")
+        place = (known.get("hf_hub") or "").strip("/")
         digest = re.search(r"/([0-9a-f]{64})/", known.get("url") or "")
         made = Weight(
             f"open_clip:{model}/{value}",
-            f"https://huggingface.co/{hub}" if hub else known.get("url", ""),
+            f"https://huggingface.co/{place}" if place else known.get("url", ""),
             "mit" if value == "openai" else "",
-            (hub, ("open_clip_model.safetensors",)) if hub else None,
+            (place, ("open_clip_model.safetensors",)) if place else None,
         )
-        if digest and not hub:
+        if digest and not place:
             made.sha256 = digest[1]
         return made
     from timm.models import get_pretrained_cfg

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -99,12 +99,12 @@ class Released:
 
 def network(
     task: Callable[..., LightningModule],
-    settings: dict[str, object] = {},  # noqa: B006
-    **arguments: object,
+    settings: dict[str, Any] = {},  # noqa: B006
+    **arguments: Any,
 ) -> Callable[..., LightningModule]:
     """Builder of a released network: the task over Swin-V2-L and HTS-AT with these settings of DG-SCT."""
 
-    def build(towers: Towers, **options: object) -> LightningModule:
+    def build(towers: Towers, **options: Any) -> LightningModule:
         visual, audio = SwinV2(), HTSAT()
         visual.load_timm_weights(towers["visual"], "released checkpoint, swin.*")
         audio.load_htsat_weights(towers["audio"], "released checkpoint, htsat.*")
@@ -113,7 +113,7 @@ def network(
     return build
 
 
-def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningModule]:
+def contrastive(fusion: Fusion, **settings: Any) -> Callable[..., LightningModule]:
     """Builder of a released few-shot network, CLIP and CLAP with their text towers, see `from_released`."""
 
     def build(
@@ -125,7 +125,7 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
         audio_scale: float | None = None,
         tokenizer: Path | None = None,
         cache: Path | None = None,
-        **options: object,
+        **options: Any,
     ) -> LightningModule:
         visual, audio = CLIP("ViT-B-32", projection=True), CLAPAudio(front_end="released")
         if audio_scale is None:
@@ -162,7 +162,7 @@ def contrastive(fusion: Fusion, **settings: object) -> Callable[..., LightningMo
     return build
 
 
-FEWSHOT = {
+FEWSHOT: dict[str, Any] = {
     "head": heads.CONTRASTIVE,
     "towers": CLIP_CLAP,
     "dead_in_towers": (r"htsat\.(tscam_conv|head)\.", r"clap_text_encoder\.text_transform\."),
@@ -214,7 +214,7 @@ def adapter_key(key: str, dead: tuple[str, ...] = ()) -> str | None:
     return f"backbone.prompts.{LISTS[match[1]]}_{match[2]}.{match[3]}.{ADAPTER[name]}{rest}"
 
 
-def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -> LightningModule:
+def from_released(task: str, state_dict: dict[str, Tensor], **options: Any) -> LightningModule:
     """Build our network of a task with the weights of a checkpoint released by the DG-SCT authors.
 
     Every key is used, known to be dead (it has no influence on the authors' outputs), or reported by an error. A
@@ -244,7 +244,7 @@ def from_released(task: str, state_dict: dict[str, Tensor], **options: object) -
     return _build(task, state_dict, **options)[0]
 
 
-def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple[LightningModule, Towers]:
+def _build(task: str, state_dict: dict[str, Tensor], **options: Any) -> tuple[LightningModule, Towers]:
     if task not in TASKS:
         raise ArgumentError(
             "task", task, f"one of {sorted(TASKS)}", "Name the task that the checkpoint was trained on."
@@ -288,7 +288,7 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: object) -> tuple
     return module.eval(), towers
 
 
-def convert(task: str, source: Path, target: Path, **options: object) -> dict[str, Path]:
+def convert(task: str, source: Path, target: Path, **options: Any) -> dict[str, Path]:
     """Convert a released checkpoint into files for `--ckpt_path` and for `pretrained` of the encoders.
 
     The released files also hold the frozen encoders, which differ from the published ones: the authors' training moved

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from avprompt.media.feature_files import FeatureFiles
 from avprompt.media.readers import Published
 
 if TYPE_CHECKING:
@@ -69,4 +68,4 @@ class DatasetInfo:
     example: Callable[..., dict[str, Tensor]]
     plot: Callable[[Sample, Sequence[str], float], Figure]
     unit: str = "clips"
-    features: Callable[[Path, Path, Sequence[str]], FeatureFiles] | None = None
+    features: type[Any] | None = None

@@ -85,7 +85,8 @@ def read_classes(root: Path, given: Path | Sequence[str] | None = None) -> tuple
         DatasetError: there is no such file.
         AnnotationError: there are no names, or a name occurs twice.
     """
-    where, names = _source(root, given), given
+    where = _source(root, given)
+    names = given if isinstance(given, Sequence) else []
     if isinstance(where, Path):
         lines = read_lines(where, "a text file of class names, one a line", "Correct `classes`.")
         names = [line.strip() for _, line in lines if line.strip()]

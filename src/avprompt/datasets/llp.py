@@ -206,7 +206,8 @@ def read_splits(root: Path, categories: Sequence[str] | None = None, segments: i
     root = Path(root)
     index = {name: i for i, name in enumerate(read_categories(root, categories))}
     events = {kind: _read_events(root / file, index, segments) for kind, file in EVENTS.items()}
-    splits, places = Splits(), {}
+    splits = Splits()
+    places: dict[str, str] = {}
     for split, file in SPLITS.items():
         splits[split] = []
         for where, (name, labels) in _rows(root / file, VIDEO_HEADER):

@@ -322,7 +322,8 @@ class Vocabulary:
     @classmethod
     def of(cls, questions: Iterable[Question]) -> Vocabulary:
         """Number words and answers by their first appearance, as the released code does."""
-        words, answers = {PAD: None}, {}
+        words: dict[str, None] = {PAD: None}
+        answers: dict[str, None] = {}
         for question in questions:
             words.update(dict.fromkeys(question.words))
             answers[question.answer] = None

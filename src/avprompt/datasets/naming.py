@@ -88,13 +88,14 @@ def _within(names: Collection[str], ids: Collection[str]) -> dict[str, str]:
 
 
 def _times(names: dict[str, str]) -> str:
-    sides = Counter(
-        tuple(bool(_BOTH.fullmatch(text) or _ONE.fullmatch(text)) for text in pair) for pair in names.items()
-    )
+    def timed(text: str) -> bool:
+        return bool(_BOTH.fullmatch(text) or _ONE.fullmatch(text))
+
+    sides = Counter((timed(before), timed(after)) for before, after in names.items())
     return {
         (True, False): "the names have times (`_start_end`) after the id",
         (False, True): "the names lack the times (`_start_end`) that ids end in",
-    }.get(sides.most_common(1)[0][0] if sides else (), "the times at the end are others")
+    }.get(sides.most_common(1)[0][0] if sides else (False, False), "the times at the end are others")
 
 
 def _affixes(names: dict[str, str]) -> str:

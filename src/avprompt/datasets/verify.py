@@ -19,7 +19,7 @@ from avprompt.media.readers import STORE_TREE, ClipReader, StoreReader, open_rea
 
 def verify(
     root: Path,
-    dataset: Literal[tuple(DATASETS)] = "ave",
+    dataset: Literal[tuple(DATASETS)] = "ave",  # type: ignore[valid-type]  # the command line reads it
     layout: Literal["store", "folders"] | None = None,
     report: Path | None = None,
     deep: bool = False,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from timm.layers import DropPath
@@ -419,7 +420,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
         Raises:
             ShapeError: they are not.
         """
-        size = (3, self.input.height, self.input.width)
+        own = cast("VisualInput", self.input)
+        size = (3, own.height, own.width)
         if frames.ndim != 5 or tuple(frames.shape[2:]) != size:
             raise ShapeError(
                 "frames",

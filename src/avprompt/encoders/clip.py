@@ -287,7 +287,7 @@ class CLIP(ImageViT):
         std: tuple[Positive, Positive, Positive] | None = None,
     ) -> None:
         super().__init__(frozen)
-        self.listening = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token}
+        self.listening: dict[str, Any] = {"fbank": fbank, "axes": audio_axes, "class_token": audio_class_token}
         net = self._build(model)
         self._take_apart(net, quick_gelu, projection)
         self.input = clip_input(model, pretrained, tuple(net.image_size), mean, std)

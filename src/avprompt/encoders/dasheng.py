@@ -3,7 +3,7 @@ encoder, trained on 272,000 hours of speech, music and environmental sound."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -97,10 +97,11 @@ class Dasheng(PlainViT):
         self.front_end, self.init_bn = net.front_end, net.init_bn
         self.conv, self.norm = net.patch_embed.proj, net.norm
         self.time_positions, self.freq_positions = net.time_pos_embed, net.freq_pos_embed
-        frames = self.input.samples // net.hop_size + 1
+        heard = cast("AudioInput", self.input)
+        frames = heard.samples // net.hop_size + 1
         grid = net.patch_embed.grid_size[0], frames // net.patch_stride[1]
         if not 1 <= grid[1] <= net.patch_embed.grid_size[1]:
-            raise ArgumentError("seconds", self.input.seconds, "more than 0.03 and at most 10", "Choose another.")
+            raise ArgumentError("seconds", heard.seconds, "more than 0.03 and at most 10", "Choose another.")
         spec = BlockSpec(net.embed_dim, grid, 0)
         self.stages = nn.ModuleList([Stage([_block(block, spec) for block in net.blocks])])
         self.to(torch.get_default_device())

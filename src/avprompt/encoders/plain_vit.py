@@ -294,7 +294,8 @@ class PlainViT(FrozenEncoder):
 
     def first_tokens(self) -> list[Tensor]:
         """The tokens before the grid, (n, C) each."""
-        return [token.view(-1, self.dim) for token in (self.class_embedding, self.registers) if token is not None]
+        tokens: tuple[Tensor | None, ...] = (self.class_embedding, self.registers)
+        return [token.view(-1, self.dim) for token in tokens if token is not None]
 
     def position_table(self) -> Tensor | None:
         """(prefix + rows * columns, C), or without the prefix where `grid_positions`; `None` without."""

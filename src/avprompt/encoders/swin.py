@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from timm.models import swin_transformer, swin_transformer_v2
@@ -20,6 +20,7 @@ from avprompt.encoders.base import (
     PatchMerge,
     Stage,
     SwinBlock,
+    VisualInput,
     WindowBlock,
     edited_qkv,
     without_autocast,
@@ -99,7 +100,7 @@ class Swin(FrozenEncoder):
         audio_axes: Literal["mel_time", "time_mel"],
     ) -> None:
         super().__init__(frozen, released_mode)
-        self.listening = {"fbank": fbank, "axes": audio_axes}
+        self.listening: dict[str, Any] = {"fbank": fbank, "axes": audio_axes}
         self.model, _, tag = model.partition(".")
         self._take_apart(self._build(self.model))
         self.input = timm_input(self.model, tag or pretrained, tuple(self.patch_embed.img_size), mean, std)
@@ -272,11 +273,12 @@ class SwinSpectrogram(FrozenEncoder):
         super().__init__(tower.frozen, tower.released_mode)
         self.fbank, self.axes, self.input = fbank, axes, fbank.input
         shape = (fbank.mel_bins, fbank.frames) if axes == "mel_time" else (fbank.frames, fbank.mel_bins)
-        if shape != (tower.input.height, tower.input.width):
+        picture = cast(VisualInput, tower.input)
+        if shape != (picture.height, picture.width):
             raise ArgumentError(
                 "fbank",
                 f"{fbank.mel_bins} mel_bins x {fbank.frames} frames",
-                f"a picture of {tower.input.height} x {tower.input.width}, the size of the frames",
+                f"a picture of {picture.height} x {picture.width}, the size of the frames",
                 "Set mel_bins and frames, and shift_ms so that a segment fills them.",
             )
         self.conv, self.norm_patch = one_channel(tower.patch_embed.proj, stem), tower.patch_embed.norm

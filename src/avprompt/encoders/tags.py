@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.errors import ArgumentError
 
@@ -83,7 +85,7 @@ def _library_of(name: str) -> str:
     )
 
 
-def _timm(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _timm(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from timm.models import is_model_in_modules
 
     from avprompt.encoders.swin import SwinV1, SwinV2
@@ -97,7 +99,7 @@ def _timm(name: str, options: dict[str, object]) -> FrozenEncoder:
     return kind(model, **{"pretrained": weights or "none", **options})
 
 
-def _open_clip(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _open_clip(name: str, options: dict[str, Any]) -> FrozenEncoder:
     import open_clip
 
     from avprompt.encoders.clip import CLIP
@@ -116,26 +118,26 @@ def _open_clip(name: str, options: dict[str, object]) -> FrozenEncoder:
     return CLIP(model, **{"pretrained": weights or "none", **activation, **options})
 
 
-def _ast(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _ast(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from avprompt.encoders.ast import ASTransformer
 
     return ASTransformer(**{"pretrained": name or "none", **options})
 
 
-def _dasheng(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _dasheng(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from avprompt.encoders.dasheng import Dasheng
 
     model, _, weights = name.partition("/")
-    return Dasheng(model or "dasheng_base", **{"pretrained": weights or "none", **options})
+    return Dasheng(**{"model": model or "dasheng_base", "pretrained": weights or "none", **options})
 
 
-def _clap(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _clap(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from avprompt.encoders.clap import CLAPAudio
 
-    return CLAPAudio(name or "tiny", **options)
+    return CLAPAudio(**{"size": name or "tiny", **options})
 
 
-def _htsat(name: str, options: dict[str, object]) -> FrozenEncoder:
+def _htsat(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from avprompt.encoders.htsat import HTSAT
 
     return HTSAT(**{"pretrained": name or "none", **options})

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -237,7 +238,7 @@ class CLAPText(TextTower):
         super().__init__(frozen)
         self.text_branch = self._build()
         self.text_projection = projection(self.text_branch.config.hidden_size)
-        self.tokenizer = None
+        self.tokenizer: Any = None
         if tokenizer is not None and not self.is_meta():
             self.tokenizer = read_tokenizer(tokenizer, self.text_branch.config.vocab_size)
         if pretrained != "none" and not self.is_meta():
@@ -433,8 +434,9 @@ def _read_cache(path: Path, texts: Sequence[str], identity: dict[str, str]) -> T
         raise WeightsError(path, error, "a file written by `class_embeddings`", hint) from error
     found = json.loads(known.get("texts", "[]"))
     if found != list(texts):
-        other = next((pair for pair in zip(found, texts) if pair[0] != pair[1]), (f"{len(found)} texts", len(texts)))
-        raise WeightsError(path, f"embeddings of other texts: {other[0]!r}", f"{other[1]!r}", hint)
+        pairs = (pair for pair in zip(found, texts) if pair[0] != pair[1])
+        there, asked = next(pairs, (f"{len(found)} texts", len(texts)))
+        raise WeightsError(path, f"embeddings of other texts: {there!r}", f"{asked!r}", hint)
     if other := [name for name, value in identity.items() if known.get(name, value) != value]:
         raise WeightsError(
             path,

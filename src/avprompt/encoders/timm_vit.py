@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.layers import Attention as TimmAttention
@@ -46,10 +46,10 @@ def timm_attention(model: str, attn: nn.Module, dim: int) -> PlainAttention:
         raise refuse(model, "gated attention")
     if getattr(attn, "num_kv_heads", attn.num_heads) != attn.num_heads or attn.head_dim * attn.num_heads != dim:
         raise refuse(model, "heads of another total width than the tokens")
-    split = (getattr(attn, f"{name}_proj", None) for name in "qkv")
-    biases = (getattr(attn, f"{name}_bias", None) for name in "qv")
+    q, k, v = (getattr(attn, f"{name}_proj", None) for name in "qkv")
+    q_bias, v_bias = (getattr(attn, f"{name}_bias", None) for name in "qv")
     return PlainAttention(
-        attn.num_heads, attn.proj, attn.qkv, *split, *biases, own(attn.q_norm), own(attn.k_norm), own(attn.norm)
+        attn.num_heads, attn.proj, attn.qkv, q, k, v, q_bias, v_bias, own(attn.q_norm), own(attn.k_norm), own(attn.norm)
     )
 
 
@@ -78,14 +78,15 @@ def timm_block(model: str, block: nn.Module, spec: BlockSpec, rope: Tensor | Non
     if type(block) not in (vision_transformer.Block, eva.EvaBlock):
         raise refuse(model, f"blocks of class {type(block).__name__}")
     scales = [getattr(block, name) for name in (("ls1", "ls2") if hasattr(block, "ls1") else ("gamma_1", "gamma_2"))]
-    scales = [scale.gamma if isinstance(scale, LayerScale) else own(scale) for scale in scales]
+    first, second = (scale.gamma if isinstance(scale, LayerScale) else own(scale) for scale in scales)
     return PlainViTBlock(
         spec,
         block.norm1,
         timm_attention(model, block.attn, spec.dim),
         block.norm2,
         timm_mlp(model, block.mlp),
-        *scales,
+        first,
+        second,
         rope,
         getattr(block.attn, "rotate_half", False),
     )
@@ -150,7 +151,7 @@ class TimmViT(ImageViT):
         std: tuple[Positive, Positive, Positive] | None = None,
     ) -> None:
         super().__init__(frozen)
-        self.listening = {
+        self.listening: dict[str, Any] = {
             "fbank": fbank,
             "axes": audio_axes,
             "class_token": audio_class_token,

@@ -79,7 +79,8 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
     Raises:
         DatasetError: a folder is missing, there are no videos, or two files share an id.
     """
-    media, found, known = Media(), {"video": {}, "audio": {}}, set()
+    media, known = Media(), set[tuple[int, int]]()
+    found: dict[str, dict[str, list[Path]]] = {"video": {}, "audio": {}}
     for folder in (Path(folder).expanduser() for folder in folders):
         if not folder.exists():
             raise DatasetError(folder, "no such folder", "a folder of videos, or a video", "Check the path.")

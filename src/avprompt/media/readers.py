@@ -290,7 +290,7 @@ class Published:
     tree: tuple[str, ...]
     folders: Folders
     read: Callable[[Path], dict[str, list[Any]]]
-    remarks: Callable[[dict[str, list[Any]]], list[str]] = unremarkable
+    remarks: Callable[[Any], list[str]] = unremarkable
     stored: bool = True
 
 

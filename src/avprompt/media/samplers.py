@@ -43,7 +43,8 @@ class EpochOrder(Sampler[int]):
     def __init__(self, size: int, seed: int, shuffle: bool, groups: Sequence[str] | None = None) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
         members: dict[str | int, list[int]] = {}
-        for place, name in enumerate(range(size) if groups is None else groups):
+        names: Sequence[str | int] = range(size) if groups is None else groups
+        for place, name in enumerate(names):
             members.setdefault(name, []).append(place)
         self.groups, self.epoch = list(members.values()), 0
 
@@ -272,7 +273,8 @@ class ResumableLoader(ClipLoader):
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
-        self.consumed, self.restored = 0, {}
+        self.consumed = 0
+        self.restored: dict[str, Any] = {}
 
     @property
     def order(self) -> EpochOrder:

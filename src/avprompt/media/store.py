@@ -130,9 +130,11 @@ def recover_manifest(path: Path) -> tuple[dict[str, Entry], list[DatasetError]]:
 
 
 def _rows(path: Path, text: str) -> tuple[dict[str, Entry], list[DatasetError]]:
-    reader, entries, damaged = csv.DictReader(io.StringIO(text), strict=True), {}, []
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    entries: dict[str, Entry] = {}
+    damaged: list[DatasetError] = []
     try:
-        header = reader.fieldnames
+        header: object = reader.fieldnames
     except csv.Error as error:
         header = error
     if header != COLUMNS:
@@ -143,7 +145,8 @@ def _rows(path: Path, text: str) -> tuple[dict[str, Entry], list[DatasetError]]:
             if row is None:
                 return entries, damaged
             check = row.pop("check")
-            entry = Entry(**{**row, "seconds": float(row["seconds"]), "valid": int(row["valid"])})
+            fields: dict[str, Any] = {**row, "seconds": float(row["seconds"]), "valid": int(row["valid"])}
+            entry = Entry(**fields)
             if entry.status not in STATUSES or _check(row) != check or entry.id in entries:
                 raise ValueError(f"a row of {entry.id!r} that is not as it was written")
             entries[entry.id] = entry

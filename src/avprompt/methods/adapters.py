@@ -60,7 +60,7 @@ class Adapters(PerBlock):
     def __init__(
         self,
         reduction: Count = 8,
-        steps: tuple[Literal["attention", "mlp"], ...] = STEPS,
+        steps: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp"),
         visual: bool = True,
         audio: bool = True,
     ) -> None:

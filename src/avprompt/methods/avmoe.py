@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.noise, dim = router_noise, own.dim
         self.map = PromptMap(own, other, num_tokens)
-        kinds = ["cross"] * cross_experts + [unimodal_attention] * unimodal_experts
+        kinds: list[Any] = ["cross"] * cross_experts + [unimodal_attention] * unimodal_experts
         self.experts = nn.ModuleList(
             Expert(
                 dim,
@@ -237,7 +237,7 @@ class AVMoE(PromptMethod):
                 "One alone is an adapter without a router: use DGSCT.",
             )
         check_choice("unimodal_attention", unimodal_attention, get_args(UnimodalAttention))
-        self.experts = {
+        self.experts: dict[str, Any] = {
             "cross_experts": cross_experts,
             "unimodal_experts": unimodal_experts,
             "num_tokens": num_tokens,

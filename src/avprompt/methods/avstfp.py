@@ -131,7 +131,7 @@ class AVSTFP(PromptMethod):
         self.order, self.layers, self.init, self.pooling = tuple(order), layers, init, pooling
 
     @property
-    def gradient(self) -> Gradient:
+    def gradient(self) -> Gradient:  # type: ignore[override]  # read only here: it follows from the rest
         """`encoder` where there is a prompt to train, else `none`."""
         return "encoder" if self.fusion or self.sides["temporal"] or self.sides["spatial"] else "none"
 

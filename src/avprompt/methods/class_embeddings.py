@@ -148,7 +148,7 @@ class ContextEmbeddings(ClassEmbeddings):
             self.register_buffer(name, None, persistent=False)
 
     @property
-    def dim(self) -> int:
+    def dim(self) -> int:  # type: ignore[override]  # read only here: the tower has it
         return self.tower.dim
 
     @property

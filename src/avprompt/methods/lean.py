@@ -267,7 +267,8 @@ class Squeeze(torch.autograd.Function):
             to_w, to_b = gate * to_w, gate * to_b
         elif gate is not None:
             to_gate, to_out = (to_out * out).sum().reshape(1), gate * to_out
-        to_bn = to_bn2 = (None, None)
+        to_bn: list[Tensor | None] = [None, None]
+        to_bn2 = to_bn
         to_raw = to_out.to(kind)
         if bn_w is not None:
             first, second = settings["norms"]

@@ -223,10 +223,10 @@ class STGCMA(PromptMethod):
         if self.exchange:
             cut = hidden if windows is None else [windows.to_windows(h) for h in hidden]
             logits = cut[0] @ cut[1].transpose(-1, -2)
-            seen = (
+            seen = [
                 torch.softmax(logits, dim=-1).to(cut[1].dtype) @ cut[1],
                 torch.softmax(logits.transpose(-1, -2), dim=-1).to(cut[0].dtype) @ cut[0],
-            )
+            ]
             seen = seen if windows is None else [windows.from_windows(h) for h in seen]
             gates = self.visual_gate[site], self.audio_gate[site]
             hidden = [own + gate * other for own, gate, other in zip(hidden, gates, seen)]

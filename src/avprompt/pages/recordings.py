@@ -86,7 +86,7 @@ def window_of(
         reasons: why each segment was not decoded.
     """
     times, valid = sample["times"].numpy().astype(np.float64), sample["valid"].numpy()
-    spread = [rows[0] if len(rows) == 1 else row for row in (rows if len(rows) > 1 else rows * len(times))]
+    spread = [rows[0] if len(rows) == 1 else row for row in (rows if len(rows) > 1 else list(rows) * len(times))]
     columns = [name for name in rows[0] if name not in KEYS]
     filled = [any(row[name] not in ("", None) for name in columns) for row in spread]
     # the one answer of a clip is not drawn where the video has ended
@@ -349,6 +349,6 @@ def write_page(
         linked=linked,
         copies=(folder / "media").is_dir(),
     )
-    path = folder / "predictions.html"
-    write_whole(path, page.encode())
-    return path
+    target = folder / "predictions.html"
+    write_whole(target, page.encode())
+    return target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +55,7 @@ def embed(features: np.ndarray, seed: int) -> np.ndarray:
 
 
 def tsne_figure(
-    panels: dict[str, tuple[np.ndarray, Sequence[int], float | None]], class_names: Sequence[str]
+    panels: Mapping[str, tuple[np.ndarray, Sequence[int], float | None]], class_names: Sequence[str]
 ) -> Figure:
     """Points in panels, two in each row; every category has its own colour and marker.
 

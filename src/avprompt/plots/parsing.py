@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from avprompt.plots.timeline import bare, category_colour, draw_frames, draw_probabilities, draw_sound, runs
 
-STYLES = {"annotated": {"lw": 0}, "predicted": {"lw": 0, "hatch": "/////"}}
+STYLES: dict[str, dict[str, Any]] = {"annotated": {"lw": 0}, "predicted": {"lw": 0, "hatch": "/////"}}
 GREY = "#8c8c8c"
 BAR, INCH = 0.4, 0.34  # height of a bar as a share of a category's line, and inches of that line
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -241,7 +242,7 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
         >>> len([axis for axis in figure.axes if axis.get_label() != "<colorbar>"])
         4
     """
-    rows: list[tuple[float, str, object]] = []
+    rows: list[tuple[float, str, Any]] = []
     if recording.waves is not None:
         rows.append((0.62, "sound", None))
     if recording.bands is not None:
@@ -277,9 +278,9 @@ def recording_figure(recording: Recording, title: str = "") -> Figure:
             bar.tick_params(labelsize=7)
             bar.set_ylabel("dB", fontsize=7)
         elif kind == "events":
-            _events(axis, *given, recording)
+            _events(axis, given[0], given[1], recording)
         else:
-            _curves(axis, *given, recording)
+            _curves(axis, given[0], given[1], recording)
         axes.append(axis)
     step = next(
         step

@@ -148,5 +148,6 @@ def read_published(path: Path | None = None) -> list[Figure]:
                 f"a number, or none and a note that it is {MISSING}",
                 "Type it as printed.",
             ) from None
-        figures.append(Figure(**{**line, "value": value}))
+        row: dict[str, Any] = {**line, "value": value}
+        figures.append(Figure(**row))
     return figures

@@ -163,7 +163,7 @@ def interval(scores: ClipScores, draws: int = DRAWS, seed: int = 0) -> tuple[flo
     return float(low), float(high)
 
 
-def metric_rows(run: Run, outcomes: pd.DataFrame | None) -> list[dict[str, str]]:
+def metric_rows(run: Run, outcomes: pd.DataFrame | None) -> list[dict[str, Any]]:
     """A row for each metric: value and interval in percent, and number of clips."""
     monitor = str(run.result["monitor"]).removeprefix("val_")
     known = [] if outcomes is None else metric_columns(outcomes)
@@ -239,7 +239,7 @@ def curves_figure(curves: dict[str, list[tuple[float, float]]]) -> Figure:
     for axis, (kind, found) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels.items()):
         for place, (tag, points) in enumerate(sorted(found.items())):
             steps, values = zip(*points)
-            values = [100 * value for value in values] if kind == "metric" else values
+            values = tuple(100 * value for value in values) if kind == "metric" else values
             axis.plot(
                 steps,
                 values,
@@ -291,13 +291,13 @@ def class_rows(outcomes: pd.DataFrame) -> tuple[list[dict[str, str]], Figure | N
                 for truth, found in zip(outcomes[f"annotated_{side}"], outcomes[f"predicted_{side}"])
             ]
             for name in sorted(set().union(*(truth | found for truth, found in sets))):
-                truths, found = sum(name in truth for truth, _ in sets), sum(name in found for _, found in sets)
+                annotated, predicted = (sum(name in side for side in one) for one in zip(*sets))
                 rows.append(
                     {
                         "category": f"{name}, {'heard' if side == 'audio' else 'seen'}",
-                        "annotated": str(truths),
-                        "predicted": str(found),
-                        **scores_of(sum(name in truth & found for truth, found in sets), truths, found),
+                        "annotated": str(annotated),
+                        "predicted": str(predicted),
+                        **scores_of(sum(name in truth & found for truth, found in sets), annotated, predicted),
                     }
                 )
     return rows, None

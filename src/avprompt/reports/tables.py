@@ -39,7 +39,8 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
     built = []
     for task in dict.fromkeys(variant.task for variant in variants):
         mine = [variant for variant in variants if variant.task == task]
-        metrics, seen, rows = metrics_of(mine, figures), {}, []
+        metrics, rows = metrics_of(mine, figures), []
+        seen: dict[str, str] = {}
 
         def mark(setting: Setting, seen: dict[str, str] = seen) -> str:
             return f"[{seen.setdefault(str(setting), letter(len(seen)))}]"

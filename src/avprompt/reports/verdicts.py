@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,7 +266,7 @@ def power_table(tests: PairedTests, every: bool) -> Table:
     )
 
 
-def group_of(tested: list[PairedTests], variant: Variant, metric: str) -> PairedTests | None:
+def group_of(tested: Sequence[PairedTests], variant: Variant, metric: str) -> PairedTests | None:
     """The tests that a variant takes part in."""
     return next(
         (
@@ -279,7 +280,7 @@ def group_of(tested: list[PairedTests], variant: Variant, metric: str) -> Paired
     )
 
 
-def verdict_of(tested: list[PairedTests], variant: Variant, metric: str) -> str:
+def verdict_of(tested: Sequence[PairedTests], variant: Variant, metric: str) -> str:
     """What stands beside a figure, nothing where it is told apart from the best one, or has none to compare with."""
     tests = group_of(tested, variant, metric)
     return "" if tests is None else tests.verdict(variant.label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def _write(job: tuple[Path, Scene | BoundScene, Callable[[Path, Any], None]]) ->
 
 def write_dataset(
     root: Path,
-    scenes: dict[str, Scene] | dict[str, BoundScene],
+    scenes: Mapping[str, Scene | BoundScene],
     workers: int = 2,
     write: Callable[[Path, Any], None] = write_video,
 ) -> None:

@@ -71,11 +71,11 @@ def _write_clip(path: Path, scene: Scene | BoundScene, root: Path) -> None:
         mask = 255 * scene.mask(index / FPS)[..., None].astype(np.uint8)
         mask = 255 * (resize(mask, size, antialias=True)[..., 0] > 127).astype(np.uint8)
         Image.fromarray(mask).convert("1" if setting == "s4" else "P").save(file)
-    with wave.open(str(target.audio), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((scene.audio(SECONDS) * 32767).round().astype("<i2").tobytes())
+    with wave.open(str(target.audio), "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(SAMPLE_RATE)
+        sound.writeframes((scene.audio(SECONDS) * 32767).round().astype("<i2").tobytes())
     write_video(path, scene, SECONDS)
 
 
@@ -145,13 +145,14 @@ def synthesize(
         )
     if size < 1:
         raise ArgumentError("size", size, "at least 1", "Choose another value.")
-    root, layout, scenes, rows = Path(root), LAYOUTS[setting], {}, []
+    root, layout, rows = Path(root), LAYOUTS[setting], []
+    scenes: dict[str, Scene | BoundScene] = {}
     for index in range(videos):
         name, category, split = f"world{seed:03d}{index:06d}", index % classes, split_of(index, classes)
         row = {"name": name, **({"category": names[category]} if setting == "s4" else {}), "split": split}
         rng = np.random.default_rng([seed, index])
         if isinstance(settings, BoundSettings):
-            scene = bound_scene(rng, settings, category)
+            scene: Scene | BoundScene = bound_scene(rng, settings, category)
         else:
             scene = draw_scene(rng, setting, settings, category)
         scenes[name] = replace(scene, extra={"setting": setting, "size": size, "video": row})

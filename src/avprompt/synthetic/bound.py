@@ -281,7 +281,8 @@ def textured_ground(rng: np.random.Generator, noise: float, size: int = SIZE) ->
     place = np.arange(size) / size
     picture = rng.uniform(40, 110, 3) + np.tile((place - 0.5)[:, None, None] * rng.uniform(-50, 50, 3), (1, size, 1))
     for _ in range(3):
-        across, down, phase = (*rng.uniform(-9, 9, 2), rng.uniform(0, 2 * np.pi))
+        across, down = rng.uniform(-9, 9, 2)
+        phase = rng.uniform(0, 2 * np.pi)
         one, two = 2 * np.pi * across * place, 2 * np.pi * down * place + phase
         wave = np.outer(np.cos(two), np.sin(one)) + np.outer(np.sin(two), np.cos(one))
         picture += wave[..., None] * rng.normal(0, 45 * noise, 3)
@@ -382,16 +383,14 @@ def draw_objects(
     for place, (shape, colour) in enumerate(zip(shapes, colours)):
         size, texture = int(rng.integers(len(SIZES))), int(rng.integers(len(TEXTURES)))
         radius = float(rng.uniform(*SIZES[size]))
-        velocity = tuple(float(v) for v in rng.uniform(-3, 3, 2))
+        across, down = (float(v) for v in rng.uniform(-3, 3, 2))
         for _ in range(50):
-            position = tuple(float(v) for v in rng.uniform(radius + 1, SIZE - radius - 1, 2))
-            if all(
-                np.hypot(position[0] - o.position[0], position[1] - o.position[1]) > radius + o.radius for o in made
-            ):
+            x, y = (float(v) for v in rng.uniform(radius + 1, SIZE - radius - 1, 2))
+            if all(np.hypot(x - o.position[0], y - o.position[1]) > radius + o.radius for o in made):
                 break
         if columns is not None:
-            position, velocity = (float(columns[place]), position[1]), (0.0, velocity[1])
-        made.append(BoundObject(shape, colour, size, texture, radius, position, velocity, 0, seconds))
+            x, across = float(columns[place]), 0.0
+        made.append(BoundObject(shape, colour, size, texture, radius, (x, y), (across, down), 0, seconds))
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +15,9 @@ from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import names_of, settings_of, split_of, write_dataset
 from avprompt.synthetic.bound import Binding, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import SECONDS, Scene, Settings, Sound, Thing, draw_scene
+
+#: both have a start and an end
+Part = TypeVar("Part", Thing, Sound)
 
 
 def action_scene(seed: int, index: int, settings: Settings | BoundSettings) -> Scene | BoundScene:
@@ -31,13 +35,13 @@ def action_scene(seed: int, index: int, settings: Settings | BoundSettings) -> S
         return draw_bound(rng, settings, index % settings.classes, spans)
     scene = draw_scene(rng, settings, category=index % settings.classes)
 
-    def spans(parts: list[Thing] | list[Sound]) -> list[Thing] | list[Sound]:
+    def throughout(parts: list[Part]) -> list[Part]:
         return [
             replace(part, start=0, end=SECONDS) if place == 0 or rng.random() < 0.5 else part
             for place, part in enumerate(parts)
         ]
 
-    return replace(scene, things=spans(scene.things), sounds=spans(scene.sounds))
+    return replace(scene, things=throughout(scene.things), sounds=throughout(scene.sounds))
 
 
 def synthesize(

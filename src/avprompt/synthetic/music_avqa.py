@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from avprompt.datasets.music_avqa import SPLITS, TYPES, Question, Vocabulary, qu
 from avprompt.errors import ArgumentError
 from avprompt.ranges import Count, Natural, Share
 from avprompt.synthetic.ave import refuse_without_binding, write_dataset
-from avprompt.synthetic.bound import CONTOURS, Binding, BoundScene, BoundSettings, draw_bound, turns
+from avprompt.synthetic.bound import CONTOURS, Binding, BoundObject, BoundScene, BoundSettings, draw_bound, turns
 from avprompt.synthetic.scenes import CATEGORIES, COLOURS, SECONDS, SIZE, Scene, Settings, Sound, Thing, draw_interval
 
 COLUMNS = {"left": SIZE / 6, "middle": SIZE / 2, "right": 5 * SIZE / 6}
@@ -96,11 +96,15 @@ def clip_scene(seed: int, index: int, classes: int, noise: float) -> Scene:
     return draw_scene(np.random.default_rng([seed, index]), classes, noise)
 
 
-def _place(thing: Thing) -> str:
+#: both have a position
+Part = TypeVar("Part", Thing, BoundObject)
+
+
+def _place(thing: Thing | BoundObject) -> str:
     return min(COLUMNS, key=lambda name: abs(COLUMNS[name] - thing.position[0]))
 
 
-def _beside(things: list[Thing], thing: Thing, side: str) -> list[Thing]:
+def _beside(things: list[Part], thing: Part, side: str) -> list[Part]:
     """The neighbour of `thing` on one side, as a list of one or no object; `things` are ordered from left to right."""
     place = things.index(thing)
     return things[max(place - 1, 0) : place] if side == "left" else things[place + 1 : place + 2]
@@ -358,19 +362,19 @@ def candidates(scene: Scene, rng: np.random.Generator, classes: int = 8) -> Iter
             )
 
     levels = [sounds[t.category].level if t in sounding else 0.0 for t in things]
-    for one, two in ((o, t) for o in range(len(things)) for t in range(len(things)) if levels[o] != levels[t]):
+    for first, second in ((o, t) for o in range(len(things)) for t in range(len(things)) if levels[o] != levels[t]):
         yield ask(
             "Audio-Visual",
             "Comparative",
             "Is the instrument on the <LR> louder than the instrument on the <LR>?",
-            levels[one] > levels[two],
-            _place(things[one]),
-            _place(things[two]),
+            levels[first] > levels[second],
+            _place(things[first]),
+            _place(things[second]),
         )
 
 
 def questions(
-    scenes: dict[str, Scene] | dict[str, BoundScene],
+    scenes: Mapping[str, Scene | BoundScene],
     per_video: int = 4,
     seed: int = 0,
     classes: int = 8,
@@ -393,10 +397,11 @@ def questions(
         open_questions = {
             video: [
                 asked
+                for scene in (scenes[video],)
                 for asked in (
-                    bound_candidates(scenes[video])
-                    if isinstance(scenes[video], BoundScene)
-                    else candidates(scenes[video], np.random.default_rng([seed, place, 1]), classes)
+                    bound_candidates(scene)
+                    if isinstance(scene, BoundScene)
+                    else candidates(scene, np.random.default_rng([seed, place, 1]), classes)
                 )
                 if asked[1] in kinds
             ]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -219,7 +219,8 @@ class Captioned(Dataset):
         """Picture or second, its caption, and in {0, 1} which of the stream's F phrases are true (F,) and said (F,)."""
         example, things = self.stream.draw(index)
         phrases, rng = self.stream.phrases, np.random.default_rng([SEED, self.stream.seed, index, 1])
-        facts = [self.stream.facts(thing) for thing in things] or [(len(phrases) - 1,)]
+        facts: Any = self.stream.facts
+        facts = [facts(thing) for thing in things] or [(len(phrases) - 1,)]
         detail = int(rng.random() < COLOURS_SAID) % len(facts[0])
         number = len(facts) if rng.random() < ALL_SAID else rng.integers(1, len(facts) + 1)
         spoken = list(dict.fromkeys(facts[place][detail] for place in rng.permutation(len(facts))[:number]))
@@ -464,7 +465,7 @@ def digest(path: Path) -> str:
 
 
 def pretrain(
-    modality: Literal["visual", "audio", "clip", "clap"], steps: int | None = None, out: Path = WEIGHTS, seed: int = 0
+    modality: str, steps: int | None = None, out: Path = WEIGHTS, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Train one tiny network and write its weights in half precision, under the library's names.
 

@@ -75,7 +75,8 @@ class Moving:
         """Centre in pixels at a time in seconds."""
         low, high = self.radius, SIZE - self.radius
         folded = [(p + v * time - low) % (2 * (high - low)) for p, v in zip(self.position, self.velocity)]
-        return tuple(low + (f if f <= high - low else 2 * (high - low) - f) for f in folded)
+        across, down = (low + (f if f <= high - low else 2 * (high - low) - f) for f in folded)
+        return across, down
 
 
 @dataclass(frozen=True)
@@ -179,9 +180,9 @@ def draw_interval(
 def draw_thing(rng: np.random.Generator, settings: Settings, category: int, span: Sequence[int]) -> Thing:
     """An object of a category in view from second `span[0]` to `span[1]`; the rest is drawn at random."""
     radius = float(rng.uniform(*settings.radius))
-    position = tuple(float(v) for v in rng.uniform(radius, SIZE - radius, 2))
-    velocity = tuple(float(v) for v in rng.uniform(-6, 6, 2))
-    return Thing(category, int(rng.integers(len(COLOURS))), radius, position, velocity, int(span[0]), int(span[1]))
+    x, y = (float(v) for v in rng.uniform(radius, SIZE - radius, 2))
+    across, down = (float(v) for v in rng.uniform(-6, 6, 2))
+    return Thing(category, int(rng.integers(len(COLOURS))), radius, (x, y), (across, down), int(span[0]), int(span[1]))
 
 
 def draw_sound(rng: np.random.Generator, category: int, span: Sequence[int]) -> Sound:

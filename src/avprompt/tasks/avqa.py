@@ -35,7 +35,8 @@ def distinct(names: Sequence[str | int], *tensors: Tensor) -> tuple[list[int], l
         >>> distinct(["a", "b", "a"], torch.tensor([1, 2, 1]))
         ([0, 1], [0, 1, 0])
     """
-    firsts, places = [], []
+    firsts: list[int] = []
+    places: list[int] = []
     for index, name in enumerate(names):
         same = [
             place

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from avprompt.schedules import WarmupCosine
 from avprompt.tasks.guard import Guard, Step, fuse, read
 
 #: a column of the table of predictions: a value for each clip, or for each segment of each clip
-Column = Tensor | Sequence[Any]
+Column: TypeAlias = Tensor | Sequence[Any]
 
 
 def named(indices: Tensor, names: Sequence[str]) -> list[Any]:
@@ -469,7 +469,9 @@ class AVPromptTask(LightningModule, abc.ABC):
         """
         auxiliary = outputs.get("method_losses", {})
         if self.gathers:
-            outputs, batch = AllClips(outputs, self.common_outputs), AllClips(batch)
+            # mappings that gather what a loss asks for
+            everyone: Any = AllClips(outputs, self.common_outputs), AllClips(batch)
+            outputs, batch = everyone
             auxiliary = {name: gathered(loss.reshape(1)).mean() for name, loss in auxiliary.items()}
         terms = self.losses(outputs, batch)
         families = {name: name.partition("@")[0] for name in auxiliary}

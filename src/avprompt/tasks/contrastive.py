@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +98,9 @@ class Contrastive(AVPromptTask):
         self.class_names, self.level = tuple(class_names), level
         self.row_per_segment = level == "segment"
         self.objective, self.weighting = objective, weighting
-        texts = {side: own for side, own in (("visual", visual_texts), ("audio", audio_texts)) if own is not None}
+        texts: dict[str, ClassEmbeddings] = {
+            side: own for side, own in (("visual", visual_texts), ("audio", audio_texts)) if own is not None
+        }
         names = [*self.class_names, *(["background"] if background else [])] if self.class_names else []
         self.num_texts = len(names)
         scales = {"visual": visual_scale, "audio": audio_scale}
@@ -129,8 +131,8 @@ class Contrastive(AVPromptTask):
             checkpoints.check_names(self, content["state_dict"], pretrained)
             self.load_state_dict(content["state_dict"])
 
-    def _log_scale(self, modality: Modality, texts: ClassEmbeddings, given: float | None) -> Tensor:
-        trained = self.backbone.log_scale(modality)
+    def _log_scale(self, modality: str, texts: ClassEmbeddings, given: float | None) -> Tensor:
+        trained = self.backbone.log_scale(cast(Modality, modality))
         if given is not None:
             if given <= 0:
                 raise ArgumentError(f"{modality}_scale", given, "a positive number", "Choose another value.")

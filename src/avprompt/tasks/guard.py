@@ -111,7 +111,8 @@ class Guard:
     """
 
     def __init__(self, lag: int | None = None) -> None:
-        self.lag, self.able, self.steps = lag, False, []
+        self.lag, self.able = lag, False
+        self.steps: list[Step] = []
         self.held: Tensor | None = None
 
     def ahead(self, device: torch.device) -> int:
