@@ -74,12 +74,17 @@ def test_run_folder(fitted: Path) -> None:
         "device",
         "wall_s",
         "peak_memory_bytes",
+        "step",
         "clips",
         "epochs",
     }
     assert result["experiment"] == "quickstart" and result["task"] == "AVE" and result["monitor"] == "val_accuracy"
     assert result["clips"]["train"] == {"used": 24, "missing": 0, "corrupt": 0}
     assert set(result["parameters"]) == {"trainable", "frozen", "total", "checkpoint"}
+    step = result["step"]
+    assert step["n"] > 0 and 0 < step["processor_s"] and 0 < step["wall_s"] < result["wall_s"]
+    weights = 4 * result["parameters"]["total"]
+    assert weights < step["memory_bytes"] < result["peak_memory_bytes"]
     assert 0 <= result["metrics"]["best_val_accuracy"] <= 1
     assert result["config"]["model"]["init_args"]["backbone"]["init_args"]["prompts"]["init_args"]["alpha"] == 0.25
     assert len(json.loads((fitted / "manifest.json").read_text())["ids"]["val"]) == 8

@@ -126,6 +126,11 @@ def write(
             "config": own,
             "wall_s": seconds,
             "peak_memory_bytes": 2_000_000_000,
+            **(
+                {"step": {"n": 9, "wall_s": 0.5 + seed, "processor_s": 0.4, "memory_bytes": 10**9}}
+                if seconds > 9
+                else {}
+            ),
             "epochs": 6,
             "clips": {"test": {"used": len(ids), "missing": missing, "corrupt": 0}},
         }
@@ -180,6 +185,7 @@ def test_seeds_are_grouped_and_rows_stand_in_published_order(runs: Path) -> None
     assert [line.published["accuracy"][0].value for line in lines[:4]] == [78.6, 81.8, 80.9, 78.6]
     assert not lines[5].published  # another alpha is not the published row
     assert everything.mean(lambda run: run.result["wall_s"]) == 100.5  # of the training, not of the test
+    assert everything.mean(lambda run: run.step.get("wall_s")) == 1.0
 
 
 def test_synthetic_data_never_stand_unmarked_beside_published_figures(runs: Path) -> None:

@@ -485,6 +485,9 @@ def test_few_shot_grids(name: str, quickstart: bool, tmp_path: Path) -> None:
     assert epochs == dict.fromkeys((1, 2, 4, 8, 16), -1) if quickstart else {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}
 
 
+STEP = {"wall_s": 0.25, "processor_s": 0.2, "memory_bytes": 123_000_000}
+
+
 def finish(one: SweepRun, value: float, config: dict[str, Any] | None = None, used: int = 80) -> None:
     """Made-up results."""
     for stage in one.commands():
@@ -495,6 +498,7 @@ def finish(one: SweepRun, value: float, config: dict[str, Any] | None = None, us
                     "metrics": {"test_accuracy": value},
                     "parameters": {"trainable": 5000},
                     "wall_s": 20.0,
+                    **({"step": {"n": 30, **STEP}} if stage == "fit" else {}),
                     "config": config or {"model": {"class_path": "X"}, "data": {"class_path": "X"}},
                     "clips": {"test": {"used": used, "missing": 0, "corrupt": 0}},
                 }
@@ -526,10 +530,28 @@ def test_tables_have_mean_spread_and_number(tmp_path: Path) -> None:
         "values": "40.0000 41.0000 42.0000",
         "trainable": "5000",
         "fit_seconds": "20.0",
+        "step_wall_s": "0.25",
+        "step_processor_s": "0.2",
+        "step_memory_bytes": "123000000",
     }
     assert lines["CLIP", ""]["fit_seconds"] == "" and lines["CoOp", "4"]["std"] == ""
     assert lines["MaPLe", "4"]["n"] == "0" and lines["MaPLe", "4"]["mean"] == ""
     assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == 7
+
+
+def test_what_a_step_takes_stands_beside_accuracy(tmp_path: Path) -> None:
+    """Of the training; no column where no run measured it."""
+    single = SweepRun("all", 0, tmp_path / "a.yaml", [], tmp_path / "all-seed0")
+    other = SweepRun("frozen", 0, tmp_path / "a.yaml", [], tmp_path / "frozen-seed0", zero_shot=True)
+    for one in (single, other):
+        finish(one, 0.5)
+    lines = summarise([single, other], "test_accuracy", tmp_path).splitlines()
+    assert lines[0] == (
+        "| variant | test_accuracy (mean ± std) | n | per seed | trainable | step, s | step, CPU s | step, GB | fit, s |"
+    )
+    assert lines[2] == "| all | 50.0 | 1 | 50.0 | 5,000 | 0.25 | 0.2 | 0.123 | 20 |"
+    assert lines[3] == "| frozen | 50.0 | 1 | 50.0 | 5,000 |  |  |  |  |" and lines[-1].startswith("step: one batch")
+    assert "step" not in summarise([other], "test_accuracy", tmp_path)
 
 
 def few_shot_config(encoders: dict[str, Any], level: str = "segment") -> dict[str, Any]:

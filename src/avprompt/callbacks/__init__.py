@@ -8,6 +8,7 @@ from avprompt.callbacks.progress import EpochLines
 from avprompt.callbacks.report import RunReport
 from avprompt.callbacks.resume import ExactResume
 from avprompt.callbacks.run_folder import run_folder
+from avprompt.callbacks.steps import StepMeter
 from avprompt.callbacks.together import FailTogether
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "OutcomeWriter",
     "PredictionWriter",
     "RunReport",
+    "StepMeter",
     "TaskCheckpoint",
     "ValidationPictures",
     "run_folder",

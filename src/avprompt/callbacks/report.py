@@ -20,6 +20,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from avprompt.callbacks.checkpointing import TaskCheckpoint
 from avprompt.callbacks.run_folder import run_folder
+from avprompt.callbacks.steps import StepMeter
 from avprompt.checkpoints import count_parameters
 from avprompt.configs import flatten, get_nested
 from avprompt.files import write_json
@@ -123,7 +124,7 @@ class RunReport(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the metrics so far, and the seconds and memory that they took."""
-        checkpoint[RECORD] = {"metrics": self._metrics(trainer), **self._effort(pl_module)}
+        checkpoint[RECORD] = {"metrics": self._metrics(trainer), **self._effort(trainer, pl_module)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on from there."""
@@ -134,12 +135,18 @@ class RunReport(Callback):
         now = {name: float(value) for name, value in trainer.callback_metrics.items()}
         return {**self.before.get("metrics", {}), **now}
 
-    def _effort(self, pl_module: LightningModule) -> dict[str, float]:
+    def _effort(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         cuda = torch.cuda.is_available() and pl_module.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        meter = next((callback for callback in trainer.callbacks if isinstance(callback, StepMeter)), None)
+        effort = {}
+        if meter is not None and trainer.state.fn == "fit":
+            peak, earlier = max(peak, meter.before), self.before.get("step", {})
+            effort["step"] = {name: value or earlier.get(name, value) for name, value in meter.measured.items()}
         return {
             "wall_s": round(time.monotonic() - self.begun + self.before.get("wall_s", 0.0), 2),
             "peak_memory_bytes": max(peak, self.before.get("peak_memory_bytes", 0)),
+            **effort,
         }
 
     @rank_zero_only
@@ -186,7 +193,7 @@ class RunReport(Callback):
             "device": (
                 torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
             ),
-            **self._effort(pl_module),
+            **self._effort(trainer, pl_module),
             "clips": data.clips() if data is not None else {},
             "epochs": trainer.current_epoch,
         }

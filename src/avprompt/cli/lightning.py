@@ -315,6 +315,7 @@ class AVPromptCLI(LightningCLI):
         name = name or self.experiment
         # result.json says that a run is finished: what a run keeps besides is written before it
         forced = [
+            callbacks.StepMeter(),
             callbacks.ExactResume(),
             callbacks.EpochLines(),
             callbacks.OutcomeWriter(),

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: tasks whose class has another name
 TASKS = {"AVEClassic": "ave", "AVELinear": "ave", "AVQAGrounding": "avqa_grounding"}
 
+#: what is shown of a training step, by its names in result.json
+STEP = ("wall_s", "processor_s", "memory_bytes")
+
 
 @dataclass
 class Run:
@@ -45,6 +48,11 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The configuration that made the network: that of the run that trained it, where that is known."""
         return (self.trained or self).result["config"]
+
+    @property
+    def step(self) -> dict[str, float | None]:
+        """What a training step took, see `avprompt.callbacks.StepMeter`; empty where that was not measured."""
+        return self.result.get("step") or {}
 
     @property
     def dataset(self) -> str:
@@ -155,6 +163,7 @@ def read_results(folders: list[Path]) -> list[dict[str, Any]]:
             "seed": run.result["seed"],
             "epochs": run.result["epochs"],
             "seconds": run.result["wall_s"],
+            **{f"step_{name}": (run.trained or run).step.get(name) for name in STEP},
         }
         for run in read_runs(folders)
         for name, value in run.result["metrics"].items()

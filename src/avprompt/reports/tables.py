@@ -10,9 +10,19 @@ from typing import Any
 
 from avprompt.reports.published import Figure
 from avprompt.reports.rendering import Table
+from avprompt.reports.runs import STEP
 from avprompt.reports.settings import Setting, published_setting, sizes_of
 from avprompt.reports.variants import Variant
 from avprompt.reports.verdicts import WORDS, PairedTests, group_of, verdict_of
+
+#: headings of `STEP`
+STEP_COLUMNS = {"wall_s": "step, s", "processor_s": "step, CPU s", "memory_bytes": "step, GB"}
+STEP_REMARK = (
+    "step: one batch, forward and backward pass and update, without loading it; s: median on the clock; CPU s: median "
+    "of processor time, which other work on the machine does not add to; GB: most memory of tensors alive at once, "
+    "weights included. fit: the whole training on the clock. peak: of the whole process, libraries and data included; "
+    "on a GPU, of PyTorch's allocator"
+)
 
 
 def letter(number: int) -> str:
@@ -87,6 +97,7 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
             )
             trained = all(run.trained or not run.tested for run in variant.runs)
             cells += [
+                *(effort_text(variant.mean(lambda run, name=name: run.step.get(name)), name) for name in STEP),
                 f"{seconds:,.0f}" if trained and seconds is not None else "",
                 f"{peak / 1e9:.2f}" if trained and peak is not None else "",
             ]
@@ -98,19 +109,40 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
             "trainable",
             *(["published"] if parameters else []),
             "total",
+            *STEP_COLUMNS.values(),
             "fit, s",
             "peak, GB",
         ]
+        measured = any(cell for row in rows for cell in row[-2 - len(STEP) : -2])
         built.append(
             Table(
                 task,
                 header,
                 rows,
                 {mark: text for text, mark in seen.items()},
-                [remark for variant in mine for remark in variant.remarks] + citations(mine, metrics),
+                [remark for variant in mine for remark in variant.remarks]
+                + citations(mine, metrics)
+                + [STEP_REMARK] * measured,
             )
         )
     return built
+
+
+def effort_text(value: float | str | None, name: str) -> str:
+    """A figure of a training step for a table.
+
+    Args:
+        value: mean over seeds; `None` or empty where it was not measured.
+        name: of `STEP`.
+
+    Example:
+        >>> effort_text(0.01234, "wall_s"), effort_text(14_500_000_000, "memory_bytes"), effort_text(1234.5, "wall_s")
+        ('0.0123', '14.5', '1,234')
+    """
+    if value in (None, ""):
+        return ""
+    shown = value / 1e9 if name == "memory_bytes" else value
+    return f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
 
 
 def standard_error(values: list[float]) -> float:
@@ -198,6 +230,7 @@ def long_rows(
                     "total": variant.runs[0].result["parameters"]["total"],
                     "fit_seconds": variant.mean(lambda run: run.result["wall_s"]),
                     "peak_memory_bytes": variant.mean(lambda run: run.result["peak_memory_bytes"]),
+                    **{f"step_{name}": variant.mean(lambda run, name=name: run.step.get(name)) for name in STEP},
                 }
             )
     return rows

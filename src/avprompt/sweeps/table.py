@@ -10,7 +10,12 @@ from typing import Any
 
 from avprompt.errors import ConfigError
 from avprompt.files import write_whole
+from avprompt.reports.runs import STEP
+from avprompt.reports.tables import STEP_COLUMNS, STEP_REMARK, effort_text
 from avprompt.sweeps.run import SweepRun, read_json
+
+#: columns of what a run took -> digits of their means
+EFFORT = {"fit_seconds": 1, "step_wall_s": 6, "step_processor_s": 6, "step_memory_bytes": 0}
 
 
 def collect(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
@@ -31,6 +36,7 @@ def collect(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
                 "Correct `metric` in the sweep file and run it again: finished runs are kept.",
             )
         value, fit = result["metrics"][metric], run.outcome("fit")
+        step = (fit or {}).get("step") or {}
         resumed = (read_json(run.record) or {}).get("resumed", 0)
         lines.append(
             {
@@ -41,6 +47,7 @@ def collect(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
                 "trainable": result["parameters"]["trainable"],
                 # only the last part of a resumed training was timed
                 "fit_seconds": fit["wall_s"] if fit and not resumed else "",
+                **{f"step_{name}": "" if step.get(name) is None else step[name] for name in STEP},
             }
         )
     return lines
@@ -53,7 +60,7 @@ def condense(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
     table = []
     for variant, value in dict.fromkeys((run.variant, run.axis and run.axis[1]) for run in runs):
         mine = [line for line in lines if line["variant"] == variant and line.get(axis) == value]
-        values, seconds = [100 * line[metric] for line in mine], [line["fit_seconds"] for line in mine]
+        values = [100 * line[metric] for line in mine]
         table.append(
             {
                 "variant": variant,
@@ -64,10 +71,16 @@ def condense(runs: list[SweepRun], metric: str) -> list[dict[str, Any]]:
                 "n": len(values),
                 "values": " ".join(f"{value:.4f}" for value in values),
                 "trainable": mine[0]["trainable"] if mine else "",
-                "fit_seconds": round(statistics.mean(seconds), 1) if seconds and "" not in seconds else "",
+                **{name: mean_of(mine, name, digits) for name, digits in EFFORT.items()},
             }
         )
     return table
+
+
+def mean_of(lines: list[dict[str, Any]], name: str, digits: int) -> float | str:
+    """Mean of a column, empty where a line lacks it."""
+    values = [line[name] for line in lines]
+    return round(statistics.mean(values), digits) if values and "" not in values else ""
 
 
 def columns_of(runs: list[SweepRun]) -> list[str]:
@@ -91,7 +104,10 @@ def markdown(runs: list[SweepRun], metric: str) -> str:
     """The table in Markdown: a line for each variant and, with an axis, a column for each of its values."""
     table, axis = condense(runs, metric), axis_of(runs)
     if axis is None:
-        rows = [["variant", f"{metric} (mean ± std)", "n", "per seed", "trainable", "fit, s"], ["---"] * 6]
+        shown = [name for name in STEP if any(line[f"step_{name}"] != "" for line in table)]
+        heads = [STEP_COLUMNS[name] for name in shown]
+        rows = [["variant", f"{metric} (mean ± std)", "n", "per seed", "trainable", *heads, "fit, s"]]
+        rows.append(["---"] * len(rows[0]))
         for line in table:
             each = ", ".join(f"{float(value):.1f}" for value in line["values"].split())
             rows.append(
@@ -101,10 +117,11 @@ def markdown(runs: list[SweepRun], metric: str) -> str:
                     str(line["n"]),
                     each,
                     f"{line['trainable']:,}" if line["n"] else "",
+                    *(effort_text(line[f"step_{name}"], name) for name in shown),
                     "" if line["fit_seconds"] == "" else f"{line['fit_seconds']:.0f}",
                 ]
             )
-        return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        return "".join(f"| {' | '.join(row)} |\n" for row in rows) + (f"\n{STEP_REMARK}\n" if shown else "")
     values = list(dict.fromkeys(line[axis] for line in table))
     values.sort(key=lambda value: value != "")  # variants without the axis stand first
     names = [f"{axis} {value}" if value != "" else "zero-shot" for value in values]
@@ -134,7 +151,7 @@ def summarise(runs: list[SweepRun], metric: str, out: Path) -> str:
         ConfigError: a result without the metric.
     """
     condensed = condense(runs, metric)
-    write_csv(out / "results.csv", [*columns_of(runs), metric, "trainable", "fit_seconds"], collect(runs, metric))
+    write_csv(out / "results.csv", [*columns_of(runs), metric, "trainable", *EFFORT], collect(runs, metric))
     write_csv(out / "summary.csv", list(condensed[0]), condensed)
     text = markdown(runs, metric)
     write_whole(out / "summary.md", text.encode())
