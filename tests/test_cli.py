@@ -82,7 +82,7 @@ def test_run_folder(fitted: Path) -> None:
     assert result["clips"]["train"] == {"used": 24, "missing": 0, "corrupt": 0}
     assert set(result["parameters"]) == {"trainable", "frozen", "total", "checkpoint"}
     step = result["step"]
-    assert step["n"] > 0 and 0 < step["processor_s"] and 0 < step["wall_s"] < result["wall_s"]
+    assert step["n"] > 0 and step["processor_s"] > 0 and 0 < step["wall_s"] < result["wall_s"]
     weights = 4 * result["parameters"]["total"]
     assert weights < step["memory_bytes"] < result["peak_memory_bytes"]
     assert 0 <= result["metrics"]["best_val_accuracy"] <= 1
