@@ -459,10 +459,11 @@ def test_reassociated_prompt_map_is_exact() -> None:
     prompt_map = PromptMap(BlockSpec(6, (5, 5), 0), BlockSpec(7, (4, 4), 0), tokens=3).double()
     latent, other = torch.randn(3, 6).double(), torch.randn(2, 16, 7).double()
     p = prompt_map(other)
-    expected = torch.softmax(latent @ p.transpose(1, 2), -1) @ p
+    expected = latent + torch.softmax(latent @ p.transpose(1, 2), -1) @ p
     for associate in (False, True):
         prompt_map.associate = associate
-        assert torch.allclose(prompt_map.read(latent, other), expected, atol=1e-12)
+        read, mean = prompt_map.read(latent, other, mean=True)
+        assert torch.allclose(read, expected, atol=1e-12) and torch.allclose(mean, p.mean(1), atol=1e-12)
     assert torch.allclose(prompt_map.mean(other), p.mean(1), atol=1e-12)
 
 

@@ -32,6 +32,9 @@ VARIANTS = {
     "no channel": {"channel": False},
     "no spatial": {"spatial": False},
     "one group": {"groups": 1},
+    "s4": {"prompt_map": "bicubic"},
+    "gates alone": {"channel": False, "spatial": False, "gamma": 0.1},
+    "channel without a weight": {"alpha": 0.0},
 }
 
 
@@ -43,14 +46,20 @@ def draw(*shape: int) -> torch.Tensor:
     ("function", "inputs"),
     [
         (lean.ReadLatent, lambda: (draw(2, 5, 4), draw(2, 3, 4), draw(1))),
-        (lean.MeanRelu, lambda: (draw(2, 5, 4), draw(3, 4), draw(3))),
-        (lean.Score, lambda: (draw(2, 5, 4), draw(2, 1, 4), draw(3, 4), draw(3), draw(2, 3, 1))),
-        (lean.Score, lambda: (draw(2, 5, 4), None, draw(3, 4), draw(3), draw(2, 3, 1))),
-        (lean.MapTokens, lambda: (draw(2, 5, 4), draw(3, 5), draw(3))),
+        *(
+            (function, lambda mean=mean: (draw(3, 4), draw(2, 6, 7), draw(5, 6), draw(5), draw(4, 7), draw(4), mean))
+            for function in (lean.ReadMap, lean.ReadMapAssociated)
+            for mean in (False, True)
+        ),
+        *((lean.ReadTokens, lambda mean=mean: (draw(3, 4), draw(2, 5, 4), mean)) for mean in (False, True)),
     ],
 )
 def test_derivatives(function: type[torch.autograd.Function], inputs: object) -> None:
-    assert gradcheck(function.apply, inputs())
+    def run(*inputs: object) -> tuple[torch.Tensor, ...]:
+        found = function.apply(*inputs)
+        return tuple(part for part in (found if isinstance(found, tuple) else (found,)) if part is not None)
+
+    assert gradcheck(run, inputs())
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -67,11 +76,25 @@ def test_derivatives_of_the_bottleneck(
     for parameter in module.parameters():
         nn.init.normal_(parameter, 0.5, 0.3)
 
-    def run(x: torch.Tensor, channel: torch.Tensor, spatial: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
-        return module.bottleneck(x, channel, spatial)
+    def run(x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
+        return module.bottleneck(x)
 
-    inputs = draw(2, 5, 8), draw(2, 1, 8), draw(2, 5, 1), *module.parameters()
-    assert gradcheck(run, inputs, fast_mode=True)
+    assert gradcheck(run, (draw(2, 5, 8), *module.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_derivatives_of_an_adapter(name: str, training: bool) -> None:
+    """Of what it adds and of the spatial scores, in every parameter and in both modalities' tokens."""
+    torch.manual_seed(0)
+    adapter = ReleasedAdapter(OWN, OTHER, **{**SETTINGS, **VARIANTS[name]}).double().train(training)
+    for parameter in adapter.parameters():
+        nn.init.normal_(parameter, 0.3, 0.3)
+
+    def run(x: torch.Tensor, other: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part for part in adapter(x, other) if part is not None)
+
+    assert gradcheck(run, (draw(2, 6, 8), draw(2, 4, 6), *adapter.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -81,10 +81,10 @@ class Expert(Bottleneck):
         self.add_bottleneck(dim, reduction, groups, "after_norm" if gated else None, batch_norm, relu=relu)
 
     def forward(self, x: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
-        """x (B*T, N, C), and how latent tokens (K, C) attend over the prompt map, (B*T, K, C) -> (B*T, N, C)."""
+        """x (B*T, N, C), and what latent tokens (K, C) are with what they read from the prompt map -> (B*T, N, C)."""
         if self.kind in ("cross", "latents"):
-            seen = read(self.tokens) if self.kind == "cross" else self._read(x)
-            x = read_latent(x, self.tokens + seen, self.token_gate)
+            latent = read(self.tokens) if self.kind == "cross" else self.tokens + self._read(x)
+            x = read_latent(x, latent, self.token_gate)
         elif self.kind == "tokens":
             attention = torch.softmax(x @ x.transpose(1, 2), dim=-1)
             x = torch.baddbmm(x, attention.transpose(1, 2).to(x.dtype), (self.token_gate * x).to(x.dtype))
@@ -160,7 +160,7 @@ class Mixture(nn.Module):
         weights = torch.softmax(logits, dim=-1)
 
         def read(latent: Tensor) -> Tensor:
-            return self.map.read(latent, other)
+            return self.map.read(latent, other)[0]
 
         added = sum(weights[:, place, None, None] * expert(x, read) for place, expert in enumerate(self.experts))
         return added, weights

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from avprompt.encoders.base import BlockSpec, FrozenBlock
 from avprompt.errors import ArgumentError, check_choice
 from avprompt.methods.base import PromptMethod, PromptState
-from avprompt.methods.lean import MapTokens, MeanRelu, ReadLatent, Score, Squeeze, lower, usable
+from avprompt.methods.lean import Adapt, ReadLatent, ReadMap, ReadMapAssociated, ReadTokens, lower, usable
 from avprompt.precision import recurrent, wide
 from avprompt.ranges import Count, NonNegative
 
@@ -70,24 +70,33 @@ class PromptMap(nn.Module):
         """(B*T, M, D) -> mean of the map over its N tokens, (B*T, C)."""
         return self.project(self.weight.mean(0) @ other + self.bias.mean())
 
-    def read(self, latent: Tensor, other: Tensor) -> Tensor:
-        """Latent tokens R (K, C) attend over the map: softmax_N(R p^T) p, (B*T, K, C).
+    def read(self, latent: Tensor, other: Tensor, mean: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Latent tokens R (K, C) attend over the map.
 
         R b_F adds the same to all scores of a latent token, which the softmax does not see.
+
+        Args:
+            latent: (K, C).
+            other: (B*T, M, D).
+            mean: whether the mean of the map is asked for too.
+
+        Returns:
+            R + softmax_N(R p^T) p, (B*T, K, C), and what `mean` gives, (B*T, C), or `None`.
         """
+        if usable() and len(other):
+            function = ReadMapAssociated if self.associate else ReadMap
+            project = self.project
+            return function.apply(latent, lower(other), self.weight, self.bias, project.weight, project.bias, mean)
         projected = latent @ self.project.weight
-        if not self.associate:
-            mapped = (
-                MapTokens.apply(other, self.weight, self.bias)
-                if usable()
-                else F.linear(other.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
-            )
+        if self.associate:
+            scores = (projected.to(other.dtype) @ other.transpose(1, 2)) @ self.weight.T
+            attention = torch.softmax(scores + projected.sum(1, keepdim=True) * self.bias, dim=-1)
+            seen = (attention.to(other.dtype) @ self.weight) @ other + (attention @ self.bias).unsqueeze(-1)
+        else:
+            mapped = F.linear(other.transpose(1, 2), self.weight, self.bias).transpose(1, 2)
             attention = torch.softmax(projected.to(mapped.dtype) @ mapped.transpose(1, 2), dim=-1)
-            return self.project(attention.to(mapped.dtype) @ mapped)
-        scores = (projected.to(other.dtype) @ other.transpose(1, 2)) @ self.weight.T
-        attention = torch.softmax(scores + projected.sum(1, keepdim=True) * self.bias, dim=-1)
-        seen = (attention.to(other.dtype) @ self.weight) @ other + (attention @ self.bias).unsqueeze(-1)
-        return self.project(seen)
+            seen = attention.to(mapped.dtype) @ mapped
+        return latent + self.project(seen), self.mean(other) if mean else None
 
 
 class PlainMap(nn.Module):
@@ -124,10 +133,13 @@ class PlainMap(nn.Module):
         """(B*T, M, D) -> (B*T, C)."""
         return self(other).mean(1)
 
-    def read(self, latent: Tensor, other: Tensor) -> Tensor:
-        """Latent tokens (K, C) attend over the map, (B*T, K, C)."""
+    def read(self, latent: Tensor, other: Tensor, mean: bool = False) -> tuple[Tensor, Tensor | None]:
+        """See `PromptMap.read`."""
         p = self(other)
-        return torch.softmax(latent @ p.transpose(1, 2), dim=-1) @ p
+        if usable() and len(other):
+            return ReadTokens.apply(latent, lower(p), mean)
+        attention = torch.softmax(latent @ p.transpose(1, 2), dim=-1)
+        return latent + attention @ p, p.mean(1) if mean else None
 
 
 class BicubicMap(PlainMap):
@@ -170,7 +182,7 @@ class GroupedLinear(nn.Module):
 
 def read_latent(x: Tensor, latent: Tensor, gate: Tensor) -> Tensor:
     """Tokens x (B*T, N, C) read latent ones (B*T, K, C): x + gate softmax(x R^T) R."""
-    if usable():
+    if usable() and len(x):
         return ReadLatent.apply(lower(x), latent, gate)
     attention = torch.softmax(x @ latent.transpose(1, 2), dim=-1)
     return torch.baddbmm(x, attention.to(x.dtype), (gate * latent).to(x.dtype))
@@ -222,36 +234,44 @@ class Bottleneck(nn.Module):
         self.norm_after = nn.LayerNorm(dim)
         self.gate = None if gate is None else nn.Parameter(torch.zeros(1))
 
+    #: the parts before the bottleneck, linear layers by the names that `lean.Adapt` knows
+    guided: tuple[str, ...] = ()
+
+    def lean(self, x: Tensor) -> bool:
+        """Whether `adapt` may be called for tokens x."""
+        return usable(self.bn_down, self.bn_up) and bool(x.numel())
+
+    def adapt(
+        self, x: Tensor, guide: Tensor | None = None, alpha: float = 0.0, beta: float = 0.0, gamma: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        """All of an adapter but its latent tokens, see `lean.Adapt`: x (B*T, N, C), guide (B*T, C)."""
+        before, norms = self.norm_before, (self.bn_down, self.bn_up)
+        batch = isinstance(norms[0], nn.BatchNorm1d)
+        x, p = lower(x), {}
+        for name in (*self.guided, "norm_before", "down", "bn_down", "up", "bn_up", "norm_after"):
+            for key, parameter in getattr(self, name).named_parameters():
+                p[f"{name}.{key}"] = parameter
+        if self.gate is not None:
+            p["gate"] = self.gate
+        settings = {
+            "names": tuple(p),
+            "alpha": alpha,
+            "beta": beta,
+            "gamma": gamma,
+            "eps": getattr(before, "eps", 0.0),
+            "after_eps": self.norm_after.eps,
+            "relu": self.relu,
+            "inside": self.gate_inside,
+            "norms": norms,
+            "training": batch and norms[0].training,
+        }
+        return Adapt.apply(x, None if guide is None else guide.to(x.dtype), settings, *p.values())
+
     def bottleneck(self, x: Tensor, channel: Tensor | None = None, spatial: Tensor | None = None) -> Tensor:
         """x (B*T, N, C) by channel (B*T or 1, 1, C) + spatial (B*T or 1, N or 1, 1) -> gated, normed (B*T, N, C)."""
-        before, norm, norms = self.norm_before, self.norm_after, (self.bn_down, self.bn_up)
-        if usable(*norms) and x.numel():
-            plain, batch = isinstance(before, nn.Identity), isinstance(norms[0], nn.BatchNorm1d)
-            own = [
-                (None, None) if isinstance(part, nn.Identity) else (part.weight, part.bias) for part in (before, *norms)
-            ]
-            settings = {
-                "eps": 0.0 if plain else before.eps,
-                "after_eps": norm.eps,
-                "relu": self.relu,
-                "inside": self.gate_inside,
-                "norms": norms,
-                "training": batch and norms[0].training,
-            }
-            return Squeeze.apply(
-                x,
-                channel,
-                spatial,
-                *own[0],
-                self.down.weight,
-                *own[1],
-                self.up.weight,
-                *own[2],
-                norm.weight,
-                norm.bias,
-                self.gate,
-                settings,
-            )
+        if channel is None and self.lean(x):
+            return self.adapt(x)[0]
+        before, norm = self.norm_before, self.norm_after
         x = before(x if channel is None else x * (channel + spatial))
         shape = x.shape
         x = self.bn_down(self.down(x.flatten(0, 1)))
@@ -320,6 +340,11 @@ class ReleasedAdapter(Bottleneck):
             raise ArgumentError("prompt_map", "bicubic", "encoders without class tokens", "Use prompt_map: conv.")
         self.channel, self.spatial, self.alpha, self.beta = channel, spatial, alpha, beta
         self.temporal, self.gamma = gamma is not None, gamma
+        self.guided = (
+            *(("channel_guide", "channel_own", "squeeze", "excite") if channel else ()),
+            *(("spatial_guide", "spatial_own", "score") if spatial else ()),
+            *(("temporal_score",) if self.temporal else ()),
+        )
         self.modulates = channel or spatial or self.temporal
         if num_tokens or self.modulates:
             self.map = (
@@ -345,29 +370,26 @@ class ReleasedAdapter(Bottleneck):
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B*T, N, C), other (B*T, M, D) -> what is added to x (B*T, N, C), and spatial scores (B*T, N) or `None`."""
-        lean = usable()
+        mean = None
         if self.tokens is not None:
-            x = read_latent(x, self.tokens + self.map.read(self.tokens, other), self.token_gate)
+            latent, mean = self.map.read(self.tokens, other, self.modulates)
+            x = read_latent(x, latent, self.token_gate)
+        elif self.modulates:
+            mean = self.map.mean(other)
+        if self.lean(x):
+            return self.adapt(x, mean, self.alpha, self.beta, self.gamma or 0.0)
         if not self.modulates:
             return self.bottleneck(x), None
-        mean, scale, scores = self.map.mean(other), None, None
+        scale, scores = None, None
         channel, spatial = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)
         if self.channel:
             # the map's mean is one vector a segment, so the mean over tokens moves inside the product
-            own = self.channel_own
-            seen = MeanRelu.apply(x, own.weight, own.bias) if lean else F.relu(own(x)).mean(1)
-            joint = F.relu(self.channel_guide(mean)) * seen
+            joint = F.relu(self.channel_guide(mean)) * F.relu(self.channel_own(x)).mean(1)
             weights = torch.sigmoid(self.excite(F.relu(self.squeeze(joint)))).unsqueeze(1)
             scale, channel = weights + 1, self.alpha * weights + 1 - self.alpha
         if self.spatial:
-            own = self.spatial_own
             reader = (F.relu(self.spatial_guide(mean)) * self.score.weight).unsqueeze(-1)
-            scores = (
-                Score.apply(x, scale, own.weight, own.bias, reader)
-                if lean
-                else (F.relu(own(x if scale is None else x * scale)) @ reader)
-            )
-            scores = scores + self.score.bias
+            scores = F.relu(self.spatial_own(x if scale is None else x * scale)) @ reader + self.score.bias
             spatial = self.beta * torch.sigmoid(scores)
             scores = scores.squeeze(-1)
         if self.temporal:
