@@ -101,14 +101,12 @@ class _Walk:
             for block in stage.blocks
         ]
         self.lone = {index: place for place, index in enumerate(unpaired(len(self.blocks), partnered))}
-        #: tokens at the end of each stage but the last, before merging
-        self.ends: dict[int, Tensor] = {}
 
     def enter(self, tokens: Tensor, index: int, state: PromptState) -> Tensor:
         """Bring tokens to block `index`: where it opens a stage, note the last stage's end and merge."""
         number = self.blocks[index][0]
         if index and self.blocks[index - 1][0] != number:
-            self.ends[number - 1] = tokens
+            state.ends[f"{self.modality}@{number - 1}"] = tokens
             with state.frozen():
                 tokens = self.stages[number - 1].merge(tokens)
         return tokens
@@ -421,7 +419,8 @@ class AVPromptBackbone(FeatureSource):
         with state.frozen():
             visual, audio = self.visual.finalize(visual), self.audio.finalize(audio)
         pooled_visual, pooled_audio = (state.clips(x) for x in method.pool(visual, audio, state))
-        pyramid = [state.clips(v_walk.ends[number]) for number in sorted(v_walk.ends)] + [state.clips(visual)]
+        ends = [state.ends[f"visual@{number}"] for number in range(len(self.visual.stages) - 1)]
+        pyramid = [state.clips(end) for end in (*ends, visual)]
         features = AVFeatures(
             pooled_visual,
             pooled_audio,
@@ -441,11 +440,11 @@ class AVPromptBackbone(FeatureSource):
 
         def again(visual: Tensor, audio: Tensor, memory: dict[str, Tensor]) -> tuple[Tensor | dict[str, Tensor], ...]:
             # a run starts from the memory as it was, and gives what it writes instead of writing it
-            own = replace(state, losses={}, maps={}, tables={}, memory=dict(memory))
-            return *run(visual, audio, own), own.losses, own.maps, own.tables, own.memory
+            own = replace(state, losses={}, maps={}, tables={}, ends={}, memory=dict(memory))
+            return *run(visual, audio, own), own.losses, own.maps, own.tables, own.ends, own.memory
 
         visual, audio, *written = recomputed(again, self, visual, audio, dict(state.memory))
-        for name, values in zip(("losses", "maps", "tables", "memory"), written):
+        for name, values in zip(("losses", "maps", "tables", "ends", "memory"), written):
             getattr(state, name).update(values)
         return visual, audio
 

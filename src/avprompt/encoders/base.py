@@ -675,6 +675,8 @@ class WindowBlock(FrozenBlock):
 
     #: whether the norms come before attention and MLP or behind them
     norm_first = True
+    #: what the products of queries and keys are multiplied by
+    attention_scale = 1.0
 
     def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
         super().__init__()
@@ -696,11 +698,12 @@ class WindowBlock(FrozenBlock):
         self.drop_path = DropPath(drop_path)
         self.register_buffer("mask", library.attn_mask, persistent=False)
         self.register_buffer("bias", None, persistent=False)
+        self.register_buffer("low_bias", None, persistent=False)
         self.register_load_state_dict_post_hook(lambda block, _: block.forget())
 
     @abc.abstractmethod
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, W, n, C) -> queries (already scaled), keys and values, each (B, W, heads, n, C / heads)."""
+        """(B, W, n, C) -> queries, keys and values, each (B, W, heads, n, C / heads)."""
 
     @abc.abstractmethod
     def position_bias(self) -> Tensor:
@@ -711,7 +714,7 @@ class WindowBlock(FrozenBlock):
         """Parameters that `position_bias` depends on: where one of them is trained, nothing is kept."""
 
     def forget(self) -> None:
-        self.bias = None
+        self.bias = self.low_bias = None
 
     def _apply(self, fn: Callable, recurse: bool = True) -> WindowBlock:
         self.forget()
@@ -721,6 +724,10 @@ class WindowBlock(FrozenBlock):
         if self.bias is None and not any(p.requires_grad for p in self.bias_sources()):
             with torch.no_grad():
                 self.bias = self._whole_bias()
+        if self.bias is not None and torch.is_autocast_enabled(device := self.bias.device.type):
+            kind = torch.get_autocast_dtype(device)
+            if self.low_bias is None or self.low_bias.dtype != kind:
+                self.low_bias = self.bias.to(kind)
 
     def to_windows(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> the tokens of each shifted window, (B*T, windows, n, C)."""
@@ -742,13 +749,14 @@ class WindowBlock(FrozenBlock):
         """(n, L, C) -> attention along each series through the frozen projections, without norms, same shape."""
         q, k, v = (t.squeeze(1) for t in self.project(x.unsqueeze(1), None))
         bias = None if bias is None else bias.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+        mixed = F.scaled_dot_product_attention(q, k, v, bias, scale=self.attention_scale)
         return self.attn.proj(mixed.transpose(1, 2).flatten(2))
 
-    def attention_bias(self) -> Tensor:
+    def attention_bias(self, kind: torch.dtype) -> Tensor:
         """Position bias plus shift mask, (1, W * heads, n, n); a buffer where the parameters behind it are frozen."""
         self.prepare()
-        return self._whole_bias() if self.bias is None else self.bias
+        known = [bias for bias in (self.bias, self.low_bias) if bias is not None and bias.dtype == kind]
+        return known[0] if known else (self._whole_bias() if self.bias is None else self.bias).to(kind)
 
     def _whole_bias(self) -> Tensor:
         bias = self.position_bias().unsqueeze(0)
@@ -760,7 +768,7 @@ class WindowBlock(FrozenBlock):
         x = self.to_windows(self.norm1(x) if self.norm_first else x)
         shape, batch, dim = x.shape, x.shape[0], x.shape[-1]
         q, k, v = (t.flatten(1, 2) for t in self.project(x, edits))
-        bias = self.attention_bias().to(q.dtype)
+        bias = self.attention_bias(q.dtype)
         if prompts is not None:
             prompts = (self.norm1(prompts) if self.norm_first else prompts).view(-1, 1, prompts.shape[-2], dim)
             k, v = (
@@ -768,7 +776,7 @@ class WindowBlock(FrozenBlock):
                 for extra, own in zip(self.project(prompts, None)[1:], (k, v))
             )
             bias = F.pad(bias, (prompts.shape[2], 0))
-        x = F.scaled_dot_product_attention(q, k, v, bias, scale=1.0)
+        x = F.scaled_dot_product_attention(q, k, v, bias, scale=self.attention_scale)
         return x.unflatten(1, (-1, self.heads)).transpose(2, 3).reshape(shape)
 
     def project_out(self, mixed: Tensor, edits: Edits | None = None) -> Tensor:
@@ -790,11 +798,12 @@ class SwinBlock(WindowBlock):
         index = self.attn.relative_position_index
         del self.attn.relative_position_index  # a constant: not part of the weights
         self.attn.register_buffer("relative_position_index", index, persistent=False)
+        self.attention_scale = self.attn.scale
 
     def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
         qkv = edited_qkv(self.attn.qkv(windows), windows, edits)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        return q.transpose(-2, -3) * self.attn.scale, k.transpose(-2, -3), v.transpose(-2, -3)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
+        return q, k, v
 
     def position_bias(self) -> Tensor:
         attn, n = self.attn, self.window[0] * self.window[1]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from timm.models import swin_transformer, swin_transformer_v2
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from avprompt.encoders.base import (
@@ -31,18 +32,80 @@ from avprompt.errors import ArgumentError
 from avprompt.ranges import Number, Positive
 
 
+class CosineHeads(torch.autograd.Function):
+    """Queries and keys of unit length, queries times a scale, as an autograd function of few operations.
+
+    From qkv (B, W, n, 3, heads, d) and scales (3, heads, 1), the queries' s, the keys' 1, and 1 / s^2, it makes queries, keys and values,
+    each (B, W, heads, n, d) and contiguous, in the dtype of qkv; lengths are in float32 at least. It keeps what it
+    returns, which fused attention keeps too, and the lengths.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with without_autocast(qkv.device):
+            both = qkv[..., :2, :, :]
+            lengths = torch.linalg.vector_norm(both, dim=-1, keepdim=True, dtype=scales.dtype)
+            inverse = scales[:2] / lengths.clamp_min_(1e-12)  # as F.normalize
+            units = qkv.new_empty(2, *(qkv.shape[place] for place in (0, 1, 4, 2, 5)))
+            torch.mul(both, inverse, out=units.permute(1, 2, 4, 0, 3, 5))
+            q, k, v = *units.unbind(0), qkv[..., 2, :, :].transpose(2, 3).contiguous()
+            ctx.save_for_backward(q, k, inverse, scales)
+            return q, k, v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_q: Tensor, to_k: Tensor, to_v: Tensor) -> tuple[Tensor, None]:
+        q, k, inverse, scales = ctx.saved_tensors
+        with without_autocast(q.device):
+            batch, windows, heads, count, size = q.shape
+            to_qkv = q.new_empty(batch, windows, count, 3, heads, size)
+            for place, (units, grad) in enumerate(((q, to_q), (k, to_k))):
+                # what points along a unit changes its length alone
+                along = (grad * units).sum(-1, keepdim=True, dtype=scales.dtype)
+                along = along if place else along.mul_(scales[2].unsqueeze(1))
+                across = torch.addcmul(grad, units, along, value=-1)
+                own = inverse[..., place, :, :].transpose(2, 3)
+                torch.mul(across, own, out=to_qkv[..., place, :, :].transpose(2, 3))
+            to_qkv[..., 2, :, :].copy_(to_v.transpose(2, 3))
+            return to_qkv, None
+
+
 class SwinV2Block(WindowBlock):
     """Post-norm block with scaled cosine attention and a log-spaced continuous position bias."""
 
     norm_first = False
 
-    def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
+    def __init__(self, library: nn.Module, spec: BlockSpec, drop_path: float) -> None:
+        super().__init__(library, spec, drop_path)
+        self.register_buffer("qkv_bias", None, persistent=False)
+        self.register_buffer("scales", None, persistent=False)
+
+    def forget(self) -> None:
+        super().forget()
+        self.qkv_bias = self.scales = None
+
+    def prepare(self) -> None:
+        super().prepare()
         attn = self.attn
-        bias = torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
-        qkv = edited_qkv(F.linear(windows, attn.qkv.weight, bias), windows, edits)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3)
-        scale = attn.logit_scale.clamp(max=math.log(100)).exp()
-        q = F.normalize(q.transpose(-2, -3), dim=-1) * scale
+        if self.scales is None and not any(p.requires_grad for p in (attn.q_bias, attn.v_bias, attn.logit_scale)):
+            with torch.no_grad():
+                self.qkv_bias, self.scales = self._constants()
+
+    def _constants(self) -> tuple[Tensor, Tensor]:
+        """Bias of the fused layer (3 C,), and scales (3, heads, 1), see `CosineHeads`."""
+        attn = self.attn
+        scale = attn.logit_scale.clamp(max=math.log(100)).exp().view(1, -1, 1)
+        return torch.cat((attn.q_bias, attn.k_bias, attn.v_bias)), torch.cat((scale, torch.ones_like(scale), scale**-2))
+
+    def project(self, windows: Tensor, edits: Edits | None) -> tuple[Tensor, Tensor, Tensor]:
+        self.prepare()
+        bias, scales = self._constants() if self.scales is None else (self.qkv_bias, self.scales)
+        qkv = edited_qkv(F.linear(windows, self.attn.qkv.weight, bias), windows, edits)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))
+        if not scales.requires_grad and not torch.compiler.is_compiling():
+            return CosineHeads.apply(qkv, scales)
+        q, k, v = qkv.unbind(-3)
+        q = F.normalize(q.transpose(-2, -3), dim=-1) * scales[0].unsqueeze(-1)
         # under autocast the norms come out in float32; fused attention wants one dtype
         return q.to(v.dtype), F.normalize(k.transpose(-2, -3), dim=-1).to(v.dtype), v.transpose(-2, -3)
 

@@ -70,6 +70,8 @@ class PromptState:
         losses: auxiliary losses, scalars; `balance@3` is the loss `balance` of block pair 3. Tasks weigh them by name.
         maps: attention maps by name, float (B, T, rows, columns).
         tables: numbers by name, float (B, T, K), such as the weights of a router.
+        ends: tokens (B*T, N, C) at the end of every stage but the last, before merging, such as `visual@0`; the
+            backbone writes them.
         memory: tensors that the method keeps for a later block pair or for `pool`; nothing else reads them.
 
     Example:
@@ -87,6 +89,7 @@ class PromptState:
     losses: dict[str, Tensor] = field(default_factory=dict)
     maps: dict[str, Tensor] = field(default_factory=dict)
     tables: dict[str, Tensor] = field(default_factory=dict)
+    ends: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
 
     def frozen(self) -> AbstractContextManager:

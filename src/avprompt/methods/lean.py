@@ -180,11 +180,8 @@ class ReadMapAssociated(torch.autograd.Function):
             projected = rows @ project_
             sums = projected.sum(1)
             scored = projected @ other.flatten(0, 1).T  # (K, B * M)
-            scores = torch.baddbmm(
-                (sums.unsqueeze(1) * bias_).unsqueeze(1),
-                scored.view(count, batch, places),
-                weight_.T.expand(count, -1, -1),
-            )
+            scores = (sums.view(-1, 1, 1).expand(-1, batch, 1) * bias_).flatten(0, 1)
+            scores = scores.addmm_(scored.view(-1, places), weight_.T).view(count, batch, -1)
             attention = softmax(scores)
             flat = attention.flatten(0, 1)
             spread = (flat @ weight_).view(count, batch, places)
