@@ -15,7 +15,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from avprompt.datasets.base import DatasetInfo
+from avprompt.datasets.base import DatasetInfo, one_a_segment
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.feature_cache import FeatureCache
 from avprompt.media.augment import RandAugment
@@ -244,14 +244,14 @@ class VideoWindows(Dataset):
             problem = str(error)
             count, size = self.sampling.segments, self.sampling.size
             clip = Clip(
-                np.zeros((count, size, size, 3), np.uint8),
+                np.zeros((*self.sampling.pictures, size, size, 3), np.uint8),
                 np.zeros((count, self.sampling.samples), np.float32),
                 np.zeros(count, bool),
                 0.0,
             )
         return {
             "id": self.ids[index],
-            "frames": torch.from_numpy(clip.frames).permute(0, 3, 1, 2).contiguous(),
+            "frames": torch.from_numpy(clip.frames).movedim(-1, -3).contiguous(),
             "audio": torch.from_numpy(clip.audio),
             "valid": torch.from_numpy(clip.valid),
             "path": str(video),
@@ -265,10 +265,10 @@ class VideoWindows(Dataset):
 class AVDataModule(LightningDataModule, abc.ABC):
     """Arguments and loaders that all datasets share; a subclass reads the annotations (`read_annotations`, `annotate`).
 
-    A batch is a flat dict: `id` list of B strings, `frames` uint8 (B, T, 3, H, W), `audio` float32 (B, T, S) in
-    [-1, 1], `valid` bool (B, T), False where a segment could not be decoded, `times` float32 (B, T, 2), start and end
-    of each segment in seconds of the video, and the dataset's labels. The visual encoder normalises the frames, on its
-    device.
+    A batch is a flat dict: `id` list of B strings, `frames` uint8 (B, T, 3, H, W), with several frames a segment
+    (B, T, F, 3, H, W), `audio` float32 (B, T, S) in [-1, 1], `valid` bool (B, T), False where a segment could not be
+    decoded, `times` float32 (B, T, 2), start and end of each segment in seconds of the video, and the dataset's labels.
+    The visual encoder normalises the frames, on its device.
 
     Args:
         root: folder of annotations and media.
@@ -302,6 +302,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             `PublishedFeatures`; no media are read.
         train_clips: train on this many clips of the training split, drawn at random by `seed`; a smaller number draws
             some of those of a larger one. `None` is all of them. Validation and test stay whole.
+        frames_per_segment: number F of frames a segment, evenly spaced over it; the visual encoder must take the same,
+            and a store must have been prepared with it. 1 is the frame in its middle.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
@@ -352,6 +354,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         feature_cache: Path | None = None,
         published_features: Path | None = None,
         train_clips: Count | None = None,
+        frames_per_segment: Count = 1,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -362,6 +365,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
             ("seed", seed, 0),
             ("prefetch", prefetch, 1),
             ("train_clips", 1 if train_clips is None else train_clips, 1),
+            ("frames_per_segment", frames_per_segment, 1),
         ):
             if value < least:
                 raise ArgumentError(name, value, f"at least {least}", "Choose another value.")
@@ -409,6 +413,13 @@ class AVDataModule(LightningDataModule, abc.ABC):
                     "error, with published features",
                     "Nothing is decoded, and no clip can take another's place: leave `corrupt` out.",
                 )
+        if frames_per_segment > 1 and not self.info.published.stored:
+            raise ArgumentError(
+                "frames_per_segment",
+                frames_per_segment,
+                f"1, as masks of {self.info.name} belong to single frames",
+                "Leave it out.",
+            )
         self.root, self.layout = Path(root).expanduser(), layout
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers, self.seed, self.pin_memory = num_workers, seed, pin_memory
@@ -420,6 +431,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
             stride=stride,
             max_pixels=max_pixels,
             max_hours=max_hours,
+            frames=frames_per_segment,
         )
         self.persistent_workers, self.prefetch = persistent_workers, prefetch
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
@@ -470,6 +482,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
         if "frames" not in sample and self.feature_cache is not None:
             frames, audio, _ = self.reader.read(sample["id"])
             sample = {**sample, "frames": frames, "audio": audio}
+        if "frames" in sample:
+            sample = {**sample, "frames": one_a_segment(sample["frames"])}
         return legible(self.info.plot(sample, self.class_names, self.sampling.spacing))
 
     def example_batch(self, clips: int) -> Sample:
@@ -483,7 +497,9 @@ class AVDataModule(LightningDataModule, abc.ABC):
         sampling, shape = self.sampling, (clips, self.segments)
         media = (
             {
-                "frames": torch.randint(256, (*shape, 3, sampling.size, sampling.size), dtype=torch.uint8),
+                "frames": torch.randint(
+                    256, (clips, *sampling.pictures, 3, sampling.size, sampling.size), dtype=torch.uint8
+                ),
                 "audio": 0.1 * torch.randn(*shape, sampling.samples),
             }
             if self.published_features is None
@@ -619,6 +635,16 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def groups(self, split: str) -> list[str] | None:
         """The name of each clip's group, where the clips of a group must follow each other; `None` without groups."""
         return None
+
+    def in_order(self, split: str) -> ClipLoader:
+        """Batches of every clip of a split once, in the split's order; each process reads them all."""
+        return ClipLoader(
+            ErrorsAsValues(self.datasets[split]),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self.pin_memory,
+        )
 
     def train_dataloader(self) -> ResumableLoader:
         """Training batches, in an order that depends on (seed, epoch); in the file's order under `overfit_batches`."""

@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from avprompt.data_modules.base import AVDataModule, Sample
 from avprompt.data_modules.few_shot import FewShotDataModule
 from avprompt.datasets import llp
-from avprompt.errors import AnnotationError, ArgumentError, ConfigError, DatasetError
+from avprompt.errors import AnnotationError, ArgumentError, ConfigError, DatasetError, check_choice
+from avprompt.feature_cache import RECORD, FeatureCache
+from avprompt.media.decode import Sampling
 from avprompt.media.feature_files import NpyFolder
-from avprompt.media.files import listed
 from avprompt.media.readers import ClipReader, Segments
 from avprompt.ranges import Natural
 
 FEATURES = 512  # channels of r2plus1d_18
 
 
+class CachedFeatures:
+    """The visual half of a feature cache in the place of an `NpyFolder`.
+
+    Args:
+        folder: of the cache.
+        sampling: of the clips whose features are asked for; the cache's may have frames of another size and number.
+
+    Raises:
+        DatasetError: no cache, other segments, or features of another shape than (T, 512).
+    """
+
+    def __init__(self, folder: Path, sampling: Sampling) -> None:
+        self.cache = FeatureCache(folder)
+        theirs, shape = self.cache.sampling, self.cache.record.shape("visual")
+        found = shape, theirs.times().tolist()
+        if found != ((sampling.segments, FEATURES), sampling.times().tolist()):
+            raise DatasetError(
+                folder,
+                f"visual features {shape} of segments of {theirs.seconds:g} s every {theirs.spacing:g} s",
+                f"{(sampling.segments, FEATURES)}, of {sampling.seconds:g} s every {sampling.spacing:g} s",
+                "Compute them with `avprompt data features --config avvp_han_r2plus1d`.",
+            )
+
+    def ids(self) -> set[str]:
+        """Clips whose features are computed."""
+        return set(self.cache.places) - set(self.cache.missing)
+
+    def read(self, clip_id: str) -> Tensor:
+        """(T, 512) float32."""
+        return self.cache.read(clip_id)["visual_features"].float()
+
+
 class WithFeatures(ClipReader):
-    """A reader that treats a clip without a features file as missing.
+    """A reader that treats a clip without features as missing.
 
     Args:
         reader: reads the clips.
-        folder: folder of the features.
+        found: ids of the clips that have features.
     """
 
-    def __init__(self, reader: ClipReader, folder: Path) -> None:
-        self.reader = reader
-        self.found = {path.stem for path in listed(folder, ".npy")}
+    def __init__(self, reader: ClipReader, found: set[str]) -> None:
+        self.reader, self.found = reader, found
 
     def problem(self, clip_id: str) -> str | None:
         return self.reader.problem(clip_id) or (None if clip_id in self.found else "missing: features")
@@ -63,11 +98,14 @@ class LLPDataModule(AVDataModule):
         categories: names of the categories in the order of their indices. `None` reads root/categories.txt or, where
             there is no such file, takes LLP's own 25. If both are given, they must agree.
         features: folder of r2plus1d_18 features, a file `<id>.npy` of T x 512 floating-point numbers for each video, as
-            published in LLP_dataset/feats/r2plus1d_18; `None` parses without them. A video without its file counts as
-            missing; a damaged file ends the run.
+            published in LLP_dataset/feats/r2plus1d_18, or a feature cache that `avprompt data features` made with the
+            experiment avvp_han_r2plus1d; `None` parses without them. A video without its file counts as missing; a
+            damaged file ends the run.
         taught: folder of labels of segments that other networks gave the training videos, as VALOR publishes them: in
             `audio` and `visual` a file `<id>.npy` of T x C numbers, 0 or 1, each. Training batches then have
             `taught_audio` and `taught_visual` (B, T, C) float32, for `supervision: taught` of `AVVP`.
+        published_by: whose features `published_features` has: `HAN`, those of ResNet-152 and VGGish; `VALOR`, those of
+            CLIP and CLAP; both with those of R(2+1)D-18.
         options: see `AVDataModule`.
 
     Raises:
@@ -89,8 +127,12 @@ class LLPDataModule(AVDataModule):
         categories: list[str] | None = None,
         features: Path | None = None,
         taught: Path | None = None,
+        published_by: Literal["HAN", "VALOR"] = "HAN",
         **options: Any,
     ) -> None:
+        check_choice("published_by", published_by, tuple(llp.PUBLISHERS))
+        if self.info.features is not None:
+            self.info = replace(self.info, features=llp.PUBLISHERS[published_by])
         super().__init__(root, **options)
         # read before `setup`: the model is built with these sizes before any data are read
         self.class_names = llp.read_categories(self.root, categories)
@@ -129,7 +171,7 @@ class LLPDataModule(AVDataModule):
             raise DatasetError(
                 "features",
                 self.features,
-                "a folder of <id>.npy files, r2plus1d_18 features",
+                "a folder of <id>.npy files or a feature cache, r2plus1d_18 features",
                 "Correct the path, or set `features: null`.",
             )
         super().setup(stage)
@@ -142,8 +184,16 @@ class LLPDataModule(AVDataModule):
                     "Correct `taught`, or leave it out.",
                 )
 
+    @functools.cached_property
+    def video_files(self) -> NpyFolder | CachedFeatures:
+        """What `features` names."""
+        if (self.features / RECORD).is_file():
+            return CachedFeatures(self.features, self.sampling)
+        return NpyFolder(self.features, (self.segments, FEATURES))
+
     def _available(self, split: str, items: list[llp.Video], reader: ClipReader) -> list[llp.Video]:
-        return super()._available(split, items, WithFeatures(reader, self.features) if self.features else reader)
+        reader = WithFeatures(reader, self.video_files.ids()) if self.features else reader
+        return super()._available(split, items, reader)
 
     def read_annotations(self) -> dict[str, list[llp.Video]]:
         splits = llp.read_splits(self.root, self.class_names, self.sampling.segments)
@@ -168,7 +218,7 @@ class LLPDataModule(AVDataModule):
                         "Give labels and not probabilities.",
                     )
         if self.features is not None:
-            sample["video_features"] = NpyFolder(self.features, (self.segments, FEATURES)).read(item.id)
+            sample["video_features"] = self.video_files.read(item.id)
         return sample
 
 
@@ -213,7 +263,7 @@ class LLPClassificationDataModule(FewShotDataModule, LLPDataModule):
         single_label: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(root, categories=categories, features=None, taught=None, **options)
+        super().__init__(root, categories=categories, features=None, taught=None, published_by="HAN", **options)
         if label_policy not in ("lowest", "seeded", "any"):
             raise ArgumentError("label_policy", label_policy, "lowest, seeded or any", "Correct the argument.")
         if label_seed < 0:

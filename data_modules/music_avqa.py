@@ -142,8 +142,9 @@ class MUSICAVQADataModule(AVDataModule):
 
     @property
     def sizes(self) -> dict[str, int]:
-        negative_size = 0 if self.negatives == "none" else self.sampling.size
-        return {**super().sizes, "question_length": self.question_length, "negative_size": negative_size}
+        size, several = self.sampling.size, self.sampling.pictures[1:]
+        negative = () if self.negatives == "none" else (*several, 3, size, size)
+        return {**super().sizes, "question_length": self.question_length, "negative": negative}
 
     def read_annotations(self) -> dict[str, list[music_avqa.Question]]:
         splits = music_avqa.read_splits(self.root, self.release)

@@ -104,7 +104,7 @@ def npy_features(folder: Path, ids: set[str], shapes: dict[str, tuple[int, ...]]
     import numpy as np
 
     for name, shape in shapes.items():
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         for clip_id in ids:
             np.lib.format.open_memmap(folder / name / f"{clip_id}.npy", "w+", np.float32, shape)
     return folder
@@ -120,6 +120,19 @@ def llp_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         tmp_path_factory.mktemp("llp_features"),
         ids,
         {"vggish": (10, 128), "res152": (80, 2048), "r2plus1d_18": (10, 512)},
+    )
+
+
+@pytest.fixture(scope="session")
+def valor_features(llp_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VALOR's published features for `llp_root`."""
+    from avprompt.datasets import llp
+
+    ids = {video.id for videos in llp.read_splits(llp_root, llp.read_categories(llp_root)).values() for video in videos}
+    return npy_features(
+        tmp_path_factory.mktemp("valor_features"),
+        ids,
+        {"CLIP/features": (10, 768), "CLAP/features": (64, 768), "feats/r2plus1d_18": (10, 512)},
     )
 
 

@@ -28,6 +28,7 @@ def test_what_fits_passes() -> None:
     ("sampling", "message"),
     [
         ({"size": 96}, "--data.image_size: got 96 x 96 pixels; expected 64 x 64 pixels"),
+        ({"frames": 8}, "--data.frames_per_segment: got 8; expected 1, which the visual encoder takes"),
         ({"sample_rate": 8000}, "--data.sample_rate: got 8000 Hz; expected 16000 Hz"),
         ({"seconds": 0.5}, r"--model.backbone.audio: got segments of 1 s \(16000 samples\); expected 0.5 s \(8000"),
     ],

@@ -212,6 +212,54 @@ def test_values_that_half_precision_cannot_hold(tmp_path: Path, caches: dict) ->
     assert cache.missing == ["a", "b"]
 
 
+@pytest.mark.filterwarnings("ignore:parsing runs without")
+@pytest.mark.usefixtures("narrow_vggish")
+def test_a_network_of_video_makes_the_third_kind_of_features(llp_root: Path, tmp_path: Path) -> None:
+    """R(2+1)D-18 on several frames a second fills a cache, which parsing reads in the place of published files."""
+    from avprompt.data_modules import LLPDataModule
+    from avprompt.datasets import llp
+    from avprompt.media.prepare import prepare
+
+    categories = ["disc", "square", "triangle", "plus", "ring", "star", "bar", "hourglass"]
+    chosen = [videos[0] for videos in llp.read_splits(llp_root, categories).values()]
+    (tmp_path / "videos").mkdir()
+    for video in chosen:
+        (tmp_path / "videos" / f"{video.id}.mp4").symlink_to(llp_root / "videos" / f"{video.id}.mp4")
+    for path in llp_root.glob("*.csv"):
+        shutil.copy(path, tmp_path)
+    prepare(tmp_path / "videos", tmp_path / "store", size=32, sample_rate=16000, workers=1, frames_per_segment=2)
+    given = {
+        "data.root": tmp_path,
+        "data.categories": f"[{', '.join(categories)}]",
+        "data.image_size": 32,
+        "data.frames_per_segment": 2,
+        "data.missing": "skip",
+        "data.num_workers": 0,
+        "model.backbone.visual.img_size": 32,
+        "model.backbone.visual.frames": 2,
+        "model.backbone.visual.pretrained": "none",
+        "model.backbone.audio.pretrained": "none",
+    }
+    flags = ["--config", str(ROOT / "experiments" / "avvp_han_r2plus1d.yaml")]
+    flags += [str(part) for name, value in given.items() for part in (f"--{name}", value)]
+    with pytest.warns(UserWarning, match="left out"):
+        run(["data", "features", *flags, "--out", str(tmp_path / "cache")])
+        task, module = parts_of(flags)
+        options = {"categories": categories, "image_size": 64, "sample_rate": 16000, "missing": "skip"}
+        data = LLPDataModule(llp_root, features=tmp_path / "cache", **options)
+        for one in (module, data):
+            one.setup("fit")
+    assert data.datasets["train"].ids == [chosen[0].id] and data.video_dim == 512
+    sample, raw = data.datasets["train"][0], module.datasets["train"][0]
+    assert raw["frames"].shape == (10, 2, 3, 32, 32) == module.example_batch(1)["frames"].shape[1:]
+    module.plot(raw)
+    online = task.eval().backbone({"frames": raw["frames"][None], "audio": raw["audio"][None]}, prompted=False)
+    assert sample["frames"].shape == (10, 3, 64, 64) and sample["video_features"].shape == (10, 512)
+    assert torch.allclose(sample["video_features"], online.visual[0], atol=2e-3, rtol=2e-3)
+    with pytest.raises(DatasetError, match=r"segments of 1 s every 1 s; expected \(10, 512\), of 1 s every 2 s"):
+        LLPDataModule(llp_root, features=tmp_path / "cache", stride=2.0, **options).video_files
+
+
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["data", "features"])

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from avprompt.backbone import AVPromptBackbone, MapBackbone
-from avprompt.encoders import PVT, VGG, ResNet, TinyHTSAT, TinySwinV2, VGGish
+from avprompt.encoders import PVT, VGG, R2Plus1D, ResNet, TinyHTSAT, TinySwinV2, VGGish
 from avprompt.encoders.vggish import log_mel
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 from avprompt.heads.avs_decoder import AVSDecoder
@@ -79,6 +79,37 @@ def test_resnet_is_torchvisions(tmp_path: Path) -> None:
     assert [x.shape[1:] for x in maps] == [(256, 64), (64, 128), (16, 256), (16, 512)] and fine.specs[-1].grid == (4, 4)
 
 
+def test_r2plus1d_is_torchvisions(tmp_path: Path) -> None:
+    from torchvision.models.video import r2plus1d_18
+
+    torch.manual_seed(0)
+    net = r2plus1d_18().eval()
+    torch.save(net.state_dict(), tmp_path / "r2plus1d_18.pth")
+    frames = torch.randint(256, (1, 2, 4, 3, 32, 32), dtype=torch.uint8)
+    encoder = R2Plus1D(str(tmp_path / "r2plus1d_18.pth"), img_size=32, frames=4)
+    net.fc = torch.nn.Identity()
+    with torch.no_grad():
+        found = encoder(frames)
+        assert torch.allclose(found[:, 0], net(encoder.normalise(frames)[0].transpose(1, 2)), atol=1e-5)
+        moved = encoder(frames.flip(2))
+    assert not torch.allclose(found, moved, atol=1e-3)  # it sees in which order frames come
+    with pytest.raises(ShapeError, match=r"expected \(B, T, 4, 3, 32, 32\).*frames_per_segment"):
+        encoder(frames[:, :, 0])
+    for wrong in ({"img_size": 40}, {"frames": 0}):
+        with torch.device("meta"), pytest.raises(ArgumentError, match=f"^{next(iter(wrong))}:"):
+            R2Plus1D(**wrong)
+
+
+def test_features_of_pictures_are_means_over_the_frames_of_a_segment() -> None:
+    torch.manual_seed(0)
+    one, several = ResNet("resnet18", img_size=32), ResNet("resnet18", img_size=32, frames=3)
+    several.load_state_dict(one.state_dict())
+    frames = torch.randint(256, (1, 2, 3, 3, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        expected = torch.stack([one(frames[:, :, place]) for place in range(3)]).mean(0)
+        assert torch.allclose(several(frames), expected, atol=1e-5)
+
+
 def test_pvt_is_timms(tmp_path: Path) -> None:
     import timm
 
@@ -108,6 +139,7 @@ def test_sizes() -> None:
             "resnet18": ResNet("resnet18", last_stride=1),
             "pvt": PVT(),
             "vggish": VGGish(),
+            "r2plus1d": R2Plus1D(),
         }
     counts = {name: sum(p.numel() for p in encoder.parameters()) for name, encoder in found.items()}
     assert counts == {
@@ -117,6 +149,7 @@ def test_sizes() -> None:
         "resnet18": 11_176_512,
         "pvt": 81_443_008,
         "vggish": 72_141_184,
+        "r2plus1d": 31_300_125,
     }
     specs = {name: (encoder.last_spec.dim, encoder.last_spec.grid) for name, encoder in found.items()}
     assert specs == {
@@ -126,6 +159,7 @@ def test_sizes() -> None:
         "resnet18": (512, (14, 14)),
         "pvt": (512, (7, 7)),
         "vggish": (128, (1, 1)),
+        "r2plus1d": (512, (1, 1)),
     }
 
 

@@ -74,6 +74,42 @@ def test_segments_apart(tmp_path: Path) -> None:
         Sampling(stride=0)
 
 
+def test_several_frames_a_segment(tmp_path: Path) -> None:
+    """Those nearest to the middles of its equal parts, in order, in the store and in folders of pictures too."""
+    from PIL import Image
+
+    from avprompt.media.augment import RandAugment
+    from avprompt.media.readers import FolderReader
+
+    (tmp_path / "videos").mkdir()
+    path = write_video(tmp_path / "videos" / "a.mp4", seconds=3, times=[0.1 * k for k in range(30)])
+    four = Sampling(segments=3, size=32, sample_rate=RATE, frames=4)
+    clip = decode_clip(path, four)
+    #      0.125 0.375 0.625 0.875 of each second
+    expected = [[10 * second + part for part in (1, 4, 6, 9)] for second in range(3)]
+    assert clip.frames.shape == (3, 4, 32, 32, 3) and clip.valid.all()
+    assert (clip.frames.mean((2, 3, 4)) / 8).round().astype(int).tolist() == expected
+    overlapping = decode_clip(path, Sampling(segments=3, size=32, sample_rate=RATE, frames=4, stride=0.5))
+    assert np.array_equal(overlapping.frames[::2], clip.frames[:2])
+    prepare(tmp_path / "videos", tmp_path / "store", 3, 32, RATE, workers=1, frames_per_segment=4)
+    reader = StoreReader(tmp_path / "store", four)
+    frames = reader.read("a")[0]
+    assert torch.equal(frames, torch.from_numpy(clip.frames).movedim(-1, -3))
+    assert torch.equal(reader.frame("a", 1), frames[1]) and reader.inspect("a") is None
+    with pytest.raises(DatasetError, match=r"'frames': \(4, 1\).*frames_per_segment"):
+        StoreReader(tmp_path / "store", Sampling(segments=3, size=32, sample_rate=RATE))
+    (tmp_path / "frames" / "a").mkdir(parents=True)
+    (tmp_path / "wave").mkdir()
+    np.save(tmp_path / "wave" / "a.npy", clip.audio)
+    for place, picture in enumerate(clip.frames.reshape(-1, 32, 32, 3), 1):
+        Image.fromarray(picture).save(tmp_path / "frames" / "a" / f"{place:08d}.jpg", quality=100, subsampling=0)
+    folders = FolderReader(tmp_path, four)
+    read = folders.read("a")[0]
+    assert read.shape == frames.shape and (read.int() - frames.int()).abs().max() < 4
+    assert torch.equal(folders.frame("a", 2), read[2])
+    assert RandAugment(32)(frames, seed=0).shape == frames.shape
+
+
 def test_resampling_keeps_length_and_pitch(tmp_path: Path) -> None:
     clip = decode_clip(write_video(tmp_path / "a.mp4", rate=44100), Sampling(size=16, sample_rate=16000))
     assert clip.audio.shape == (10, 16000)

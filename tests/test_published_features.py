@@ -143,6 +143,31 @@ def test_further_clips_without_an_event(small: Path, tmp_path: Path) -> None:
         AVEDataModule(small, background_clips=True)
 
 
+def test_folders_of_valor(llp_root: Path, tmp_path: Path) -> None:
+    """Features of CLIP and CLAP in the place of ResNet-152's and VGGish's, for a backbone that says so."""
+    ids = [video.id for video in LLPDataModule(llp_root, features=None).read_annotations()["test"]]
+    shapes = {"CLIP/features": (10, 768), "CLAP/features": (64, 768), "feats/r2plus1d_18": (10, 512)}
+    for name, shape in shapes.items():
+        (tmp_path / name).mkdir(parents=True)
+        for clip_id in ids:
+            np.save(tmp_path / name / f"{clip_id}.npy", np.full(shape, 2, np.float32))
+    with pytest.raises(DatasetError, match="vggish|res152"):
+        LLPDataModule(llp_root, published_features=tmp_path).setup("test")
+    data = LLPDataModule(llp_root, published_features=tmp_path, published_by="VALOR")
+    data.setup("test")
+    sample, example = data.datasets["test"][0], data.example_batch(1)
+    for name, width in (("visual", 768), ("audio", 768), ("video", 512)):
+        values = sample[f"{name}_features"]
+        assert values.shape == (10, width) == example[f"{name}_features"].shape[1:]
+        assert torch.allclose(values, torch.full((10, width), 2.0))
+    features = PublishedFeatures("CLIP-L/14", "CLAP")(
+        {name: value[None] for name, value in sample.items() if "_f" in name}
+    )
+    assert features.visual.shape == features.audio.shape == (1, 10, 768)
+    with pytest.raises(ArgumentError, match="^published_by:"):
+        LLPDataModule(llp_root, published_by="JoMoLD")
+
+
 def test_folders_of_video_parsing(llp_root: Path, tmp_path: Path) -> None:
     plain = LLPDataModule(llp_root, features=None)
     ids = {split: [video.id for video in videos] for split, videos in plain.read_annotations().items()}

@@ -126,7 +126,8 @@ def fit_frames(encoder: FrozenEncoder, frames: Tensor) -> Tensor:
     if frames.shape[-2:] == size:
         return frames
     normalised = encoder.normalise(frames)
-    return F.interpolate(normalised.flatten(0, 1), size, mode="bicubic").unflatten(0, frames.shape[:2])
+    resized = F.interpolate(normalised.flatten(0, -4), size, mode="bicubic")
+    return resized.view(*frames.shape[:-2], *size)
 
 
 def check_batch(batch: Mapping[str, Any], more: tuple[str, ...] = ()) -> None:
@@ -584,8 +585,8 @@ class PublishedFeatures(StoredFeatures):
 
     Args:
         visual: encoder of the visual features: VGG-19 (7 x 7 positions of 512 channels), ResNet-152 (one vector of 2048
-            channels) or ResNet-18 (14 x 14 positions of 512 channels).
-        audio: encoder of the audio features: VGGish (one vector of 128 channels).
+            channels), ResNet-18 (14 x 14 positions of 512 channels) or CLIP's ViT-L/14 (one vector of 768 channels).
+        audio: encoder of the audio features: VGGish (one vector of 128 channels) or CLAP (of 768 channels).
 
     Example:
         >>> source = PublishedFeatures("ResNet-152", "VGGish")
@@ -598,12 +599,16 @@ class PublishedFeatures(StoredFeatures):
         "VGG-19": (512, (7, 7)),
         "ResNet-152": (2048, (1, 1)),
         "ResNet-18": (512, (14, 14)),
+        "CLIP-L/14": (768, (1, 1)),
         "VGGish": (128, (1, 1)),
+        "CLAP": (768, (1, 1)),
     }
     remedy = "Give the data module the folder of the published features: --data.published_features."
 
     def __init__(
-        self, visual: Literal["VGG-19", "ResNet-152", "ResNet-18"] = "VGG-19", audio: Literal["VGGish"] = "VGGish"
+        self,
+        visual: Literal["VGG-19", "ResNet-152", "ResNet-18", "CLIP-L/14"] = "VGG-19",
+        audio: Literal["VGGish", "CLAP"] = "VGGish",
     ) -> None:
         super().__init__()
         self.published = {"visual": visual, "audio": audio}

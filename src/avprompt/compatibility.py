@@ -20,7 +20,8 @@ def check_input(sampling: Sampling, visual: VisualInput | None, audio: AudioInpu
         audio: the audio encoder's input; `None` compares no audio.
 
     Raises:
-        ConfigError: image size, sample rate or length of a segment differ; names the flag and both values.
+        ConfigError: image size, frames a segment, sample rate or length of a segment differ; names the flag and both
+            values.
 
     Example:
         >>> from avprompt.encoders.base import AudioInput
@@ -43,6 +44,14 @@ takes. Set `--data.sample_rate 16000` (a store must be prepared with it), or cho
                 else "Frames of the data are square: choose "
             )
             + "another visual encoder.",
+        )
+    if visual is not None and visual.frames != sampling.frames:
+        raise ConfigError(
+            "--data.frames_per_segment",
+            sampling.frames,
+            f"{visual.frames}, which the visual encoder takes",
+            f"Set `--data.frames_per_segment {visual.frames}` (a store must be prepared with it), or choose another "
+            "visual encoder.",
         )
     if audio is not None and audio.sample_rate != sampling.sample_rate:
         raise ConfigError(

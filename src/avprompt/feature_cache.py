@@ -93,6 +93,7 @@ class FeatureCache:
         path = self.folder / RECORD
         try:
             self.record = CacheRecord(**json.loads(path.read_text(encoding="utf-8")))
+            self.sampling = Sampling(**self.record.sampling)
             count = len(self.record.clips)
             expected = {name: (count, *self.record.shape(name)) for name in MODALITIES}
             expected |= {"valid": (count, self.record.sampling["segments"]), "done": (count,)}
@@ -221,13 +222,12 @@ class FeatureCache:
         Raises:
             DatasetError: other sampling, clips without features, or clips whose media changed; names some.
         """
-        ours = sampling.settings
-        if wrong := [name for name, value in self.record.sampling.items() if ours.get(name) != value]:
-            theirs = {name: self.record.sampling[name] for name in wrong}
+        ours, theirs = sampling.settings, self.sampling.settings
+        if wrong := [name for name, value in ours.items() if theirs[name] != value]:
             raise DatasetError(
                 self.folder,
-                f"features of clips cut with {theirs}",
-                f"{ ({name: ours.get(name) for name in wrong}) }",
+                f"features of clips cut with { ({name: theirs[name] for name in wrong}) }",
+                f"{ ({name: ours[name] for name in wrong}) }",
                 AGAIN,
             )
         unfinished = set(self.missing)

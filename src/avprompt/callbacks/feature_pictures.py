@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from avprompt.callbacks.logged_pictures import drawing, log_picture
 from avprompt.callbacks.run_folder import run_folder
+from avprompt.datasets.base import one_a_segment
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.htsat import HTSAT
 from avprompt.encoders.plain_vit import ViTSpectrogram
@@ -286,7 +287,7 @@ class FeaturePictures(Callback):
         data, seen, heard = trainer.datamodule, truth["visual"][clip], truth["audio"][clip]
         rows = {"event": heard} if torch.equal(truth["visual"], truth["audio"]) else {"seen": seen, "heard": heard}
         figure = clip_features_figure(
-            batch["frames"][clip].cpu(),
+            one_a_segment(batch["frames"][clip].cpu()),
             {name: gate[clip] for name, gate in gates.items()},
             data.class_names,
             rows,

@@ -71,7 +71,7 @@ def probe(backbone: AVPromptBackbone | MapBackbone) -> dict[str, list[float]]:
 
     generator, answers = torch.Generator().manual_seed(0), {}
     visual, audio = cast("VisualInput", backbone.visual.input), cast("AudioInput", backbone.audio.input)
-    frames = torch.randint(256, (1, 1, 3, visual.height, visual.width), generator=generator, dtype=torch.uint8)
+    frames = torch.randint(256, (1, 1, *visual.segment), generator=generator, dtype=torch.uint8)
     wave = 0.1 * torch.randn(1, 1, audio.samples, generator=generator)
     device = next(backbone.parameters()).device
     with torch.no_grad():

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from avprompt.datasets import ave
 from avprompt.datasets.base import DatasetInfo, Sample, curves_of
@@ -368,6 +369,46 @@ def mean_of_seconds(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, 8, values.shape[-1]).mean(1, dtype=np.float32)
 
 
+def seconds_of_clap(values: np.ndarray) -> np.ndarray:
+    """CLAP's tokens of a whole video, (64, C), 2 bands x 32 places of time -> ten seconds, (10, C) float32.
+
+    VALOR++ averages the bands, and resizes the places bicubically to 1024, of which each second has a mean.
+
+    Example:
+        >>> seconds_of_clap(np.tile(np.arange(32.0), 2)[:, None]).flatten().round(1)[[0, 5, 9]].tolist()
+        [1.1, 17.1, 29.9]
+    """
+    places = torch.from_numpy(np.array(values, dtype=np.float64)).unflatten(0, (2, 32)).mean(0)  # (32, C)
+    fine = F.interpolate(places.T[None, :, None], (1, 1024), mode="bicubic")[0, :, 0]
+    return F.adaptive_avg_pool1d(fine[None], 10)[0].T.float().numpy()
+
+
+class VALORFeatures(NpyFeatureFiles):
+    """The features that VALOR's authors published, for VALOR++: CLIP's embedding of a frame a second, CLAP's tokens of
+    the whole video, and R(2+1)D-18's features, which are HAN's.
+
+    Args:
+        folder: of the folders CLIP/features, CLAP/features and feats/r2plus1d_18.
+        root: not needed, as the files have the ids of the videos.
+        categories: likewise.
+
+    Raises:
+        DatasetError: one of the folders is missing.
+    """
+
+    visual, audio = "CLIP-L/14", "CLAP"
+    shapes = {"visual_features": (10, 768), "audio_features": (10, 768), "video_features": (10, 512)}
+
+    def __init__(self, folder: Path, root: Path, categories: Sequence[str]) -> None:
+        super().__init__(
+            {
+                "visual_features": NpyFolder(Path(folder) / "CLIP" / "features", (10, 768)),
+                "audio_features": NpyFolder(Path(folder) / "CLAP" / "features", (64, 768), reduce=seconds_of_clap),
+                "video_features": NpyFolder(Path(folder) / "feats" / "r2plus1d_18", (10, 512)),
+            }
+        )
+
+
 class LLPFeatures(NpyFeatureFiles):
     """The published features; those of ResNet-152 are averaged over each second.
 
@@ -407,5 +448,7 @@ INFO = DatasetInfo(
     plot=plot_parsing,
     features=LLPFeatures,
 )
+#: whose features `published_features` may hold -> their reader
+PUBLISHERS = {"HAN": LLPFeatures, "VALOR": VALORFeatures}
 #: the same files, with one category a video as the answer
 CLASSIFICATION = replace(INFO, example=classification_example, plot=plot_classification, features=None)

@@ -397,12 +397,12 @@ def remarks(splits: dict[str, list[Question]]) -> list[str]:
 
 
 def example(
-    clips: int, segments: int, num_classes: int, question_length: int = LENGTH, negative_size: int = 0
+    clips: int, segments: int, num_classes: int, question_length: int = LENGTH, negative: tuple[int, ...] = ()
 ) -> dict[str, Tensor]:
-    """`question` (clips, question_length) and `answer` (clips,), both int64, and where `negative_size` is not 0,
-    `negative_frames` (clips, T, 3, negative_size, negative_size) uint8."""
-    shape = clips, segments, 3, negative_size, negative_size
-    negatives = {"negative_frames": torch.randint(256, shape, dtype=torch.uint8)} if negative_size else {}
+    """`question` (clips, question_length) and `answer` (clips,), both int64, and where `negative`, the shape of a
+    segment's frames, is given, `negative_frames` (clips, T, *negative) uint8."""
+    shape = clips, segments, *negative
+    negatives = {"negative_frames": torch.randint(256, shape, dtype=torch.uint8)} if negative else {}
     return {
         **negatives,
         "question": torch.ones(clips, question_length, dtype=torch.long),

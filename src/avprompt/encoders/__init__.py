@@ -12,7 +12,7 @@ from avprompt.encoders.base import (
 )
 from avprompt.encoders.clap import CLAPAudio
 from avprompt.encoders.clip import CLIP
-from avprompt.encoders.convolutional import PVT, VGG, MapEncoder, ResNet
+from avprompt.encoders.convolutional import PVT, VGG, MapEncoder, R2Plus1D, ResNet
 from avprompt.encoders.dasheng import Dasheng
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.htsat import HTSAT
@@ -42,6 +42,7 @@ __all__ = [
     "FrozenEncoder",
     "MapEncoder",
     "PlainViTBlock",
+    "R2Plus1D",
     "ResNet",
     "Stage",
     "SwinSpectrogram",

@@ -77,10 +77,14 @@ class VisualInput:
         mean: of red, green and blue, in [0, 1], that the encoder was trained with.
         std: standard deviations, likewise.
         interpolation: how the library resizes pictures to that size.
+        frames: number F of frames a segment. With 1, which all encoders but networks of video can do with, a batch has
+            frames (B, T, 3, H, W), otherwise (B, T, F, 3, H, W).
 
     >>> from avprompt.encoders import TinySwinV2
-    >>> TinySwinV2(pretrained="none").input
-    VisualInput(height=64, width=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation='bicubic')
+    >>> TinySwinV2(pretrained="none").input.mean
+    (0.5, 0.5, 0.5)
+    >>> VisualInput(112, 112, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), frames=8).segment
+    (8, 3, 112, 112)
     """
 
     height: int
@@ -88,6 +92,12 @@ class VisualInput:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+    frames: int = 1
+
+    @property
+    def segment(self) -> tuple[int, ...]:
+        """Shape of the frames of a segment, (3, H, W) or (F, 3, H, W)."""
+        return (*((self.frames,) if self.frames > 1 else ()), 3, self.height, self.width)
 
 
 @dataclass(frozen=True)
@@ -415,27 +425,27 @@ class FrozenEncoder(nn.Module, abc.ABC):
         return frames.sub_(self.frame_mean).div_(self.frame_std).to(dtype)
 
     def check_frames(self, frames: Tensor) -> None:
-        """Whether frames are (B, T, 3, H, W) of the encoder's size.
+        """Whether frames are (B, T, 3, H, W) of the encoder's size, with several a segment (B, T, F, 3, H, W).
 
         Raises:
             ShapeError: they are not.
         """
         own = cast("VisualInput", self.input)
-        size = (3, own.height, own.width)
-        if frames.ndim != 5 or tuple(frames.shape[2:]) != size:
+        if frames.ndim < 2 or tuple(frames.shape[2:]) != own.segment:
             raise ShapeError(
                 "frames",
                 tuple(frames.shape),
-                f"(B, T, {', '.join(map(str, size))})",
-                "Set --data.image_size to the visual encoder's size.",
+                f"(B, T, {', '.join(map(str, own.segment))})",
+                "Set --data.image_size and --data.frames_per_segment to what the visual encoder takes.",
             )
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens of the first block.
 
         Args:
-            x: frames (B, T, 3, H, W) of the encoder's size, uint8, or floating and already normalised; or waveform
-                (B, T, S), floating, mono, in [-1, 1], with a segment of the encoder's length a row.
+            x: frames (B, T, 3, H, W) of the encoder's size, uint8, or floating and already normalised, or (B, T, F, 3,
+                H, W) for an encoder of several frames a segment; or waveform (B, T, S), floating, mono, in [-1, 1], with
+                a segment of the encoder's length a row.
 
         Returns:
             (B*T, N, C).

@@ -1,4 +1,5 @@
-"""Networks that give maps of features and have no blocks to prompt: ResNet and VGG (torchvision), PVT-v2 (timm)."""
+"""Networks that give maps of features and have no blocks to prompt: ResNet, VGG and R(2+1)D (torchvision), PVT-v2
+(timm)."""
 
 from __future__ import annotations
 
@@ -63,11 +64,14 @@ class MapEncoder(FrozenEncoder):
 
     specs: list[BlockSpec]
 
-    def _finish(self, size: int, colours: Colours, channels: list[int], strides: list[int]) -> None:
+    def _finish(self, size: int, colours: Colours, channels: list[int], strides: list[int], frames: int = 1) -> None:
         """Note sizes, and freeze; subclasses call it at the end of their construction."""
         if size < strides[-1] or size % strides[-1]:
             raise ArgumentError("img_size", size, f"a multiple of {strides[-1]}", "Choose another size.")
-        self.input, self.stages = VisualInput(size, size, *COLOURS[colours], "bilinear"), nn.ModuleList()
+        if frames < 1:
+            raise ArgumentError("frames", frames, "at least 1", "Correct it.")
+        self.input = VisualInput(size, size, *COLOURS[colours], "bilinear", frames)
+        self.stages = nn.ModuleList()
         self.specs = [
             BlockSpec(dim, (size // stride, size // stride), number)
             for number, (dim, stride) in enumerate(zip(channels, strides))
@@ -80,12 +84,13 @@ class MapEncoder(FrozenEncoder):
         return self.specs[-1]
 
     @abc.abstractmethod
-    def pictures_to_maps(self, x: Tensor) -> list[Tensor]:
-        """Normalised pictures (N, 3, H, W) -> maps (N, C, rows, columns), as `specs` says."""
+    def segments_to_maps(self, x: Tensor) -> list[Tensor]:
+        """Normalised frames (N, 3, H, W) or (N, F, 3, H, W) -> maps (N, C, rows, columns), as `specs` says."""
 
     def maps(self, frames: Tensor) -> list[Tensor]:
-        """Frames (B, T, 3, H, W), uint8, or floating and normalised -> each map's tokens (B*T, rows * columns, C)."""
-        maps = self.pictures_to_maps(self.normalise(frames).flatten(0, 1))
+        """Frames (B, T, 3, H, W) or (B, T, F, 3, H, W), uint8, or floating and normalised -> each map's tokens (B*T,
+        rows * columns, C)."""
+        maps = self.segments_to_maps(self.normalise(frames).flatten(0, 1))
         return [x.flatten(2).transpose(1, 2) for x in maps]
 
     def stem(self, x: Tensor) -> Tensor:
@@ -95,7 +100,20 @@ class MapEncoder(FrozenEncoder):
         return tokens
 
 
-class ResNet(MapEncoder):
+class PictureEncoder(MapEncoder):
+    """A network of pictures; where a segment has several frames, its maps are the mean over theirs."""
+
+    @abc.abstractmethod
+    def pictures_to_maps(self, x: Tensor) -> list[Tensor]:
+        """Normalised pictures (N, 3, H, W) -> maps (N, C, rows, columns)."""
+
+    def segments_to_maps(self, x: Tensor) -> list[Tensor]:
+        if x.ndim == 4:
+            return self.pictures_to_maps(x)
+        return [own.unflatten(0, x.shape[:2]).mean(1) for own in self.pictures_to_maps(x.flatten(0, 1))]
+
+
+class ResNet(PictureEncoder):
     """ResNet without its classifier: four maps at a 4th to a 32nd of the size.
 
     Args:
@@ -106,6 +124,7 @@ class ResNet(MapEncoder):
         pooled: the last map averaged over its positions: one vector a frame.
         colours: that frames are normalised with; ST-AVQA's released script has those of Kinetics.
         frozen: see `FrozenEncoder`.
+        frames: of a segment, over which features are averaged; LLP's published features are means over 8.
 
     Raises:
         ArgumentError: another architecture, stride or size.
@@ -129,6 +148,7 @@ class ResNet(MapEncoder):
         pooled: bool = False,
         colours: Colours = "imagenet",
         frozen: bool = True,
+        frames: Count = 1,
     ) -> None:
         from torchvision import models
 
@@ -148,7 +168,7 @@ class ResNet(MapEncoder):
             self.load_library_weights(torchvision_weights(model, pretrained), pretrained)
         channels = [list(layer.children())[-1] for layer in (self.layer1, self.layer2, self.layer3, self.layer4)]
         channels = [(block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels for block in channels]
-        self._finish(img_size, colours, channels, [4, 8, 16, 16 * last_stride])
+        self._finish(img_size, colours, channels, [4, 8, 16, 16 * last_stride], frames)
         if pooled:
             self.specs[-1] = BlockSpec(channels[-1], (1, 1), 3)
 
@@ -161,7 +181,7 @@ class ResNet(MapEncoder):
         return [*maps[:-1], maps[-1].mean((2, 3), keepdim=True)] if self.pooled else maps
 
 
-class VGG(MapEncoder):
+class VGG(PictureEncoder):
     """The convolutions of VGG-19 up to the fifth max-pool: 7 x 7 positions of 512 channels, all at least 0.
 
     AVE's published features are of this layer, but computed with Keras, whose weights and colours are others: those
@@ -171,6 +191,7 @@ class VGG(MapEncoder):
         pretrained: `none` (random weights), torchvision's `IMAGENET1K_V1`, or a local file.
         img_size: height and width of frames.
         frozen: see `FrozenEncoder`.
+        frames: of a segment, over which features are averaged; AVE's published features are means over 16.
 
     Raises:
         ArgumentError: another size than a multiple of 32.
@@ -185,20 +206,67 @@ class VGG(MapEncoder):
 
     unused_weights = ("classifier.",)
 
-    def __init__(self, pretrained: str = "none", img_size: Count = 224, frozen: bool = True) -> None:
+    def __init__(self, pretrained: str = "none", img_size: Count = 224, frozen: bool = True, frames: Count = 1) -> None:
         from torchvision import models
 
         super().__init__(frozen)
         self.features = models.vgg19().features
         if pretrained != "none" and not self.is_meta():
             self.load_library_weights(torchvision_weights("vgg19", pretrained), pretrained)
-        self._finish(img_size, "imagenet", [512], [32])
+        self._finish(img_size, "imagenet", [512], [32], frames)
 
     def pictures_to_maps(self, x: Tensor) -> list[Tensor]:
         return [self.features(x)]
 
 
-class PVT(MapEncoder):
+class R2Plus1D(MapEncoder):
+    """R(2+1)D-18 (Tran et al., CVPR 2018) without its classifier: one vector of 512 channels from the frames of a
+    segment.
+
+    LLP's published features `r2plus1d_18` are of this network with torchvision's weights of Kinetics-400, from eight
+    frames of each second, at 112 x 112 pixels.
+
+    Args:
+        pretrained: `none` (random weights), torchvision's `KINETICS400_V1`, or a local file.
+        img_size: height and width of frames.
+        frames: of a segment.
+        frozen: see `FrozenEncoder`.
+
+    Raises:
+        ArgumentError: another size than a multiple of 16, or no frame.
+        WeightsError: no such tag, or a file that is missing or of another network.
+
+    Example:
+        >>> with torch.device("meta"):  # sizes alone; drop this line for a network with weights
+        ...     encoder = R2Plus1D()
+        >>> encoder(torch.zeros(1, 10, 8, 3, 112, 112, device="meta")).shape, encoder.input.segment
+        (torch.Size([10, 1, 512]), (8, 3, 112, 112))
+    """
+
+    unused_weights = ("fc.",)
+    library_names = ((r"^first\.", "stem."),)
+
+    def __init__(self, pretrained: str = "none", img_size: Count = 112, frames: Count = 8, frozen: bool = True) -> None:
+        from torchvision.models.video import r2plus1d_18
+
+        super().__init__(frozen)
+        net = r2plus1d_18()
+        self.first = net.stem
+        for name in ("layer1", "layer2", "layer3", "layer4"):
+            self.add_module(name, getattr(net, name))
+        if pretrained != "none" and not self.is_meta():
+            self.load_library_weights(torchvision_weights("r2plus1d_18", pretrained), pretrained)
+        self._finish(img_size, "kinetics", [512], [16], frames)
+        self.specs = [BlockSpec(512, (1, 1), 0)]
+
+    def segments_to_maps(self, x: Tensor) -> list[Tensor]:
+        x = x.transpose(1, 2) if x.ndim == 5 else x.unsqueeze(2)  # (N, 3, F, H, W)
+        for layer in (self.first, self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+        return [x.mean(2).mean((2, 3), keepdim=True)]
+
+
+class PVT(PictureEncoder):
     """Pyramid Vision Transformer v2 without its classifier: four maps at a 4th to a 32nd of the size.
 
     Args:

@@ -79,7 +79,7 @@ class RandAugment:
         """Augment a clip.
 
         Args:
-            frames: uint8 (T, 3, size, size).
+            frames: uint8 (..., 3, size, size).
             seed: everything that is drawn depends on it alone.
 
         Returns:
@@ -91,11 +91,12 @@ class RandAugment:
         if frames.dtype != torch.uint8:
             raise ShapeError("frames", frames.dtype, "torch.uint8", "Augment frames before they are normalised.")
         varied = []
-        for picture in frames.permute(0, 2, 3, 1).contiguous().numpy():
+        for picture in frames.flatten(0, -4).permute(0, 2, 3, 1).contiguous().numpy():
             with drawing(seed):
                 varied.append(np.array(self.policy(Image.fromarray(picture))))
         with drawing(seed):
-            return self._erase(self.geometry(torch.from_numpy(np.stack(varied)).permute(0, 3, 1, 2).contiguous()))
+            moved = self.geometry(torch.from_numpy(np.stack(varied)).permute(0, 3, 1, 2).contiguous())
+            return self._erase(moved).view_as(frames)
 
     def _erase(self, frames: Tensor) -> Tensor:
         kept = self.erasing(torch.ones(1, *frames.shape[-2:], dtype=torch.uint8)).bool()

@@ -47,6 +47,7 @@ class Sampling:
         stride: seconds from the beginning of a segment to that of the next; `None` is `seconds`, one after the other.
         max_pixels: a picture with more is refused before it is decoded; 8K video fits.
         max_hours: a video in `predict_root` that lasts longer is refused.
+        frames: number F of frames a segment, evenly spaced over it; 1 is the frame in its middle.
 
     Raises:
         ArgumentError: a number is not positive.
@@ -60,9 +61,10 @@ class Sampling:
     stride: float | None = None
     max_pixels: int = MAX_PIXELS
     max_hours: float = 24.0
+    frames: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("segments", "seconds", "size", "sample_rate", "stride", "max_pixels", "max_hours"):
+        for name in ("segments", "seconds", "size", "sample_rate", "stride", "max_pixels", "max_hours", "frames"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ArgumentError(name, value, "a positive number", "Choose another value.")
 
@@ -75,6 +77,11 @@ class Sampling:
     def samples(self) -> int:
         """Number S of samples a segment."""
         return round(self.seconds * self.sample_rate)
+
+    @property
+    def pictures(self) -> tuple[int, ...]:
+        """Numbers of segments and frames, in front of the shape of a frame: (T,), with several a segment (T, F)."""
+        return (self.segments, self.frames) if self.frames > 1 else (self.segments,)
 
     @property
     def spacing(self) -> float:
@@ -107,7 +114,8 @@ class Clip:
     """A decoded clip.
 
     Args:
-        frames: uint8 (T, H, W, 3), the frame nearest to the middle of each segment.
+        frames: uint8 (T, H, W, 3), the frame nearest to the middle of each segment, or (T, F, H, W, 3), those nearest
+            to the middles of its F equal parts.
         audio: float32 (T, S) in [-1, 1], mono: the mean of the channels.
         valid: bool (T,), segments that picture and sound reach; in the others the last frame is repeated, and missing
             sound is zero.
@@ -492,10 +500,13 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     """
     begins = np.arange(sampling.segments) * sampling.spacing
     middles, rate = start + begins + 0.5 * sampling.seconds, sampling.sample_rate
+    parts = (np.arange(sampling.frames) + 0.5) / sampling.frames
+    times = ((start + begins)[:, None] + parts * sampling.seconds).ravel()
+    order = np.argsort(times, kind="stable")  # segments may overlap
     places = np.round(begins * rate).astype(int)[:, None] + np.arange(sampling.samples)
     try:
         pictures, (begin, end) = decode_frames(
-            video, middles, lambda picture: resize(picture, sampling.size, sampling.antialias), sampling.max_pixels
+            video, times[order], lambda picture: resize(picture, sampling.size, sampling.antialias), sampling.max_pixels
         )
         audio, known = decode_audio(wave or video, rate, start, int(places[-1, -1]) + 1)
     except (av.FFmpegError, ValueError, ArithmeticError) as error:  # a frame that cannot be converted or resampled
@@ -523,7 +534,8 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
             "at least half a segment",
             "Leave the clip out.",
         )
-    return Clip(np.stack(pictures), audio, valid, length, reason)
+    frames = np.stack([pictures[place] for place in np.argsort(order)])
+    return Clip(frames.reshape(*sampling.pictures, *frames.shape[1:]), audio, valid, length, reason)
 
 
 def spans(flags: np.ndarray) -> str:

@@ -18,7 +18,8 @@ from avprompt.media.files import hidden, listed, signature
 from avprompt.media.store import LOUDEST, REPAIR, ClipStore, read_manifest
 from avprompt.media.untrusted import read_array, read_picture
 
-#: a clip: frames uint8 (T, 3, size, size), audio float32 (T, S), valid bool (T,)
+#: a clip: frames uint8 (T, 3, size, size), with several a segment (T, F, 3, size, size); audio float32 (T, S); valid
+#: bool (T,)
 Segments = tuple[Tensor, Tensor, Tensor]
 
 
@@ -43,7 +44,8 @@ class ClipReader(abc.ABC):
 
     @abc.abstractmethod
     def read(self, clip_id: str) -> Segments:
-        """Frames uint8 (T, 3, size, size), audio float32 (T, S) in [-1, 1], valid bool (T,).
+        """Frames uint8 (T, 3, size, size), with several a segment (T, F, 3, size, size), audio float32 (T, S) in
+        [-1, 1], valid bool (T,).
 
         Raises:
             ClipDecodeError: the clip's files are damaged.
@@ -66,7 +68,7 @@ class ClipReader(abc.ABC):
         return set()
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
-        """One segment's frame alone, uint8 (3, size, size).
+        """One segment's frame alone, uint8 (3, size, size), or its frames (F, 3, size, size).
 
         Raises:
             ClipDecodeError: the clip's files are damaged.
@@ -103,7 +105,7 @@ class StoreReader(ClipReader):
                 root,
                 f"a store with (theirs, asked) {differ}",
                 "the data module's settings",
-                "Change image_size, sample_rate, segments or antialias, or prepare another store.",
+                "Change image_size, sample_rate, segments, frames_per_segment or antialias, or prepare another store.",
             )
         self.entries = read_manifest(self.store.manifest_path)
 
@@ -155,7 +157,7 @@ class StoreReader(ClipReader):
 class FolderReader(ClipReader):
     """The layout of the DG-SCT repository: a folder of jpg frames and one waveform a clip.
 
-    T frames are taken at `linspace(1, N, T)` of the folder's N pictures. Pictures of another size are resized as
+    T frames are taken at `linspace(1, N, T)` of the folder's N pictures, with F frames a segment T x F. Pictures of another size are resized as
     published (bicubic), and the result is rounded to whole grey levels, 0 to 255; the published code keeps fractions.
 
     Args:
@@ -210,17 +212,21 @@ class FolderReader(ClipReader):
     def read(self, clip_id: str) -> Segments:
         count, pictures = self.sampling.segments, self._pictures(clip_id)
         frames = torch.stack([self._picture(path) for path in self._chosen(pictures)])
+        frames = frames.view(*self.sampling.pictures, *frames.shape[1:])
         audio = torch.from_numpy(np.array(self._wave(clip_id), dtype=np.float32)).view(count, -1)
         return frames, audio, torch.ones(count, dtype=torch.bool)
 
     def frame(self, clip_id: str, segment: int) -> Tensor:
-        return self._picture(self._chosen(self._pictures(clip_id))[segment])
+        count, chosen = self.sampling.frames, self._chosen(self._pictures(clip_id))
+        frames = [self._picture(path) for path in chosen[count * segment : count * (segment + 1)]]
+        return torch.stack(frames) if count > 1 else frames[0]
 
     def valid(self, clip_id: str) -> Tensor:
         return torch.ones(self.sampling.segments, dtype=torch.bool)
 
     def _chosen(self, pictures: list[Path]) -> list[Path]:
-        return [pictures[index - 1] for index in np.linspace(1, len(pictures), self.sampling.segments, dtype=int)]
+        count = self.sampling.segments * self.sampling.frames
+        return [pictures[index - 1] for index in np.linspace(1, len(pictures), count, dtype=int)]
 
     def _pictures(self, clip_id: str) -> list[Path]:
         folder = self.frames_folder / clip_id

@@ -4,7 +4,7 @@
 <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
                               of the clip's three files, and of the row
 <store>/problems.csv          its rows that are not `ok`
-<store>/clips/<id>/frames.npy uint8 (T, 3, H, W)
+<store>/clips/<id>/frames.npy uint8 (T, 3, H, W), with several frames a segment (T, F, 3, H, W)
 <store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
 <store>/clips/<id>/valid.npy  bool (T,)
 """
@@ -266,7 +266,7 @@ class ClipStore:
             for name, array in zip(
                 ARRAYS,
                 (
-                    np.ascontiguousarray(clip.frames.transpose(0, 3, 1, 2)),
+                    np.ascontiguousarray(np.moveaxis(clip.frames, -1, -3)),
                     np.round(clip.audio * LOUDEST).clip(-LOUDEST, LOUDEST - 1).astype(np.int16),
                     clip.valid,
                 ),
@@ -335,7 +335,7 @@ class ClipStore:
         return (self.root / "clips" / clip_id / "valid.npy").is_file()
 
     def read(self, clip_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frames uint8 (T, 3, H, W), audio int16 (T, S), valid bool (T,).
+        """Frames uint8 (T, 3, H, W) or (T, F, 3, H, W), audio int16 (T, S), valid bool (T,).
 
         Sizes and flags are checked; `data verify --deep` compares digests.
 
@@ -356,7 +356,7 @@ class ClipStore:
             self._array(clip_id, name, mapped=True)
 
     def frame(self, clip_id: str, segment: int) -> np.ndarray:
-        """One segment's frame, uint8 (3, H, W), without reading the others.
+        """One segment's frame, uint8 (3, H, W), or its frames (F, 3, H, W), without reading the others.
 
         Raises:
             ClipDecodeError: see `check`.
@@ -375,7 +375,7 @@ class ClipStore:
         if self._expected is None:
             sampling = self.sampling()
             shapes = {
-                "frames": (np.uint8, (sampling.segments, 3, sampling.size, sampling.size)),
+                "frames": (np.uint8, (*sampling.pictures, 3, sampling.size, sampling.size)),
                 "audio": (np.int16, (sampling.segments, sampling.samples)),
                 "valid": (np.bool_, (sampling.segments,)),
             }

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from avprompt.datasets.base import one_a_segment
 from avprompt.errors import ClipDecodeError
 from avprompt.files import write_whole
 from avprompt.media.playable import plays, slides, transcode
@@ -161,7 +162,7 @@ def show_what_was_read(window: Window, sample: Mapping[str, Any], folder: Path, 
     )
     (folder / "media").mkdir(parents=True, exist_ok=True)
     slides(
-        frames.permute(0, 2, 3, 1).numpy(),
+        one_a_segment(frames).permute(0, 2, 3, 1).numpy(),
         audio.float().numpy(),
         window.rate,
         spacing,
