@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from avprompt import losses
 from avprompt.backbone import PublishedFeatures
+from avprompt.datasets.llp import seconds_of_clap
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads import (
@@ -27,13 +30,15 @@ from avprompt.heads import (
     RFJC,
     CMBSAlone,
     EventHead,
+    JoMoLD,
     MMPyramid,
     MMPyramidParsing,
 )
 from avprompt.heads.mgn import MGNHead
 from avprompt.heads.psp import positive_links
 from avprompt.heads.spatial import AudioGuidedAttention, SpatialChannelAttention
-from avprompt.tasks import AVQA, AVVP, AVEClassic, AVELinear
+from avprompt.tasks import AVQA, AVVP, AVEClassic, AVELinear, LabelDenoising
+from avprompt.tasks.denoising import cross_entropies
 
 AUDIO, VISUAL, CLASSES = 12, 20, 3
 SMALL_RFJC = partial(RFJC, segments=4, steps=1)
@@ -217,25 +222,55 @@ def test_outputs_equal_the_authors(name: str) -> None:
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
 
 
+VALOR = partial(HAN, heads=8, hidden=1024, in_turn=True)
+VALOR_PLUS = partial(VALOR, width=256, layers=4)
 #: the same for heads of video parsing, on features of VGGish, ResNet-152 (80 frames, averaged) and R(2+1)D-18
 PARSING: dict[str, tuple[Callable[..., nn.Module], int, dict[str, list[float]]]] = {
     "HAN": (
         HAN,
         4_569_675,
         {
-            "video_prob": [0.617397, 0.614755, 0.784249, 0.577107, 0.460567, 0.795363, 0.511794, 0.642199],
-            "audio_video_prob": [0.590081, 0.675935, 0.767429, 0.43111, 0.479343, 0.837005, 0.310362, 0.456924],
-            "visual_prob": [0.555003, 0.776889, 0.326734, 0.808553, 0.084536, 0.816362, 0.469028, 0.432811],
+            "video_prob": [0.475844, 0.639633, 0.231177, 0.409472, 0.44768, 0.579869, 0.460682, 0.414492],
+            "audio_video_prob": [0.520788, 0.831686, 0.18477, 0.194932, 0.351305, 0.556075, 0.416739, 0.25175],
+            "visual_prob": [0.229913, 0.435904, 0.505637, 0.692099, 0.600741, 0.655803, 0.625137, 0.760226],
         },
     ),
     "VALOR": (
-        partial(HAN, heads=8, hidden=1024, in_turn=True),
+        VALOR,
         5_094_475,
         {
-            "video_prob": [0.513258, 0.415928, 0.722489, 0.400569, 0.31048, 0.641872, 0.547049, 0.67357],
-            "audio_video_prob": [0.513858, 0.413683, 0.695252, 0.494605, 0.390047, 0.664978, 0.356831, 0.587702],
-            "audio_prob": [0.623007, 0.779467, 0.434449, 0.239194, 0.478487, 0.769448, 0.592243, 0.867652],
-            "visual_prob": [0.493772, 0.735586, 0.170087, 0.693979, 0.074753, 0.8558, 0.245877, 0.326176],
+            "video_prob": [0.573648, 0.760575, 0.296966, 0.767844, 0.431434, 0.52939, 0.448506, 0.631271],
+            "audio_video_prob": [0.549949, 0.786503, 0.158511, 0.336231, 0.398466, 0.498859, 0.304227, 0.322524],
+            "audio_prob": [0.658982, 0.218786, 0.411167, 0.446515, 0.585638, 0.52473, 0.382665, 0.522043],
+            "visual_prob": [0.583188, 0.475853, 0.41615, 0.585891, 0.636518, 0.614116, 0.440831, 0.859941],
+        },
+    ),
+    "VALOR+": (
+        VALOR_PLUS,
+        5_051_211,
+        {
+            "video_prob": [0.388018, 0.764414, 0.740458, 0.574723, 0.361017, 0.584848, 0.743583, 0.605498],
+            "visual_video_prob": [0.345273, 0.555247, 0.714627, 0.650676, 0.25738, 0.429671, 0.653062, 0.322404],
+            "audio_prob": [0.426052, 0.772598, 0.678326, 0.798265, 0.849802, 0.874356, 0.548967, 0.557367],
+            "visual_prob": [0.344151, 0.715614, 0.265778, 0.710542, 0.691342, 0.589607, 0.261418, 0.46456],
+        },
+    ),
+    "JoMoLD": (
+        JoMoLD,
+        4_569_675,
+        {
+            "video_prob": [0.475844, 0.639633, 0.231177, 0.409472, 0.44768, 0.579869, 0.460682, 0.414492],
+            "visual_video_prob": [0.394709, 0.457699, 0.397591, 0.540742, 0.481159, 0.786325, 0.472673, 0.552409],
+            "similarity": [0.243389, 0.186067, 0.237958, 0.204609, 0.204984, 0.20224, 0.182839, 0.16243],
+        },
+    ),
+    "JoMoLD, estimator": (
+        partial(JoMoLD, across=False),
+        3_519_051,
+        {
+            "video_prob": [0.421354, 0.705592, 0.298967, 0.444729, 0.276621, 0.522991, 0.51036, 0.360864],
+            "audio_video_prob": [0.440768, 0.770641, 0.337309, 0.347538, 0.194765, 0.490696, 0.362938, 0.229215],
+            "visual_prob": [0.352356, 0.270341, 0.299512, 0.826457, 0.532089, 0.589856, 0.606003, 0.755263],
         },
     ),
     "MM-Pyramid": (
@@ -276,6 +311,152 @@ def test_parsing_networks_equal_the_authors(name: str) -> None:
     for output, values in wanted.items():
         found = outputs[output].flatten()[:: max(1, outputs[output].numel() // 8)][:8]
         assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+
+
+def test_valor_on_clap_and_clip_equals_the_authors() -> None:
+    """Ours reads seconds of CLAP, which the reader of the published files makes; theirs reads its 64 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    clap, clip, video = (
+        torch.randn(2, rows, dim, generator=generator, dtype=torch.float64)
+        for rows, dim in ((64, 768), (10, 768), (10, 512))
+    )
+    seconds = torch.stack([torch.from_numpy(seconds_of_clap(own.numpy())) for own in clap]).double()
+    head = VALOR_PLUS(768, 768, 25, 10, 512).double().eval()
+    assert sum(parameter.numel() for parameter in head.parameters()) == 4_887_371
+    head.load_state_dict({key: draw(key, value.shape) for key, value in head.state_dict().items()})
+    with torch.no_grad():
+        outputs = head(seconds, clip, video)
+    for output, values in {
+        "video_prob": [0.692472, 0.685751, 0.634638, 0.60352, 0.395172, 0.451315, 0.767093, 0.638718],
+        "audio_prob": [0.589614, 0.750009, 0.551532, 0.822786, 0.724242, 0.658223, 0.566186, 0.398973],
+        "visual_prob": [0.749434, 0.52297, 0.371597, 0.585612, 0.719279, 0.580849, 0.280313, 0.372852],
+    }.items():
+        found = outputs[output].flatten()[:: max(1, outputs[output].numel() // 8)][:8]
+        assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+
+
+def test_jomold_without_attention_across_is_its_estimator() -> None:
+    torch.manual_seed(0)
+    head, audio, visual = JoMoLD(AUDIO, VISUAL, CLASSES, 4, 0), torch.randn(2, 4, AUDIO), torch.randn(2, 4, VISUAL)
+    assert not torch.equal(head(audio, visual)["visual_prob"], head(audio, visual)["visual_prob"])  # class dropout
+    head.eval()
+    estimator = head.estimator()
+    assert (
+        head.across
+        and head.attention[0].across is not None
+        and estimator.state_dict().keys() < head.state_dict().keys()
+    )
+    one, other = estimator(audio, visual), head(audio, visual, across=False)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    moved = estimator(audio, visual.flip(0))
+    assert torch.equal(one["audio_prob"], moved["audio_prob"])
+    assert not torch.equal(one["visual_prob"], moved["visual_prob"])
+
+
+def test_contrast_of_segments_equals_a_loop() -> None:
+    similarity = torch.rand(2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    terms = []
+    for video in similarity:
+        for place, row in enumerate(video):
+            shares = (row / 0.2).exp() / (row / 0.2).exp().sum()
+            terms.append(-sum((0.9 if other == place else 0.1 / 3) * share for other, share in enumerate(shares)).log())
+    assert torch.isclose(losses.segment_contrast(similarity), torch.stack(terms).mean())
+    assert float(losses.segment_contrast(torch.ones(1, 1, 1))) == pytest.approx(-math.log(0.9))  # one segment
+
+
+def test_labels_are_removed_as_by_a_loop() -> None:
+    """As the authors' function removed them on these draws: 36 of sound and 266 of sight with the shares found."""
+    generator = torch.Generator().manual_seed(5)
+    labels = (torch.rand(24, 25, generator=generator) > 0.5).double()
+    probabilities = dict(zip(("audio", "visual"), torch.rand(2, 24, 25, generator=generator)))
+    targets = {"audio": labels, "visual": 0.9 * labels + 0.05}
+    denoising = LabelDenoising(Path("none"), ramp="released")
+    with pytest.raises(ArgumentError, match="^denoising:"):
+        denoising.remove({}, labels, 1.0)
+    denoising.find_shares(probabilities, labels, {"audio": 1.0, "visual": 0.95})
+    for kind, threshold in (("audio", 0.6), ("visual", 1.8)):
+        for category in range(25):
+            given, scores = labels[:, category] == 1, probabilities[kind][:, category].double()
+            low = [s * {"audio": 1.0, "visual": 0.95}[kind] / scores.mean() < threshold for s in scores[given]]
+            assert float(getattr(denoising, f"{kind}_share")[category]) == pytest.approx(sum(low) / int(given.sum()))
+    entropies = {kind: cross_entropies(probabilities[kind], targets[kind].float()) for kind in targets}
+    removed = denoising.remove(entropies, labels, 1.0)
+    assert {kind: int(found.sum()) for kind, found in removed.items()} == {"audio": 36, "visual": 266}
+    for kind, other in (("audio", "visual"), ("visual", "audio")):
+        for category in range(25):
+            given = [k for k in range(24) if labels[k, category]]
+            most = int(float(getattr(denoising, f"{kind}_share")[category]) * len(given))
+            worst = sorted(given, key=lambda k: -entropies[kind][k, category])[:most]
+            best = sorted(given, key=lambda k: entropies[other][k, category])[:most]
+            assert removed[kind][:, category].nonzero().flatten().tolist() == sorted(set(worst) & set(best))
+    assert not any(found.any() for found in denoising.remove(entropies, labels, 0.0).values())
+
+
+def test_shares_of_noise_rise() -> None:
+    """Linearly, or as the released script has it, which multiplies a share again and again within an epoch."""
+    for warmup in (0.9, 2.5):
+        linear, released = (LabelDenoising(Path("none"), warmup=warmup, ramp=ramp) for ramp in ("linear", "released"))
+        for epoch in range(3):
+            share = 1.0
+            for step in range(7):
+                factor = (7 * epoch + step) / (7 * warmup)
+                share = min(share, share * factor)
+                assert linear.rise(epoch, step, 7) == pytest.approx(min(1.0, factor))
+                assert released.rise(epoch, step, 7) == pytest.approx(share)
+    with pytest.raises(ArgumentError, match="^ramp:"):
+        LabelDenoising(Path("none"), ramp="quadratic")
+
+
+def test_denoising_takes_labels_from_one_modality_alone() -> None:
+    torch.manual_seed(0)
+    denoising = LabelDenoising(Path("none"))
+    task = AVVP(Given(), CLASSES, 4, 0, JoMoLD, term_weights={"audio": 2.0}, denoising=denoising, presence="own")
+    task._trainer = SimpleNamespace(
+        fit_loop=SimpleNamespace(batch_idx=0), num_training_batches=1, current_epoch=5, world_size=1
+    )
+    batch = {
+        "audio": torch.randn(6, 4, AUDIO),
+        "tokens": torch.randn(6, 4, 1, VISUAL),
+        "labels": torch.ones(6, CLASSES),
+    }
+    outputs, whole = task.train()(batch), torch.ones(CLASSES, dtype=torch.float64)
+    denoising.audio_share, denoising.visual_share = 0 * whole, 0 * whole
+    before = task.losses(outputs, batch)
+    assert before.keys() == {"contrast", "video", "audio", "visual"}
+    single = losses.multi_label(outputs["audio_video_prob"], batch["labels"])
+    assert torch.isclose(before["audio"], 2 * single)
+    denoising.visual_share = whole  # every label is both: among the worst of sight, and the best of sound
+    after = task.losses(outputs, batch)
+    expected = losses.cross_entropy_of_probability(outputs["visual_video_prob"], torch.zeros(6, CLASSES))
+    assert torch.isclose(after["visual"], expected) and not torch.isclose(after["visual"], before["visual"])
+    assert all(torch.equal(after[name], before[name]) for name in ("audio", "video", "contrast"))
+    assert task.eval()(batch).keys() == outputs.keys() - {"audio_alone_prob", "visual_alone_prob"}
+    for wrong, name in (
+        ({"head": HAN, "denoising": denoising}, "denoising"),
+        ({"head": partial(JoMoLD, across=False), "denoising": denoising}, "denoising"),
+        ({"presence": "joint"}, "presence"),
+    ):
+        with pytest.raises(ArgumentError, match=f"^{name}:"):
+            AVVP(Given(), CLASSES, 4, 0, **wrong)
+    with pytest.raises(ArgumentError, match=r"^term_weights: got \['sound'\]"):
+        AVVP(Given(), CLASSES, 4, 0, HAN, term_weights={"sound": 1.0}).losses(outputs, batch)
+
+
+def test_presence_by_the_own_modality() -> None:
+    """JoMoLD's evaluation: what is heard needs the video's probability by sound alone."""
+    outputs = {f"{kind}_prob": torch.ones(1, 2, 1) for kind in ("audio", "visual")}
+    outputs |= {
+        "video_prob": torch.ones(1, 1),
+        "audio_video_prob": torch.ones(1, 1),
+        "visual_video_prob": torch.zeros(1, 1),
+    }
+    batch = {"audio_target": torch.ones(1, 2, 1), "visual_target": torch.ones(1, 2, 1)}
+    for presence, score in (("both", 1.0), ("own", 0.0)):
+        task = AVVP(Given(), 1, 2, 0, HAN, presence=presence)
+        task.update_metrics(outputs, batch)
+        found = task.compute_metrics()
+        assert float(found["segment_audio"]) == 1 and float(found["segment_visual"]) == score
+        assert bool(task.decisions(outputs)["prediction_visual"].all()) is (presence == "both")
 
 
 #: the same for ST-AVQA, on features of VGGish and 196 positions of ResNet-18
@@ -628,8 +809,9 @@ def test_taught_segments_take_the_place_of_two_terms_on_the_video() -> None:
     assert task.eval().losses(outputs, {"labels": batch["labels"]}).keys() == {"video"}  # evaluation has none
     for build, name in (
         (lambda: AVVP(Given(), CLASSES, 4, 0, HAN, supervision="segments"), "supervision"),
-        (lambda: HAN(4, 8, 3, heads=3), "heads, hidden"),
-        (lambda: HAN(4, 8, 3, hidden=0), "heads, hidden"),
+        (lambda: HAN(4, 8, 3, heads=3), "heads, hidden, layers"),
+        (lambda: HAN(4, 8, 3, hidden=0), "heads, hidden, layers"),
+        (lambda: HAN(4, 8, 3, layers=0), "heads, hidden, layers"),
     ):
         with pytest.raises(ArgumentError, match=f"^{name}:"):
             build()

@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from laptop import tiny
 
-from avprompt.cli import run
+from avprompt.cli import parts_of, run
 from avprompt.configs import read_yaml
 from avprompt.errors import ConfigError
 from avprompt.sweeps.plan import read_sweep
@@ -47,10 +48,15 @@ CLASSICS = {
     "avvp_mgn_feats": 4_366_065,
     "avvp_han_feats": 4_569_675,
     "avvp_valor_feats": 5_094_475,
+    "avvp_valor_plus_feats": 5_051_211,
+    "avvp_valor_plus_plus_feats": 4_887_371,
+    "avvp_jomold_estimator_feats": 3_519_051,
+    "avvp_jomold_feats": 4_569_675,
     "avvp_mm_pyramid_feats": 40_827_469,
     "avqa_st_avqa_res18": 7_916_716,
     "avqa_st_avqa_networks": 7_916_716,
     "avvp_han_networks": 4_044_875,
+    "avvp_han_r2plus1d": 3_258_443,
     "ave_late_fusion_networks": 1_335_246,
     **dict.fromkeys(("avs_s4_pvt", "avs_ms3_pvt"), 100_140_417),
     **dict.fromkeys(("avs_s4_resnet50", "avs_ms3_resnet50"), 68_157_697),
@@ -93,6 +99,7 @@ ALIKE = {
     "avs_s4_resnet50": "avs_s4_pvt",
     "avs_ms3_resnet50": "avs_ms3_pvt",
     "ave_late_fusion_networks": "ave_late_fusion",
+    "avvp_han_r2plus1d": "avvp_han_networks",
     **{f"{task}_lavish_star": f"{task}_dgsct" for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
 }
 RUN = [path for path in EXPERIMENTS if path.stem not in ALIKE]
@@ -131,6 +138,17 @@ def test_experiment_says_how_to_run_it(path: Path) -> None:
     assert re.search(r"^#   avprompt (fit|test|quickstart)", header, re.MULTILINE)
 
 
+def estimated(request: pytest.FixtureRequest, folder: Path) -> list[str]:
+    """A flag that names a checkpoint of JoMoLD's first stage, as a run of it would have left."""
+    (folder / "first").mkdir()
+    flags = on_a_laptop(ROOT / "experiments" / "avvp_jomold_estimator_feats.yaml", request, folder / "first")
+    task, _ = parts_of(flags)
+    content = {"state_dict": task.state_dict()}
+    task.on_save_checkpoint(content)
+    torch.save(content, folder / "estimator.ckpt")
+    return ["--model.denoising.estimator", str(folder / "estimator.ckpt")]
+
+
 def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> list[str]:
     """Flags that run one batch of an experiment on tiny encoders and a synthetic dataset."""
     content = read_yaml(path)
@@ -140,14 +158,18 @@ def on_a_laptop(path: Path, request: pytest.FixtureRequest, folder: Path) -> lis
     if "published_features" in content["data"]["init_args"]:
         folder_of_features = request.getfixturevalue(FEATURES[data])
         extra = [line for line in extra if line != "features: null"] + [f"published_features: {folder_of_features}"]
+        if content["data"]["init_args"].get("published_by") == "VALOR":
+            extra[-1] = f"published_features: {request.getfixturevalue('valor_features')}"
     if "taught" in content["data"]["init_args"]:
         extra = [*extra, f"taught: {request.getfixturevalue('llp_taught')}"]
     if data == "AVSBenchDataModule":
         root = root[content["data"]["init_args"]["setting"]]
+    first = estimated(request, folder) if "denoising" in content["model"]["init_args"] else []
     return [
         "--config",
         str(path),
         *tiny(path, folder / "tiny.yaml", [f"root: {root}", *extra]),
+        *first,
         "--trainer",
         str(ROOT / "lightning_configs" / "trainer" / "debug.yaml"),
     ]
@@ -159,7 +181,7 @@ def test_what_is_not_run_is_like_what_is() -> None:
         content["model"]["init_args"] = {
             key: value for key, value in content["model"]["init_args"].items() if key not in ("backbone", "prompt_lr")
         }
-        for key in ("image_size", "sample_rate"):  # the encoders'
+        for key in ("image_size", "sample_rate", "frames_per_segment", "root"):  # the encoders', and their own store
             content["data"]["init_args"].pop(key, None)
         return content
 

@@ -175,6 +175,30 @@ def multi_label(probability: Tensor, target: Tensor, smoothing: float = 1.0) -> 
     return cross_entropy_of_probability(probability, smoothing * target + (1 - smoothing) / 2)
 
 
+def segment_contrast(similarity: Tensor, temperature: float = 0.2, smoothing: float = 0.1) -> Tensor:
+    """Contrast of the segments of a video: a sound belongs to the sight of its own segment.
+
+    Source: MA (Wu and Yang, CVPR 2021), as JoMoLD's released script has it.
+
+    Args:
+        similarity: (B, T, T), cosines of each sounding segment (rows) with each seen one.
+        temperature: that they are divided by.
+        smoothing: weight of the other segments together, inside the logarithm.
+
+    Returns:
+        Mean over sounding segments, scalar.
+
+    Example:
+        >>> sure, none = 100 * torch.eye(10)[None], torch.zeros(1, 10, 10)
+        >>> [round(float(segment_contrast(cosines)), 3) for cosines in (sure, none)]
+        [0.105, 2.303]
+    """
+    shares, count = (wide(similarity) / temperature).softmax(-1), similarity.shape[-1]
+    others = smoothing / max(1, count - 1)
+    own = shares.diagonal(dim1=1, dim2=2)
+    return -((1 - smoothing - others) * own + others * shares.sum(-1)).log().mean()
+
+
 def token_category(logits: Tensor) -> Tensor:
     """Cross-entropy that trains each class token to predict its own class.
 

@@ -7,7 +7,7 @@ from avprompt.heads.cmbs_alone import CMBSAlone
 from avprompt.heads.cmran import CMRAN
 from avprompt.heads.dam import DAM
 from avprompt.heads.event_head import EventHead
-from avprompt.heads.han import HAN, ParsingHead
+from avprompt.heads.han import HAN, JoMoLD, ParsingHead
 from avprompt.heads.mm_pyramid import MMPyramid, MMPyramidParsing
 from avprompt.heads.psp import PSP
 from avprompt.heads.rfjc import RFJC
@@ -23,6 +23,7 @@ __all__ = [
     "RFJC",
     "CMBSAlone",
     "EventHead",
+    "JoMoLD",
     "MMPyramid",
     "MMPyramidParsing",
     "ParsingHead",

@@ -8,6 +8,7 @@ from avprompt.tasks.avs import AVS
 from avprompt.tasks.avvp import AVVP
 from avprompt.tasks.base import AVPromptTask
 from avprompt.tasks.contrastive import Contrastive
+from avprompt.tasks.denoising import LabelDenoising
 
 __all__ = [
     "AVAR",
@@ -20,4 +21,5 @@ __all__ = [
     "AVPromptTask",
     "AVQAGrounding",
     "Contrastive",
+    "LabelDenoising",
 ]
