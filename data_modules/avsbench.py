@@ -64,7 +64,7 @@ class AVSBenchDataModule(AVDataModule):
         self.num_classes = len(self.class_names)
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         return {**super().sizes, "mask_size": self.mask_size}
 
     def read_annotations(self) -> dict[str, list[avsbench.Video]]:

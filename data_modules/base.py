@@ -453,7 +453,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         return self.sampling.segments
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         """What `DatasetInfo.example` reads besides `clips` and `segments`."""
         return {"num_classes": self.num_classes}
 

@@ -161,7 +161,7 @@ class LLPDataModule(AVDataModule):
             )
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         return {**super().sizes, "video_dim": self.video_dim, "taught": bool(self.taught)}
 
     def setup(self, stage: str) -> None:

@@ -141,7 +141,7 @@ class MUSICAVQADataModule(AVDataModule):
         )
 
     @property
-    def sizes(self) -> dict[str, int]:
+    def sizes(self) -> dict[str, Any]:
         size, several = self.sampling.size, self.sampling.pictures[1:]
         negative = () if self.negatives == "none" else (*several, 3, size, size)
         return {**super().sizes, "question_length": self.question_length, "negative": negative}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from avprompt import losses
 from avprompt.backbone import PublishedFeatures
 from avprompt.datasets.llp import seconds_of_clap
+from avprompt.encoders.base import BlockSpec
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.features import AVFeatures, FeatureSource
 from avprompt.heads import (
@@ -34,6 +35,7 @@ from avprompt.heads import (
     MMPyramid,
     MMPyramidParsing,
 )
+from avprompt.heads.avs_decoder import AVSDecoder
 from avprompt.heads.mgn import MGNHead
 from avprompt.heads.psp import positive_links
 from avprompt.heads.spatial import AudioGuidedAttention, SpatialChannelAttention
@@ -511,9 +513,31 @@ def test_the_question_alone_is_a_baseline() -> None:
         AVQA(PublishedFeatures("ResNet-18"), 5, 9, inputs="question", grounding=Path("best.ckpt"))
 
 
-@pytest.mark.parametrize("head", [HAN, MMPyramidParsing])
-def test_parsing_heads_learn_from_labels_of_the_video(head: Callable[..., nn.Module]) -> None:
-    """HAN learns eight videos; a video's outputs depend on no other; any number of segments; finite in bfloat16."""
+#: name -> head, whose loss terms besides those on the video's labels
+PARSERS: dict[str, tuple[Callable[..., nn.Module] | None, set[str]]] = {
+    "HAN": (HAN, set()),
+    "VALOR+": (partial(HAN, heads=4, hidden=64, in_turn=True, width=32, layers=4), set()),
+    "JoMoLD": (JoMoLD, {"contrast"}),
+    "JoMoLD, estimator": (partial(JoMoLD, across=False), {"contrast"}),
+    "MM-Pyramid": (MMPyramidParsing, set()),
+    "MGN": (None, {"audio_tokens", "visual_tokens"}),
+}
+
+
+#: the same for AVSBench's own decoder
+AVSBENCH = {
+    "masks": [-0.359436, -1.026056, -1.500869, -1.073501, -1.095498, 0.386395, -0.269219, -1.042629],
+    "matched_visual": [0.077366, 0.048325, 0.048976, 0.077288, 0.003766, 0.045271, 0.154361, 0.212035],
+    "matched_audio": [-0.149173, 0.600293, 1.032612, -0.725864, -0.899605, 0.50569, -0.895862, -0.251652],
+}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_parsing_heads_learn_from_labels_of_the_video(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A head learns eight videos; a video's outputs depend on no other; any number of segments; finite in bfloat16."""
+    for path, value in (("mm_pyramid.WIDTH", 32), ("mgn.WIDTH", 32), ("mgn.DROP_PATH", 0.0)):
+        monkeypatch.setattr(f"avprompt.heads.{path}", value)
+    head, more = PARSERS[name]
     generator = torch.Generator().manual_seed(0)
     batch = {
         "audio": torch.randn(8, 4, AUDIO, generator=generator),
@@ -523,32 +547,77 @@ def test_parsing_heads_learn_from_labels_of_the_video(head: Callable[..., nn.Mod
     }
     torch.manual_seed(0)
     task = AVVP(Given(), CLASSES, 4, 6, head, smoothing=1.0)
-    optimizer = torch.optim.Adam(task.parameters(), 3e-4, fused=True)
-    first = None
-    for _ in range(60 if head is HAN else 2):
+    for part in task.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    rate = 3e-4 if head in (HAN, JoMoLD) or "estimator" in name else 3e-3
+    optimizer = torch.optim.Adam(task.parameters(), rate, fused=True)
+    for _ in range(100):
         outputs = task.train()(batch)
         loss, terms = task.total_loss(outputs, batch)
-        first = loss.detach() if first is None else first
-        if all(((outputs[name] > 0.5) == (batch["labels"] > 0.5)).all() for name in ("video_prob", "audio_video_prob")):
+        if all(((outputs[kind] > 0.5) == (batch["labels"] > 0.5)).all() for kind in ("video_prob", "audio_video_prob")):
             break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    task.eval()
-    outputs = task(batch)
-    assert task.total_loss(outputs, batch)[0] < first and set(terms) == {"video", "audio", "visual"}
-    if head is HAN:
-        assert ((outputs["video_prob"] > 0.5) == (batch["labels"] > 0.5)).all()
-    alone = task({name: value[2:3] for name, value in batch.items()})
-    assert all(torch.allclose(value[2:3], alone[name], atol=1e-5) for name, value in outputs.items())
-    longer = task(
-        {name: value.repeat(1, 3, *[1] * (value.ndim - 2))[:, :10] for name, value in batch.items() if name != "labels"}
-    )
-    assert longer["visual_prob"].shape == (8, 10, CLASSES)
+    outputs = task.eval()(batch)
+    assert set(terms) == {"video", "audio", "visual", *more}
+    assert ((outputs["video_prob"] > 0.5) == (batch["labels"] > 0.5)).all()
+    alone = task({kind: value[2:3] for kind, value in batch.items()})
+    apart = [kind for kind in outputs if not kind.endswith("token_logits")]
+    assert all(torch.allclose(outputs[kind][2:3], alone[kind], atol=1e-5) for kind in apart)
+    longer = {
+        kind: value.repeat(1, 3, *[1] * (value.ndim - 2))[:, :10] for kind, value in batch.items() if value.ndim > 2
+    }
+    assert name == "MGN" or task(longer)["visual_prob"].shape == (8, 10, CLASSES)
     with torch.autocast("cpu", torch.bfloat16):
         assert all(torch.isfinite(value).all() for value in task(batch).values())
     with pytest.raises(ShapeError, match="video_features.*video_dim 0"):
-        task({name: value for name, value in batch.items() if name != "video_features"})
+        task({kind: value for kind, value in batch.items() if kind != "video_features"})
+
+
+def test_segmentation_equals_avsbench() -> None:
+    """Their decoder on maps of smaller frames, with the in-place ReLU that changes what the loss of MS3 compares."""
+    grids = (16, 8, 4, 2)
+    specs = [BlockSpec(dim, (size, size), place) for place, (dim, size) in enumerate(zip((64, 128, 320, 512), grids))]
+    head = AVSDecoder(128, specs, 64, (0.0, 0.0), matching=True, dilated=True, project=False).double().eval()
+    state = {key: draw(key.replace(".bn.", ".norm."), value.shape) for key, value in head.state_dict().items()}
+    state = {key: value.abs() + 0.5 if key.endswith("running_var") else value for key, value in state.items()}
+    head.load_state_dict({key: value for key, value in state.items() if value.ndim}, strict=False)
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randn(1, 5, spec.tokens, spec.dim, generator=generator, dtype=torch.float64) for spec in specs]
+    with torch.no_grad():
+        outputs = head(torch.randn(1, 5, 128, generator=generator, dtype=torch.float64), maps)
+    for output, values in AVSBENCH.items():
+        found = outputs[output].flatten()[:: outputs[output].numel() // 8][:8]
+        assert (found - torch.tensor(values, dtype=torch.float64)).abs().max() < 2e-6, output
+
+
+def test_question_answering_learns_eight_questions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "id": [str(place) for place in range(8)],
+        "audio_features": torch.randn(8, 2, 128, generator=generator),
+        "visual_features": torch.randn(8, 2, 4, 512, generator=generator),
+        "question": torch.randint(9, (8, 3), generator=generator),
+        "answer": torch.arange(8) % 5,
+    }
+    torch.manual_seed(0)
+    task = AVQA(PublishedFeatures("ResNet-18"), 5, 9)
+    optimizer = torch.optim.Adam(task.parameters(), 3e-4, fused=True)
+    for _ in range(40):
+        outputs = task.train()(batch)
+        if (outputs["answer"].argmax(-1) == batch["answer"]).all():
+            break
+        optimizer.zero_grad()
+        task.total_loss(outputs, batch)[0].backward()
+        optimizer.step()
+    outputs = task.eval()(batch)
+    assert (outputs["answer"].argmax(-1) == batch["answer"]).all()
+    alone = task({kind: value[2:3] for kind, value in batch.items()})
+    assert torch.allclose(outputs["answer"][2:3], alone["answer"], atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(task(batch)["answer"]).all()
 
 
 def test_the_released_pyramid_exchanges_the_modalities() -> None:

@@ -27,7 +27,8 @@ from avprompt import data_modules
 from avprompt.cli import main, parts_of, run
 from avprompt.configs import find_file, get_nested, read_yaml
 from avprompt.datasets import avsbench
-from avprompt.errors import AVPromptError, ConfigError, DatasetError
+from avprompt.errors import ArgumentError, AVPromptError, ConfigError, DatasetError
+from avprompt.reports.compare import compare
 from avprompt.reports.efficiency import measure
 from avprompt.reports.published import read_published
 from avprompt.reports.runs import Run, read_runs, task_of
@@ -202,6 +203,30 @@ def test_synthetic_data_never_stand_unmarked_beside_published_figures(runs: Path
     )
 
 
+def test_a_published_table_is_shown_whole_with_ours_beside(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare([runs], table="DG-SCT (NeurIPS 2023), table 1", out=tmp_path / "out")
+    shown = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
+    assert shown in capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith("|")]
+    header, rows = rows[0], rows[2:]
+    assert header == ["row", "accuracy, % published", "ours", "ours", "n"]
+    printed = [figure for figure in read_published() if figure.source == "DG-SCT (NeurIPS 2023), table 1"]
+    assert [row[0] for row in rows] == [figure.method for figure in printed]
+    assert [row[1][:4] for row in rows] == [f"{figure.value:.1f}" for figure in printed]
+    ours = {row[0]: row[2:] for row in rows if row[2]}
+    assert ours.keys() == {"LAVisH*", "DG-SCT"} and ours["DG-SCT"] == ["51.0 ± 1.0 [d]", "1,000", "2"]
+    assert "[d] synthetic dataset" in shown and "figures alone" not in shown
+    compare([runs], table="poster (BMVC 2025), table 1")
+    shown = capsys.readouterr().out
+    assert "figures alone, without a network of ours: AVT, CoPL\n" in shown
+    assert re.search(r"\| DG-SCT +\| 82.2 \[\w\] +\| 51.0 ± 1.0 ", shown)  # by the settings of the paper's own row
+    for part, told in (("table 99", "Correct it"), ("table 1", "Write more")):
+        with pytest.raises(ArgumentError, match=f"table: got {part}.*AV-STFP poster.*{told}"):
+            compare([runs], table=part)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -293,7 +318,8 @@ def test_every_shipped_experiment_has_its_names(path: Path) -> None:
     assert task in {figure.task for figure in published} | {"avqa_grounding", "pretrain_vggsound"}
     assert any(figure.dataset.startswith(dataset(content)["dataset"]) for figure in published)
     names = {SHORT.get(name, name).removesuffix(" (shared)") for f in published for name in (f.visual, f.audio)}
-    names |= {"PVT-v2", "ResNet-18"}  # of networks whose tables name no encoder, or whose figures are not quoted
+    # of networks whose tables name no encoder, or whose figures are not quoted
+    names |= {"PVT-v2", "ResNet-18", "R(2+1)D-18", "CLIP-L/14", "CLAP"}
     names |= {part.removeprefix("visual=") for f in published for part in f.settings.split() if "visual=" in part}
     for side in ("visual", "audio"):
         given = get_nested(content, f"model.init_args.backbone.init_args.{side}")

@@ -257,7 +257,7 @@ def test_a_network_of_video_makes_the_third_kind_of_features(llp_root: Path, tmp
     assert sample["frames"].shape == (10, 3, 64, 64) and sample["video_features"].shape == (10, 512)
     assert torch.allclose(sample["video_features"], online.visual[0], atol=2e-3, rtol=2e-3)
     with pytest.raises(DatasetError, match=r"segments of 1 s every 1 s; expected \(10, 512\), of 1 s every 2 s"):
-        LLPDataModule(llp_root, features=tmp_path / "cache", stride=2.0, **options).video_files
+        assert LLPDataModule(llp_root, features=tmp_path / "cache", stride=2.0, **options).video_files
 
 
 def test_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -158,8 +158,8 @@ class MMPyramidParsing(ParsingHead):
     ) -> None:
         super().__init__()
         self.exchanged = exchanged
-        self.inputs, self.pyramid = ParsingInputs(audio_dim, visual_dim, video_dim), Pyramid()
-        self.pool = AttentivePooling(num_classes)
+        self.inputs, self.pyramid = ParsingInputs(audio_dim, visual_dim, video_dim, WIDTH), Pyramid()
+        self.pool = AttentivePooling(num_classes, WIDTH)
 
     def forward(self, audio: Tensor, visual: Tensor, video: Tensor | None = None) -> dict[str, Tensor]:
         """Audio (B, T, C_a), visual (B, T, C_v), r2plus1d features (B, T, C_s) where the network has them -> outputs of

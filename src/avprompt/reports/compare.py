@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avprompt.errors import ArgumentError
 from avprompt.files import write_whole
-from avprompt.reports.published import read_published
+from avprompt.reports.published import Figure, read_published
 from avprompt.reports.rendering import html_page, latex, markdown, write_csv
 from avprompt.reports.runs import read_results, read_runs
-from avprompt.reports.tables import drop_empty, long_rows, metrics_of, tables
+from avprompt.reports.tables import drop_empty, long_rows, metrics_of, published_tables, tables
 from avprompt.reports.variants import gather
 from avprompt.reports.verdicts import (
     PAIR_COLUMNS,
@@ -26,6 +27,28 @@ from avprompt.reports.verdicts import (
 )
 
 
+def source_of(part: str, figures: list[Figure]) -> str:
+    """The one source of published percentages that has a text in its name, or that is the text.
+
+    Raises:
+        ArgumentError: none has it, or several.
+
+    Example:
+        >>> source_of("poster (BMVC 2025), table 1", read_published())
+        'AV-STFP poster (BMVC 2025), table 1'
+    """
+    known = list(dict.fromkeys(figure.source for figure in figures if figure.unit == "percent"))
+    found = [source for source in known if source == part] or [source for source in known if part in source]
+    if len(found) != 1:
+        raise ArgumentError(
+            "table",
+            part,
+            f"a part of the name of one of: {'; '.join(found or known)}",
+            "Write more of its name." if found else "Correct it.",
+        )
+    return found[0]
+
+
 def compare(
     folders: list[Path],
     csv_file: Path | None = None,
@@ -33,6 +56,7 @@ def compare(
     tensorboard: Path | None = None,
     pairs: bool = False,
     power: bool = False,
+    table: str | None = None,
 ) -> None:
     """Print finished runs in one table for each task: seeds grouped, beside published figures, parameters, time,
     memory; then paired tests of the rows.
@@ -50,13 +74,18 @@ def compare(
         tensorboard: also write there, for `tensorboard --logdir`, hyper-parameters, curves and bars of all variants.
         pairs: show the tests of every two rows, not only of each with the best one.
         power: also show how many seeds or clips it takes to tell two rows apart, at the spread that was seen.
+        table: show this published table instead, every row as printed and ours beside, such as 'DG-SCT (NeurIPS 2023),
+            table 1'; a part of its name that no other table has will do.
 
     Raises:
+        ArgumentError: no published table, or several, have `table` in their names.
         DatasetError: there is no result in any folder, or a broken outcomes.csv.
     """
     figures, runs = read_published(), read_runs(folders)
     variants, tested, built = gather(runs, figures), [], []
-    for task in dict.fromkeys(variant.task for variant in variants):
+    if table is not None:
+        built = [drop_empty(own) for own in published_tables(source_of(table, figures), variants, figures)]
+    for task in () if table is not None else dict.fromkeys(variant.task for variant in variants):
         mine = [variant for variant in variants if variant.task == task]
         shown = metrics_of(mine, figures)
         found = paired_tests(mine, shown)

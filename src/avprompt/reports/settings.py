@@ -28,6 +28,7 @@ ENCODERS = {
     "ResNet resnet18 (IMAGENET1K_V1)": "ResNet-18",
     "ResNet resnet152 (IMAGENET1K_V1)": "ResNet-152",
     "VGG (IMAGENET1K_V1)": "VGG-19",
+    "R2Plus1D (KINETICS400_V1)": "R(2+1)D-18",
     "VGGish (vggish-10086976)": "VGGish",
     "CLIP ViT-L-14 (openai)": "CLIP ViT-L/14",
     "CLAPAudio tiny (630k-audioset-fusion-best)": "CLAP HTS-AT",

@@ -145,6 +145,108 @@ def effort_text(value: float | str | None, name: str) -> str:
     return f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
 
 
+def published_tables(source: str, variants: list[Variant], figures: list[Figure]) -> list[Table]:
+    """A published table as printed, one for each of its tasks: every row in published order, with our runs of it beside.
+
+    Args:
+        source: document and table, as in `published.csv`.
+        variants: compared runs.
+        figures: what is published.
+    """
+    found = [figure for figure in figures if figure.source == source and figure.unit == "percent"]
+    return [
+        _published_table(source, [figure for figure in found if figure.task == task], variants, figures)
+        for task in dict.fromkeys(figure.task for figure in found)
+    ]
+
+
+def _published_table(source: str, found: list[Figure], variants: list[Variant], figures: list[Figure]) -> Table:
+    sizes, task, metrics = sizes_of(figures), found[0].task, list(dict.fromkeys(figure.metric for figure in found))
+    seen: dict[str, str] = {}
+
+    def mark(setting: Setting) -> str:
+        return f"[{seen.setdefault(str(setting), letter(len(seen)))}]"
+
+    rows: list[list[str]] = []
+    alone: dict[str, None] = {}
+    runnable: set[str] = set()
+    for printed in _rows_of(found):
+        first, values = printed[0], {figure.metric: figure for figure in printed}
+        name, same = ", ".join(filter(None, (first.method, first.row))), _with_settings(first, figures)
+        if same is None:
+            alone[name] = None
+        else:
+            runnable.add(name)
+        ours = [own for own in variants if own.task == task and same and same.describes(own.runs[0].config)]
+        for place, own in enumerate(ours or [None]):
+            cells = ["" if place else name]
+            for metric in metrics:
+                figure = None if place else values.get(metric)
+                shown = figure is not None and figure.value is not None
+                mine = [] if own is None else [100 * value for value in own.values(metric)]
+                spread = f" ± {standard_error(mine):.1f}" if len(mine) > 1 else ""
+                cells.append(f"{number(figure)} {mark(published_setting(figure, sizes))}" if shown else "")
+                cells.append(f"{statistics.mean(mine):.1f}{spread} {mark(own.setting)}" if mine else "")
+            cells += ["" if place else first.trainable]
+            cells += (
+                ["", ""] if own is None else [f"{own.runs[0].result['parameters']['trainable']:,}", str(len(own.runs))]
+            )
+            rows.append(cells)
+    lacking = [name for name in alone if name not in runnable]
+    notes = dict.fromkeys(f"{figure.method}: {figure.note}" for figure in found if figure.note)
+    return Table(
+        task,
+        [
+            "row",
+            *(text for metric in metrics for text in (f"{metric}, % published", "ours")),
+            "trainable published",
+            "ours",
+            "n",
+        ],
+        rows,
+        {text: setting for setting, text in seen.items()},
+        [
+            f"{source}, in its order; a row without ours has no run among these folders",
+            *([f"figures alone, without a network of ours: {', '.join(lacking)}"] if lacking else []),
+            *notes,
+        ],
+    )
+
+
+def _rows_of(found: list[Figure]) -> list[list[Figure]]:
+    """Figures of one table by its rows, each with one figure of a metric."""
+    printed: list[list[Figure]] = []
+    for figure in found:
+        own = (figure.method, figure.row, figure.visual, figure.audio, figure.settings)
+        for row in printed:
+            first = row[0]
+            if own == (first.method, first.row, first.visual, first.audio, first.settings) and all(
+                other.metric != figure.metric for other in row
+            ):
+                row.append(figure)
+                break
+        else:
+            printed.append([figure])
+    return printed
+
+
+def _with_settings(figure: Figure, figures: list[Figure]) -> Figure | None:
+    """The figure, or where it has no settings one of another table that has, of the same method and encoders."""
+    if figure.settings:
+        return figure
+    return next(
+        (
+            other
+            for other in figures
+            if other.settings
+            and other.source != figure.source
+            and (other.task, other.method.lower(), other.row) == (figure.task, figure.method.lower(), figure.row)
+            and (not figure.visual or (other.visual, other.audio) == (figure.visual, figure.audio))
+        ),
+        None,
+    )
+
+
 def standard_error(values: list[float]) -> float:
     """Of the mean over seeds; 0 for one seed.
 
