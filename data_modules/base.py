@@ -15,14 +15,14 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import Dataset, default_collate
 
-from avprompt.datasets.base import DatasetInfo, one_a_segment
+from avprompt.datasets.base import DatasetInfo
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.feature_cache import FeatureCache
 from avprompt.media.augment import RandAugment
 from avprompt.media.decode import Clip, Sampling, decode_clip, probe
 from avprompt.media.feature_files import FeatureFiles
 from avprompt.media.prepare import find_media
-from avprompt.media.readers import ClipReader, Segments, open_reader
+from avprompt.media.readers import ClipReader, Segments, one_a_segment, open_reader
 from avprompt.media.samplers import ClipLoader, ErrorsAsValues, ResumableLoader, share
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.processes import gathered_objects

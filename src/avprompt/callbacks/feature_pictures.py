@@ -32,12 +32,12 @@ from torch.nn import functional as F
 
 from avprompt.callbacks.logged_pictures import drawing, log_picture
 from avprompt.callbacks.run_folder import run_folder
-from avprompt.datasets.base import one_a_segment
 from avprompt.encoders.base import FrozenEncoder
 from avprompt.encoders.htsat import HTSAT
 from avprompt.encoders.plain_vit import ViTSpectrogram
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.heads.temporal import TemporalGate
+from avprompt.media.readers import one_a_segment
 from avprompt.methods import NoPrompts
 from avprompt.methods.dgsct import PaperTemporalGate
 from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure

@@ -37,17 +37,6 @@ def curves_of(sample: Sample) -> dict[str, Tensor]:
     }  # else it is of the clip's categories
 
 
-def one_a_segment(frames: Tensor) -> Tensor:
-    """Frames of a clip as pictures show them: (T, 3, H, W) as they are, of (T, F, 3, H, W) those in the middle.
-
-    Example:
-        >>> import torch
-        >>> one_a_segment(torch.zeros(10, 8, 3, 4, 4)).shape
-        torch.Size([10, 3, 4, 4])
-    """
-    return frames[:, frames.shape[1] // 2] if frames.ndim == 5 else frames
-
-
 @dataclass(frozen=True)
 class DatasetInfo:
     """A dataset's description: data modules, `avprompt data verify` and the reports read it.

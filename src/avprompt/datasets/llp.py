@@ -375,7 +375,7 @@ def seconds_of_clap(values: np.ndarray) -> np.ndarray:
     VALOR++ averages the bands, and resizes the places bicubically to 1024, of which each second has a mean.
 
     Example:
-        >>> seconds_of_clap(np.tile(np.arange(32.0), 2)[:, None]).flatten().round(1)[[0, 5, 9]].tolist()
+        >>> seconds_of_clap(np.tile(np.arange(32.0), 2)[:, None]).flatten().astype(float).round(1)[[0, 5, 9]].tolist()
         [1.1, 17.1, 29.9]
     """
     places = torch.from_numpy(np.array(values, dtype=np.float64)).unflatten(0, (2, 32)).mean(0)  # (32, C)

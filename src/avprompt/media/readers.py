@@ -28,6 +28,16 @@ def as_frame(pixels: np.ndarray, sampling: Sampling) -> Tensor:
     return torch.from_numpy(resize(pixels, sampling.size, sampling.antialias)).permute(2, 0, 1).contiguous()
 
 
+def one_a_segment(frames: Tensor) -> Tensor:
+    """Frames of a clip as pictures show them: (T, 3, H, W) as they are, of (T, F, 3, H, W) those in the middle.
+
+    Example:
+        >>> one_a_segment(torch.zeros(10, 8, 3, 4, 4)).shape
+        torch.Size([10, 3, 4, 4])
+    """
+    return frames[:, frames.shape[1] // 2] if frames.ndim == 5 else frames
+
+
 class ClipReader(abc.ABC):
     """Reads clips by id."""
 

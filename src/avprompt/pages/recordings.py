@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from avprompt.datasets.base import one_a_segment
 from avprompt.errors import ClipDecodeError
 from avprompt.files import write_whole
 from avprompt.media.playable import plays, slides, transcode
+from avprompt.media.readers import one_a_segment
 from avprompt.pages.rendering import inline_svg, png, render
 from avprompt.plots.recording import Recording, envelope, place_of, recording_figure, spectrogram
 

@@ -20,6 +20,7 @@ def cross_entropies(probability: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy of each entry, as `avprompt.losses.cross_entropy_of_probability` means it.
 
     Example:
+        >>> import torch
         >>> cross_entropies(torch.tensor([0.5, 1.0]), torch.tensor([1.0, 1.0])).round(decimals=2)
         tensor([0.6900, 0.0000])
     """
@@ -42,6 +43,7 @@ def noisy_labels(losses: dict[str, Tensor], labels: Tensor, shares: dict[str, Te
         Of `audio` and `visual`, (B, C) bool.
 
     Example:
+        >>> import torch
         >>> losses = {"audio": torch.tensor([[0.1], [0.2], [3.0]]), "visual": torch.tensor([[2.0], [4.0], [0.1]])}
         >>> shares = {"audio": torch.tensor([0.0]), "visual": torch.tensor([0.67])}
         >>> found = noisy_labels(losses, torch.tensor([[1.0], [1.0], [1.0]]), shares)
