@@ -30,14 +30,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import ctypes
-import gc
-import importlib.util
 import json
 import multiprocessing
 import os
 import platform
-import resource
 import signal
 import statistics
 import subprocess
@@ -46,7 +42,7 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,12 +50,15 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from torch import Tensor, nn
+from torch import Tensor
 
 from avprompt import AVPromptBackbone
 from avprompt.cli import parts_of
 from avprompt.reports.efficiency import open_gates, random_weights
 from avprompt.signals import handled
+
+sys.path.insert(0, str(Path(__file__).parent))  # where a test loads this file by its path
+from trials import Machine, Operations, Trial, foreign, moved, slope
 
 #: kinds of a line of results.jsonl that say how a part ended
 DONE, FAILED, LATE, SKIPPED = "done", "failed", "out of time", "not begun"
@@ -143,131 +142,6 @@ LIMITS = {
 }
 
 
-# --- time and memory
-
-
-class Machine:
-    """The device under test.
-
-    Args:
-        device: `cuda` or `cpu`.
-        sizes: what is measured on it.
-    """
-
-    def __init__(self, device: str, sizes: Sizes) -> None:
-        self.device, self.sizes, self.cuda = device, sizes, device == "cuda"
-
-    def wait(self) -> None:
-        """Until everything that was launched is done."""
-        if self.cuda:
-            torch.cuda.synchronize()
-
-    def forget(self) -> None:
-        """Return memory to the device, and start the peak again."""
-        gc.collect()
-        if self.cuda:
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            return
-        ctypes.CDLL(None).malloc_trim(0)
-        with contextlib.suppress(OSError):  # a container may not have it: the peak is then that of the whole process
-            Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self) -> int:
-        """Bytes at the peak since `forget`."""
-        if self.cuda:
-            return torch.cuda.max_memory_allocated()
-        lines = Path("/proc/self/status").read_text().splitlines() if Path("/proc/self/status").exists() else []
-        found = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
-        return 1024 * (found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-    def seconds(self, step: Callable[[], Any], steps: int, warm: int = 2) -> float:
-        """Median over three groups of the seconds a step; within a group the host runs ahead of the device."""
-        for _ in range(warm):
-            step()
-        found, count = [], max(1, steps // 3)
-        for _ in range(min(3, steps)):
-            self.wait()
-            begun = time.perf_counter()
-            for _ in range(count):
-                step()
-            self.wait()
-            found.append((time.perf_counter() - begun) / count)
-        return statistics.median(found)
-
-
-class Trial:
-    """A network in training on one batch that does not change.
-
-    Args:
-        machine: where.
-        model: a task of the suite, or any network.
-        batch: clips -> inputs.
-        loss: (model, inputs) -> loss.
-        optimizer: of the network.
-        precision: `bf16` autocast or `fp32`.
-    """
-
-    def __init__(
-        self,
-        machine: Machine,
-        model: nn.Module,
-        batch: Callable[[int], Any],
-        loss: Callable[[nn.Module, Any], Tensor],
-        optimizer: torch.optim.Optimizer,
-        precision: str = "bf16",
-    ) -> None:
-        self.machine, self.model, self.batch, self.loss = machine, model, batch, loss
-        self.optimizer, self.precision, self.inputs = optimizer, precision, None
-
-    def load(self, clips: int) -> None:
-        """Make a batch; the same for the same number of clips."""
-        self.inputs = None
-        self.machine.forget()
-        torch.manual_seed(clips)
-        self.inputs = moved(self.batch(clips), self.machine.device)
-
-    def autocast(self) -> torch.autocast:
-        """What `precision` computes in."""
-        return torch.autocast(self.machine.device, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def forward_backward(self) -> Tensor:
-        """Gradients of the batch's loss, which is returned."""
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.autocast():
-            loss = self.loss(self.model, self.inputs)
-        loss.backward()
-        return loss.detach()
-
-    def step(self) -> Tensor:
-        """A training step -> its loss."""
-        loss = self.forward_backward()
-        self.optimizer.step()
-        return loss
-
-    def measure(self, clips: int, **more: Any) -> dict[str, Any]:
-        """Milliseconds, clips a second and peak memory of a step; or that it does not fit."""
-        found: dict[str, Any] = {"precision": self.precision, "batch": clips, **more}
-        try:
-            self.load(clips)
-            seconds = self.machine.seconds(self.step, self.machine.sizes.steps, self.machine.sizes.warm)
-        except torch.OutOfMemoryError as error:
-            self.inputs = None
-            self.optimizer.zero_grad(set_to_none=True)
-            self.machine.forget()
-            return {**found, "error": f"out of memory: {str(error).splitlines()[0]}"}
-        return {**found, "ms": 1e3 * seconds, "clips_per_s": clips / seconds, "peak_bytes": self.machine.peak()}
-
-
-def moved(value: Any, device: str) -> Any:
-    """Tensors in tuples, lists and dicts on a device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, (tuple, list)):
-        return type(value)(moved(part, device) for part in value)
-    return {key: moved(part, device) for key, part in value.items()} if isinstance(value, dict) else value
-
-
 def trial(machine: Machine, experiment: str, precision: str = "bf16", overrides: Sequence[str] | None = None) -> Trial:
     """An experiment in training with random weights, its gates open; by default with the overrides of the sizes."""
     flags = list(machine.sizes.overrides if overrides is None else overrides)
@@ -301,13 +175,6 @@ def flops_of(one: Trial) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # fused ones are not all counted
         one.forward_backward()
     return counter.get_total_flops()
-
-
-def slope(rows: list[dict[str, Any]]) -> float | None:
-    """Bytes a clip: by how much the peak grows from the smallest batch to the largest, by clip."""
-    peaks = {row["batch"]: row["peak_bytes"] for row in rows if "peak_bytes" in row}
-    low, high = min(peaks, default=0), max(peaks, default=0)
-    return None if low == high else (peaks[high] - peaks[low]) / (high - low)
 
 
 def largest(one: Trial, rows: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -467,43 +334,6 @@ def baseline(machine: Machine, given: argparse.Namespace, write: Write) -> None:
         machine.forget()
 
 
-def foreign(machine: Machine, folder: Path) -> Trial:
-    """The network in a folder's baseline.py."""
-    folder = folder.expanduser().resolve()
-    sys.path.insert(0, str(folder))
-    spec = importlib.util.spec_from_file_location("avprompt_gpu_baseline", folder / "baseline.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    torch.manual_seed(0)
-    model = module.build().to(machine.device).train()
-
-    def loss(network: nn.Module, inputs: Any) -> Tensor:
-        outputs = network(**inputs) if isinstance(inputs, dict) else network(*inputs)
-        return (
-            module.loss(outputs)
-            if hasattr(module, "loss")
-            else sum(part.float().square().mean() for part in tensors(outputs) if part.requires_grad)
-        )
-
-    return Trial(
-        machine,
-        model,
-        module.batch,
-        loss,
-        torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 1e-5),
-        "fp32",
-    )
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Floating tensors in nested outputs."""
-    if isinstance(value, Tensor):
-        yield from [value] if value.is_floating_point() else []
-    elif isinstance(value, (list, tuple, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from tensors(part)
-
-
 def compiling(machine: Machine, given: argparse.Namespace, write: Write) -> None:
     """Each way of compiling, and the whole step as one CUDA graph."""
     name, clips = machine.sizes.ave, machine.sizes.batches[1]
@@ -589,29 +419,17 @@ def other(name: str) -> Callable[[Machine, argparse.Namespace, Write], None]:
 
 def profile(machine: Machine, given: argparse.Namespace, write: Write) -> None:
     """Kernels, idle time and synchronisations of one step."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     name, clips = machine.sizes.ave, machine.sizes.batches[1]
     one = trial(machine, name)
     one.load(clips)
     for _ in range(3 if machine.cuda else 1):
         one.step()
     machine.wait()
-    counts: dict[str, int] = {}
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, kinds: Any, inputs: Any = (), options: Any = None) -> Any:
-            counts[function.name()] = counts.get(function.name(), 0) + 1
-            return function(*inputs, **(options or {}))
-
-    with Count():
+    with Operations() as counted:
         one.forward_backward()
-    syncs = {
-        key: value
-        for key, value in counts.items()
-        if any(part in key for part in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero"))
-    }
-    found = {"operations": sum(counts.values()), "casts": counts.get("aten::_to_copy", 0), "synchronising": syncs}
+    waiting = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+    syncs = {name: count for name, count in counted.names.items() if name in waiting}
+    found = {"operations": counted.count, "casts": counted.names["_to_copy"], "synchronising": syncs}
     if machine.cuda:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as said:

@@ -16,32 +16,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from trials import Operations  # beside this file
 
 from avprompt.checkpoints import count_parameters
 from avprompt.cli import parts_of
-from avprompt.reports.efficiency import kept_bytes
-
-
-class Operations(TorchDispatchMode):
-    """Counts the operations that compute something; views, which launch nothing, are left aside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not function.is_view and function.overloadpacket.__name__ not in (
-            "detach",
-            "_unsafe_view",
-            "empty",
-            "new_empty",
-            "empty_like",
-        )
-        return function(*args, **(kwargs or {}))
+from avprompt.reports.kept import kept_bytes
 
 
 def kept(name: str, overrides: list[str]) -> tuple[float, int, int, int]:

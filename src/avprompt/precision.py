@@ -17,6 +17,17 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def product_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of products where autocast is on, else `None`; the meta device knows no autocast.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     product_dtype(torch.device("cpu"))
+    torch.bfloat16
+    """
+    on = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
 def recurrent(layer: nn.RNNBase, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Any]:
     """What an LSTM or GRU makes of x (B, T, C): output (B, T, H), and its last state; an LSTM may start from a state.
 

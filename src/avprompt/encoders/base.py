@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
+from avprompt.precision import product_dtype
 
 
 @dataclass(frozen=True)
@@ -734,10 +735,9 @@ class WindowBlock(FrozenBlock):
         if self.bias is None and not any(p.requires_grad for p in self.bias_sources()):
             with torch.no_grad():
                 self.bias = self._whole_bias()
-        if self.bias is not None and torch.is_autocast_enabled(device := self.bias.device.type):
-            kind = torch.get_autocast_dtype(device)
-            if self.low_bias is None or self.low_bias.dtype != kind:
-                self.low_bias = self.bias.to(kind)
+        kind = None if self.bias is None else product_dtype(self.bias.device)
+        if kind is not None and (self.low_bias is None or self.low_bias.dtype != kind):
+            self.low_bias = self.bias.to(kind)
 
     def to_windows(self, x: Tensor) -> Tensor:
         """(B*T, N, C) -> the tokens of each shifted window, (B*T, windows, n, C)."""

@@ -48,7 +48,8 @@ class CosineHeads(torch.autograd.Function):
             inverse = scales[:2] / lengths.clamp_min_(1e-12)  # as F.normalize
             units = qkv.new_empty(2, *(qkv.shape[place] for place in (0, 1, 4, 2, 5)))
             torch.mul(both, inverse, out=units.permute(1, 2, 4, 0, 3, 5))
-            q, k, v = *units.unbind(0), qkv[..., 2, :, :].transpose(2, 3).contiguous()
+            q, k = units.unbind(0)
+            v = qkv[..., 2, :, :].transpose(2, 3).contiguous()
             ctx.save_for_backward(q, k, inverse, scales)
             return q, k, v
 

@@ -17,14 +17,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from avprompt.encoders.base import without_autocast
-from avprompt.precision import wide
+from avprompt.precision import product_dtype, wide
 
 
 def lower(x: Tensor) -> Tensor:
     """`x` in the dtype of products: autocast's where it is on."""
-    kind = x.device.type
-    on = kind != "meta" and x.is_floating_point() and torch.is_autocast_enabled(kind)
-    return x.to(torch.get_autocast_dtype(kind)) if on and x.dtype != torch.float64 else x
+    kind = product_dtype(x.device)
+    return x if kind is None or not x.is_floating_point() or x.dtype == torch.float64 else x.to(kind)
 
 
 def usable(*norms: nn.Module) -> bool:
@@ -356,7 +355,8 @@ class Adapt(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, to_scores: Tensor | None) -> tuple[Tensor | None, ...]:
         settings, count = ctx.settings, len(ctx.kept)
         kept = dict(zip(ctx.kept, ctx.saved_tensors[:count]))
-        p, found = dict(zip(settings["names"], ctx.saved_tensors[count:])), {}
+        p = dict(zip(settings["names"], ctx.saved_tensors[count:]))
+        found: dict[str, Tensor] = {}
         x = kept["x"]
         with without_autocast(x.device):
             low = _lowered(p, x.dtype, ".weight")
