@@ -15,8 +15,10 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from lightning import LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from avprompt.callbacks import GroupedTensorBoard, RunReport
 from avprompt.cli import checks, lightning_cli, main, model_of, run
 from avprompt.cli.remembered import remembered
 from avprompt.cli.signatures import arguments, check_keys
@@ -90,11 +92,27 @@ def test_run_folder(fitted: Path) -> None:
     assert len(json.loads((fitted / "manifest.json").read_text())["ids"]["val"]) == 8
 
 
+def test_a_run_without_a_result_has_no_line_of_hyper_parameters(tmp_path: Path) -> None:
+    logger = GroupedTensorBoard(tmp_path, name="", version="", default_hp_metric=False)
+    trainer = Trainer(logger=logger, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False)
+    module = LightningModule()
+    module.monitor = "val_accuracy"
+    report = RunReport("x", {"seed_everything": 0})
+    report.setup(trainer, module, "fit")
+    report._log_hparams(trainer, module, {})
+    with pytest.raises(KeyError):
+        events(tmp_path).SummaryMetadata("_hparams_/session_start_info")
+    report._log_hparams(trainer, module, {"test_accuracy": 0.5, "test_loss": 1.0})
+    shown = {"metric/test_accuracy", "test/accuracy", "test/loss"}
+    assert set(events(tmp_path).Tags()["scalars"]) == shown
+    assert events(tmp_path).SummaryMetadata("_hparams_/session_start_info")
+
+
 def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
     """P12: with Lightning's defaults the hyper-parameters are either missing or stand beside a dummy metric."""
     tags = events(fitted).Tags()
-    assert "val_accuracy" in tags["scalars"] and "train_loss_epoch" in tags["scalars"]
-    assert "hp_metric" not in tags["scalars"]
+    assert {"metric/val_accuracy", "metric/best_val_accuracy", "val/accuracy", "train/loss"} <= set(tags["scalars"])
+    assert {tag.partition("/")[0] for tag in tags["scalars"]} == {"metric", "train", "val"}  # the metric on top
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     content = events(fitted).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
@@ -103,8 +121,8 @@ def test_hparams_reach_tensorboard_with_the_result(fitted: Path) -> None:
     assert given["model"].string_value == "AVE" and given["model.backbone.prompts"].string_value == "DGSCT"
     assert not [name for name in given if "init_args" in name or name.startswith(("trainer.logger", "ckpt_path"))]
     assert given["parameters/trainable"].number_value > 1e6
-    last = events(fitted).Scalars("val_accuracy")[-1].value
-    assert last == pytest.approx(json.loads((fitted / "result.json").read_text())["metrics"]["best_val_accuracy"])
+    (best,) = events(fitted).Scalars("metric/best_val_accuracy")
+    assert best.value == pytest.approx(json.loads((fitted / "result.json").read_text())["metrics"]["best_val_accuracy"])
 
 
 def test_saved_config_runs_again_and_says_the_same(fitted: Path, ave_root: Path, tmp_path: Path) -> None:

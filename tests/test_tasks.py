@@ -94,7 +94,7 @@ def test_validation_shows_its_first_clips_in_tensorboard(
     events.Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("validation/")]
     assert len(tags) == 2 and all(events.Images(tag)[0].width > 300 for tag in tags)
-    assert any(tag.startswith("val_") for tag in events.Tags()["scalars"])
+    assert any(tag.startswith("val/") for tag in events.Tags()["scalars"])
 
 
 def test_how_many_clips_are_shown() -> None:

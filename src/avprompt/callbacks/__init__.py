@@ -1,6 +1,7 @@
 """Lightning callbacks."""
 
 from avprompt.callbacks.checkpointing import InterruptCheckpoint, LastCheckpoint, TaskCheckpoint
+from avprompt.callbacks.grouped_tensorboard import GroupedTensorBoard
 from avprompt.callbacks.outcomes import OutcomeWriter
 from avprompt.callbacks.pictures import ValidationPictures
 from avprompt.callbacks.predictions import PredictionWriter
@@ -15,6 +16,7 @@ __all__ = [
     "EpochLines",
     "ExactResume",
     "FailTogether",
+    "GroupedTensorBoard",
     "InterruptCheckpoint",
     "LastCheckpoint",
     "OutcomeWriter",

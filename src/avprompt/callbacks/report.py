@@ -18,7 +18,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
+from avprompt.board import tags
 from avprompt.callbacks.checkpointing import TaskCheckpoint
+from avprompt.callbacks.grouped_tensorboard import GroupedTensorBoard
 from avprompt.callbacks.run_folder import run_folder
 from avprompt.callbacks.steps import StepMeter
 from avprompt.checkpoints import count_parameters
@@ -119,6 +121,9 @@ class RunReport(Callback):
         for callback in trainer.checkpoint_callbacks:
             if folder is not None and isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder / "checkpoints")
+        for logger in trainer.loggers:
+            if isinstance(logger, GroupedTensorBoard):
+                logger.monitor = pl_module.monitor
 
     # --- what a run that goes on has to know of its first part
 
@@ -159,8 +164,11 @@ class RunReport(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(given)
+                if not metrics:  # a run that fails before it has a result has no line in the table
+                    continue
+                columns = {tags(name, pl_module.monitor)[-1]: value for name, value in metrics.items()}
                 # without the list of columns: TensorBoard takes it from one run for all runs
-                for summary in hparams(shown, metrics)[1:]:
+                for summary in hparams(shown, columns)[1:]:
                     logger.experiment.file_writer.add_summary(summary)
                 logger.log_metrics(metrics, pl_module.global_step)
             else:
@@ -203,7 +211,7 @@ class RunReport(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the counts, and show the hparams in TensorBoard from the start."""
+        """Print the counts, and give the hyper-parameters to the loggers."""
         counts = count_parameters(pl_module)
         share = 100 * counts["trainable"] / counts["total"]
         print(
@@ -237,7 +245,7 @@ class RunReport(Callback):
             self._log_hparams(
                 trainer,
                 pl_module,
-                {pl_module.monitor: metrics.get(f"best_{pl_module.monitor}", metrics[pl_module.monitor])},
+                {f"best_{pl_module.monitor}": metrics.get(f"best_{pl_module.monitor}", metrics[pl_module.monitor])},
             )
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

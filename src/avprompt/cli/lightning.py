@@ -179,7 +179,7 @@ class AVPromptCLI(LightningCLI):
             )
         if trainer.logger is True:
             trainer.logger = Namespace(
-                class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                class_path="avprompt.callbacks.GroupedTensorBoard",
                 init_args=Namespace(
                     save_dir="runs",
                     name="lightning_logs",
@@ -201,7 +201,9 @@ class AVPromptCLI(LightningCLI):
                 and (not self._version_is_a_flag())
             ):
                 logger.init_args.version = None  # that of a training whose config.yaml is used again
-            named = isinstance(logger, Namespace) and logger.class_path.endswith((".TensorBoardLogger", ".CSVLogger"))
+            named = isinstance(logger, Namespace) and logger.class_path.endswith(
+                (".GroupedTensorBoard", ".TensorBoardLogger", ".CSVLogger")
+            )
             if named and command == "fit" and logger.init_args.version is None:
                 logger.init_args.version = slurm_version()
         if not any(loggers):

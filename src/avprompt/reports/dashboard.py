@@ -16,6 +16,7 @@ from tensorboard.plugins.hparams.api_pb2 import DataType, Experiment, HParamInfo
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 from torch.utils.tensorboard import SummaryWriter
 
+from avprompt.board import grouped
 from avprompt.configs import flatten, get_nested
 from avprompt.reports.published import Figure
 from avprompt.reports.tables import metrics_of, standard_error
@@ -95,9 +96,9 @@ def curves(variant: Variant, tag: str) -> dict[int, list[float]]:
     for run in variant.runs:
         events = EventAccumulator(str((run.trained or run).folder), size_guidance={"scalars": 0})
         events.Reload()
-        if tag in events.Tags()["scalars"]:
-            for event in events.Scalars(tag):
-                if event.step:  # step 0 holds the hyper-parameters, with no figure yet or with the best one
+        for known in events.Tags()["scalars"]:
+            for event in events.Scalars(known) if grouped(known) == tag else ():
+                if event.step:
                     found.setdefault(event.step, []).append(event.value)
     return {step: found[step] for step in sorted(found)}
 
@@ -180,10 +181,10 @@ def write_dashboard(folder: Path, variants: list[Variant], figures: list[Figure]
             start.hparams[name].string_value = str(value)
         with SummaryWriter(str(place / variant.task / re.sub(r"[^\w.+=, -]+", "_", variant.label))) as writer:
             writer.file_writer.add_summary(plugin_summary(metadata.SESSION_START_INFO_TAG, session_start_info=start))
-            for step, losses in curves(variant, "train_loss_epoch").items():
+            for step, losses in curves(variant, "train/loss").items():
                 writer.add_scalar(f"{variant.task}_training/loss", statistics.mean(losses), step)
             for metric in shown[variant.task]:
-                for step, values in curves(variant, f"val_{metric}").items():
+                for step, values in curves(variant, f"val/{metric}").items():
                     writer.add_scalar(f"{variant.task}_validation/{metric}", 100 * statistics.mean(values), step)
                 if values := variant.values(metric):
                     writer.add_scalar(f"{variant.task}/{metric}", 100 * statistics.mean(values), 0)

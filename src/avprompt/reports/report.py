@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from avprompt.board import grouped
 from avprompt.configs import EXPERIMENTS, flatten, get_nested, is_spec, load_class, parameters, read_yaml
 from avprompt.errors import DatasetError
 from avprompt.files import write_whole
@@ -194,9 +195,9 @@ def curves_of(folder: Path) -> dict[str, list[tuple[float, float]]]:
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
         return {
-            tag: [(event.step, event.value) for event in events.Scalars(tag) if event.step]
+            grouped(tag): [(event.step, event.value) for event in events.Scalars(tag) if event.step]
             for tag in events.Tags()["scalars"]
-            if kind_of(tag) is not None
+            if kind_of(grouped(tag)) is not None
         }
     import csv
 
@@ -205,8 +206,8 @@ def curves_of(folder: Path) -> dict[str, list[tuple[float, float]]]:
         with path.open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for tag, value in row.items():
-                    if value and tag not in ("step", "epoch") and kind_of(tag) is not None:
-                        found.setdefault(tag, []).append((float(row["step"]), float(value)))
+                    if value and tag not in ("step", "epoch") and kind_of(grouped(tag)) is not None:
+                        found.setdefault(grouped(tag), []).append((float(row["step"]), float(value)))
     return found
 
 
@@ -214,15 +215,14 @@ def kind_of(tag: str) -> str | None:
     """Which panel a scalar is drawn in: `loss`, `terms` or `metric`; `None` for none.
 
     Example:
-        >>> [kind_of(tag) for tag in ("train_loss_epoch", "train_gate", "val_accuracy", "train_loss_step", "lr-Adam")]
+        >>> [kind_of(tag) for tag in ("train/loss", "train/gate", "val/accuracy", "train/loss_step", "rate/Adam")]
         ['loss', 'terms', 'metric', None, None]
     """
-    tag = tag.replace("/", "_")
-    if tag in ("train_loss_epoch", "val_loss"):
+    if tag in ("train/loss", "val/loss"):
         return "loss"
-    if tag.startswith("train_") and tag != "train_loss_step" and "@" not in tag:
+    if tag.startswith("train/") and tag not in ("train/loss_step", "train/epoch") and "@" not in tag:
         return "terms"
-    return "metric" if tag.startswith("val_") else None
+    return "metric" if tag.startswith("val/") else None
 
 
 def curves_figure(curves: dict[str, list[tuple[float, float]]]) -> Figure:
@@ -248,7 +248,7 @@ def curves_figure(curves: dict[str, list[tuple[float, float]]]) -> Figure:
                 ls=DASHES[place // len(OKABE) % len(DASHES)],
                 marker="o" if len(points) < 30 else None,
                 ms=3,
-                label=tag.removeprefix("val_").removeprefix("train_") if kind != "loss" else tag,
+                label=tag.partition("/")[2] if kind != "loss" else tag.replace("/", " "),
             )
         axis.set_title(titles[kind], fontsize=10)
         axis.set_xlabel("step", fontsize=9)
