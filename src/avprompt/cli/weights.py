@@ -16,7 +16,9 @@ from avprompt.cli.parsing import PlainParser
 from avprompt.configs import EXPERIMENTS, find_file, is_spec, read_yaml
 from avprompt.errors import WeightsError
 
-#: what no library knows of files that users put in place: source, licence, and where a hub serves them
+#: What no library knows of files that users put in place: source, licence, and where a hub serves them. The licences are
+#: those of the LICENSE file of RetroCirce/HTS-Audio-Transformer, which says nothing of the weights alone (commit
+#: 7711b9f), and of the model cards of lukewys/laion_clap and FacebookAI/roberta-base.
 KNOWN: dict[str, tuple[str, str, tuple[str, tuple[str, ...]] | None]] = {
     "HTSAT_AudioSet_Saved_1.ckpt": ("https://github.com/RetroCirce/HTS-Audio-Transformer (AudioSet)", "mit", None),
     "630k-audioset-fusion-best.pt": (
@@ -133,6 +135,7 @@ def needed(content: Any) -> list[Weight]:
             if isinstance(value, (str, Path)) and str(value) not in ("none", "synthetic", "zenodo"):
                 found.append(weight_of(content["class_path"], str(value), str(arguments.get("model", ""))))
             elif value == "zenodo":
+                # the LICENSE file of XiaoMi/dasheng and of its package, 312963e; there is none of the weights alone
                 found.append(
                     Weight(f"dasheng:{arguments['model']}", "the address that the package dasheng names", "apache-2.0")
                 )
@@ -156,7 +159,7 @@ def weight_of(kind: str, value: str, model: str) -> Weight:
         return Weight(
             f"ast:{value}",
             f"https://huggingface.co/{value}",
-            "bsd-3-clause" if value.startswith("MIT/ast") else "",
+            "bsd-3-clause" if value.startswith("MIT/ast") else "",  # its model card
             (value, ("model.safetensors",)),
         )
     if is_path(value) or name not in ("SwinV2", "SwinV1", "TimmViT", "CLIP", "CLIPText"):
