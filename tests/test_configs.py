@@ -263,7 +263,9 @@ def parsed(args: list[str]) -> dict[str, Any]:
         def instantiate_classes(self) -> None:
             """Nothing."""
 
-    found = yaml.safe_load(ConfigOnly(args, run=False).parser.dump(ConfigOnly(args, run=False).config, skip_none=False))
+    found = yaml.safe_load(
+        ConfigOnly(args, run=False).parser.dump(ConfigOnly(args, run=False).config, skip_unset=False)
+    )
     return flatten(found)
 
 

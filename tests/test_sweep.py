@@ -33,6 +33,7 @@ from avprompt.sweeps.run import SweepRun, last
 from avprompt.sweeps.slurm import SlurmRun
 from avprompt.sweeps.sweep import sweep
 from avprompt.sweeps.table import condense, summarise
+from avprompt.sweeps.warm import SERVER, Warm
 
 SWEEPS = ROOT / "experiments" / "sweeps"
 #: what a run's process does in these tests: four epochs that count, each written down once it is over, and a test
@@ -82,7 +83,14 @@ def run(words):
         os._exit(2)
 
 if sys.orig_argv[1:3] == ["-m", "avprompt.cli.stages"]:
-    for words in json.loads(sys.orig_argv[3]):
+    if sys.orig_argv[3] == "--serve":
+        import socket
+        from avprompt.cli import stages
+        stages.preload, stages.rehearse, stages.touched_gpu = lambda: 99, lambda command: None, lambda: False
+        todo = stages.serve(socket.socket(fileno=int(sys.orig_argv[4]))) or []
+    else:
+        todo = json.loads(sys.orig_argv[3])
+    for words in todo:
         run(words)
     os._exit(0)
 """
@@ -810,8 +818,91 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
 
 
+#: a run's process that says what it finds: whether it was forked, its parent and session, its GPU, folder and Ctrl-C
+MIRROR = """
+import json, os, signal, socket, sys
+
+if sys.orig_argv[1:3] == ["-m", "avprompt.cli.stages"]:
+    served = sys.orig_argv[3] == "--serve"
+    if served:
+        from avprompt.cli import stages
+        if "BROKEN" in os.environ:
+            os.write(1, b"no such library\\n")
+            os._exit(1)
+        stages.preload, stages.rehearse = lambda: int(os.environ.get("ALLOWED", 99)), lambda command: None
+        stages.touched_gpu = lambda: "TOUCHED" in os.environ
+        todo = stages.serve(socket.socket(fileno=int(sys.orig_argv[4])))
+        if todo is None:
+            os._exit(0)
+    else:
+        todo = json.loads(sys.orig_argv[3])
+    print(json.dumps([served, os.getppid(), os.getsid(0) == os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"),
+                      os.getcwd(), signal.getsignal(signal.SIGINT) is signal.default_int_handler, sys.argv[1:]]))
+    print("to the log too", file=sys.stderr, flush=True)
+    if todo[0] == ["die"]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("spoiled", ["", "ALLOWED", "TOUCHED", "BROKEN"])
+def test_runs_are_forked_where_that_is_safe(
+    spoiled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a process that has a thread too many, or has touched a GPU, or fails, no run is forked: it begins anew."""
+    (tmp_path / "sitecustomize.py").write_text(MIRROR)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    environment = {**os.environ, **({spoiled: "0"} if spoiled else {})}
+
+    def said(commands: list[list[str]], **more: str) -> tuple[list[Any], int]:
+        with (tmp_path / "log").open("w+") as log:
+            command = [sys.executable, "-m", SERVER, json.dumps(commands)]
+            process = warm.begin(
+                command, stdout=log, stderr=subprocess.STDOUT, env={**environment, **more}, start_new_session=True
+            )
+            code = process.wait()
+            assert process.poll() == code
+            log.seek(0)
+            first, second = log.read().splitlines()
+            assert second == "to the log too"
+            return json.loads(first), code
+
+    with Warm() as warm:
+        for gpu in ("0", "3"):
+            (forked, parent, session, found, folder, interrupted, words), code = said([["x"]], CUDA_VISIBLE_DEVICES=gpu)
+            assert forked is not bool(spoiled)
+            assert parent == (os.getpid() if spoiled == "BROKEN" else warm.server.pid)
+            assert (session, found, folder, interrupted, code) == (True, gpu, str(tmp_path), True, 7)
+        other, _ = said([["x"]], OMP_NUM_THREADS="17")  # which libraries read when they are imported
+        assert other[0] is False
+        assert said([["die"]])[1] == -signal.SIGKILL
+        shown = capsys.readouterr().out
+        assert ("ended with code 1: no such library" in shown) == (spoiled == "BROKEN")
+        if not spoiled:
+            warm.server.kill()
+            (forked, *_), code = said([["x"]])
+            assert forked is False and code == 7 and "ended with code -9" in capsys.readouterr().out
+
+
+def forked_runs() -> list[Path]:
+    """Processes of runs that were forked, which have their parent's command line."""
+
+    def served(process: Path) -> bool:
+        try:
+            return b"--serve" in (process / "cmdline").read_bytes().split(b"\0")
+        except OSError:  # it has ended
+            return False
+
+    found = [path for path in Path("/proc").glob("[0-9]*") if served(path)]
+    return [
+        path for path in found if served(Path("/proc", path.joinpath("stat").read_text().rpartition(")")[2].split()[1]))
+    ]
+
+
 def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_path: Path) -> None:
-    """A real run that SIGTERM stops inside its training, and that resumes, ends as one that was left alone."""
+    """A real run in forked processes, which SIGTERM stops inside its training, and which resumes, ends bit for bit as
+    one that was left alone in a process that was not forked."""
     flags = (
         f"prompts=NoPrompts, --data.init_args.root={ave_root}, --trainer.max_epochs=3, --data.init_args.batch_size=4"
     )
@@ -820,6 +911,7 @@ def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_p
     workers = os.cpu_count() or 1  # a thread each
     running = start(file, out, "--seeds", "[0]", "--workers", str(workers))
     wait_for(lambda: (stopped.folder / "fit" / "checkpoints" / "last.ckpt").is_file() or running.poll() is not None)
+    assert forked_runs(), "the process that has imported the suite has threads or has touched a GPU"
     running.terminate()
     said, _ = running.communicate(timeout=90)
     assert running.returncode == 143 and stopped.outcome("fit") is None, said

@@ -69,7 +69,7 @@ class SaveConfig(SaveConfigCallback):
         if folder is not None and trainer.is_global_zero:
             write_config(
                 folder,
-                self.parser.dump(self.config, skip_none=False),
+                self.parser.dump(self.config, skip_unset=False, skip_validation=True),
                 resuming=stage == "fit" and self.config.get("ckpt_path") not in (None, UNTRAINED),
             )
 
@@ -152,6 +152,15 @@ class AVPromptCLI(LightningCLI):
         path = self.settings.get("ckpt_path")
         if path and path not in CHECKPOINTS:
             self.checkpoint = checkpoints.read_checkpoint(path)
+
+    def _dump_config(self) -> None:
+        """The configuration as plain data; it was validated when it was parsed, which takes longest of all."""
+        if not hasattr(self, "config_dump"):
+            text = self.parser.dump(
+                self.config, skip_link_targets=False, skip_unset=False, skip_validation=True, format="yaml"
+            )
+            found = yaml.safe_load(text)
+            self.config_dump = found[self.config.subcommand] if "subcommand" in self.config else found
 
     @property
     def settings(self) -> Namespace:
@@ -310,7 +319,7 @@ class AVPromptCLI(LightningCLI):
             raise
 
     def _config_text(self) -> str:
-        return self._parser(self.subcommand).dump(self.settings, skip_none=False)
+        return self._parser(self.subcommand).dump(self.settings, skip_unset=False, skip_validation=True)
 
     def _resumes(self, subcommand: str) -> bool:
         return subcommand == "fit" and self.settings.get("ckpt_path") not in (None, UNTRAINED)

@@ -18,6 +18,7 @@ from avprompt.ranges import Count, Natural
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.run import SweepRun, epoch_lines
 from avprompt.sweeps.table import summarise
+from avprompt.sweeps.warm import Warm
 from avprompt.synthetic import SYNTHETIC_DATASETS
 
 ROWS = {
@@ -145,16 +146,17 @@ def quickstart(
     if plan.stored:
         prepare(data / "videos", data / "store", size=64, sample_rate=16000)
     runs = []
-    for step, (row, flags) in enumerate(ROWS.items(), 3):
-        overrides = [*flags, "--data.root", str(data)]
-        overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
-        run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
-        runs.append(run)
-        print(f"{step}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
-        with shown(run.log):
-            problem = None if run.result.is_file() else execute(run, threads)
-        if problem:
-            raise ConfigError(row, problem, "a finished run", "Read the log, then call quickstart again.")
+    with Warm() as warm:
+        for step, (row, flags) in enumerate(ROWS.items(), 3):
+            overrides = [*flags, "--data.root", str(data)]
+            overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
+            run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
+            runs.append(run)
+            print(f"{step}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
+            with shown(run.log):
+                problem = None if run.result.is_file() else execute(run, threads, warm.begin)
+            if problem:
+                raise ConfigError(row, problem, "a finished run", "Read the log, then call quickstart again.")
     metric, meaning = plan.metric
     print(f"\n{summarise(runs, metric, out)}")
     print(f"{metric}: {meaning}")

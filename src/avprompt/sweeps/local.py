@@ -21,6 +21,7 @@ from typing import Any
 from avprompt.errors import ConfigError
 from avprompt.files import write_json
 from avprompt.sweeps.run import SweepRun, read_json
+from avprompt.sweeps.warm import ForkedRun, Warm
 
 #: exit codes of a run that was stopped from outside: Lightning's and the shell's, and Python's for a signal
 STOPPED = (143, 130, *(-number for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL)))
@@ -31,7 +32,7 @@ GRACE = 60
 
 
 def execute(
-    run: SweepRun, threads: int | None = None, begin: Callable[..., subprocess.Popen] = subprocess.Popen
+    run: SweepRun, threads: int | None = None, begin: Callable[..., subprocess.Popen | ForkedRun] = subprocess.Popen
 ) -> str | None:
     """Run the missing stages of a run in a separate process.
 
@@ -135,7 +136,7 @@ def begin_anew(run: SweepRun, keep: bool) -> None:
             path.unlink()
 
 
-def end(processes: list[subprocess.Popen]) -> None:
+def end(processes: list[subprocess.Popen | ForkedRun]) -> None:
     """Ask processes to stop, and kill those that still run after `GRACE` seconds."""
     alive = [process for process in processes if process.poll() is None]
     try:
@@ -151,7 +152,7 @@ def end(processes: list[subprocess.Popen]) -> None:
 
 
 class Processes:
-    """Executes runs on this machine.
+    """Executes runs on this machine, in processes that are forked from one that has imported the suite.
 
     Args:
         workers: runs at a time; they share the processor cores.
@@ -160,24 +161,31 @@ class Processes:
     def __init__(self, workers: int) -> None:
         self.pool, self.lock, self.stopped = ThreadPoolExecutor(workers), threading.Lock(), False
         self.threads = max(1, (os.cpu_count() or 1) // workers)
-        self.started: list[subprocess.Popen] = []
+        self.started: list[subprocess.Popen | ForkedRun] = []
+        self.warm = Warm()
 
     def submit(self, runs: list[SweepRun]) -> list[Any]:
         """Start one job for each run; jobs have `done` and `result`."""
         return [self.pool.submit(execute, run, self.threads, self._begin) for run in runs]
 
-    def _begin(self, command: list[str], **options: Any) -> subprocess.Popen:
+    def _begin(self, command: list[str], **options: Any) -> subprocess.Popen | ForkedRun:
         with self.lock:
             if self.stopped:
                 raise CancelledError
-            process = subprocess.Popen(command, **options)
+            process = self.warm.begin(command, **options)
             self.started.append(process)
         return process
+
+    def close(self) -> None:
+        """After the last job."""
+        self.pool.shutdown()
+        self.warm.close()
 
     def stop(self) -> None:
         """Start no more jobs, and end those that run."""
         self.pool.shutdown(wait=False, cancel_futures=True)
-        with self.lock:
-            self.stopped = True
-        end(self.started)
-        self.pool.shutdown()
+        self.stopped = True
+        self.warm.stop()
+        with self.lock:  # what was about to begin has begun
+            end(self.started)
+        self.close()

@@ -73,6 +73,9 @@ class Slurm:
             self.jobs = self.executor.map_array(SlurmRun(), runs)
         return self.jobs
 
+    def close(self) -> None:
+        """Nothing is left to end: jobs are the cluster's."""
+
     def stop(self) -> None:
         """Cancel what is queued or runs."""
         for job in self.jobs:

@@ -138,6 +138,7 @@ def sweep(
                 flush=True,
             )
             raise
+        executor.close()
     print(summarise(runs, metric, out))
     if any(run.axis or run.varied for run in runs):
         from avprompt.sweeps.curves import write_plot
