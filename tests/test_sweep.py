@@ -870,7 +870,9 @@ def test_runs_are_forked_where_that_is_safe(
 
     with Warm() as warm:
         for gpu in ("0", "3"):
-            (forked, parent, session, found, folder, interrupted, words), code = said([["x"]], CUDA_VISIBLE_DEVICES=gpu)
+            (forked, parent, session, found, folder, interrupted, _words), code = said(
+                [["x"]], CUDA_VISIBLE_DEVICES=gpu
+            )
             assert forked is not bool(spoiled)
             assert parent == (os.getpid() if spoiled == "BROKEN" else warm.server.pid)
             assert (session, found, folder, interrupted, code) == (True, gpu, str(tmp_path), True, 7)

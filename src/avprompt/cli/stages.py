@@ -22,6 +22,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from avprompt.cli import main
 from avprompt.cli.main import WAITING
@@ -92,9 +93,14 @@ def rehearse(command: list[str]) -> None:
         place = flags.index("--ckpt_path")
         del flags[place : place + 2]
     said = io.StringIO()
-    with threadpool_limits(1), isolate_rng(), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        with contextlib.suppress(AVPromptError, ValueError, TypeError, SystemExit):
-            parts_of(flags, meta=True)
+    with (
+        threadpool_limits(1),
+        isolate_rng(),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        contextlib.suppress(AVPromptError, ValueError, TypeError, SystemExit),
+    ):
+        parts_of(flags, meta=True)
     os.environ.clear()  # of the seed that Lightning notes there
     os.environ.update(before)
 
@@ -111,7 +117,7 @@ def touched_gpu() -> bool:
     return torch.cuda._is_in_bad_fork() and torch.cuda.device_count() > 0
 
 
-def begin(log: int, request: dict[str, object], environment: dict[str, str], clean: bool) -> list[list[str]]:
+def begin(log: int, request: dict[str, Any], environment: dict[str, str], clean: bool) -> list[list[str]]:
     """Make a forked process one of its own, and return what it is to run."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -132,7 +138,7 @@ def begin(log: int, request: dict[str, object], environment: dict[str, str], cle
     return commands
 
 
-def receive(control: socket.socket) -> tuple[dict[str, object], list[int]] | None:
+def receive(control: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next request and its open files, `None` at the end."""
     size, files, _, _ = socket.recv_fds(control, 8, 2)
     if not size:
@@ -149,14 +155,16 @@ def serve(control: socket.socket) -> list[list[str]] | None:
     """
     environment = dict(os.environ)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a run's own affair
-    allowed, rehearsed, running = preload(), False, {}
+    allowed, rehearsed = preload(), False
+    running: dict[int, socket.socket] = {}
     gc.freeze()  # what is here stays, and shared between the processes
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     while True:
-        ready, _, _ = select.select([control, awake], [], [])
+        watched: list[Any] = [control, awake]
+        ready, _, _ = select.select(watched, [], [])
         if awake in ready:
             os.read(awake, 4096)
             while running:
@@ -178,7 +186,8 @@ def serve(control: socket.socket) -> list[list[str]] | None:
         process = os.fork()
         if process == 0:
             control.close()
-            os.close(awake), os.close(wake)
+            os.close(awake)
+            os.close(wake)
             for other in running.values():
                 other.close()
             channel.set_inheritable(True)

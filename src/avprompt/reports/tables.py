@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from avprompt.reports.published import Figure
 from avprompt.reports.rendering import Table
-from avprompt.reports.runs import STEP
+from avprompt.reports.runs import STEP, Run
 from avprompt.reports.settings import Setting, published_setting, sizes_of
 from avprompt.reports.variants import Variant
 from avprompt.reports.verdicts import WORDS, PairedTests, group_of, verdict_of
@@ -97,7 +97,7 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
             )
             trained = all(run.trained or not run.tested for run in variant.runs)
             cells += [
-                *(effort_text(variant.mean(lambda run, name=name: run.step.get(name)), name) for name in STEP),
+                *(effort_text(variant.mean(_of_step(name)), name) for name in STEP),
                 f"{seconds:,.0f}" if trained and seconds is not None else "",
                 f"{peak / 1e9:.2f}" if trained and peak is not None else "",
             ]
@@ -128,6 +128,10 @@ def tables(variants: list[Variant], figures: list[Figure], tested: Sequence[Pair
     return built
 
 
+def _of_step(name: str) -> Callable[[Run], Any]:
+    return lambda run: run.step.get(name)
+
+
 def effort_text(value: float | str | None, name: str) -> str:
     """A figure of a training step for a table.
 
@@ -139,9 +143,9 @@ def effort_text(value: float | str | None, name: str) -> str:
         >>> effort_text(0.01234, "wall_s"), effort_text(14_500_000_000, "memory_bytes"), effort_text(1234.5, "wall_s")
         ('0.0123', '14.5', '1,234')
     """
-    if value in (None, ""):
+    if value is None or value == "":
         return ""
-    shown = value / 1e9 if name == "memory_bytes" else value
+    shown = float(value) / 1e9 if name == "memory_bytes" else float(value)
     return f"{shown:,.0f}" if shown >= 100 else f"{shown:.3g}"
 
 
@@ -332,7 +336,7 @@ def long_rows(
                     "total": variant.runs[0].result["parameters"]["total"],
                     "fit_seconds": variant.mean(lambda run: run.result["wall_s"]),
                     "peak_memory_bytes": variant.mean(lambda run: run.result["peak_memory_bytes"]),
-                    **{f"step_{name}": variant.mean(lambda run, name=name: run.step.get(name)) for name in STEP},
+                    **{f"step_{name}": variant.mean(_of_step(name)) for name in STEP},
                 }
             )
     return rows
