@@ -160,7 +160,11 @@ class RunReport(Callback):
             return
         counts = {f"parameters/{name}": count for name, count in count_parameters(pl_module).items()}
         given = {"experiment": self.experiment, **flatten(self.config), **counts}
-        shown = {"experiment": self.experiment, **short_settings(self.config), **counts}
+        shown = {
+            "experiment": self.experiment,
+            **short_settings(self.config),
+            "parameters/trainable": counts["parameters/trainable"],
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(given)
