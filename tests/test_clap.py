@@ -14,11 +14,12 @@ import torchaudio
 from safetensors.torch import save_file
 from small import enliven
 from torch import nn
+from torchlibrosa.stft import DFTBase
 
 from avprompt.encoders import CLAPAudio
 from avprompt.encoders.clap import FRONT_ENDS
 from avprompt.encoders.htsat import FrontEnd, htsat_module
-from avprompt.encoders.mel import hann, mel_bank
+from avprompt.encoders.mel import fourier, hann, mel_bank
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
 SMALL = {"spec_size": 32, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
@@ -185,6 +186,8 @@ def test_mel_bands_are_librosas_bit_for_bit(sr: int, n_fft: int, n_mels: int, fm
         librosa.filters.mel(sr=sr, n_fft=n_fft, n_mels=n_mels, fmin=fmin, fmax=fmax),
     )
     assert np.array_equal(hann("hann", n_fft), librosa.filters.get_window("hann", n_fft, fftbins=True))
+    if n_fft <= 1024:
+        assert np.array_equal(fourier(n_fft), DFTBase().dft_matrix(n_fft))
 
 
 @pytest.mark.parametrize("layout", ["published", "laion_module", "bare", "safetensors"])

@@ -9,9 +9,11 @@ from safetensors.torch import save_file
 from small import SmallHTSAT, SmallSwin, enliven, small_batch
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import nn
 
 from avprompt import AVPromptBackbone, encoders
 from avprompt.encoders import CLIP, HTSAT, AudioInput, Fbank, SwinSpectrogram, SwinV1, SwinV2, VisualInput
+from avprompt.encoders.base import sizes_alone
 from avprompt.encoders.htsat import FrontEnd, htsat_module
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 
@@ -294,6 +296,17 @@ def test_full_size_networks_on_the_meta_device() -> None:
     specs = [block.spec for block in visual.blocks()]
     assert [spec.tokens for spec in (specs[0], specs[2], specs[4], specs[-1])] == [2304, 576, 144, 36]
     assert [block.spec.dim for block in audio.blocks()] == [96] * 2 + [192] * 2 + [384] * 6 + [768] * 2
+
+
+@pytest.mark.parametrize(
+    "build", [encoders.TinySwinV2, encoders.TinyHTSAT, encoders.TinyCLIP], ids=lambda kind: kind.__name__
+)
+def test_sizes_alone_are_those_of_a_network_with_values(build: type[nn.Module]) -> None:
+    with sizes_alone():
+        sizes = build().state_dict()
+    values = build(pretrained="none").state_dict()
+    assert {name: value.shape for name, value in sizes.items()} == {name: value.shape for name, value in values.items()}
+    assert all(value.is_meta for value in sizes.values()) and not any(value.is_meta for value in values.values())
 
 
 def test_timm_knows_the_default_model() -> None:

@@ -175,6 +175,7 @@ def takes_a_class(declared: Any) -> bool:
     )
 
 
+@functools.cache
 def declared_arguments(kind: Any) -> dict[str, Any]:
     """Arguments of a class or function with their type hints, as the parser finds them: parents' and forwarded ones
     too."""

@@ -36,6 +36,7 @@ from avprompt.cli.parsing import OneError
 from avprompt.cli.screen import is_quiet
 from avprompt.configs import CHECKPOINTS, UNTRAINED, get_nested, read_arguments
 from avprompt.data_modules import AVDataModule
+from avprompt.encoders.base import sizes_alone
 from avprompt.errors import ConfigError
 from avprompt.processes import check_strategy, together
 from avprompt.ranges import check_ranges
@@ -245,7 +246,7 @@ class AVPromptCLI(LightningCLI):
             return
         alone = self.config.clone()  # a logger may open an experiment on a server as soon as it is built
         alone[command].trainer.logger, alone[command].trainer.callbacks = False, None
-        with isolate_rng(), torch.device("meta"):
+        with isolate_rng(), sizes_alone():
             model = self.parser.instantiate(alone)[command].model
         if count := checkpoints.count_parameters(model)["trainable"]:
             raise ConfigError(
@@ -421,7 +422,7 @@ def parts_of(args: list[str], meta: bool = False) -> tuple[Any, Any]:
     >>> type(task).__name__, type(data).__name__
     ('AVE', 'AVEDataModule')
     """
-    with torch.device("meta") if meta else torch.device("cpu"):
+    with sizes_alone() if meta else torch.device("cpu"):
         built = _Parts(args, run=False)
         return built.model, built.datamodule
 

@@ -6,15 +6,16 @@ import abc
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from avprompt.errors import ArgumentError, ShapeError, WeightsError
 from avprompt.precision import product_dtype
@@ -623,6 +624,35 @@ class FrozenEncoder(nn.Module, abc.ABC):
     def is_meta(self) -> bool:
         """Whether the module was built on the meta device, where weights neither exist nor are asked for."""
         return next(self.parameters()).is_meta
+
+
+class Undrawn(TorchFunctionMode):
+    """Weights of networks whose sizes alone are asked for are not drawn, which takes most of the time to build one."""
+
+    DRAWS = frozenset({"uniform_", "normal_", "erfinv_"})
+    #: of which drawing consists besides
+    SCALES = frozenset({"mul_", "add_", "clamp_", "fill_", "zero_"})
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        if name in self.DRAWS or name in self.SCALES:
+            drawn = args[0] if args else kwargs["tensor"]  # of a method, or of torch.nn.init
+            if name in self.DRAWS or drawn.is_meta:
+                return drawn
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def sizes_alone() -> Iterator[None]:
+    """Networks built within have sizes, and neither memory nor values.
+
+    >>> with sizes_alone():
+    ...     torch.nn.Linear(3, 2).weight
+    Parameter containing:
+    tensor(..., device='meta', size=(2, 3), requires_grad=True)
+    """
+    with torch.device("meta"), Undrawn():
+        yield
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:

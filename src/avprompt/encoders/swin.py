@@ -24,6 +24,7 @@ from avprompt.encoders.base import (
     VisualInput,
     WindowBlock,
     edited_qkv,
+    sizes_alone,
     without_autocast,
 )
 from avprompt.encoders.fbank import Fbank, one_channel
@@ -199,7 +200,7 @@ class Swin(FrozenEncoder):
         Raises:
             WeightsError: keys or shapes do not belong to this architecture.
         """
-        with torch.device("meta"):  # timm looks the sizes up in a network of its own
+        with sizes_alone():  # timm looks the sizes up in a network of its own
             net = self._build(self.model)
         self.load_library_weights(self.module.checkpoint_filter_fn(weights, net), source)
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from timm.layers import Attention as TimmAttention
 from timm.layers import AttentionRope, GluMlp, LayerScale, Mlp, PatchEmbed, SwiGLU
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
 
-from avprompt.encoders.base import BlockSpec, FeedForward, Stage
+from avprompt.encoders.base import BlockSpec, FeedForward, Stage, sizes_alone
 from avprompt.encoders.fbank import Fbank
 from avprompt.encoders.plain_vit import ImageViT, PlainAttention, PlainViTBlock, ViTSpectrogram
 from avprompt.encoders.timm_library import build_timm, timm_input, timm_weights
@@ -207,7 +206,7 @@ class TimmViT(ImageViT):
         Raises:
             WeightsError: keys or shapes do not belong to this architecture.
         """
-        with torch.device("meta"):  # timm looks the sizes up in a network of its own
+        with sizes_alone():  # timm looks the sizes up in a network of its own
             net = build_timm(self.model, tuple(KINDS), **self.options)
         weights = KINDS[type(net)].checkpoint_filter_fn(dict(weights), net)
         self.load_library_weights(weights, source)
