@@ -11,6 +11,7 @@ short form of it.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import math
 import os
 import random
@@ -32,19 +33,24 @@ sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from lightning import Callback  # noqa: E402
+from media_files import write_video  # noqa: E402
 from stops import points, state, train  # noqa: E402
 from store_damage import try_store  # noqa: E402
 
 from avprompt.checkpoints import read_checkpoint  # noqa: E402
-from avprompt.errors import WriteError  # noqa: E402
+from avprompt.errors import AVPromptError, WriteError  # noqa: E402
 from avprompt.files import full_disks  # noqa: E402
+from avprompt.media import prepare as preparing  # noqa: E402
 from avprompt.media.decode import Clip, Sampling  # noqa: E402
+from avprompt.media.prepare import prepare  # noqa: E402
 from avprompt.media.store import ClipStore, Entry, write_manifest  # noqa: E402
 from avprompt.signals import exit_code  # noqa: E402
 
 torch.set_num_threads(1)
 #: seconds that every batch waits, so that a blow can fall anywhere in a run of fifteen batches
 PAUSE = 0.03
+#: how the videos of a try are prepared
+PREPARED = {"segments": 2, "size": 16, "sample_rate": 8000, "workers": 1}
 
 
 class Slow(Callback):
@@ -64,6 +70,7 @@ def fork(work: Callable[[], None], log: Path) -> int:
         with log.open("a") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
+            faulthandler.dump_traceback_later(50, file=file)  # `end` gives up after 60
             try:
                 work()
                 code = 0
@@ -179,6 +186,64 @@ def damaged(scratch: Path, whole: Path, rng: random.Random) -> list[str]:
     return try_store(whole, scratch / "store", rng)
 
 
+def some_videos(folder: Path) -> Path:
+    """A folder of six short videos, of which one is broken, and beside it their whole store."""
+    videos = folder / "videos"
+    videos.mkdir()
+    for number in range(6):
+        write_video(videos / f"{number}.mp4", seconds=1 + number % 2)
+    (videos / "5.mp4").write_bytes(b"no video")
+    prepare(videos, folder / "prepared", **PREPARED)
+    return videos
+
+
+def prepared(scratch: Path, videos: Path, rng: random.Random) -> list[str]:
+    """A try: two shards, each killed or out of room at random moments, go on; merged, they are the whole store."""
+    store, log = scratch / "store", scratch / "log.txt"
+    form = {"frames": rng.choice(("raw", "raw", "jpeg"))}
+
+    def work(shard: str | None, limit: int | None = None) -> Callable[[], None]:
+        def prepare_part() -> None:
+            preparing.PAUSE = 0
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                prepare(videos, store, shard=shard, **PREPARED, **form)
+            except AVPromptError as error:
+                if limit is None or "room" not in str(error):
+                    raise
+
+        return prepare_part
+
+    for shard in ("1/2", "2/2", None):
+        for _ in range(rng.choice((1, 2))):
+            if rng.random() < 0.3:
+                if (code := end(fork(work(shard, rng.randrange(100, 8000)), log))) != 0:
+                    return [f"a full disk: shard {shard} ends with {code}: {log.read_text()[-2000:]}"]
+                continue
+            child = fork(work(shard), log)
+            time.sleep(rng.uniform(0.0, 0.6))
+            os.kill(child, signal.SIGKILL)
+            end(child)
+        if (code := end(fork(work(shard), log))) != 0:
+            return [f"shard {shard} that goes on ends with {code}: {log.read_text()[-2000:]}"]
+    if form["frames"] == "raw":
+        whole = videos.parent / "prepared"
+    else:
+        whole = scratch / "whole"
+        if end(fork(lambda: prepare(videos, whole, **PREPARED, **form), log)) != 0:
+            return [f"the whole store: {log.read_text()[-600:]}"]
+    ours, theirs = (
+        {
+            path.relative_to(place): path.read_bytes()
+            for path in place.rglob("*")
+            if path.is_file() and not path.name.startswith(".lock")
+        }
+        for place in (store, whole)
+    )
+    return [f"{path} differs" for path in ours.keys() | theirs.keys() if ours.get(path) != theirs.get(path)]
+
+
 def reference_store(folder: Path) -> Path:
     """A whole store of six small clips."""
     rng, store = np.random.default_rng(0), ClipStore(folder / "store")
@@ -211,6 +276,11 @@ PROMISES: dict[str, tuple[str, Callable[[Path, Path, random.Random], list[str]],
         3.0,
     ),
     "disk": ("a disk that fills up at any file: a typed error, whole checkpoints", full_disk, 1.0),
+    "prepare": (
+        "SIGKILL or a full disk anywhere in the shards of `data prepare`: merged, they are the whole store",
+        prepared,
+        1.0,
+    ),
     "store": ("any damage to a prepared store: named by --deep, no untyped error", damaged, 1.0),
 }
 
@@ -224,7 +294,9 @@ def inject(minutes: float, seed: int, only: list[str]) -> dict[str, tuple[int, l
         if (code := end(fork(run(root / "whole"), root / "whole" / "log.txt"))) != 0:
             log = (root / "whole" / "log.txt").read_text()
             raise SystemExit(f"the run without faults ends with {code}: {log[-2000:]}")
-        store = reference_store(root)
+        places = {"store": reference_store(root)}
+        if "prepare" in only:
+            places["prepare"] = some_videos(root)
         deadline, number = time.monotonic() + 60 * minutes, 0
         weights = [PROMISES[name][2] for name in only]
         while time.monotonic() < deadline:
@@ -234,7 +306,7 @@ def inject(minutes: float, seed: int, only: list[str]) -> dict[str, tuple[int, l
             scratch = root / f"try{number}"
             scratch.mkdir()
             try:
-                wrong = PROMISES[name][1](scratch, store if name == "store" else root / "whole", rng)
+                wrong = PROMISES[name][1](scratch, places.get(name, root / "whole"), rng)
             except Exception as error:  # a broken promise, whatever it raises, is a row of the table
                 wrong = [f"{type(error).__name__}: {error}"]
             tries, failures = found[name]

@@ -147,6 +147,7 @@ def test_sound_that_begins_later_stays_in_step(tmp_path: Path) -> None:
     late = clip.audio.flatten()[round(3.25 * RATE) :]
     assert np.abs(late - punctual[: len(late)])[RATE // 4 :].max() < 0.01
     assert clip.valid.tolist() == [False] * 3 + [True] * 7
+    assert clip.reason == "no sound in seconds 0-3, 7 of 10 valid"
 
 
 def test_pictures_are_upright(tmp_path: Path) -> None:

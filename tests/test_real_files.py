@@ -76,7 +76,7 @@ def test_a_picture_that_begins_late_is_not_valid_before(tmp_path: Path, ending: 
     path = write_video(tmp_path / f"a.{ending}", times=[3.2 + k / FPS for k in range(68)])
     clip = decode_clip(path, SAMPLING)
     assert clip.valid.tolist() == [False] * 3 + [True] * 7
-    assert clip.reason == "3-9 valid of 10 segments: picture in 3-9, sound in 0-9"
+    assert clip.reason == "no picture in seconds 0-3, 7 of 10 valid"
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv", "ts"])
@@ -206,6 +206,7 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert [path.name for path in walk(tmp_path / "videos")] == ["a.mp4", "b.mp4", "c.mp4"]
     assert set(media.clips) == {"a", "b"}  # c.mp4 is b.mp4
     assert list(media.unusable) == ["gone"] and "which is not there" in media.unusable["gone"]
+    assert [path.name for path, _ in media.links] == ["gone.mp4"] and media.others == {"hidden": 3}
 
 
 def test_same_names_are_counted_and_listed_at_once(tmp_path: Path) -> None:
@@ -214,6 +215,8 @@ def test_same_names_are_counted_and_listed_at_once(tmp_path: Path) -> None:
         for name in "abc":
             (tmp_path / folder / f"{name}.mp4").write_bytes(f"{folder} {name}".encode())
     (tmp_path / "train" / "d.mp4").touch()
+    for name in ("c.wav", "c.flac"):  # a sound may share an id with a video, not with another sound
+        (tmp_path / "train" / name).write_bytes(name.encode())
     folders = [tmp_path / "train", tmp_path / "replacement"]
     with pytest.raises(DatasetError) as error:
         find_media(folders)
@@ -222,12 +225,15 @@ def test_same_names_are_counted_and_listed_at_once(tmp_path: Path) -> None:
         for folder in ("train", "replacement")
         for name in "abc"
     )
-    assert "3 ids of several files each" in str(error.value) and "--prefer later" in str(error.value)
+    assert all(str(tmp_path / "train" / f"c.{ending}") in str(error.value) for ending in ("wav", "flac"))
+    assert "4 ids of several files each" in str(error.value) and "--prefer later" in str(error.value)
     for prefer, folder in (("later", "replacement"), ("earlier", "train")):
         media = find_media(folders, prefer)
         assert [media.clips[name][0].parent.name for name in "abcd"] == [folder] * 3 + ["train"]
         assert set(media.passed_over) == set("abc") and all(
-            path.parent.name != folder for paths in media.passed_over.values() for path in paths
+            path.parent.name != folder or path.suffix in (".wav", ".flac")
+            for paths in media.passed_over.values()
+            for path in paths
         )
 
 
@@ -241,9 +247,13 @@ def test_one_bad_name_costs_nobody_else(tmp_path: Path, capsys: pytest.CaptureFi
     for odd in (b"line\nbreak.mp4", b"latin\xe9.mp4", b"cr\r.mp4"):
         shutil.copy(video, os.path.join(os.fsencode(folder), odd))
     (folder / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
-    (folder / "notes.txt").touch()
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    for ending in "abcdefghijk":
+        (folder / f"notes.{ending}").touch()
     assert prepare(folder, store, size=16, sample_rate=RATE, workers=1) == {"broken": 4, "ok": 5}
-    assert "files of other kinds, left alone: 1 .txt" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "files of other kinds, left alone: " in said and all(f"1 .{ending}" in said for ending in "abcdefghijk")
+    assert "2 links that lead nowhere" in said and f"gone.txt: a link to {tmp_path}/nowhere.txt" in said
     entries = read_manifest(store / "manifest.csv")
     assert {clip: entries[clip].status for clip in names} == names
     assert {"line\\nbreak", "latin\\udce9", "cr\\r", "gone"} == {c for c, e in entries.items() if e.status == "broken"}
@@ -268,14 +278,20 @@ def test_a_decoder_that_breaks_in_a_new_way_is_listed(tmp_path: Path, monkeypatc
     assert read_manifest(tmp_path / "store" / "manifest.csv")["a"].reason == "KeyError: 'nobody expects this'"
 
 
-def test_reasons_say_which_seconds_are_valid(tmp_path: Path) -> None:
+def test_reasons_say_which_seconds_lack_what(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v" / "a.mp4", seconds=6, delay=2)
-    prepare(tmp_path / "v", tmp_path / "s", size=16, sample_rate=RATE)
-    assert (
-        "2-5 valid of 10 segments: picture in 0-5, sound in 2-7"
-        in read_manifest(tmp_path / "s/manifest.csv")["a"].reason
+    write_video(tmp_path / "v" / "late.mp4", seconds=10, delay=2.4)
+    prepare(tmp_path / "v", tmp_path / "s", size=16, sample_rate=RATE, workers=1)
+    entries = read_manifest(tmp_path / "s/manifest.csv")
+    assert entries["a"].reason == (
+        "no picture in seconds 6-8, no sound in seconds 0-2, no picture or sound in seconds 8-10, 4 of 10 valid"
     )
+    assert entries["late"].reason == "no sound in seconds 0-2, 8 of 10 valid"
+    # the length is that of the whole video, also where a clip holds less
+    prepare(tmp_path / "v", tmp_path / "short", segments=3, size=16, sample_rate=RATE, workers=1)
+    found = {clip: entry.seconds for clip, entry in read_manifest(tmp_path / "short/manifest.csv").items()}
+    assert found == pytest.approx({"a": 8, "late": 12.4}, abs=0.2)
 
 
 @pytest.mark.parametrize(

@@ -936,7 +936,7 @@ def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_p
 
 
 SBATCH = r"""#!/bin/sh
-cp "$1" "$SLURM_LEDGER.sbatch"
+cat "$1" >> "$SLURM_LEDGER.sbatch"
 last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\)%.*/\1/p' "$1")
 [ -n "$SLURM_NEVER" ] || (for task in $(seq 0 "$last"); do
   SLURM_JOB_ID=7$task SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$task SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 sh "$1"

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,51 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError:
         return  # what kept it from being written keeps it from being removed
+
+
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False, patience: float = 0.0) -> Iterator[bool]:
+    """Hold a lock on a file, which is made where it is missing; whether nobody else holds it.
+
+    Where the folder cannot be written to, or the system or its file system knows no locks, there is none, and the answer
+    is `True`.
+
+    Args:
+        path: of the lock; the file stays, empty.
+        shared: let others have it too that ask for a shared one.
+        patience: seconds to wait for it.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / ".lock"
+        >>> with locked(path, shared=True) as ours, locked(path, shared=True) as too, locked(path) as alone:
+        ...     ours, too, alone
+        (True, True, False)
+    """
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except (ImportError, OSError):  # Windows; a read-only folder
+        yield True
+        return
+    kind, until = fcntl.LOCK_SH if shared else fcntl.LOCK_EX, time.monotonic() + patience
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.05)
+                    continue
+                yield False
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                    raise
+            break
+        yield True
 
 
 def write_json(path: Path, content: Any) -> None:

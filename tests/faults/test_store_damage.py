@@ -10,15 +10,16 @@ import pytest
 from store_damage import KINDS, try_store
 
 from avprompt.media.decode import Clip, Sampling
+from avprompt.media.pictures import Pictures
 from avprompt.media.store import ClipStore, Entry, write_manifest
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["raw", "jpeg", "webp"])
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store of four small clips."""
     rng, store = np.random.default_rng(0), ClipStore(tmp_path_factory.mktemp("damage") / "store")
     sampling = Sampling(segments=4, size=8, sample_rate=200)
-    store.create(sampling)
+    store.create(sampling, pictures=Pictures(request.param))
     entries = []
     for name in ("-a", "b", "c c", "d" * 251):
         clip = Clip(

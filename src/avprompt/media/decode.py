@@ -120,7 +120,7 @@ class Clip:
         valid: bool (T,), segments that picture and sound reach; in the others the last frame is repeated, and missing
             sound is zero.
         duration: seconds that the file holds from the clip's start on, at most the clip's length.
-        reason: which segments are not valid and what they lack; empty if all are valid.
+        reason: what segments lack, in seconds of the file, and how many are valid; empty if all are.
     """
 
     frames: np.ndarray
@@ -519,18 +519,11 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     seen = (begin - GAP <= middles) & (end >= middles)
     valid = seen & (known.mean(1) >= 0.5)
     length = max(0.0, min(end - start, heard, sampling.duration))
-    reason = (
-        ""
-        if valid.all()
-        else (
-            f"{spans(valid)} valid of {sampling.segments} segments: picture in {spans(seen)}, "
-            f"sound in {spans(known.mean(1) >= 0.5)}"
-        )
-    )
+    reason = _reason(seen, known.mean(1) >= 0.5, sampling.times(start))
     if not valid.any():
         raise ClipDecodeError(
             video,
-            f"{length:.2f} s with picture and sound from second {start:g} on ({reason})",
+            f"no segment with picture and sound from second {start:g} on ({reason})",
             "at least half a segment",
             "Leave the clip out.",
         )
@@ -538,12 +531,27 @@ def decode_clip(video: Path, sampling: Sampling, start: float = 0.0, wave: Path 
     return Clip(frames.reshape(*sampling.pictures, *frames.shape[1:]), audio, valid, length, reason)
 
 
-def spans(flags: np.ndarray) -> str:
-    """Indices at which a bool (T,) is true, as text for messages: `0-3, 7`, or `none`."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
-    return (
-        ", ".join(
-            f"{first}" if first == last - 1 else f"{first}-{last - 1}" for first, last in edges.reshape(-1, 2).tolist()
-        )
-        or "none"
-    )
+def _reason(seen: np.ndarray, heard: np.ndarray, times: np.ndarray) -> str:
+    """What segments lack, and how many lack nothing; empty where none lacks anything.
+
+    >>> _reason(np.array([1, 1, 1, 0], bool), np.array([0, 0, 1, 0], bool), Sampling(segments=4).times())
+    'no sound in seconds 0-2, no picture or sound in seconds 3-4, 1 of 4 valid'
+    """
+    lacks = {"picture": heard & ~seen, "sound": seen & ~heard, "picture or sound": ~seen & ~heard}
+    parts = [f"no {what} in seconds {spans(where, times)}" for what, where in lacks.items() if where.any()]
+    return ", ".join([*parts, f"{(seen & heard).sum()} of {len(seen)} valid"] if parts else [])
+
+
+def spans(flags: np.ndarray, times: np.ndarray) -> str:
+    """Seconds at which a bool (T,) is true, as text for messages; segments that follow each other are one piece.
+
+    Args:
+        flags: of the segments.
+        times: their beginnings and ends, (T, 2).
+
+    Example:
+        >>> spans(np.array([1, 1, 0, 1], bool), Sampling(segments=4, stride=6.0).times())
+        '0-7, 18-19'
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))).reshape(-1, 2)
+    return ", ".join(f"{times[first, 0]:g}-{times[last - 1, 1]:g}" for first, last in edges.tolist())

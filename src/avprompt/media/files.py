@@ -33,7 +33,9 @@ def listed(folder: Path, *endings: str) -> list[Path]:
     )
 
 
-def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterator[Path]:
+def walk(
+    folder: Path, problems: list[tuple[Path, str]] | None = None, unseen: list[Path] | None = None
+) -> Iterator[Path]:
     """Files in a folder and its subfolders in order of names; follows links, ignores hidden files and folders.
 
     Each folder is visited once, even if several links lead to it or a link leads to a parent folder.
@@ -41,6 +43,7 @@ def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterat
     Args:
         folder: folder to start in; it may itself be hidden.
         problems: receives the paths that cannot be opened or do not exist, with the reason.
+        unseen: receives the hidden files and folders.
     """
     seen: set[tuple[int, int]] = set()
 
@@ -50,12 +53,16 @@ def walk(folder: Path, problems: list[tuple[Path, str]] | None = None) -> Iterat
             if (found.st_dev, found.st_ino) in seen:
                 return
             seen.add((found.st_dev, found.st_ino))
-            paths = sorted(path for path in place.iterdir() if not hidden(path))
+            there = sorted(place.iterdir())
         except OSError as error:
             if problems is not None:
                 problems.append((place, str(error)))
             return
-        for path in paths:
+        for path in there:
+            if hidden(path):
+                if unseen is not None:
+                    unseen.append(path)
+                continue
             try:
                 if path.is_dir():
                     yield from enter(path)

@@ -1,27 +1,36 @@
-"""Preparation of the store from folders of videos."""
+"""Preparation of the store from folders of videos, by one process, by several, or by the jobs of a cluster."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+import av
 from tqdm import tqdm
 
+from avprompt.cluster import slurm_executor
 from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
-from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip
+from avprompt.files import FULL, locked
+from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip, duration
 from avprompt.media.files import listed, walk
-from avprompt.media.store import ClipStore, Entry, recover_manifest, write_manifest, write_problems
+from avprompt.media.pictures import Pictures
+from avprompt.media.store import ClipStore, Entry, digest_of, recover_manifest, write_manifest, write_problems
 from avprompt.media.text import is_name, plain
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.media.workers import begin_worker
-from avprompt.ranges import Count, Positive
+from avprompt.ranges import Count, Positive, Range
+from avprompt.signals import later_signals
 
 VIDEO = {
     ".mp4",
@@ -42,7 +51,14 @@ VIDEO = {
 }
 AUDIO = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
 #: errors of writing to the store, which no media file causes
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+REFUSED = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+#: seconds after which the rows of what was done since are written
+PAUSE = 30
+#: seconds in which the workers of a call that was killed end
+PATIENCE = 10
+#: links without a target that are printed
+SHOWN = 20
 
 #: a clip's video file, and the audio file that replaces its sound; either may be absent
 Pair = tuple[Path | None, Path | None]
@@ -56,13 +72,15 @@ class Media:
         clips: id (file name without ending) -> video file, and a separate audio file of the same name.
         unusable: id -> why its file cannot be used: a broken link, or a name that cannot be written to a table.
         passed_over: id -> files that were not used, because another with the same id was preferred.
-        others: other files by ending.
+        others: other files by ending, and how many are hidden.
+        links: links that lead nowhere, and folders that cannot be opened, with the reason.
     """
 
     clips: dict[str, Pair] = field(default_factory=dict)
     unusable: dict[str, str] = field(default_factory=dict)
     passed_over: dict[str, list[Path]] = field(default_factory=dict)
     others: Counter[str] = field(default_factory=Counter)
+    links: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None = None) -> Media:
@@ -85,7 +103,8 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
         if not folder.exists():
             raise DatasetError(folder, "no such folder", "a folder of videos, or a video", "Check the path.")
         problems: list[tuple[Path, str]] = []
-        for path in walk(folder, problems) if folder.is_dir() else _with_sound(folder):
+        unseen: list[Path] = []
+        for path in walk(folder, problems, unseen) if folder.is_dir() else _with_sound(folder):
             kind = _kind(path)
             if kind is None:
                 media.others[path.suffix.lower() or "no ending"] += 1
@@ -101,6 +120,8 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
             if identity not in known:
                 known.add(identity)
                 found[kind].setdefault(path.stem, []).append(path)
+        media.others.update({"hidden": len(unseen)} if unseen else {})
+        media.links += problems
         media.unusable.update(
             {
                 plain(path.stem): f"{plain(str(path))}: {plain(why)}"
@@ -108,9 +129,9 @@ def find_media(folders: list[Path], prefer: Literal["earlier", "later"] | None =
                 if _kind(path) or path.is_dir() or not path.suffix
             }
         )
-    shared = {clip: paths for kind in found.values() for clip, paths in kind.items() if len(paths) > 1}
+    shared = [(clip, paths) for kind in found.values() for clip, paths in kind.items() if len(paths) > 1]
     if shared and prefer is None:
-        lines = [f"{clip}: {', '.join(map(str, paths))}" for clip, paths in sorted(shared.items())]
+        lines = [f"{clip}: {', '.join(map(str, paths))}" for clip, paths in sorted(shared)]
         raise DatasetError(
             ", ".join(map(str, folders)),
             "\n  ".join([f"{len(shared)} ids of several files each", *lines]) + "\n",
@@ -177,6 +198,7 @@ def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Pat
             clip_id,
             {NO_AUDIO: "no-audio", NO_VIDEO: "no-video"}.get(str(error.got), "broken"),
             str(error),
+            length_of(video),
             source=source,
         )
     except Exception as error:  # decoders raise all kinds of errors: the clip is listed, and the others go on
@@ -185,16 +207,22 @@ def prepare_clip(clip_id: str, video: Path | None, wave: Path | None, store: Pat
     try:
         digest = folder.write(clip_id, clip)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in REFUSED:
             raise
         return Entry(clip_id, "broken", f"no clip can be called so: {error.strerror}", source=source)
     count = int(clip.valid.sum())
-    status, reason = "ok", ""
-    if count < sampling.segments:
-        status, reason = "short", f"{clip.duration:.2f} s of {sampling.duration:g} s; {clip.reason}"
+    status, reason = ("ok" if count == sampling.segments else "short"), clip.reason
     if clip.silent:
         status, reason = "silent", "; ".join(filter(None, ["no sample above the silence threshold", reason]))
-    return Entry(clip_id, status, reason, clip.duration, count, source, digest)
+    return Entry(clip_id, status, reason, length_of(video), count, source, digest)
+
+
+def length_of(video: Path | None) -> float:
+    """Seconds of a whole video, 0 where its file does not tell."""
+    try:
+        return 0.0 if video is None else duration(video)
+    except (ClipDecodeError, av.FFmpegError, ValueError, ArithmeticError):
+        return 0.0
 
 
 def _run(media: dict[str, Pair], store: Path, sampling: Sampling, workers: int) -> Iterator[Entry]:
@@ -241,6 +269,91 @@ def _kept(store: ClipStore, entries: dict[str, Entry], media: dict[str, Pair], d
     return kept
 
 
+@dataclass(frozen=True)
+class Part:
+    """The clips that one of several processes prepares; which they are depends on their ids alone.
+
+    Args:
+        number: 1 to `of`.
+        of: number of processes.
+
+    Example:
+        >>> parts = [Part(number, 3) for number in (1, 2, 3)]
+        >>> [sum(clip in part for part in parts) for clip in ("a", "b", "c")], str(parts[0])
+        ([1, 1, 1], '1/3')
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def read(cls, text: str) -> Part:
+        """The part that a text such as `3/16` means.
+
+        Raises:
+            ArgumentError: it means none.
+        """
+        if (found := re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)) and 1 <= int(found[1]) <= int(found[2]):
+            return cls(int(found[1]), int(found[2]))
+        raise ArgumentError("shard", text, "k/n, such as 1/16, 2/16 ... 16/16", "Give each process another k.")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def __contains__(self, clip: str) -> bool:
+        return int(digest_of(clip.encode())[:8], 16) % self.of == self.number - 1
+
+
+def _known(store: ClipStore) -> tuple[dict[str, Entry], list[DatasetError]]:
+    """Rows of the manifest and of what parts have noted since, later files last, and the damaged rows' errors."""
+    entries: dict[str, Entry] = {}
+    damaged: list[DatasetError] = []
+    parts = sorted(store.parts.glob("[!.]*.csv"), key=lambda path: path.stat().st_mtime_ns)
+    for path in (store.manifest_path, *parts):
+        if path.is_file():
+            found, wrong = recover_manifest(path)
+            entries.update(found)
+            damaged += wrong
+    return entries, damaged
+
+
+class PrepareJob:
+    """One job of a cluster: when it is preempted or out of time, it is queued again and goes on."""
+
+    def __call__(self, settings: dict[str, Any]) -> dict[str, int]:
+        """See `prepare`."""
+        return prepare(**settings)
+
+    def checkpoint(self, settings: dict[str, Any]) -> Any:
+        """What submitit queues again when the time of the job ends."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, settings)
+
+
+def _submit(settings: dict[str, Any], store: ClipStore, jobs: int, options: dict[str, Any]) -> None:
+    """Queue the parts as an array of jobs, and after them the call that merges them."""
+    wanted = {
+        "job_name": f"prepare-{store.root.name}",
+        "time": 24 * 60,
+        "cpus_per_task": settings["workers"] or 8,
+        "array_parallelism": jobs,
+    }
+    executor = slurm_executor(store.root / "slurm", wanted, options)
+    with later_signals():  # until it is known what is queued
+        queued = executor.map_array(
+            PrepareJob(), [{**settings, "shard": f"{number}/{jobs}"} for number in range(1, jobs + 1)]
+        )
+        array = queued[0].job_id.partition("_")[0]
+        more = {**options.get("additional_parameters", {}), "dependency": f"afterany:{array}"}
+        executor.update_parameters(additional_parameters=more)
+        merge = executor.submit(PrepareJob(), settings)
+    print(
+        f"{jobs} jobs are queued as {array}, and the one that merges them as {merge.job_id}; their output is in "
+        f"{store.root / 'slurm'}. What they leave undone, the same command does."
+    )
+
+
 def prepare(
     videos: list[Path] | Path,
     out: Path,
@@ -255,6 +368,11 @@ def prepare(
     deep: bool = False,
     max_pixels: Count = MAX_PIXELS,
     frames_per_segment: Count = 1,
+    frames: Literal["raw", "jpeg", "webp"] = "raw",
+    quality: Annotated[int, Range(1, 100)] | None = None,
+    shard: str | None = None,
+    slurm: bool | dict[str, Any] = False,
+    jobs: Count = 16,
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 
@@ -279,19 +397,31 @@ def prepare(
         deep: compare the clips in the store with their digests, and prepare damaged ones again.
         max_pixels: a picture with more is refused before it is decoded; 8K video fits.
         frames_per_segment: evenly spaced over each segment; R(2+1)D-18 takes 8.
+        frames: `raw`, or `jpeg` or `webp`, which take a tenth of the room, lose some detail, and are decoded at each
+            read.
+        quality: of JPEG or WebP pictures, 1 to 100; `null` is 90.
+        shard: `k/n` prepares one of n parts, by a process or a machine of its own, with the same folders. The same
+            command without it then merges them, and prepares what they left undone.
+        slurm: queue the parts and the merging call on a SLURM cluster through submitit, and return. `true` asks for a
+            day and 8 processors each; a mapping has further options: '{partition: cpu, time: 600, cpus_per_task: 16}'.
+        jobs: number of parts that are queued.
 
     Returns:
-        Number of clips by status.
+        Number of clips by status, those of the part with `shard`; nothing of jobs that are queued.
 
     Raises:
-        ArgumentError: a number is not positive.
-        DatasetError: a folder is missing or empty, ids collide, the store was made with other settings, or it cannot be
-            written.
+        ArgumentError: a number is out of its range, or arguments exclude each other.
+        ConfigError: there is no cluster.
+        DatasetError: a folder is missing or empty, ids collide, the store was made with other settings, another process
+            prepares it, or it cannot be written.
     """
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers < 1:
+    settings = {name: value for name, value in locals().items() if name not in ("slurm", "jobs")}
+    if workers is not None and workers < 1:
         raise ArgumentError("workers", workers, "at least 1", "Choose another value.")
+    part = None if shard is None else Part.read(shard)
+    if part and (overwrite or slurm is not False):
+        name = "overwrite" if overwrite else "slurm"
+        raise ArgumentError(name, "true", "false, with a shard", "Leave it out of the calls with --shard.")
     sampling = Sampling(
         segments=segments,
         size=size,
@@ -301,35 +431,104 @@ def prepare(
         max_pixels=max_pixels,
         frames=frames_per_segment,
     )
+    pictures = Pictures(frames, quality)
     media, store = find_media(videos if isinstance(videos, list) else [videos], prefer), ClipStore(out)
-    store.create(sampling, overwrite)
-    entries, damaged = recover_manifest(store.manifest_path) if store.manifest_path.is_file() else ({}, [])
+    if not (overwrite and (store.root / "store.json").is_file()):
+        store.create(sampling, pictures=pictures)  # nothing is written into a folder of other files
+    with _alone(store, part):
+        if overwrite:
+            store.create(sampling, True, pictures)
+        if slurm is not False:
+            _submit({**settings, "overwrite": False}, store, jobs, {} if slurm is True else slurm)
+            return {}
+        return _prepare(media, store, sampling, workers, prefer, deep, part)
+
+
+@contextmanager
+def _alone(store: ClipStore, part: Part | None) -> Iterator[None]:
+    """Parts are prepared at the same time; nothing else is.
+
+    Raises:
+        DatasetError: another process prepares the store, or this part of it.
+    """
+    own = locked(store.parts / f".{part.number}-of-{part.of}.lock", patience=PATIENCE) if part else nullcontext(True)
+    with locked(store.root / ".lock", part is not None, PATIENCE) as ours, own as mine:
+        if not (ours and mine):
+            raise DatasetError(
+                store.root,
+                "another process that prepares it",
+                "one at a time, or parts (--shard k/n), each once",
+                "Wait until it is done; the clips that it has prepared are kept.",
+            )
+        yield
+
+
+def _prepare(
+    media: Media,
+    store: ClipStore,
+    sampling: Sampling,
+    workers: int | None,
+    prefer: str | None,
+    deep: bool,
+    part: Part | None,
+) -> dict[str, int]:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    path = store.parts / f"{part.number}-of-{part.of}.csv" if part else store.manifest_path
+    entries, damaged = _known(store)
     for problem in damaged:
         print(f"a row of the manifest is written again: {problem}")
-    kept = _kept(store, entries, media.clips, deep)
-    todo = {clip: files for clip, files in media.clips.items() if clip not in kept}
+    clips = {clip: files for clip, files in media.clips.items() if part is None or clip in part}
+    kept = _kept(store, entries, clips, deep)
+    todo = {clip: files for clip, files in clips.items() if clip not in kept}
+    if part:  # the others' rows are theirs to write
+        entries = {clip: entry for clip, entry in entries.items() if clip in part}
     before = dict(entries)
-    entries.update({clip: Entry(clip, "broken", why) for clip, why in media.unusable.items()})
+    entries.update(
+        {clip: Entry(clip, "broken", why) for clip, why in media.unusable.items() if part is None or clip in part}
+    )
     try:
         try:
             bar = tqdm(
                 _run(todo, store.root, sampling, workers), total=len(todo), desc="prepare", unit="clip", disable=None
             )
-            for count, entry in enumerate(bar, 1):
+            written = time.monotonic()
+            for entry in bar:
                 entries[entry.id] = entry
-                if count % 200 == 0:
-                    write_manifest(store.manifest_path, list(entries.values()))
+                if time.monotonic() - written > PAUSE:
+                    write_manifest(path, list(entries.values()))
+                    written = time.monotonic()
         finally:
             # if no clip is new, a read-only store is enough
-            if entries != before or damaged or not store.manifest_path.is_file():
-                write_manifest(store.manifest_path, list(entries.values()))
-                write_problems(store.root / "problems.csv", list(entries.values()))
+            if part is None:
+                store.clear()
+            if entries != before or damaged or not path.is_file() or (part is None and store.parts.is_dir()):
+                write_manifest(path, list(entries.values()))
+                if part is None:
+                    write_problems(store.root / "problems.csv", list(entries.values()))
+                    shutil.rmtree(store.parts, ignore_errors=True)
     except OSError as error:
+        if isinstance(error, DatasetError):
+            raise
         raise DatasetError(
             store.root, error, "a folder with room to write", "Free some space and run it again."
         ) from error
     counts = dict(sorted(Counter(entry.status for entry in entries.values()).items()))
-    print(f"{store.root}: {counts}, {len(kept)} kept from before, problems in {store.root / 'problems.csv'}")
+    _tell(media, store, counts, len(kept), prefer, part)
+    return counts
+
+
+def _tell(
+    media: Media, store: ClipStore, counts: dict[str, int], kept: int, prefer: str | None, part: Part | None
+) -> None:
+    """Print what came of the files: of clips, of others with the same name, of links, of files of other kinds."""
+    if part:
+        print(
+            f"{store.root}, shard {part}: {counts}, {kept} kept from before; once all shards are done, the same command "
+            "without --shard merges them"
+        )
+        return
+    print(f"{store.root}: {counts}, {kept} kept from before, problems in {store.root / 'problems.csv'}")
     if media.passed_over:
         print(
             f"{len(media.passed_over)} ids of several files each, of which the {prefer} one counts: "
@@ -338,9 +537,14 @@ def prepare(
             )
             + (" ..." if len(media.passed_over) > 5 else "")
         )
+    if media.links:
+        print(f"{len(media.links)} links that lead nowhere, or folders that cannot be opened:")
+        for path, why in media.links[:SHOWN]:
+            print(f"  {plain(str(path))}: {plain(why)}")
+        if len(media.links) > SHOWN:
+            print(f"  and {len(media.links) - SHOWN} more; those with a video's name are in problems.csv")
     if media.others:
         print(
             "files of other kinds, left alone: "
-            + ", ".join(f"{count} {ending}" for ending, count in media.others.most_common(8))
+            + ", ".join(f"{count} {ending}" for ending, count in media.others.most_common())
         )
-    return counts

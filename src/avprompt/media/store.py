@@ -4,7 +4,8 @@
 <store>/manifest.csv          one row a clip: id, status, reason, seconds, valid segments, source, and two digests:
                               of the clip's three files, and of the row
 <store>/problems.csv          its rows that are not `ok`
-<store>/clips/<id>/frames.npy uint8 (T, 3, H, W), with several frames a segment (T, F, 3, H, W)
+<store>/parts/<k>-of-<n>.csv  rows of parts that were prepared apart, until they are merged
+<store>/clips/<id>/frames.npy uint8 (T, 3, H, W), with several frames a segment (T, F, 3, H, W); encoded, uint8 (N,), see `avprompt.media.pictures`
 <store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
 <store>/clips/<id>/valid.npy  bool (T,)
 """
@@ -15,6 +16,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -29,6 +31,7 @@ from avprompt.errors import ClipDecodeError, DatasetError
 from avprompt.files import sync_folder, write_file, write_whole
 from avprompt.media.decode import Clip, Sampling
 from avprompt.media.files import hidden
+from avprompt.media.pictures import Pictures
 from avprompt.media.text import plain, read_text
 from avprompt.media.untrusted import header_of, read_array, read_known
 
@@ -39,6 +42,8 @@ LOUDEST = 2**15
 #: statuses of clips that hold both modalities; a short clip is padded, which `valid` records
 USABLE = ("ok", "short", "silent")
 STATUSES = (*USABLE, "no-audio", "no-video", "broken")
+#: names in a store that another process is just making
+OURS = (".store.json.", ".lock")
 AGAIN = "Run `avprompt data prepare` again with --overwrite true."
 REPAIR = "Run `avprompt data prepare` again with --deep true, which prepares damaged clips again."
 
@@ -51,7 +56,7 @@ class Entry:
         id: clip id.
         status: `ok`, `short`, `silent`, `no-audio`, `no-video`, `broken`.
         reason: what is wrong, empty for `ok`.
-        seconds: decoded length.
+        seconds: length of the whole video, of which a clip may hold the beginning; 0 where it is not known.
         valid: number of segments that were decoded, not padded.
         source: the files that it was made from, with their sizes in bytes.
         digest: digest of the clip's three files as they were written; empty if there are none.
@@ -170,13 +175,19 @@ class ClipStore:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
-        #: dtype, shape and header of each array, read from store.json once
+        #: dtype, shape and header of each array but encoded frames, read from store.json once
         self._expected: dict[str, tuple[np.dtype, tuple[int, ...], bytes]] | None = None
+        self._pictures = Pictures()
 
     @property
     def manifest_path(self) -> Path:
         """The manifest's file."""
         return self.root / "manifest.csv"
+
+    @property
+    def parts(self) -> Path:
+        """Folder of manifests of parts that are not merged yet."""
+        return self.root / "parts"
 
     def sampling(self) -> Sampling:
         """How the clips were made.
@@ -184,6 +195,17 @@ class ClipStore:
         Raises:
             DatasetError: not a store, or one of another format.
         """
+        return self._settings()[0]
+
+    def pictures(self) -> Pictures:
+        """How the frames are held.
+
+        Raises:
+            DatasetError: not a store, or one of another format.
+        """
+        return self._settings()[1]
+
+    def _settings(self) -> tuple[Sampling, Pictures]:
         path = self.root / "store.json"
         if not path.is_file():
             raise DatasetError(
@@ -196,34 +218,41 @@ class ClipStore:
             content = json.loads(read_text(path, "a prepared store", AGAIN, DatasetError))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}")
-            if content["check"] != _check(content["sampling"]):
+            pictures = content.get("pictures", {})
+            if content["check"] != _check({**content["sampling"], **pictures}):
                 raise ValueError("settings that are not as they were written")
-            return Sampling(**content["sampling"])
+            return Sampling(**content["sampling"]), Pictures(**pictures)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DatasetError(path, error, f"a store of format {FORMAT}", AGAIN) from error
 
-    def create(self, sampling: Sampling, overwrite: bool = False) -> None:
-        """Create a store, or continue one with the same settings.
+    def create(self, sampling: Sampling, overwrite: bool = False, pictures: Pictures | None = None) -> None:
+        """Create a store, or continue one with the same settings; several processes may do so at once.
+
+        Args:
+            sampling: of the clips.
+            overwrite: remove the clips of a store that is there.
+            pictures: how the frames are held; `None` is raw.
 
         Raises:
             DatasetError: the folder holds a store with other settings or something else, or cannot be written to.
         """
         try:
-            self._create(sampling, overwrite)
+            self._create(sampling, overwrite, pictures or Pictures())
         except OSError as error:
             if isinstance(error, DatasetError):
                 raise
             raise DatasetError(self.root, error, "a folder that can be written to", "Choose another --out.") from error
 
-    def _create(self, sampling: Sampling, overwrite: bool) -> None:
+    def _create(self, sampling: Sampling, overwrite: bool, pictures: Pictures) -> None:
         path, self._expected = self.root / "store.json", None
         if path.is_file() and overwrite:
-            shutil.rmtree(self.root / "clips", ignore_errors=True)
+            for name in ("clips", "parts"):
+                shutil.rmtree(self.root / name, ignore_errors=True)
             for name in ("manifest.csv", "problems.csv", "store.json"):
                 (self.root / name).unlink(missing_ok=True)
         if path.is_file():
-            theirs = self.sampling().settings
-            differ = {k: (theirs[k], v) for k, v in sampling.settings.items() if theirs[k] != v}
+            theirs, asked = ({**s.settings, **asdict(p)} for s, p in (self._settings(), (sampling, pictures)))
+            differ = {key: (theirs[key], value) for key, value in asked.items() if theirs[key] != value}
             if differ:
                 raise DatasetError(
                     self.root,
@@ -232,7 +261,7 @@ class ClipStore:
                     "Ask for the store's own settings, another folder, or --overwrite true.",
                 )
             return
-        if self.root.exists() and any(self.root.iterdir()):
+        if self.root.exists() and any(not path.name.startswith(OURS) for path in self.root.iterdir()):
             raise DatasetError(
                 self.root,
                 "a folder with other files",
@@ -243,7 +272,8 @@ class ClipStore:
         content = {
             "format": FORMAT,
             "sampling": sampling.settings,
-            "check": _check(sampling.settings),
+            **({"pictures": pictures.settings} if pictures.settings else {}),
+            "check": _check({**sampling.settings, **pictures.settings}),
             "decoder": f"PyAV {av.__version__}",
         }
         write_whole(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -266,7 +296,7 @@ class ClipStore:
             for name, array in zip(
                 ARRAYS,
                 (
-                    np.ascontiguousarray(np.moveaxis(clip.frames, -1, -3)),
+                    self.pictures().encode(clip.frames),
                     np.round(clip.audio * LOUDEST).clip(-LOUDEST, LOUDEST - 1).astype(np.int16),
                     clip.valid,
                 ),
@@ -331,6 +361,14 @@ class ClipStore:
         """Remove a clip if it exists."""
         shutil.rmtree(self.root / "clips" / clip_id, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Remove what processes that were killed have left unfinished; while no other writes."""
+        for path in (*self.root.glob(".*.partial"), *(self.root / "clips").glob(".*.partial")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
     def __contains__(self, clip_id: str) -> bool:
         return (self.root / "clips" / clip_id / "valid.npy").is_file()
 
@@ -361,7 +399,10 @@ class ClipStore:
         Raises:
             ClipDecodeError: see `check`.
         """
-        return np.array(self._array(clip_id, "frames", mapped=True)[segment])
+        array = self._array(clip_id, "frames", mapped=True)
+        if self._pictures.format == "raw":
+            return np.array(array[segment])
+        return self._pixels(clip_id, array, segment)
 
     def valid(self, clip_id: str) -> np.ndarray:
         """The flags alone, bool (T,).
@@ -371,9 +412,22 @@ class ClipStore:
         """
         return self._array(clip_id, "valid")
 
+    def _pixels(self, clip_id: str, array: np.ndarray, segment: int) -> np.ndarray:
+        """The frame or frames of one segment, of an array of encoded ones."""
+        shape = self._expected["frames"][1]
+        count = math.prod(shape[1:-3])
+        try:
+            pictures = self._pictures.split(array, count * shape[0])[count * segment : count * (segment + 1)]
+            frames = [self._pictures.decode_one(picture, shape[-1]) for picture in pictures]
+        except ValueError as error:
+            path = self.root / "clips" / clip_id / "frames.npy"
+            raise ClipDecodeError(path, error, f"{self._pictures.format} pictures", REPAIR) from error
+        return np.stack(frames).reshape(shape[1:])
+
     def _array(self, clip_id: str, name: str, mapped: bool = False) -> np.ndarray:
+        """An array as its file holds it; of frames `mapped` the pictures, else the pixels."""
         if self._expected is None:
-            sampling = self.sampling()
+            sampling, self._pictures = self._settings()
             shapes = {
                 "frames": (np.uint8, (*sampling.pictures, 3, sampling.size, sampling.size)),
                 "audio": (np.int16, (sampling.segments, sampling.samples)),
@@ -385,6 +439,12 @@ class ClipStore:
             }
         (dtype, shape, header), path = self._expected[name], self.root / "clips" / clip_id / f"{name}.npy"
         try:
+            if name == "frames" and self._pictures.format != "raw":
+                array = read_array(path, mapped)
+                if mapped:
+                    self._pictures.split(array, math.prod(shape[:-3]))
+                    return array
+                return self._pictures.decode(array, shape)
             if mapped and name != "valid":
                 array = read_array(path, mapped=True)
                 if array.dtype != dtype or array.shape != shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from avprompt.errors import ConfigError
+from avprompt.cluster import slurm_executor
 from avprompt.signals import later_signals
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.run import SweepRun, last
@@ -39,12 +39,6 @@ class Slurm:
     """
 
     def __init__(self, folder: Path, workers: int, runs: list[SweepRun], options: dict[str, Any]) -> None:
-        try:
-            import submitit
-        except ImportError as error:
-            raise ConfigError(
-                "--slurm", "no submitit", "the extra `slurm`", "Run pip install 'avprompt[slurm]'."
-            ) from error
         loaders = max((last(run.recipe, "data.init_args.num_workers") or 0 for run in runs), default=0)
         gpu = any(last(run.recipe, "trainer.accelerator") in ("gpu", "cuda") for run in runs)
         wanted = {
@@ -53,18 +47,8 @@ class Slurm:
             "cpus_per_task": 1 + loaders,
             **({"gpus_per_node": 1} if gpu else {}),
             "array_parallelism": workers,
-            **options,
         }
-        try:
-            self.executor = submitit.SlurmExecutor(folder / "slurm")
-            self.executor.update_parameters(**wanted)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ConfigError(
-                "--slurm",
-                error,
-                "a SLURM cluster and options of submitit.SlurmExecutor",
-                "Such as --slurm '{partition: gpu, time: 600}'.",
-            ) from error
+        self.executor = slurm_executor(folder / "slurm", wanted, options)
         self.jobs: list[Any] = []
 
     def submit(self, runs: list[SweepRun]) -> list[Any]:
