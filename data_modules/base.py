@@ -304,6 +304,8 @@ class AVDataModule(LightningDataModule, abc.ABC):
             some of those of a larger one. `None` is all of them. Validation and test stay whole.
         frames_per_segment: number F of frames a segment, evenly spaced over it; the visual encoder must take the same,
             and a store must have been prepared with it. 1 is the frame in its middle.
+        shards: where the tar files of a store of shards lie, if not in root/store/shards: a path, or an address that fsspec
+            knows, such as `s3://bucket/folder`.
         mix_audio: probability that a training clip's audio is mixed with the audio of another training clip. Each
             segment draws its own share from Beta(10, 10). Frames and labels stay.
 
@@ -355,6 +357,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         published_features: Path | None = None,
         train_clips: Count | None = None,
         frames_per_segment: Count = 1,
+        shards: str | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
@@ -435,7 +438,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
         )
         self.persistent_workers, self.prefetch = persistent_workers, prefetch
         self.missing, self.corrupt, self.validation_split = missing, corrupt, validation_split
-        self.train_clips = train_clips
+        self.train_clips, self.shards = train_clips, shards
         self.predict_root = None if predict_root is None else Path(predict_root).expanduser()
         self.augment, self.mix_audio = augment, mix_audio
         self.datasets: dict[str, Dataset] = {}
@@ -573,7 +576,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
     def _open_reader(self) -> ClipReader:
         """The reader of the layout's media, or of the published features."""
         if self.published_features is None:
-            return open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+            return open_reader(self.layout, self.root, self.sampling, self.info.published.folders, self.shards)
         if self.reader is not None:
             return self.reader
         if not self.published_features.is_dir():
@@ -590,7 +593,7 @@ class AVDataModule(LightningDataModule, abc.ABC):
             AnnotationError: see `setup`.
         """
         annotations = self.read_annotations()
-        self.reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders)
+        self.reader = open_reader(self.layout, self.root, self.sampling, self.info.published.folders, self.shards)
         items = [item for split in splits for item in self._available(split, annotations[split], self.reader)]
         return ClipDataset(list({item.id: item for item in items}.values()), self.reader, no_labels)
 

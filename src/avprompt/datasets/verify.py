@@ -24,6 +24,7 @@ def verify(
     report: Path | None = None,
     deep: bool = False,
     rename: bool = False,
+    shards: str | None = None,
 ) -> bool:
     """Print the expected folder tree and the numbers of clips of each split that are found, missing and unusable.
 
@@ -39,6 +40,8 @@ def verify(
         deep: compare each clip of a store with the digest of what was written; decode everything in folders.
         rename: give the clips of a store the ids of the annotations, by the likely rule that is printed where few names
             match.
+        shards: where the tar files of a store of shards lie, if not in root/store/shards: a path, or an address that fsspec
+            knows.
 
     Returns:
         Whether every clip can be used.
@@ -57,7 +60,7 @@ def verify(
     splits = published.read(root)
     for remark in published.remarks(splits):
         print(remark)
-    reader = open_reader(layout, root, None, published.folders)
+    reader = open_reader(layout, root, None, published.folders, shards)
     wanted = {item.id for items in splits.values() for item in items}
     renaming = naming.likely(reader.ids() - wanted, wanted - reader.ids()) if reader.ids() and wanted else None
     if rename:
@@ -72,7 +75,7 @@ def verify(
             )
         reader.store.rename(renaming.names)
         print(f"{len(renaming.names)} clips of the store renamed: {renaming.rule}")
-        reader, renaming = open_reader(layout, root, None, published.folders), None
+        reader, renaming = open_reader(layout, root, None, published.folders, shards), None
     rows, unusable = _table(splits, reader, deep)
     _explain(reader, wanted, renaming)
     if isinstance(reader, StoreReader) and (stray := reader.store.ids() - reader.entries.keys()):

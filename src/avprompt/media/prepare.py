@@ -20,12 +20,20 @@ import av
 from tqdm import tqdm
 
 from avprompt.cluster import slurm_executor
-from avprompt.errors import ArgumentError, ClipDecodeError, DatasetError
+from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.files import FULL, locked
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip, duration
 from avprompt.media.files import listed, walk
 from avprompt.media.pictures import Pictures
-from avprompt.media.store import ClipStore, Entry, digest_of, recover_manifest, write_manifest, write_problems
+from avprompt.media.store import (
+    ClipStore,
+    Entry,
+    digest_of,
+    read_manifest,
+    recover_manifest,
+    write_manifest,
+    write_problems,
+)
 from avprompt.media.text import is_name, plain
 from avprompt.media.untrusted import MAX_PIXELS
 from avprompt.media.workers import begin_worker
@@ -373,6 +381,7 @@ def prepare(
     shard: str | None = None,
     slurm: bool | dict[str, Any] = False,
     jobs: Count = 16,
+    shards: Count | None = None,
 ) -> dict[str, int]:
     """Turn folders of videos into the store that a training run reads.
 
@@ -405,6 +414,8 @@ def prepare(
         slurm: queue the parts and the merging call on a SLURM cluster through submitit, and return. `true` asks for a
             day and 8 processors each; a mapping has further options: '{partition: cpu, time: 600, cpus_per_task: 16}'.
         jobs: number of parts that are queued.
+        shards: clips of one tar file, such as 1000, into which all clips are moved once they are prepared; `null` leaves
+            each clip in files of its own. Parts leave that to the merging call.
 
     Returns:
         Number of clips by status, those of the part with `shard`; nothing of jobs that are queued.
@@ -441,7 +452,28 @@ def prepare(
         if slurm is not False:
             _submit({**settings, "overwrite": False}, store, jobs, {} if slurm is True else slurm)
             return {}
-        return _prepare(media, store, sampling, workers, prefer, deep, part)
+        counts = _prepare(media, store, sampling, workers, prefer, deep, part)
+        if shards is not None and part is None:
+            _pack(store, shards)
+        return counts
+
+
+def _pack(store: ClipStore, count: int) -> None:
+    """Move the store's clips into shards, and say so.
+
+    Raises:
+        DatasetError: there is no room, or the files of a clip are damaged.
+    """
+    try:
+        moved = store.pack(read_manifest(store.manifest_path), count)
+    except OSError as error:
+        if isinstance(error, AVPromptError):
+            raise
+        raise DatasetError(
+            store.root, error, "a folder with room for a further shard", "Free some space and run it again."
+        ) from error
+    tars = len({place.shard for place in store.places.values()})
+    print(f"{store.root / 'shards'}: {moved} clips moved into shards, {len(store.places)} in {tars} tar files")
 
 
 @contextmanager
@@ -524,7 +556,7 @@ def _tell(
     """Print what came of the files: of clips, of others with the same name, of links, of files of other kinds."""
     if part:
         print(
-            f"{store.root}, shard {part}: {counts}, {kept} kept from before; once all shards are done, the same command "
+            f"{store.root}, part {part}: {counts}, {kept} kept from before; once all parts are done, the same command "
             "without --shard merges them"
         )
         return

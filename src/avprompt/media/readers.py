@@ -100,13 +100,14 @@ class StoreReader(ClipReader):
     Args:
         root: the store's folder.
         sampling: sampling of the experiment, which the store must have; `None` accepts that of the store.
+        shards: see `ClipStore`.
 
     Raises:
         DatasetError: no store there, or one made with other settings.
     """
 
-    def __init__(self, root: Path, sampling: Sampling | None) -> None:
-        self.store = ClipStore(root)
+    def __init__(self, root: Path, sampling: Sampling | None, shards: str | None = None) -> None:
+        self.store = ClipStore(root, shards)
         theirs = self.store.sampling().settings
         ours = theirs if sampling is None else sampling.settings
         differ = {key: (theirs[key], ours[key]) for key in ours if theirs[key] != ours[key]}
@@ -146,10 +147,7 @@ class StoreReader(ClipReader):
                 return super().digest_problem(clip_id)
         except ClipDecodeError as error:
             return f"broken: {error}"
-        return (
-            f"broken: {self.store.root / 'clips' / clip_id}: its files are not those that were written "
-            f"(digest). {REPAIR}"
-        )
+        return f"broken: {self.store.root}, {clip_id}: its files are not those that were written (digest). {REPAIR}"
 
     def ids(self) -> set[str]:
         return {clip for clip, entry in self.entries.items() if entry.usable}
@@ -313,10 +311,19 @@ class Published:
 STORE_TREE = ("store/store.json", "store/manifest.csv", "store/clips/<id>/{frames,audio,valid}.npy")
 
 
-def open_reader(layout: str, root: Path, sampling: Sampling | None, folders: Folders) -> ClipReader:
+def open_reader(
+    layout: str, root: Path, sampling: Sampling | None, folders: Folders, shards: str | None = None
+) -> ClipReader:
     """The reader of a layout, `store` (in root/store) or `folders`. Without a sampling, that of the media is accepted.
+
+    Args:
+        layout: of the media.
+        root: the dataset's folder.
+        sampling: of the experiment.
+        folders: opens the other layout.
+        shards: see `ClipStore`.
 
     Raises:
         DatasetError: the layout's folders are not there, or have another sampling.
     """
-    return StoreReader(Path(root) / "store", sampling) if layout == "store" else folders(Path(root), sampling)
+    return StoreReader(Path(root) / "store", sampling, shards) if layout == "store" else folders(Path(root), sampling)

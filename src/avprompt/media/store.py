@@ -8,6 +8,8 @@
 <store>/clips/<id>/frames.npy uint8 (T, 3, H, W), with several frames a segment (T, F, 3, H, W); encoded, uint8 (N,), see `avprompt.media.pictures`
 <store>/clips/<id>/audio.npy  int16 (T, S), samples times 32768: those of a 16-bit file at the same rate are exact
 <store>/clips/<id>/valid.npy  bool (T,)
+
+The clips' files may also lie in shards, see `avprompt.media.shards`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ from avprompt.files import sync_folder, write_file, write_whole
 from avprompt.media.decode import Clip, Sampling
 from avprompt.media.files import hidden
 from avprompt.media.pictures import Pictures
+from avprompt.media.shards import BLOCK, Place, ShardFiles, key_of, read_places, write_places, write_tar
 from avprompt.media.text import plain, read_text
-from avprompt.media.untrusted import header_of, read_array, read_known
+from avprompt.media.untrusted import array_of, header_of, read_array, read_known
 
 FORMAT = 4
 ARRAYS = ("frames", "audio", "valid")
@@ -171,10 +174,13 @@ class ClipStore:
 
     Args:
         root: the store's folder.
+        shards: where its tar files lie, if not in its folder: a path, or an address that fsspec knows.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, shards: str | None = None) -> None:
         self.root = Path(root).expanduser()
+        self.shards = ShardFiles(str(self.root / "shards") if shards is None else os.path.expanduser(shards))
+        self._places: dict[str, Place] | None = None
         #: dtype, shape and header of each array but encoded frames, read from store.json once
         self._expected: dict[str, tuple[np.dtype, tuple[int, ...], bytes]] | None = None
         self._pictures = Pictures()
@@ -183,6 +189,67 @@ class ClipStore:
     def manifest_path(self) -> Path:
         """The manifest's file."""
         return self.root / "manifest.csv"
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where clips lie in shards, by id; read once. A clip with files of its own was prepared again since.
+
+        Raises:
+            DatasetError: shards.csv is damaged.
+        """
+        if self._places is None:
+            loose = self._loose()
+            self._places = {clip: place for clip, place in self._rows().items() if clip not in loose}
+        return self._places
+
+    def _rows(self) -> dict[str, Place]:
+        return read_places(self.root / "shards.csv", _check)
+
+    def _loose(self) -> set[str]:
+        folder = self.root / "clips"
+        return {path.name for path in folder.iterdir() if not hidden(path)} if folder.is_dir() else set()
+
+    def pack(self, entries: dict[str, Entry], count: int) -> int:
+        """Move clips from files into shards; continues where it was stopped.
+
+        A tar file is whole before shards.csv names its clips, and only then their own files are removed. What older tar
+        files hold of clips that were prepared again stays there, unused.
+
+        Args:
+            entries: of the manifest.
+            count: clips a shard; the last one may have fewer.
+
+        Returns:
+            Number of clips that were moved.
+
+        Raises:
+            ClipDecodeError: the files of a clip are not those that were written.
+            OSError: there is no room.
+        """
+        usable = {clip: entry for clip, entry in entries.items() if entry.usable}
+        rows, loose = {clip: place for clip, place in self._rows().items() if clip in usable}, self._loose()
+        for clip in loose & rows.keys():
+            if digest_of(*self._unpacked(rows[clip])) == usable[clip].digest:  # stopped before it was removed
+                self.remove(clip)
+            else:
+                del rows[clip]
+        todo = sorted((loose & usable.keys()) - rows.keys())
+
+        def members(clip: str) -> tuple[str, str, list[tuple[str, bytes]]]:
+            contents = self._contents(clip)
+            if digest_of(*contents) != usable[clip].digest:
+                raise ClipDecodeError(self.root / "clips" / clip, "other files", "those that were written", REPAIR)
+            return clip, key_of(clip, digest_of(clip.encode())), list(zip(ARRAYS, contents))
+
+        number = 1 + max((int(Path(place.shard).stem) for place in self._rows().values()), default=-1)
+        for first in range(0, len(todo), count):
+            group, path = todo[first : first + count], self.root / "shards" / f"{number + first // count:06d}.tar"
+            rows.update({place.id: place for place in write_tar(path, map(members, group))})
+            write_places(self.root / "shards.csv", rows, _check)
+            for clip in group:
+                self.remove(clip)
+        self._places = None
+        return len(todo)
 
     @property
     def parts(self) -> Path:
@@ -246,9 +313,10 @@ class ClipStore:
     def _create(self, sampling: Sampling, overwrite: bool, pictures: Pictures) -> None:
         path, self._expected = self.root / "store.json", None
         if path.is_file() and overwrite:
-            for name in ("clips", "parts"):
+            self._places = None
+            for name in ("clips", "parts", "shards"):
                 shutil.rmtree(self.root / name, ignore_errors=True)
-            for name in ("manifest.csv", "problems.csv", "store.json"):
+            for name in ("shards.csv", "manifest.csv", "problems.csv", "store.json"):
                 (self.root / name).unlink(missing_ok=True)
         if path.is_file():
             theirs, asked = ({**s.settings, **asdict(p)} for s, p in (self._settings(), (sampling, pictures)))
@@ -320,16 +388,25 @@ class ClipStore:
         Raises:
             ClipDecodeError: one cannot be read.
         """
+        return digest_of(*self._contents(clip_id))
+
+    def _contents(self, clip_id: str) -> list[bytes]:
+        """Content of a clip's three files.
+
+        Raises:
+            ClipDecodeError: one cannot be read.
+        """
+        if place := self.places.get(clip_id):
+            return self._unpacked(place)
         folder = self.root / "clips" / clip_id
         try:
-            return digest_of(*((folder / f"{name}.npy").read_bytes() for name in ARRAYS))
+            return [(folder / f"{name}.npy").read_bytes() for name in ARRAYS]
         except OSError as error:
             raise ClipDecodeError(folder, error, "the files of a clip", REPAIR) from error
 
     def ids(self) -> set[str]:
-        """Names of the clips' folders."""
-        folder = self.root / "clips"
-        return {path.name for path in folder.iterdir() if not hidden(path)} if folder.is_dir() else set()
+        """Names of the clips' folders, and of clips in shards."""
+        return {*self.places, *self._loose()}
 
     def rename(self, names: dict[str, str]) -> None:
         """Give clips other ids, in one step for the manifest; continues an interrupted call.
@@ -351,6 +428,10 @@ class ClipStore:
                 folder = self.root / "clips" / old
                 if folder.is_dir():
                     os.replace(folder, self.root / "clips" / new)
+            if self.places.keys() & names.keys():
+                moved = [replace(place, id=names.get(place.id, place.id)) for place in self._rows().values()]
+                write_places(self.root / "shards.csv", {place.id: place for place in moved}, _check)
+                self._places = None
             renamed = [replace(entry, id=names.get(entry.id, entry.id)) for entry in entries.values()]
             write_manifest(self.manifest_path, renamed)
             write_problems(self.root / "problems.csv", renamed)
@@ -363,14 +444,14 @@ class ClipStore:
 
     def clear(self) -> None:
         """Remove what processes that were killed have left unfinished; while no other writes."""
-        for path in (*self.root.glob(".*.partial"), *(self.root / "clips").glob(".*.partial")):
+        for path in (path for place in ("", "clips", "shards") for path in (self.root / place).glob(".*.partial")):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
     def __contains__(self, clip_id: str) -> bool:
-        return (self.root / "clips" / clip_id / "valid.npy").is_file()
+        return clip_id in self.places or (self.root / "clips" / clip_id / "valid.npy").is_file()
 
     def read(self, clip_id: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Frames uint8 (T, 3, H, W) or (T, F, 3, H, W), audio int16 (T, S), valid bool (T,).
@@ -381,6 +462,8 @@ class ClipStore:
             ClipDecodeError: the clip is not in the store, or its files are damaged.
             DatasetError: not a store, or one of another format.
         """
+        if place := self.places.get(clip_id):
+            return tuple(self._packed(place, name, members) for members in [self._members(place)] for name in ARRAYS)
         return tuple(self._array(clip_id, name) for name in ARRAYS)
 
     def check(self, clip_id: str) -> None:
@@ -390,6 +473,9 @@ class ClipStore:
             ClipDecodeError: the clip is not in the store, or its files are damaged.
             DatasetError: not a store, or one of another format.
         """
+        if clip_id in self.places:
+            self.valid(clip_id)  # its last bytes; `data verify --deep` reads the others
+            return
         for name in ARRAYS:
             self._array(clip_id, name, mapped=True)
 
@@ -399,6 +485,14 @@ class ClipStore:
         Raises:
             ClipDecodeError: see `check`.
         """
+        _, (_, *shape), header = self._form("frames")
+        place = self.places.get(clip_id)
+        if place and self._pictures.format == "raw":
+            length = math.prod(shape)
+            content = self.shards.read(place, BLOCK + len(header) + segment * length, length)
+            return np.frombuffer(content, np.uint8).reshape(shape).copy()
+        if place:
+            return self._packed(place, "frames", self._members(place))[segment]
         array = self._array(clip_id, "frames", mapped=True)
         if self._pictures.format == "raw":
             return np.array(array[segment])
@@ -410,11 +504,46 @@ class ClipStore:
         Raises:
             ClipDecodeError: see `check`.
         """
+        if place := self.places.get(clip_id):
+            (_, (count,), header) = self._form("valid")
+            tail = BLOCK + -(-(len(header) + count) // BLOCK) * BLOCK
+            return self._packed(place, "valid", self._members(place, place.size - tail))
         return self._array(clip_id, "valid")
+
+    def _unpacked(self, place: Place) -> list[bytes]:
+        found = self._members(place)
+        return [bytes(found.get(name, b"")) for name in ARRAYS]
+
+    def _members(self, place: Place, first: int = 0) -> dict[str, memoryview]:
+        return self.shards.members(place, self.shards.read(place, first))
+
+    def _packed(self, place: Place, name: str, members: dict[str, memoryview]) -> np.ndarray:
+        """An array of a clip in a shard, as `_array` of the files of another."""
+        (dtype, shape, header), content = self._form(name), members.get(name, memoryview(b""))
+        encoded, length = name == "frames" and self._pictures.format != "raw", len(header)
+        try:
+            if (
+                not encoded
+                and len(content) == length + math.prod(shape) * dtype.itemsize
+                and content[:length] == header
+            ):
+                array = np.frombuffer(content, dtype, offset=length).reshape(shape).copy()
+            else:
+                array = array_of(content)
+            if encoded:
+                return self._pictures.decode(array, shape)
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{array.dtype} {array.shape}")
+            if name == "valid" and array.view(np.uint8).max() > 1:
+                raise ValueError("flags other than 0 and 1")
+            return array
+        except ValueError as error:
+            where = f"{self.shards.address}/{place.shard}, {place.id}, {name}"
+            raise ClipDecodeError(where, error, f"{dtype} {shape}", REPAIR) from error
 
     def _pixels(self, clip_id: str, array: np.ndarray, segment: int) -> np.ndarray:
         """The frame or frames of one segment, of an array of encoded ones."""
-        shape = self._expected["frames"][1]
+        shape = self._form("frames")[1]
         count = math.prod(shape[1:-3])
         try:
             pictures = self._pictures.split(array, count * shape[0])[count * segment : count * (segment + 1)]
@@ -424,8 +553,8 @@ class ClipStore:
             raise ClipDecodeError(path, error, f"{self._pictures.format} pictures", REPAIR) from error
         return np.stack(frames).reshape(shape[1:])
 
-    def _array(self, clip_id: str, name: str, mapped: bool = False) -> np.ndarray:
-        """An array as its file holds it; of frames `mapped` the pictures, else the pixels."""
+    def _form(self, name: str) -> tuple[np.dtype, tuple[int, ...], bytes]:
+        """dtype, shape and header of an array that is not encoded."""
         if self._expected is None:
             sampling, self._pictures = self._settings()
             shapes = {
@@ -437,7 +566,11 @@ class ClipStore:
                 key: (np.dtype(dtype), shape, header_of(np.dtype(dtype), shape))
                 for key, (dtype, shape) in shapes.items()
             }
-        (dtype, shape, header), path = self._expected[name], self.root / "clips" / clip_id / f"{name}.npy"
+        return self._expected[name]
+
+    def _array(self, clip_id: str, name: str, mapped: bool = False) -> np.ndarray:
+        """An array as its file holds it; of frames `mapped` the pictures, else the pixels."""
+        (dtype, shape, header), path = self._form(name), self.root / "clips" / clip_id / f"{name}.npy"
         try:
             if name == "frames" and self._pictures.format != "raw":
                 array = read_array(path, mapped)

@@ -7,6 +7,7 @@ import math
 import os
 import tokenize
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -30,41 +31,60 @@ def read_array(path: Path, mapped: bool = False) -> np.ndarray:
         ValueError: it is no .npy file, holds Python objects (a pickle, which is never read), or has another size.
     """
     with path.open("rb") as file:
-        if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
-            raise ValueError("no .npy file")
-        file.seek(0)
-        version = npy.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f".npy version {version}")
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        try:
-            shape, fortran, dtype = read_header(file)
-        except (
-            SyntaxError,
-            tokenize.TokenError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-            MemoryError,
-        ) as error:  # parsing the text of a damaged header raises these
-            raise ValueError(f"a header that is none: {error}") from error
-        if dtype.hasobject:
-            raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")
-        if any(length < 0 for length in shape):
-            raise ValueError(f"shape {shape}")
-        offset, size = file.tell(), path.stat().st_size
-        expected = offset + math.prod(shape) * dtype.itemsize
-        if size != expected:
-            raise ValueError(f"{size} bytes where its header ({dtype}, {shape}) says {expected}")
-        order = "F" if fortran else "C"
+        dtype, shape, order, offset = _header(file, size := path.stat().st_size)
         if mapped and size > offset:
             return np.memmap(path, dtype, "r", offset, shape, order)
         array = np.fromfile(file, dtype, math.prod(shape))
         if array.size != math.prod(shape):
             raise ValueError("a file that shrinks while it is read")
         return array.reshape(shape, order=order)
+
+
+def array_of(content: memoryview) -> np.ndarray:
+    """The array of a .npy file's content, which must be exactly as long as its header says.
+
+    Raises:
+        ValueError: as of `read_array`.
+    """
+    dtype, shape, order, offset = _header(io.BytesIO(content), len(content))
+    return np.frombuffer(content, dtype, math.prod(shape), offset).reshape(shape, order=order).copy()
+
+
+def _header(file: BinaryIO, size: int) -> tuple[np.dtype, tuple[int, ...], str, int]:
+    """dtype, shape, order and first byte of an array; leaves the file there.
+
+    Raises:
+        ValueError: as of `read_array`.
+    """
+    if file.read(len(npy.MAGIC_PREFIX)) != npy.MAGIC_PREFIX:
+        raise ValueError("no .npy file")
+    file.seek(0)
+    version = npy.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f".npy version {version}")
+    read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read_header(file)
+    except (
+        SyntaxError,
+        tokenize.TokenError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:  # parsing the text of a damaged header raises these
+        raise ValueError(f"a header that is none: {error}") from error
+    if dtype.hasobject:
+        raise ValueError("Python objects, whose pickle may run code (allow_pickle=False)")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"shape {shape}")
+    offset = file.tell()
+    expected = offset + math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise ValueError(f"{size} bytes where its header ({dtype}, {shape}) says {expected}")
+    return dtype, shape, "F" if fortran else "C", offset
 
 
 def header_of(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
