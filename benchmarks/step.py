@@ -4,6 +4,7 @@
     python benchmarks/step.py ave_dgsct --baseline FOLDER --batches 1,2        # another network, see benchmarks/gpu.py
     python benchmarks/step.py ave_dgsct avvp_dgsct --before FOLDER --count     # nothing runs: the meta device
     python benchmarks/step.py quickstart --before FOLDER --threads 1           # tiny
+    python benchmarks/step.py quickstart --other "--model.backbone.compile=regions"  # this checkout, other arguments
 
 `git worktree add FOLDER COMMIT` or `git archive COMMIT | tar x -C FOLDER` makes an older checkout. Each side is a
 process of its own, which builds its network once and takes a step when it is asked to, one after the other in turn, the
@@ -178,7 +179,7 @@ class Side:
     """A process that measures one side.
 
     Args:
-        name: `now`, `before` or `baseline`.
+        name: `now`, `other`, `before` or `baseline`.
         folder: checkout, or folder of baseline.py.
         experiment: name of the experiment.
         given: the command line.
@@ -188,8 +189,9 @@ class Side:
         self.name = name
         kind = "baseline" if name == "baseline" else "suite"
         command = [sys.executable, __file__, "--serve", "--kind", kind, "--folder", folder, "--experiment", experiment]
-        for key in ("device", "precision", "threads", "set"):
+        for key in ("device", "precision", "threads"):
             command.append(f"--{key}={getattr(given, key)}")
+        command.append(f"--set={given.set} {given.other if name == 'other' else ''}")
         self.process = subprocess.Popen(
             list(map(str, command)),
             stdin=subprocess.PIPE,
@@ -215,7 +217,7 @@ class Side:
 
 def measure(experiment: str, given: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All that is measured of an experiment, by side."""
-    folders = {"now": ROOT, "before": given.before, "baseline": given.baseline}
+    folders = {"now": ROOT, "other": given.other and ROOT, "before": given.before, "baseline": given.baseline}
     sides = [Side(name, folder, experiment, given) for name, folder in folders.items() if folder is not None]
     found: dict[str, dict[str, Any]] = {own.name: {"rows": []} for own in sides}
     batches = [int(size) for size in given.batches.split(",")]
@@ -287,9 +289,11 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--count", action="store_true", help="count on the meta device alone")
     parser.add_argument("--no-count", action="store_true", help="run alone")
     parser.add_argument("--set", default="", help="overrides, as for avprompt fit, of every checkout")
+    parser.add_argument("--other", help="more overrides, of one more side of this checkout")
     for name in ("--serve", "--kind", "--folder", "--experiment"):  # of a side's own process
         parser.add_argument(name, help=argparse.SUPPRESS, **({"action": "store_true"} if name == "--serve" else {}))
-    given = parser.parse_args(args)
+    words = iter(sys.argv[1:] if args is None else args)  # argparse takes a value that begins with dashes for a flag
+    given = parser.parse_args([f"{word}={next(words, '')}" if word in ("--set", "--other") else word for word in words])
     sys.argv[1:] = []  # none of the words of avprompt's own command line
     if given.serve:
         serve(given)

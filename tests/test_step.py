@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,15 +11,22 @@ import torch
 from conftest import ROOT
 from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
-from small import SmallHTSAT, SmallSwin, small_clips
+from open_clip.transformer import VisionTransformer
+from small import FBANK, SEGMENTS, SmallCLIP, SmallHTSAT, SmallSwin, enliven, small_clips
+from test_conformance import METHODS, cases
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import DataLoader, Dataset
 
 from avprompt import AVPromptBackbone
 from avprompt.cli import parts_of
+from avprompt.encoders import HTSAT, Fbank, ViTSpectrogram
+from avprompt.encoders.htsat import FrontEnd
+from avprompt.encoders.swin import CosineHeads
 from avprompt.errors import NonFiniteLossError
 from avprompt.methods import DGSCT, VPT, AVMoE, PromptMethod
+from avprompt.reports.efficiency import open_gates
 from avprompt.tasks.guard import Guard, Step, fuse
 
 #: an experiment of every task, and of AVE with each objective that reads a mask
@@ -228,18 +236,74 @@ def small_net(method: PromptMethod, **options: Any) -> AVPromptBackbone:
     return net.train()
 
 
-def test_a_compiled_walk_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one graph, without a break."""
+@pytest.fixture
+def whole_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`torch.compile` that refuses a break, and runs what it has traced as it is: no kernels."""
     compiler = torch.compile
     monkeypatch.setattr(
         torch, "compile", lambda function, **options: compiler(function, backend="eager", fullgraph=True, **options)
     )
     torch._dynamo.reset()
+
+
+def test_a_compiled_walk_is_the_plain_one(whole_graphs: None) -> None:
+    """In one graph, without a break."""
     batch, found = small_clips(), []
     for compile in ("none", "model"):
         found.append(small_net(VPT(num_tokens=2), compile=compile)(batch))
     assert torch.allclose(found[0].visual, found[1].visual, atol=1e-5)
     assert torch._dynamo.config.recompile_limit >= 64
+
+
+class OneSwin(SmallSwin):
+    """One block: dynamo goes through a walk as fast as it is short."""
+
+    def _build(self, model: str) -> SwinTransformerV2:
+        return SwinTransformerV2(32, 8, num_classes=0, embed_dim=16, depths=(1,), num_heads=(2,), window_size=4)
+
+
+class OneHTSAT(SmallHTSAT):
+    """One block over half-second segments at 16 kHz."""
+
+    def _build(self, front_end: FrontEnd, **sizes: object) -> torch.nn.Module:
+        small = FrontEnd(sample_rate=16000, window_size=512, hop_size=800, mel_bins=16, fmin=50, fmax=8000)
+        return HTSAT._build(self, small, spec_size=32, embed_dim=16, depths=[1], num_heads=[2], window_size=4)
+
+
+class OneCLIP(SmallCLIP):
+    """One block of CLIP's transformer."""
+
+    def _build(self, model: str) -> torch.nn.Module:
+        net = VisionTransformer(32, 8, 24, 1, 3, 4.0, output_dim=16)
+        enliven(net)
+        return net
+
+
+ONE_BLOCK: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "swin-htsat": lambda: (OneSwin(), OneHTSAT()),
+    "clip-htsat": lambda: (OneCLIP(), OneHTSAT()),
+    "clip": lambda: (OneCLIP(segments=SEGMENTS, train_norm=True), "shared"),
+    "dual-clip": lambda: (OneCLIP(), ViTSpectrogram(OneCLIP(seed=1), FBANK)),
+    "swin": lambda: (OneSwin(fbank=Fbank(mel_bins=32, frames=32, shift_ms=15.0, seconds=0.5)), "shared"),
+}
+#: one row of the conformance suite for each class of methods
+KINDS = {type(METHODS[method]()).__name__: (method, pair) for method, pair in reversed(cases(list(METHODS)))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_method_compiles_in_one_graph(kind: str, whole_graphs: None) -> None:
+    """`fullgraph` refuses a break; with what is recomputed too, where the method has parts for it."""
+    method, pair = KINDS[kind]
+    net, batch = AVPromptBackbone(*ONE_BLOCK[pair](), METHODS[method]()).train(), small_clips(1)
+    open_gates(net)
+    torch.manual_seed(0)
+    plain = net(batch)
+    net.checkpointing = "adapters" if net.prompts.has_adapters else "all"
+    net._compile("model")
+    torch.manual_seed(0)
+    compiled = net(batch)
+    assert torch.allclose(plain.visual, compiled.visual, atol=1e-4)
+    assert torch.allclose(plain.audio, compiled.audio, atol=1e-4)
 
 
 def test_frozen_layers_in_bfloat16_change_nothing_under_autocast() -> None:
@@ -277,3 +341,22 @@ def test_a_frozen_layer_keeps_no_input() -> None:
     ):
         layer(torch.ones(2, 3, 6, requires_grad=True))
     assert kept == [(6, 5)] or kept == [(5, 6)], kept
+
+
+def test_cosine_heads_are_the_plain_computation() -> None:
+    """In float64, with the derivatives; under autocast within bfloat16's rounding, in its dtype."""
+    torch.manual_seed(0)
+    qkv, scale = torch.randn(2, 3, 5, 3, 2, 4, dtype=torch.float64, requires_grad=True), torch.tensor([[[3.0], [7.0]]])
+    scales = torch.cat((scale, torch.ones_like(scale), scale**-2))
+
+    def plain(qkv: Tensor) -> tuple[Tensor, ...]:
+        q, k, v = (part.transpose(-2, -3) for part in qkv.unbind(-3))
+        normal = torch.nn.functional.normalize
+        return normal(q, dim=-1) * scale[0].unsqueeze(-1), normal(k, dim=-1), v
+
+    assert torch.autograd.gradcheck(lambda qkv: CosineHeads.apply(qkv, scales.double()), (qkv,))
+    for one, two in zip(CosineHeads.apply(qkv, scales.double()), plain(qkv)):
+        assert torch.allclose(one, two, atol=1e-12) and one.is_contiguous()
+    low = qkv.detach().bfloat16()
+    for one, two in zip(CosineHeads.apply(low, scales), plain(low.float())):
+        assert one.dtype is torch.bfloat16 and torch.allclose(one.float(), two, rtol=1e-2)

@@ -268,6 +268,7 @@ class AVPromptBackbone(FeatureSource):
 
             # a region is one function for all shapes of its kind, of which the walk has a dozen
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+            torch._dynamo.config.allow_rnn = True  # gates of DG-SCT's paper
         if what == "model":
             self._walk = torch.compile(self._walk, dynamic=False)  # type: ignore[method-assign]  # of this instance
         elif what == "regions":
