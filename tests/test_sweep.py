@@ -4,6 +4,7 @@ SLURM."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from avprompt.sweeps.curves import curve_figure, published_points, varied_figure
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, last
+from avprompt.sweeps.screen import Board
 from avprompt.sweeps.slurm import SlurmRun
 from avprompt.sweeps.sweep import sweep
 from avprompt.sweeps.table import condense, summarise
@@ -153,7 +155,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 
 def wait_for(condition: Any) -> None:
-    for _ in range(6000):
+    for _ in range(20_000):  # 400 s: a busy machine takes a minute to import the suite
         if condition():
             return
         time.sleep(0.02)
@@ -818,6 +820,48 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
 
 
+def test_what_is_seen_of_running_runs(tmp_path: Path) -> None:
+    """Lines where the output is no terminal, a table where it is; times are reckoned from what was measured."""
+    runs, _ = read_sweep(write_sweep(tmp_path, "  CoOp: []\n  MaPLe: []", axis=""), [0, 1], tmp_path)
+    coop, maple = runs[:2]
+    lines, screen = io.StringIO(), io.StringIO()
+    with Board(runs, 2, lines) as board, Board(runs, 2, screen, live=True) as table:
+        assert "reckoned from the first epoch" in board.expect(tmp_path) and board.left(runs, []) is None
+        for epoch in (1, 2):
+            for one in (coop, maple):
+                one.folder.mkdir(exist_ok=True)
+                with one.log.open("a") as log:
+                    text = "15 s, 30 s left" if epoch == 1 else "15 s, 15 s left"
+                    log.write(f"Seed set to 0\nepoch {epoch}/3: loss 1.5000, val_accuracy 0.{epoch}000, {text}\n")
+            board.update([coop, maple], runs)
+        assert board.left(runs, [coop, maple]) == (15 + 15 + 2 * 45) / 2
+        table.update([coop, maple], runs)
+        (row,) = [list(column.cells) for column in table.table([maple], runs).columns[1:2]]
+        assert row == ["2/3"]
+        for stage, seconds in (("fit", 50.0), ("test", 4.0)):
+            (coop.folder / stage).mkdir()
+            (coop.folder / stage / "result.json").write_text(json.dumps({"wall_s": seconds}))
+        board.ended(coop, None)
+        board.ended(maple, "fit ended with code 2, see log.txt")
+    assert lines.getvalue().splitlines() == [
+        f"now CoOp, seed 0 ({coop.log})",
+        "CoOp, seed 0: epoch 1/3: loss 1.5000, val_accuracy 0.1000, 15 s, 30 s left",
+        f"now MaPLe, seed 0 ({maple.log})",
+        "MaPLe, seed 0: epoch 1/3: loss 1.5000, val_accuracy 0.1000, 15 s, 30 s left",
+        "measured: about 1 min 15 s for 4 of 4 runs",
+        "CoOp, seed 0: epoch 2/3: loss 1.5000, val_accuracy 0.2000, 15 s, 15 s left",
+        "MaPLe, seed 0: epoch 2/3: loss 1.5000, val_accuracy 0.2000, 15 s, 15 s left",
+        "finished: CoOp, seed 0; 1/4 runs",
+        "not finished: MaPLe, seed 0: fit ended with code 2, see log.txt; 1/4 runs",
+    ]
+    for part in ("MaPLe, seed 0", "val_accuracy 0.2000", "0/4 runs finished, 1 min 0 s left"):
+        assert part in screen.getvalue()
+    again = Board(runs, 2, lines)
+    assert again.expect(tmp_path).startswith("time: about 1 min 21 s, from 1 finished") and again.took == {
+        coop.name: 54.0
+    }
+
+
 #: a run's process that says what it finds: whether it was forked, its parent and session, its GPU, folder and Ctrl-C
 MIRROR = """
 import json, os, signal, socket, sys
@@ -915,7 +959,7 @@ def test_trained_on_the_synthetic_dataset(ave_root: Path, start: Callable, tmp_p
     wait_for(lambda: (stopped.folder / "fit" / "checkpoints" / "last.ckpt").is_file() or running.poll() is not None)
     assert forked_runs(), "the process that has imported the suite has threads or has touched a GPU"
     running.terminate()
-    said, _ = running.communicate(timeout=90)
+    said, _ = running.communicate(timeout=300)
     assert running.returncode == 143 and stopped.outcome("fit") is None, said
     sweep(file, out, [0], workers=workers)
     assert json.loads(stopped.record.read_text())["resumed"] == 1

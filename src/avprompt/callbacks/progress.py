@@ -8,20 +8,7 @@ import time
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them.
-
-    Example:
-        >>> duration(8), duration(95), duration(7300)
-        ('8 s', '1 min 35 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+from avprompt.durations import duration
 
 
 class EpochLines(Callback):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from avprompt.configs import EXPERIMENTS, find_file, get_nested, read_yaml
+from avprompt.durations import duration
 from avprompt.errors import ConfigError
 from avprompt.media.prepare import prepare
 from avprompt.ranges import Count, Natural
 from avprompt.sweeps.local import execute
 from avprompt.sweeps.run import SweepRun, epoch_lines
+from avprompt.sweeps.screen import Progress, folder_bytes
 from avprompt.sweeps.table import summarise
 from avprompt.sweeps.warm import Warm
 from avprompt.synthetic import SYNTHETIC_DATASETS
@@ -46,8 +50,8 @@ class Plan:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-#: bytes of a generated video with its store, and of both runs: `du` of the AVE quickstart
-VIDEO_BYTES, RUN_BYTES = 1_000_000, 350_000_000
+#: videos that are made to see how long the others will take, and how large they will be
+SAMPLE = 25
 IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
 PLANS = {
     "ave": Plan(
@@ -72,12 +76,32 @@ PLANS = {
 }
 
 
+def make(plan: Plan, root: Path, seed: int, options: dict[str, Any]) -> Iterator[str]:
+    """Generate a dataset and prepare it; says before each step what it is."""
+    yield "1/4 generate a synthetic dataset"
+    plan.synthesize(root, seed=seed, **options)
+    yield "2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already"
+    if plan.stored:
+        prepare(root / "videos", root / "store", size=64, sample_rate=16000)
+
+
+def sampled(plan: Plan, seed: int, options: dict[str, Any]) -> tuple[float, float]:
+    """Seconds and bytes of a video of the dataset, measured on a few that are thrown away."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        begun = time.monotonic()
+        with contextlib.redirect_stderr(io.StringIO()):
+            list(make(plan, Path(folder, "data"), seed, {**options, "videos": SAMPLE}))
+        return (time.monotonic() - begun) / SAMPLE, folder_bytes(Path(folder)) / SAMPLE
+
+
 @contextlib.contextmanager
-def shown(log: Path, pause: float = 0.5) -> Iterator[None]:
-    """Print a training's lines, one an epoch, while it runs in a process of its own.
+def shown(log: Path, more: int = 0, pause: float = 0.5) -> Iterator[None]:
+    """Print a training's lines, one an epoch, while it runs in a process of its own, and after the first one how long
+    it and those that follow will take.
 
     Args:
         log: where that process writes.
+        more: trainings like it that follow.
         pause: seconds between two looks.
     """
     ended, before = threading.Event(), len(epoch_lines(log))
@@ -90,6 +114,10 @@ def shown(log: Path, pause: float = 0.5) -> Iterator[None]:
             printed = min(printed, len(lines))  # the log begins anew
             for line in lines[printed:]:
                 print(f"    {line}", flush=True)
+                found = Progress.read(line)
+                if more and found is not None and found.epoch == 1 and found.epochs:
+                    left = found.seconds * (found.epochs * (1 + more) - 1)
+                    print(f"    measured: about {duration(left)} for this training and {more} more", flush=True)
             printed = len(lines)
 
     thread = threading.Thread(target=follow, name="avprompt-shown", daemon=True)
@@ -132,19 +160,19 @@ def quickstart(
     data = Path(data or get_nested(read_yaml(experiment), "data.init_args.root"))
     out = Path(out or Path("runs") / plan.experiment)
     options = {"videos": 400, **plan.options, **({} if videos is None else {"videos": videos})}
-    need = options["videos"] * VIDEO_BYTES + RUN_BYTES
     free = shutil.disk_usage(next(place for place in (data, *data.absolute().parents) if place.is_dir())).free
-    minutes = "" if task != "ave" or videos or epochs else "about 6 minutes on two cores; "
-    print(
-        f"{minutes}about {need / 1e6:.0f} MB on the disk, of which {free / 1e9:,.1f} GB are free; after the first "
-        "epoch each line says how long is left",
-        flush=True,
-    )
-    print("1/4 generate a synthetic dataset", flush=True)
-    plan.synthesize(data, seed=seed, **options)
-    print("2/4 prepare it" if plan.stored else "2/4 nothing to prepare: frames and masks are files already", flush=True)
-    if plan.stored:
-        prepare(data / "videos", data / "store", size=64, sample_rate=16000)
+    known = "how long the trainings take is said after the first epoch, and how large they are after the first one"
+    if options["videos"] < 4 * SAMPLE or data.exists():
+        print(f"{free / 1e9:,.1f} GB are free on the disk; {known}", flush=True)
+    else:
+        seconds, size = (each * options["videos"] for each in sampled(plan, seed, options))
+        print(
+            f"the dataset takes about {duration(seconds)} and {size / 1e6:,.0f} MB on the disk, measured on {SAMPLE} "
+            f"videos, of which {free / 1e9:,.1f} GB are free; {known}",
+            flush=True,
+        )
+    for step in make(plan, data, seed, options):
+        print(step, flush=True)
     runs = []
     with Warm() as warm:
         for step, (row, flags) in enumerate(ROWS.items(), 3):
@@ -153,10 +181,11 @@ def quickstart(
             run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
             runs.append(run)
             print(f"{step}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
-            with shown(run.log):
+            with shown(run.log, len(ROWS) - len(runs)):
                 problem = None if run.result.is_file() else execute(run, threads, warm.begin)
             if problem:
                 raise ConfigError(row, problem, "a finished run", "Read the log, then call quickstart again.")
+            print(f"    {folder_bytes(run.folder) / 1e6:,.0f} MB in {run.folder}", flush=True)
     metric, meaning = plan.metric
     print(f"\n{summarise(runs, metric, out)}")
     print(f"{metric}: {meaning}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
@@ -15,7 +12,8 @@ from avprompt.ranges import Count, Natural
 from avprompt.signals import stoppable
 from avprompt.sweeps.local import RUNNING, Processes, check_folders
 from avprompt.sweeps.plan import read_sweep
-from avprompt.sweeps.run import SweepRun, last_line, read_json
+from avprompt.sweeps.run import SweepRun, read_json
+from avprompt.sweeps.screen import Board
 from avprompt.sweeps.slurm import Slurm
 from avprompt.sweeps.table import condense, summarise, write_failures
 
@@ -24,9 +22,9 @@ PAUSE = 0.5
 
 
 def follow(
-    executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str, out: Path
+    executor: Processes | Slurm, todo: list[SweepRun], runs: list[SweepRun], metric: str, out: Path, board: Board
 ) -> dict[str, str]:
-    """Execute runs, show which ones are under way, and keep the tables up to date.
+    """Execute runs, show where they are, and keep the tables up to date.
 
     A run at which another sweep works is looked at again when that one is done.
 
@@ -34,31 +32,27 @@ def follow(
         Name of a run -> what went wrong.
     """
     problems, begun, jobs = {}, time.time(), dict(zip(executor.submit(todo), todo))
-    with tqdm(total=len(runs), initial=len(runs) - len(jobs), desc="sweep", unit="run", smoothing=0) as bar:
-        while jobs:
-            elsewhere: list[SweepRun] = []
-            for job in [job for job in jobs if job.done()]:
-                run, problem = jobs.pop(job), None
-                try:
-                    problem = job.result()
-                except (RuntimeError, OSError, ConfigError) as error:  # of the job, not of the run in it
-                    problem = f"{type(error).__name__}: {error}"
-                if problem == RUNNING and isinstance(executor, Processes):
-                    elsewhere.append(run)
-                    continue
-                bar.update(problem is None)
-                if problem:
-                    problems[run.name] = problem
-                    bar.write(f"not finished: {run.name}: {problem}")
-                write_failures(runs, problems, out)
-                summarise(runs, metric, out)
-            under_way = [run for run in jobs.values() if run.log.exists() and run.log.stat().st_mtime >= begun - 1]
-            now = [f"{run.name} ({line})" if (line := last_line(run.log)) else run.name for run in under_way]
-            text = "now " + "; ".join(now) if now else ""
-            if text != bar.postfix or sys.stderr.isatty():
-                bar.set_postfix_str(text)
-            time.sleep(PAUSE if jobs or elsewhere else 0)
-            jobs |= zip(executor.submit(elsewhere), elsewhere)
+    while jobs:
+        elsewhere: list[SweepRun] = []
+        for job in [job for job in jobs if job.done()]:
+            run, problem = jobs.pop(job), None
+            try:
+                problem = job.result()
+            except (RuntimeError, OSError, ConfigError) as error:  # of the job, not of the run in it
+                problem = f"{type(error).__name__}: {error}"
+            if problem == RUNNING and isinstance(executor, Processes):
+                elsewhere.append(run)
+                continue
+            if problem:
+                problems[run.name] = problem
+            board.update([run], [*jobs.values(), run])  # its last lines
+            board.ended(run, problem)
+            write_failures(runs, problems, out)
+            summarise(runs, metric, out)
+        waiting = [*jobs.values(), *elsewhere]
+        board.update([run for run in waiting if run.log.exists() and run.log.stat().st_mtime >= begun - 1], waiting)
+        time.sleep(PAUSE if waiting else 0)
+        jobs |= zip(executor.submit(elsewhere), elsewhere)
     write_failures(runs, problems, out)  # also of runs that another sweep has finished since
     return problems
 
@@ -128,7 +122,10 @@ def sweep(
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished; {workers} at a time", flush=True)
     with stoppable():
         try:
-            problems = follow(executor, todo, runs, metric, out)
+            board = Board(runs, workers)
+            board.say(board.expect(out))
+            with board:
+                problems = follow(executor, todo, runs, metric, out, board)
         except BaseException:
             executor.stop()
             summarise(runs, metric, out)
