@@ -128,8 +128,19 @@ class MUSICAVQADataModule(AVDataModule):
             self._refuse_silence()
         self.asked: Sample = {}
         if question is not None and self.unread is None:
-            words = music_avqa.tokenise(question)
-            self.asked = {"question": self.vocabulary.encode(words, question_length), "question_text": question}
+            self.ask(question)
+
+    def ask(self, question: str) -> None:
+        """Ask this about every video of `predict_root`.
+
+        Raises:
+            ArgumentError: there is no word in it, it is too long, or has words that the published questions have not.
+            DatasetError: the files of the vocabulary are missing.
+        """
+        if self.unread is not None:
+            raise self.unread
+        words = music_avqa.tokenise(question)
+        self.asked = {"question": self.vocabulary.encode(words, self.question_length), "question_text": question}
 
     @staticmethod
     def _refuse_silence() -> None:

@@ -185,17 +185,25 @@ class Source:
     data: AVDataModule
     digest: str
 
-    def predict(self, task: AVPromptTask, videos: str | Path) -> Prediction:
-        """See `AVPromptTask.predict`."""
-        data = self.data
+    def reading(self) -> AVDataModule:
+        """The data module, if it reads videos.
+
+        Raises:
+            ArgumentError: it reads features, which were computed once for each clip of the dataset.
+        """
         for name in ("feature_cache", "published_features", "features"):
-            if getattr(data, name, None) is not None:
+            if getattr(self.data, name, None) is not None:
                 raise ArgumentError(
                     f"data.{name}",
-                    getattr(data, name),
+                    getattr(self.data, name),
                     "none: your own videos have no such features",
                     "Predict with a task that was trained on frames and sound.",
                 )
+        return self.data
+
+    def predict(self, task: AVPromptTask, videos: str | Path) -> Prediction:
+        """See `AVPromptTask.predict`."""
+        data = self.reading()
         data.predict_root = Path(videos).expanduser()
         data.setup("predict")
         rows, parts, modes = [], [], {module: module.training for module in task.modules()}

@@ -41,8 +41,10 @@ usage: avprompt COMMAND [options]
   report                            write a page about a run: curves, intervals, categories, clips, settings
   efficiency                        measure parameters, GFLOPs, seconds and memory of a training step
   visualize                         predict the test split with pictures of truth, prediction and maps; with --features
-                                    also t-SNE with and without prompts, frequency maps and temporal gates; with
-                                    --format pdf,svg for papers, as `predict` too
+                                    also t-SNE with and without prompts, frequency maps and temporal gates, and with
+                                    --umap UMAP; with --format pdf,svg for papers, as `predict` too
+  demo                              open a page on this machine that takes a video or a webcam clip and shows what a
+                                    trained network says of it
   quickstart                        generate, prepare, train, test and compare on this machine, in minutes
   completion bash|zsh|tcsh          print a script that completes commands and flags in this shell
 
@@ -69,6 +71,7 @@ COMMANDS = (
     "compare",
     "report",
     "efficiency",
+    "demo",
     "quickstart",
 )
 #: commands that are one function, whose signature and docstring are options and help
@@ -77,6 +80,7 @@ FUNCTIONS = {
     "compare": "avprompt.reports.compare",
     "report": "avprompt.reports.report",
     "efficiency": "avprompt.cli.efficiency",
+    "demo": "avprompt.demo",
     "quickstart": "avprompt.cli.quickstart",
 }
 
@@ -132,6 +136,12 @@ def function(args: list[str], command: str) -> None:
             place = args.index("--config")
             args = [args[place + 1], *args[:place], *args[place + 2 :]]
     called = checked(getattr(importlib.import_module(FUNCTIONS[command]), command))
+    if command == "demo":  # auto_cli takes an argument `config` for its own, and drops it
+        parser = Parser(prog="avprompt demo", allow_abbrev=False)
+        parser.add_function_arguments(called, as_group=False)
+        parser.description = (called.__doc__ or "").partition("Args:")[0]
+        called(**vars(parser.instantiate(parser.parse_args(args))))
+        return
     auto_cli(
         called,
         args=args,
@@ -160,7 +170,8 @@ def trainer(args: list[str]) -> None:
 
 
 def pictures(args: list[str]) -> list[str]:
-    """The words of `predict` with `--features` and `--format`, which say what is drawn, as arguments of callbacks.
+    """The words of `predict` with `--features`, `--umap` (features too) and `--format`, which say what is drawn, as
+    arguments of callbacks.
 
     Raises:
         ConfigError: `--format` without formats.
@@ -168,11 +179,12 @@ def pictures(args: list[str]) -> list[str]:
     >>> pictures(["--config", "x", "--format", "pdf,svg"])[3:]
     ['--trainer.callbacks+=avprompt.callbacks.PredictionWriter', '--trainer.callbacks.formats=[pdf, svg]']
     """
-    drawn = ["avprompt.callbacks.feature_pictures.FeaturePictures"] * ("--features" in args)
+    umap, features = "--umap" in args, "avprompt.callbacks.feature_pictures.FeaturePictures"
+    drawn = [features] * (umap or "--features" in args)
     args = [
         part
         for arg in args
-        if arg != "--features"
+        if arg not in ("--features", "--umap")
         for part in (arg.split("=", 1) if arg.startswith("--format=") else [arg])
     ]
     formats = ""
@@ -194,6 +206,7 @@ def pictures(args: list[str]) -> list[str]:
             for name in drawn
             for flag in (
                 f"--trainer.callbacks+={name}",
+                *(["--trainer.callbacks.umap=true"] if umap and name == features else []),
                 *([f"--trainer.callbacks.formats=[{written}]"] if formats else []),
             )
         ),

@@ -89,11 +89,13 @@ def page(folder: Path, beside: Path) -> str:
     shipped = EXPERIMENTS / f"{(trained or run).result['experiment']}.yaml"
     changes = differences((trained or run).result["config"], read_yaml(shipped)) if shipped.is_file() else None
     if changes is None:
-        lacking.append(f"{(trained or run).result['experiment']} is no experiment that ships: all settings are listed.")
+        lacking.append(
+            f"{(trained or run).result['experiment']} is no experiment that ships: all settings that are set are listed."
+        )
         changes = [
             (name, "", value)
             for name, value in flatten((trained or run).result["config"]).items()
-            if not name.startswith(FREE)
+            if not name.startswith(FREE) and get_nested((trained or run).result["config"], name) not in (None, [], {})
         ]
     metrics = metric_rows(run, outcomes)
     classes, matrix = class_rows(outcomes) if outcomes is not None else ([], None)
