@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -28,11 +29,13 @@ from avprompt.cli import main, parts_of, run
 from avprompt.configs import find_file, get_nested, read_yaml
 from avprompt.datasets import avsbench
 from avprompt.errors import ArgumentError, AVPromptError, ConfigError, DatasetError
+from avprompt.plots.saving import save_figure
 from avprompt.reports.compare import compare
 from avprompt.reports.efficiency import measure
 from avprompt.reports.published import read_published
 from avprompt.reports.runs import Run, read_runs, task_of
 from avprompt.reports.settings import ENCODERS, encoder_name
+from avprompt.reports.size_plot import size_figure
 from avprompt.reports.tables import tables
 from avprompt.reports.variants import gather
 from avprompt.reports.verdicts import paired_tests
@@ -284,6 +287,31 @@ def test_real_data_are_told_from_synthetic_data_whose_ids_look_real(tmp_path: Pa
     assert "74.8 [b]" in table.rows[0]  # the released network has no temporal gate here: it is the headline's row
 
 
+def test_size_plot_names_every_point_and_no_names_overlap(runs: Path, tmp_path: Path) -> None:
+    """Variants that are equally large and equally good included; one that trains nothing is a line."""
+    for place, label in enumerate(("twin one", "twin two", "frozen")):
+        write(tmp_path / "more", label, config(0, {"alpha": 0.5 + place}, TINY), {"test_accuracy": 0.51}, WORLD)
+    for path in (tmp_path / "more").glob("frozen*/*/result.json"):
+        path.write_text(path.read_text().replace('"trainable": 1000', '"trainable": 0'))
+    variants = lines_of(runs, tmp_path / "more")
+    figure = size_figure(variants, "accuracy")
+    files = save_figure(figure, tmp_path / "plot", ("png", "pdf"))
+    (axis,) = figure.axes
+    assert axis.get_xscale() == "log" and axis.get_xlabel() == "trainable parameters"
+    assert axis.get_ylabel() == "accuracy, %\nmean ± standard error, n = 1 to 2"
+    names = [text.get_text() for text in axis.texts]
+    assert sorted(names) == sorted(
+        [variant.label for variant in variants if variant.label != "frozen"] + ["frozen (nothing is trained)"]
+    )
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    bars = [segment[:, 1].mean() for bars in axis.collections for segment in bars.get_segments()]
+    means = [100 * np.mean(variant.values("accuracy")) for variant in variants if variant.label != "frozen"]
+    assert sorted(bars) == pytest.approx(sorted(means)) and all(path.stat().st_size > 5000 for path in files)
+    with pytest.raises(ArgumentError, match="formats"):
+        run(["compare", str(runs), "--out", str(tmp_path / "out"), "--format", "gif"])
+
+
 def test_a_repeated_seed_counts_once_and_is_told(runs: Path, tmp_path: Path) -> None:
     write(tmp_path / "again", "a everything", config(1, {}, TINY), {"test_accuracy": 0.7}, WORLD)
     newest = tmp_path / "again" / "a everything-seed1" / "test" / "result.json"
@@ -418,12 +446,15 @@ def test_files(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().out == printed == (tmp_path / "out" / "compare.md").read_text() + "\n"
     with (tmp_path / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["run", "metric", "value", "trainable", "total", "seed", "epochs", "seconds"]
+    steps = [f"step_{name}" for name in ("wall_s", "processor_s", "memory_bytes")]
+    assert list(rows[0]) == ["run", "metric", "value", "trainable", "total", "seed", "epochs", "seconds", *steps]
+    assert {row["step_memory_bytes"] for row in rows} == {str(10**9)}
     assert len(rows) == 6
     with (tmp_path / "out" / "compare.csv").open() as file:
         rows = {row["variant"]: row for row in csv.DictReader(file)}
     assert rows["a everything"]["published"] == "82.2" and float(rows["a everything"]["mean"]) == 50
     assert rows["a everything"]["data"].startswith("synthetic dataset")
+    assert (tmp_path / "out" / "ave-size.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "compare.html").read_text()
     cells: list[str] = []
 

@@ -24,7 +24,7 @@ from avprompt.errors import ArgumentError, ClipDecodeError, ConfigError
 from avprompt.media.decode import Sampling, decode_clip, duration
 from avprompt.media.playable import plays, transcode
 from avprompt.pages.rendering import render
-from avprompt.plots.features import tsne_figure
+from avprompt.plots.features import plane_figure
 from avprompt.plots.recording import Recording, pieces, place_of, recording_figure
 from avprompt.plots.saving import save_figure
 from avprompt.plots.timeline import category_colour, category_marker, clip_figure
@@ -267,9 +267,14 @@ def test_few_points_are_cautioned_against() -> None:
     points = {
         count: (np.random.default_rng(0).random((count, 2)), [k % 9 for k in range(count)], 0.1) for count in (12, 200)
     }
-    few, many = (tsne_figure({"sound": panel}, list("abcdefghi")) for panel in points.values())
+    few, many = (plane_figure({"sound": panel}, list("abcdefghi")) for panel in points.values())
     assert "Fewer than" in few.get_supxlabel() and "Fewer than" not in many.get_supxlabel()
     assert "n = 12, perplexity 3.67" in few.axes[0].get_title()
+    few.draw_without_rendering()
+    assert not few.legends[0].get_window_extent().overlaps(few._supxlabel.get_window_extent())
+    assert few.axes[0].get_aspect() == 1
+    other = plane_figure({"sound": points[12]}, list("abcdefghi"), "UMAP")
+    assert other.get_supxlabel().startswith("UMAP has no units") and "11 neighbours" in other.axes[0].get_title()
     looks = {(category_colour(index), category_marker(index)) for index in range(63)}
     assert len(looks) == 63
 
@@ -280,6 +285,10 @@ def test_format_on_the_command_line() -> None:
         "--trainer.callbacks.formats=[pdf]",
         "--trainer.callbacks+=avprompt.callbacks.PredictionWriter",
         "--trainer.callbacks.formats=[pdf]",
+    ]
+    assert pictures(["--umap"])[1:] == [
+        "--trainer.callbacks+=avprompt.callbacks.feature_pictures.FeaturePictures",
+        "--trainer.callbacks.umap=true",
     ]
     with pytest.raises(ConfigError, match="--format"):
         pictures(["--format"])

@@ -798,8 +798,8 @@ def test_sweep_that_varies_arguments_ends_in_a_plot(
     assert f"plot: {plot}" in capsys.readouterr().out and first.startswith(b"\x89PNG")
     assert (out / "alpha=0.1-seed0" / "test" / "result.json").is_file()
     file.write_text(file.read_text().replace("fit]", "mended]"))
-    sweep(file, out, [0])
-    assert plot.read_bytes() != first
+    sweep(file, out, [0], format="png,svg")
+    assert plot.read_bytes() != first and "<svg" in plot.with_suffix(".svg").read_text(encoding="utf-8")
 
 
 def test_wrong_metric_is_named(ledger: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from avprompt.configs import find_file
 from avprompt.errors import ArgumentError, AVPromptError, CheckpointError, ConfigError
+from avprompt.ranges import Port
 from avprompt.signals import stoppable
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ AS_HIGH = (
 PAGE = "version_0/predictions.html"
 
 
-def demo(ckpt_path: Path, config: Path | None = None, port: int = 7860, share: bool = False) -> None:
+def demo(ckpt_path: Path, config: Path | None = None, port: Port = 7860, share: bool = False) -> None:
     """Open a page on this machine that takes a video or a clip of the webcam and shows what the network says of it.
 
     It is the page that `avprompt predict` writes: the video beside its timeline. It needs gradio (`pip install
@@ -104,15 +105,8 @@ def check_port(port: int) -> None:
     """Refuse a port that cannot be listened to.
 
     Raises:
-        ArgumentError: it is no port, is taken, or needs other rights.
-
-    Example:
-        >>> check_port(70000)
-        Traceback (most recent call last):
-        avprompt.errors.ArgumentError: port: got 70000, ...
+        ArgumentError: it is taken, or needs other rights.
     """
-    if not 1 <= port <= 65535:
-        raise ArgumentError("port", port, "1 to 65535", "Choose another one.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

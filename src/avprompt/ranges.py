@@ -55,6 +55,8 @@ class Range:
 
 #: how many, or how large: 1, 2, 3 ...
 Count = Annotated[int, Range(1)]
+#: of TCP
+Port = Annotated[int, Range(1, 65535)]
 #: 0, 1, 2 ...
 Natural = Annotated[int, Range(0)]
 #: any whole number

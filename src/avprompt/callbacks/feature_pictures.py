@@ -4,6 +4,7 @@
 
 - `features/tsne.png`: every event of every clip as a point, its features averaged over its segments, as in figure 5 of
   the DG-SCT paper: frozen encoders above, prompted ones below, vision left, sound right, with silhouette scores;
+- `features/umap.png`, where `umap` is asked for: the same points placed by UMAP;
 - `features/classes.png`: the mean spectrogram of each category, the frequencies that the network attends to, and the
   gates inside and outside of its events;
 - `features/clips/<id>.png`: frames with spatial maps, spectrogram with frequency map, gates and annotation of one clip;
@@ -19,6 +20,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,15 @@ from avprompt.heads.temporal import TemporalGate
 from avprompt.media.readers import one_a_segment
 from avprompt.methods import NoPrompts
 from avprompt.methods.dgsct import PaperTemporalGate
-from avprompt.plots.features import classes_figure, clip_features_figure, embed, silhouette, tables_figure, tsne_figure
+from avprompt.plots.features import (
+    Kind,
+    classes_figure,
+    clip_features_figure,
+    embed,
+    plane_figure,
+    silhouette,
+    tables_figure,
+)
 from avprompt.plots.saving import check_formats, save_figure
 from avprompt.processes import gathered_objects
 from avprompt.ranges import Natural
@@ -134,23 +144,34 @@ class FeaturePictures(Callback):
 
     Args:
         max_clips: largest number of clips drawn, the first ones; t-SNE and categories use all.
-        seed: of t-SNE.
+        seed: of t-SNE and UMAP.
         formats: of the pictures: `png`, `pdf`, `svg`.
+        umap: also place the points by UMAP, which keeps more of how groups lie to each other; it needs the package
+            umap-learn, whose import compiles code for seconds, so that it is asked for.
 
     Raises:
         ArgumentError: a negative number of clips, or an unknown format.
-        ConfigError: during the run, where the network has no prompts or a method that trains the encoders themselves,
-            the data have no categories, or `fast_dev_run` writes nothing.
+        ConfigError: `umap` without the package umap-learn; during the run, where the network has no prompts or a method
+            that trains the encoders themselves, the data have no categories, or `fast_dev_run` writes nothing.
 
     Example:
         >>> FeaturePictures(max_clips=2).max_clips
         2
     """
 
-    def __init__(self, max_clips: Natural = 8, seed: Natural = 0, formats: Sequence[str] = ("png",)) -> None:
+    def __init__(
+        self, max_clips: Natural = 8, seed: Natural = 0, formats: Sequence[str] = ("png",), umap: bool = False
+    ) -> None:
         if max_clips < 0:
             raise ArgumentError("max_clips", max_clips, "0 or more", "0 draws none.")
-        self.max_clips, self.seed, self.formats = max_clips, seed, check_formats(formats)
+        if umap and find_spec("umap") is None:  # said before the test split is gone through
+            raise ConfigError(
+                "FeaturePictures.umap",
+                "true, and no package umap-learn",
+                "the package umap-learn",
+                "Run `pip install 'avprompt[umap]'`.",
+            )
+        self.max_clips, self.seed, self.formats, self.umap = max_clips, seed, check_formats(formats), umap
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Determine the run's folder, in every process."""
@@ -341,28 +362,35 @@ class FeaturePictures(Callback):
         if not trainer.is_global_zero:
             return
         self.points, self.sounds, self.listened, self.gated, self.tables = concatenated(found)
-        names, panels, scores, rows = trainer.datamodule.class_names, {}, {}, []
+        names, scores, rows = trainer.datamodule.class_names, {}, []
         titles = {"visual": "vision", "audio": "sound", "frozen": "frozen encoder", "prompted": "prompted"}
+        ways: dict[str, Kind] = {"tsne": "t-SNE", **({"umap": "UMAP"} if self.umap else {})}
+        panels: dict[str, dict[str, Any]] = {way: {} for way in ways}
         for kind in ("frozen", "prompted"):
             for name in MODALITIES:
                 found = self.points[kind, name]
                 features = torch.stack([point for _, _, point in found]).numpy()
                 labels = [label for _, label, _ in found]
-                points, score = embed(features, self.seed), silhouette(features, labels)
-                panels[f"{titles[name]}, {titles[kind]}"] = points, labels, score
-                scores[f"{kind}_{name}"] = score
+                score = scores[f"{kind}_{name}"] = silhouette(features, labels)
+                planes = {way: embed(features, self.seed, called) for way, called in ways.items()}
+                for way, points in planes.items():
+                    panels[way][f"{titles[name]}, {titles[kind]}"] = points, labels, score
                 rows += [
                     {
                         "id": clip_id,
                         "modality": name,
                         "features": kind,
                         "category": names[label],
-                        "x": round(float(x), 4),
-                        "y": round(float(y), 4),
+                        **{
+                            f"{axis}{'' if way == 'tsne' else f'_{way}'}": round(float(points[place, number]), 4)
+                            for way, points in planes.items()
+                            for number, axis in enumerate("xy")
+                        },
                     }
-                    for (clip_id, label, _), (x, y) in zip(found, points)
+                    for place, (clip_id, label, _) in enumerate(found)
                 ]
-        self._save(trainer, "tsne", tsne_figure(panels, names))
+        for way, called in ways.items():
+            self._save(trainer, way, plane_figure(panels[way], names, called))
         sounds, frequencies = (
             {category: torch.stack(values).mean(0) for category, values in found.items()}
             for found in (self.sounds, self.listened)

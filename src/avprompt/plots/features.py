@@ -1,10 +1,10 @@
-"""Pictures of features: t-SNE, a clip with its maps and gates, and the mean of each category."""
+"""Pictures of features: planes of t-SNE and UMAP, a clip with its maps and gates, and the mean of each category."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from avprompt.errors import ConfigError
 from avprompt.plots.timeline import bare, category_colour, category_marker, draw_frames, heat, runs, scale
 
 GATE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#666666")
 GATE_DASHES = ("-", "--", "-.", ":")
-#: points below which t-SNE tells little
+#: points below which a plane tells little
 FEW = 100
+Kind = Literal["t-SNE", "UMAP"]
 
 
 def silhouette(features: np.ndarray, labels: Sequence[int]) -> float | None:
@@ -45,8 +47,37 @@ def perplexity_of(count: int) -> float:
     return min(30.0, max(1.0, (count - 1) / 3))
 
 
-def embed(features: np.ndarray, seed: int) -> np.ndarray:
-    """t-SNE by cosine distance, (N, C) -> (N, 2)."""
+def neighbours_of(count: int) -> int:
+    """Neighbours of UMAP for a number of points: 15, or fewer where there are not as many.
+
+    Example:
+        >>> neighbours_of(400), neighbours_of(10)
+        (15, 9)
+    """
+    return max(2, min(15, count - 1))
+
+
+def embed(features: np.ndarray, seed: int, kind: Kind = "t-SNE") -> np.ndarray:
+    """Places in a plane by cosine distance, (N, C) -> (N, 2).
+
+    Args:
+        features: (N, C).
+        seed: the same one gives the same places.
+        kind: `UMAP` needs the package umap-learn.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if kind == "UMAP":
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise ConfigError(
+                "umap", f"no package umap-learn ({error})", "umap-learn", "Run `pip install 'avprompt[umap]'`."
+            ) from error
+        # a seed makes it run on one thread, which it says in a warning unless it is asked for
+        placed = UMAP(n_neighbors=neighbours_of(len(features)), metric="cosine", random_state=seed, n_jobs=1)
+        return placed.fit_transform(features)
     from sklearn.manifold import TSNE
 
     return TSNE(metric="cosine", init="pca", perplexity=perplexity_of(len(features)), random_state=seed).fit_transform(
@@ -54,17 +85,20 @@ def embed(features: np.ndarray, seed: int) -> np.ndarray:
     )
 
 
-def tsne_figure(
-    panels: Mapping[str, tuple[np.ndarray, Sequence[int], float | None]], class_names: Sequence[str]
+def plane_figure(
+    panels: Mapping[str, tuple[np.ndarray, Sequence[int], float | None]],
+    class_names: Sequence[str],
+    kind: Kind = "t-SNE",
 ) -> Figure:
     """Points in panels, two in each row; every category has its own colour and marker.
 
-    Each title says how many points there are and with which perplexity they were placed; below stands what t-SNE does
-    not show, and a caution where a panel has fewer than `FEW` points.
+    Each title says how many points there are and with which perplexity or number of neighbours they were placed; below
+    stands what such a plane does not show, and a caution where a panel has fewer than `FEW` points.
 
     Args:
         panels: title -> points (N, 2), categories (N,), silhouette score of the features themselves.
         class_names: of the categories.
+        kind: what placed the points, see `embed`.
     """
     present = sorted({label for _, labels, _ in panels.values() for label in labels})
     rows = (len(panels) + 1) // 2
@@ -86,14 +120,20 @@ def tsne_figure(
                 )
         axis.set_title(
             f"{title}: silhouette {'undefined' if score is None else f'{score:.3f}'}\n"
-            f"n = {len(points)}, perplexity {perplexity_of(len(points)):.3g}",
+            f"n = {len(points)}, "
+            + (
+                f"perplexity {perplexity_of(len(points)):.3g}"
+                if kind == "t-SNE"
+                else f"{neighbours_of(len(points))} neighbours"
+            ),
             fontsize=10,
         )
         axis.set_xticks([])
         axis.set_yticks([])
+        axis.set_aspect("equal", "datalim")  # a distance is as long across as up
     few = min((len(points) for points, _, _ in panels.values()), default=0) < FEW
     figure.supxlabel(
-        "t-SNE has no units: sizes of groups and distances between them mean nothing."
+        f"{kind} has no units: sizes of groups and distances between them mean nothing."
         + (
             f" Fewer than {FEW} points:\nthe picture depends on the seed more than on the features; judge by the "
             "silhouette "
@@ -107,7 +147,7 @@ def tsne_figure(
     legend = figure.legend(
         [handles[label] for label in present],
         [class_names[label] for label in present],
-        loc="outside lower center",
+        loc="outside upper center",  # below stands the caution
         ncols=min(6, len(present)),
         frameon=False,
         fontsize=9,
@@ -195,6 +235,8 @@ def clip_features_figure(
                 axis.set_xticks(range(count + 1), [""] * (count + 1))
                 axis.set_ylabel(f"{name}\nmel band", fontsize=8)
                 row += 1
+    if sound is not None and not gates:
+        axis.set_xticks(range(count + 1), [f"{mark:g} s" for mark in marks], fontsize=8)
     if gates:
         axis = figure.add_subplot(grid[row, :])
         for place, (name, gate) in enumerate(gates.items()):

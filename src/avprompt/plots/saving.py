@@ -18,17 +18,17 @@ EMBEDDED = {"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "avpromp
 UNDATED = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
-def check_formats(formats: Sequence[str]) -> tuple[str, ...]:
-    """The formats as a tuple.
+def check_formats(formats: str | Sequence[str]) -> tuple[str, ...]:
+    """The formats as a tuple; one text may name several.
 
     Raises:
         ArgumentError: an unknown one, or none.
 
     Example:
-        >>> check_formats(["pdf", "png"])
-        ('pdf', 'png')
+        >>> check_formats(["pdf", "png"]), check_formats("pdf, svg")
+        (('pdf', 'png'), ('pdf', 'svg'))
     """
-    formats = (formats,) if isinstance(formats, str) else tuple(formats)
+    formats = tuple(part.strip() for part in formats.split(",")) if isinstance(formats, str) else tuple(formats)
     if not formats or set(formats) - set(FORMATS):
         raise ArgumentError("formats", list(formats), f"some of {', '.join(FORMATS)}", "Correct it.")
     return formats

@@ -11,11 +11,13 @@ from pathlib import Path
 
 from avprompt.errors import ArgumentError
 from avprompt.files import write_whole
+from avprompt.plots.saving import check_formats, save_figure
 from avprompt.reports.published import Figure, read_published
 from avprompt.reports.rendering import html_page, latex, markdown, write_csv
 from avprompt.reports.runs import read_results, read_runs
+from avprompt.reports.size_plot import size_figure
 from avprompt.reports.tables import drop_empty, long_rows, metrics_of, published_tables, tables
-from avprompt.reports.variants import gather
+from avprompt.reports.variants import Variant, gather
 from avprompt.reports.verdicts import (
     PAIR_COLUMNS,
     headline,
@@ -57,6 +59,7 @@ def compare(
     pairs: bool = False,
     power: bool = False,
     table: str | None = None,
+    format: str = "png",
 ) -> None:
     """Print finished runs in one table for each task: seeds grouped, beside published figures, parameters, time,
     memory; then paired tests of the rows.
@@ -70,24 +73,28 @@ def compare(
         folders: searched for result.json.
         csv_file: also write there each run's metrics, parameters, seed, epochs and seconds.
         out: also write there compare.csv (all metrics), pairs.csv (all tests), compare.md, compare.tex and
-            compare.html.
+            compare.html, and for each task a plot of its main metric over trainable parameters, <task>-size.png.
         tensorboard: also write there, for `tensorboard --logdir`, hyper-parameters, curves and bars of all variants.
         pairs: show the tests of every two rows, not only of each with the best one.
         power: also show how many seeds or clips it takes to tell two rows apart, at the spread that was seen.
         table: show this published table instead, every row as printed and ours beside, such as 'DG-SCT (NeurIPS 2023),
             table 1'; a part of its name that no other table has will do.
+        format: of the plots: png, pdf, svg, or several: pdf,svg.
 
     Raises:
-        ArgumentError: no published table, or several, have `table` in their names.
+        ArgumentError: no published table, or several, have `table` in their names; an unknown format.
         DatasetError: there is no result in any folder, or a broken outcomes.csv.
     """
+    formats = check_formats(format)
     figures, runs = read_published(), read_runs(folders)
     variants, tested, built = gather(runs, figures), [], []
+    plotted: dict[str, tuple[list[Variant], str]] = {}
     if table is not None:
         built = [drop_empty(own) for own in published_tables(source_of(table, figures), variants, figures)]
     for task in () if table is not None else dict.fromkeys(variant.task for variant in variants):
         mine = [variant for variant in variants if variant.task == task]
         shown = metrics_of(mine, figures)
+        plotted[task] = mine, headline(mine, shown)
         found = paired_tests(mine, shown)
         tested += found
         built += [drop_empty(table) for table in tables(mine, figures, found)]
@@ -109,6 +116,8 @@ def compare(
         write_csv(out / "pairs.csv", pair_rows(tested), PAIR_COLUMNS)
         for name, write in (("md", markdown), ("tex", latex), ("html", html_page)):
             write_whole(out / f"compare.{name}", write(built).encode())
+        for task, (mine, metric) in plotted.items():
+            save_figure(size_figure(mine, metric), out / f"{task}-size", formats)
     if tensorboard is not None:
         from avprompt.reports.dashboard import write_dashboard
 

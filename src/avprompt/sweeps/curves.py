@@ -4,17 +4,19 @@ points."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 
 from avprompt.configs import get_nested
+from avprompt.plots.saving import save_figure
 from avprompt.reports.published import Figure, read_published
+from avprompt.reports.report import DASHES, OKABE
 from avprompt.reports.runs import Run, task_of
 from avprompt.reports.settings import TRAIN_MODE, encoder_name, published_setting, setting_of, sizes_of
 from avprompt.reports.variants import Variant, match
@@ -22,8 +24,8 @@ from avprompt.sweeps.run import SweepRun
 
 #: what the published plots call "CLIP ViT" is, in the authors' released scripts
 ENCODERS = {"CLIP ViT": "CLIP ViT-B/32"}
-CURVE = colormaps["tab10"](0)
-#: of the variants, in turn: told apart without colours too
+#: of the variants, in turn, for every colour vision, with markers and dashes that tell them apart without colours
+CURVE = OKABE[0]
 MARKERS = "os^vPX*d"
 #: what stands below the plot, where the argument's name says too little
 AXES = {"shots": "shots: training clips of each category", "clips": "training clips", "steps": "training steps"}
@@ -112,7 +114,7 @@ def curve_figure(
     figure = Picture(figsize=(7.5, 4.6), layout="constrained")
     panel, handles = figure.add_subplot(), []
     for number, (name, mine) in enumerate(variants.items()):
-        look, known = {"color": colormaps["tab10"](number % 10)}, published.get(name, {})
+        look, known = {"color": OKABE[number % len(OKABE)]}, published.get(name, {})
         hollow = {**look, "marker": "D", "mfc": "white", "ms": 6, "ls": "none", "zorder": 3}
         if "" in mine:
             handles.append(horizontal(panel, mine[""], f"{name}, zero-shot", look["color"]))
@@ -125,7 +127,8 @@ def curve_figure(
                 [mine[value]["mean"] for value in drawn],
                 [mine[value]["std"] or 0.0 for value in drawn],
             )
-            mark = {**look, "marker": MARKERS[number % len(MARKERS)], "ms": 5, "label": name}
+            dashes = DASHES[number // len(OKABE) % len(DASHES)]
+            mark = {**look, "marker": MARKERS[number % len(MARKERS)], "ms": 5, "ls": dashes, "label": name}
             if scaled:
                 handles += panel.plot(places, means, **mark)
                 panel.fill_between(
@@ -181,7 +184,7 @@ def varied_figure(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str
         places = dict(zip(values, values if numeric else range(len(values))))
         for number, name in enumerate(others):
             if name != centre:
-                handles[name] = horizontal(panel, measured[name], name, colormaps["tab10"](number + 1))
+                handles[name] = horizontal(panel, measured[name], name, OKABE[(number + 1) % len(OKABE)])
         drawn = [value for value in values if planned[value] in tested]
         found = [measured[planned[value]] for value in drawn]
         panel.errorbar(
@@ -222,32 +225,33 @@ def varied_figure(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str
     return figure
 
 
-def write_plot(runs: list[SweepRun], lines: list[dict[str, Any]], metric: str, out: Path) -> Path:
-    """Draw a sweep with `axis`, `budget` or `vary` into a file of its folder, named after the arguments.
+def write_plot(
+    runs: list[SweepRun], lines: list[dict[str, Any]], metric: str, out: Path, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Draw a sweep with `axis`, `budget` or `vary` into files of its folder, named after the arguments.
 
     Args:
         runs: of the sweep.
         lines: of `avprompt.sweeps.table.condense`.
         metric: of the figures.
         out: folder of the sweep.
+        formats: see `avprompt.plots.saving.save_figure`.
 
     Returns:
-        The file.
+        The files, one for each format.
     """
     figures, published = read_published(), {}
     names = dict.fromkeys(
         run.axis[0] if run.axis else run.varied[0].rpartition(".")[2] for run in runs if run.axis or run.varied
     )
-    path = out / f"{'-'.join(names)}.png"
+    path = out / "-".join(names)
     if any(run.varied for run in runs):
-        varied_figure(runs, lines, metric, figures).savefig(path, dpi=130)
-        return path
+        return save_figure(varied_figure(runs, lines, metric, figures), path, formats, dpi=130)
     (axis,) = names
     for run in runs:
         if axis == "shots" and run.variant not in published and run.outcome("test") is not None:
             published[run.variant] = published_points(test_of(run), run.variant, figures)
-    curve_figure(lines, axis, metric, published).savefig(path, dpi=130)
-    return path
+    return save_figure(curve_figure(lines, axis, metric, published), path, formats, dpi=130)
 
 
 def test_of(run: SweepRun) -> Run:

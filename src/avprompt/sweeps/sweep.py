@@ -8,6 +8,7 @@ from typing import Any
 
 from avprompt.configs import EXPERIMENTS, find_file
 from avprompt.errors import ArgumentError, ConfigError
+from avprompt.plots.saving import check_formats
 from avprompt.ranges import Count, Natural
 from avprompt.signals import stoppable
 from avprompt.sweeps.local import RUNNING, Processes, check_folders
@@ -65,6 +66,7 @@ def sweep(
     task: str | None = None,
     quickstart: bool = False,
     slurm: bool | dict[str, Any] = False,
+    format: str = "png",
 ) -> None:
     """Run every variant of a sweep with every value of its axis and every seed: fit, then test the selected checkpoint.
 
@@ -86,9 +88,10 @@ def sweep(
         quickstart: run the experiments on the synthetic dataset that `avprompt quickstart --task X` makes.
         slurm: send the runs to a SLURM cluster through submitit. `true` asks for a day and, where the experiment needs
             one, a GPU; a mapping has further options: '{partition: gpu, time: 600, gpus_per_node: 1, mem: 32GB}'.
+        format: of the plot: png, pdf, svg, or several: pdf,svg.
 
     Raises:
-        ArgumentError: there is no worker, or a seed occurs twice.
+        ArgumentError: there is no worker, a seed occurs twice, or an unknown format.
         ConfigError: the file is missing or has other keys; finished runs have other settings; a run's folder has files
             that no sweep has made; there is no cluster; at the end, some runs are not finished.
     """
@@ -97,6 +100,7 @@ def sweep(
         raise ArgumentError("workers", workers, "at least 1", "Each worker executes one run at a time.")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ArgumentError("seeds", seeds, "different numbers", "Give each seed once.")
+    formats = check_formats(format)
     name = "_".join(filter(None, (file.stem, task, "quickstart" if quickstart else None)))
     out = Path(out) if out else Path("runs") / name
     runs, metric = read_sweep(file, seeds, out, task, quickstart)
@@ -140,7 +144,8 @@ def sweep(
     if any(run.axis or run.varied for run in runs):
         from avprompt.sweeps.curves import write_plot
 
-        print(f"plot: {write_plot(runs, condense(runs, metric), metric, out)}")
+        files = write_plot(runs, condense(runs, metric), metric, out, formats)
+        print(f"plot: {', '.join(map(str, files))}")
     if problems:
         raise ConfigError(
             file,
