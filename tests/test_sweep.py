@@ -28,7 +28,7 @@ from avprompt.errors import ArgumentError, ConfigError
 from avprompt.reports.published import read_published
 from avprompt.reports.runs import Run
 from avprompt.sweeps.curves import curve_figure, published_points, varied_figure
-from avprompt.sweeps.local import execute
+from avprompt.sweeps.local import Processes, execute, visible_gpus
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, last
 from avprompt.sweeps.screen import Board
@@ -818,6 +818,50 @@ def test_arguments_are_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str
         with pytest.raises(SystemExit) as error:
             main(["sweep", *args])
         assert error.value.code == 2 and "nowhere.yaml; expected an existing YAML file" in capsys.readouterr().err
+
+
+class OnGpu:
+    """What stands in for a run's process: it only notes which GPU it sees."""
+
+    def __init__(self, gpu: str | None, busy: list[str | None], seen: list[tuple[str | None, ...]]) -> None:
+        self.gpu, self.busy = gpu, busy
+        busy.append(gpu)
+        seen.append(tuple(busy))
+
+    def wait(self) -> int:
+        time.sleep(0.05)
+        self.busy.remove(self.gpu)
+        return 0
+
+    def poll(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("workers", "most"), [(2, 1), (4, 2)])
+def test_a_gpu_a_run(workers: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs at the same time have GPUs of their own as long as there are any; one of several devices sees all."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 7")
+    assert visible_gpus() == ["4", "7"]
+    rows = "  one: []\n  pair: [--trainer.devices=2]"
+    runs, _ = read_sweep(write_sweep(tmp_path, rows, axis=""), list(range(8)), tmp_path / "runs")
+    busy: list[str | None] = []
+    seen: list[tuple[str | None, ...]] = []
+    executor = Processes(workers, visible_gpus())
+    monkeypatch.setattr(
+        executor.warm, "begin", lambda command, env, **_: OnGpu(env["CUDA_VISIBLE_DEVICES"], busy, seen)
+    )
+    for job in executor.submit(sorted(runs, key=lambda one: one.variant)):
+        assert "fit ended with code 0" in job.result()  # no results
+    executor.close()
+    alone = [tuple(gpu for gpu in now if gpu in ("4", "7")) for now in seen]
+    assert max(now.count(gpu) for now in alone for gpu in now) == most and {"4", "7"} == {
+        gpu for now in alone for gpu in now
+    }
+    assert sum(now[-1] == "4, 7" for now in seen) == 8 and not busy
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus(tmp_path / "none") == []
+    (tmp_path / "gpus" / "0000:01:00.0").mkdir(parents=True)
+    assert visible_gpus(tmp_path / "gpus") == ["0"]
 
 
 def test_what_is_seen_of_running_runs(tmp_path: Path) -> None:

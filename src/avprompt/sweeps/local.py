@@ -16,11 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from avprompt.errors import ConfigError
 from avprompt.files import write_json
-from avprompt.sweeps.run import SweepRun, read_json
+from avprompt.sweeps.run import SweepRun, last, read_json
 from avprompt.sweeps.warm import ForkedRun, Warm
 
 #: exit codes of a run that was stopped from outside: Lightning's and the shell's, and Python's for a signal
@@ -32,7 +33,10 @@ GRACE = 60
 
 
 def execute(
-    run: SweepRun, threads: int | None = None, begin: Callable[..., subprocess.Popen | ForkedRun] = subprocess.Popen
+    run: SweepRun,
+    threads: int | None = None,
+    begin: Callable[..., subprocess.Popen | ForkedRun] = subprocess.Popen,
+    gpu: str | None = None,
 ) -> str | None:
     """Run the missing stages of a run in a separate process.
 
@@ -45,6 +49,7 @@ def execute(
         run: what to execute.
         threads: of each process; `None` leaves that to the environment.
         begin: starts a process as `subprocess.Popen` does.
+        gpu: the only one that the run sees, as `CUDA_VISIBLE_DEVICES` names it; `None` leaves that to the environment.
 
     Returns:
         The reason of a failure; `None` without one.
@@ -54,7 +59,8 @@ def execute(
     """
     check_folders([run])
     run.folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **({} if threads is None else {"OMP_NUM_THREADS": str(threads)})}
+    given = {"OMP_NUM_THREADS": None if threads is None else str(threads), "CUDA_VISIBLE_DEVICES": gpu}
+    environment = {**os.environ, **{name: value for name, value in given.items() if value is not None}}
     with run.log.open("a", encoding="utf-8") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,22 +157,52 @@ def end(processes: list[subprocess.Popen | ForkedRun]) -> None:
                 os.killpg(process.pid, signal.SIGKILL)  # together with its data loader
 
 
+def visible_gpus(driver: Path = Path("/proc/driver/nvidia/gpus")) -> list[str]:
+    """The GPUs that this program may use, found without touching one: those that `CUDA_VISIBLE_DEVICES` names, or else
+    all that the driver lists.
+
+    Args:
+        driver: a folder with an entry for each GPU of the machine.
+
+    Example:
+        >>> visible_gpus(Path("no such folder")) == [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]
+        True
+    """
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [part.strip() for part in named.split(",") if part.strip() not in ("", "-1")]
+    return [str(number) for number in range(len(list(driver.iterdir())) if driver.is_dir() else 0)]
+
+
 class Processes:
     """Executes runs on this machine, in processes that are forked from one that has imported the suite.
 
     Args:
         workers: runs at a time; they share the processor cores.
+        gpus: each run gets the one that fewest runs have, unless it asks for several devices; none: runs see what this
+            program sees.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, gpus: list[str] = []) -> None:  # noqa: B006
         self.pool, self.lock, self.stopped = ThreadPoolExecutor(workers), threading.Lock(), False
         self.threads = max(1, (os.cpu_count() or 1) // workers)
         self.started: list[subprocess.Popen | ForkedRun] = []
-        self.warm = Warm()
+        self.warm, self.taken = Warm(), dict.fromkeys(gpus, 0)
 
     def submit(self, runs: list[SweepRun]) -> list[Any]:
         """Start one job for each run; jobs have `done` and `result`."""
-        return [self.pool.submit(execute, run, self.threads, self._begin) for run in runs]
+        return [self.pool.submit(self._execute, run) for run in runs]
+
+    def _execute(self, run: SweepRun) -> str | None:
+        if not self.taken or last(run.recipe, "trainer.devices") not in (None, 1, "1", "auto"):
+            return execute(run, self.threads, self._begin)
+        with self.lock:
+            gpu = min(self.taken, key=self.taken.__getitem__)
+            self.taken[gpu] += 1
+        try:
+            return execute(run, self.threads, self._begin, gpu)
+        finally:
+            with self.lock:
+                self.taken[gpu] -= 1
 
     def _begin(self, command: list[str], **options: Any) -> subprocess.Popen | ForkedRun:
         with self.lock:

@@ -219,7 +219,9 @@ class Board:
             from rich.console import Console
             from rich.live import Live
 
-            self.drawn = Live(console=Console(file=self.stream, force_terminal=True), refresh_per_second=4, transient=True)
+            self.drawn = Live(
+                console=Console(file=self.stream, force_terminal=True), refresh_per_second=4, transient=True
+            )
             self.drawn.start()
         return self
 

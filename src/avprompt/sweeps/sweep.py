@@ -11,7 +11,7 @@ from avprompt.errors import ArgumentError, ConfigError
 from avprompt.plots.saving import check_formats
 from avprompt.ranges import Count, Natural
 from avprompt.signals import stoppable
-from avprompt.sweeps.local import RUNNING, Processes, check_folders
+from avprompt.sweeps.local import RUNNING, Processes, check_folders, visible_gpus
 from avprompt.sweeps.plan import read_sweep
 from avprompt.sweeps.run import SweepRun, read_json
 from avprompt.sweeps.screen import Board
@@ -83,7 +83,8 @@ def sweep(
         out: folder of the runs; `None` is runs/<name of the sweep>, followed by the name of the task where one is
             given.
         seeds: of the runs.
-        workers: runs at a time, which share the processor cores; on a cluster, jobs at a time.
+        workers: runs at a time, which share the processor cores; on a cluster, jobs at a time. Where there are several
+            GPUs, each run gets one of its own, so that as many workers as GPUs keep all of them busy.
         task: of a sweep with several tasks, such as ave, avvp, avs_s4, avs_ms3, avqa; `None` is its first.
         quickstart: run the experiments on the synthetic dataset that `avprompt quickstart --task X` makes.
         slurm: send the runs to a SLURM cluster through submitit. `true` asks for a day and, where the experiment needs
@@ -122,7 +123,7 @@ def sweep(
     if slurm is not False:
         executor: Processes | Slurm = Slurm(out, workers, todo, {} if slurm is True else slurm)
     else:
-        executor = Processes(workers)
+        executor = Processes(workers, visible_gpus())
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them finished; {workers} at a time", flush=True)
     with stoppable():
         try:
