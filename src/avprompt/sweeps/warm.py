@@ -88,13 +88,9 @@ class Warm:
     program ends; runs that it began live on, as they do without it.
 
     Example:
-        >>> with Warm() as warm:
-        ...     with tempfile.TemporaryFile("w+") as log:
-        ...         command = [sys.executable, "-m", SERVER, json.dumps([["--version"]])]
-        ...         process = warm.begin(command, stdout=log, stderr=subprocess.STDOUT, env=dict(os.environ))
-        ...         code, _ = process.wait(), log.seek(0)
-        ...         print(code, len(log.read().splitlines()))
-        0 1
+        >>> with Warm() as warm:  # `execute(run, begin=warm.begin)` begins the first one, and with it what others share
+        ...     print(warm.server)
+        None
     """
 
     def __init__(self) -> None:
