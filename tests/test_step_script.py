@@ -53,22 +53,36 @@ def test_a_side_counts_and_takes_steps(
     assert all(row["processor_s"] > 0 and row["peak_bytes"] > 1e6 for row in steps)
 
 
-def test_sides_alternate_and_the_table_has_medians(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With another network on every side: what builds the suite is tested above."""
+def test_a_side_in_its_own_process(script: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "baseline.py").write_text(BASELINE)
-    started = script.Side.__init__
+    own = script.Side("baseline", tmp_path, "linear", SimpleNamespace(**GIVEN, other=None))
+    row = own.ask(do="step", batch=2)
+    own.end()
+    assert set(row) == {"wall_s", "processor_s", "peak_bytes", "loss"} and own.process.returncode == 0
 
-    def start(own: Any, name: str, *rest: Any) -> None:
-        started(own, "baseline", tmp_path, *rest[1:])
-        own.name = name
 
-    monkeypatch.setattr(script.Side, "__init__", start)
-    script.main(["linear", "--baseline", str(tmp_path), "--no-count", "--repeats", "2", "--threads", "1"])
+def test_sides_alternate_and_the_table_has_medians(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Made:
+        """A side that starts no process; a step takes as many seconds as steps were asked for."""
+
+        def __init__(self, name: str, *rest: Any) -> None:
+            self.name, self.asked = name, 0
+
+        def ask(self, batch: int, **what: Any) -> dict[str, Any]:
+            self.asked += 1
+            return {"wall_s": self.asked, "processor_s": 2.0 * self.asked, "peak_bytes": batch * 10**9, "loss": 1.0}
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setattr(script, "Side", Made)
+    script.main(["made", "--baseline", "elsewhere", "--no-count", "--repeats", "3"])
     *lines, head, _, one, two = capsys.readouterr().out.strip().splitlines()
     rows = [json.loads(line) for line in lines[1:]]
-    assert [row["side"] for row in rows] == ["now", "baseline"] * 5
-    assert [row["batch"] for row in rows] == [1] * 6 + [2] * 4
-    assert [row["warm"] for row in rows] == [True, True, *[False] * 4, True, True, False, False]
-    assert head.startswith("| experiment") and one.startswith("| linear | now |") and two.startswith("| linear | base")
+    assert [row["side"] for row in rows] == ["now", "baseline"] * 6
+    assert [row["batch"] for row in rows] == [1] * 8 + [2] * 4
+    assert [row["warm"] for row in rows] == [True, True, *[False] * 6, True, True, False, False]
+    assert head.startswith("| experiment") and one == "| made | now | 3.000 | 6.000 | 1.000 |  |  |  |"
+    assert two == "| made | baseline | 3.000 | 6.000 | 1.000 |  |  |  |"

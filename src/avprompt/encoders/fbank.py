@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchaudio.compliance import kaldi
@@ -15,12 +17,49 @@ from avprompt.precision import wide
 from avprompt.ranges import Count, Number, Positive
 
 
+@functools.lru_cache(maxsize=32)
+def tables(
+    window: int,
+    size: int,
+    bands: int,
+    rate: int,
+    low: float,
+    high: float,
+    periodic: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """A Hann window and triangular bands in mel, made once for a device: copying them in every step would wait for a GPU.
+
+    Args:
+        window: samples of the window.
+        size: samples of the Fourier transform.
+        bands: number of bands.
+        rate: Hz.
+        low: lowest frequency in Hz.
+        high: highest frequency in Hz; 0 is half of the rate.
+        periodic: whether the window is one of a periodic series.
+        device: where they are used.
+        dtype: in which they are used.
+
+    Returns:
+        (window,), and (size / 2, bands), without the highest frequency, which no band reaches.
+
+    >>> [tuple(part.shape) for part in tables(400, 512, 128, 16000, 20.0, 0.0, False, torch.device("cpu"), torch.float32)]
+    [(400,), (256, 128)]
+    """
+    with torch.inference_mode(False), torch.device("meta" if device.type == "meta" else "cpu"):
+        shape = torch.hann_window(window, periodic=periodic, dtype=dtype)
+        banks = kaldi.get_mel_banks(bands, size, rate, low, high, 100.0, -500.0, 1.0)[0]
+        return shape.to(device), banks.T.to(device, dtype)
+
+
 @dataclass(frozen=True)
 class Fbank:
     """Waveform -> normalised log-mel spectrogram (AST's front end, as STG-CMA and LAVISH use it).
 
-    Kaldi's filter bank (`torchaudio.compliance.kaldi.fbank`) with Hanning windows, without energy and dither, on
-    samples in [-1, 1]. It removes the mean of every window, so that subtracting the clip's mean beforehand, as the
+    Kaldi's filter bank, as `torchaudio.compliance.kaldi.fbank` has it, with Hanning windows, without energy and dither,
+    on samples in [-1, 1]. It removes the mean of every window, so that subtracting the clip's mean beforehand, as the
     published loaders do, changes nothing. The defaults are AVE's; for MUSIC-AVQA STG-CMA has `mel_bins=224,
     frames=224, shift_ms=4.4, mean=-5.2144, std=3.8699`. For other data `avprompt data stats` measures `mean` and `std`.
 
@@ -110,19 +149,14 @@ class Fbank:
             windows = wide(waveform).unfold(1, window, shift)  # (N, F', window)
             if not len(waveform):
                 return windows.new_zeros(*windows.shape[:2], self.mel_bins)
-            # laid end to end, all windows go through Kaldi at once: shifted by a whole window it sees each alone
-            features = kaldi.fbank(
-                windows.reshape(1, -1),
-                sample_frequency=self.sample_rate,
-                frame_length=self.window_ms,
-                frame_shift=self.window_ms,
-                num_mel_bins=self.mel_bins,
-                window_type="hanning",
-                htk_compat=True,
-                use_energy=False,
-                dither=0.0,
+            size = 1 << (window - 1).bit_length()
+            shape, banks = tables(
+                window, size, self.mel_bins, self.sample_rate, 20.0, 0.0, False, windows.device, windows.dtype
             )
-        return features.unflatten(0, windows.shape[:2])
+            windows = windows - windows.mean(-1, keepdim=True)
+            before = torch.cat((windows[..., :1], windows[..., :-1]), -1)  # pre-emphasis; a first sample is its own
+            spectrum = torch.fft.rfft((windows - 0.97 * before) * shape, size).abs()[..., :-1].square()
+            return (spectrum @ banks).clamp_min(torch.finfo(torch.float32).eps).log()
 
     def _samples(self, milliseconds: float) -> int:
         """Samples of a duration, rounded down as Kaldi does."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avprompt.encoders.base import AudioInput, BlockSpec, FrozenEncoder, read_weights, without_autocast
+from avprompt.encoders.fbank import tables
 from avprompt.errors import ShapeError
 from avprompt.precision import wide
 
@@ -29,8 +30,6 @@ def log_mel(waveform: Tensor) -> Tensor:
     >>> log_mel(torch.zeros(2, 16000)).shape
     torch.Size([2, 1, 96, 64])
     """
-    from torchaudio.compliance.kaldi import get_mel_banks  # its triangles are in mel, as VGGish's are
-
     least = WINDOW + (FRAMES - 1) * HOP
     if waveform.ndim != 2 or not waveform.is_floating_point() or waveform.shape[1] < least:
         raise ShapeError(
@@ -41,10 +40,10 @@ def log_mel(waveform: Tensor) -> Tensor:
         )
     with without_autocast(waveform.device):
         windows = wide(waveform).unfold(1, WINDOW, HOP)[:, :FRAMES]
-        window = torch.hann_window(WINDOW, dtype=windows.dtype, device=waveform.device)
-        magnitudes = torch.fft.rfft(windows * window, FFT).abs()[..., :-1]  # no band reaches the highest frequency
-        banks = get_mel_banks(BANDS, FFT, RATE, 125.0, 7500.0, 100.0, -500.0, 1.0)[0].to(magnitudes)
-        return (magnitudes @ banks.T + 0.01).log().unsqueeze(1)
+        # Kaldi's triangles are in mel, as VGGish's are
+        window, banks = tables(WINDOW, FFT, BANDS, RATE, 125.0, 7500.0, True, windows.device, windows.dtype)
+        magnitudes = torch.fft.rfft(windows * window, FFT).abs()[..., :-1]
+        return (magnitudes @ banks + 0.01).log().unsqueeze(1)
 
 
 class VGGish(FrozenEncoder):

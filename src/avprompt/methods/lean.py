@@ -354,8 +354,8 @@ class Adapt(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, to_scores: Tensor | None) -> tuple[Tensor | None, ...]:
         settings, count = ctx.settings, len(ctx.kept)
-        kept = dict(zip(ctx.kept, ctx.saved_tensors[:count]))
-        p = dict(zip(settings["names"], ctx.saved_tensors[count:]))
+        saved = ctx.saved_tensors  # once: with checkpointing it can be read once
+        kept, p = dict(zip(ctx.kept, saved[:count])), dict(zip(settings["names"], saved[count:]))
         found: dict[str, Tensor] = {}
         x = kept["x"]
         with without_autocast(x.device):
