@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -171,7 +172,9 @@ def test_packing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
         with monkeypatch.context() as patch:
             for module, name in ((sharding, "write_whole"), (sharding, "sync_folder"), (os, "replace")):
 
-                def counted(*arguments: object, real: object = getattr(module, name)) -> object:
+                def counted(
+                    *arguments: object, real: object = getattr(module, name), countdown: Iterator[int] = countdown
+                ) -> object:
                     if next(countdown, None) is None:
                         raise Stop
                     return real(*arguments)
@@ -179,10 +182,8 @@ def test_packing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
                 patch.setattr(module, name, counted)
             if stop % 2:  # before the clips' own files are removed
                 patch.setattr(ClipStore, "remove", lambda self, clip: None)
-            try:
+            with contextlib.suppress(Stop):
                 ClipStore(store).pack(read_manifest(store / "manifest.csv"), 3)
-            except Stop:
-                pass
         assert whole()
     preparing._pack(ClipStore(store), 3)
     assert whole() and not list((store / "clips").iterdir())

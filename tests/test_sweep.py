@@ -24,6 +24,7 @@ from conftest import ROOT
 
 from avprompt.cli import main, run
 from avprompt.configs import read_yaml
+from avprompt.cores import usable_cores
 from avprompt.errors import ArgumentError, ConfigError
 from avprompt.reports.published import read_published
 from avprompt.reports.runs import Run
@@ -1113,3 +1114,17 @@ def test_slurm_needs_submitit_and_a_cluster(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"the extra `slurm`.*avprompt\[slurm\]"):
         sweep(file, out, [0], slurm=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not tie processes to cores")
+def test_threads_are_those_of_the_cores_that_the_sweep_may_use() -> None:
+    """`taskset`, containers and SLURM leave a process fewer cores than the machine has."""
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        executor = Processes(1)
+        executor.close()
+    finally:
+        os.sched_setaffinity(0, before)
+    assert executor.threads == 1
+    assert usable_cores() == len(before)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from avprompt.cli.parsing import PlainParser
+from avprompt.cores import usable_cores
 
 #: optional packages, and what needs them
 EXTRAS = {
@@ -43,7 +44,7 @@ def examine(folder: Path = Path()) -> dict[str, Any]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count() if cuda else 0)],
         "driver": _driver(),
         "bf16": bool(cuda and torch.cuda.is_bf16_supported()),
-        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_cores": usable_cores(),
         "pyav": av.__version__,
         "ffmpeg": {name: ".".join(map(str, version)) for name, version in av.library_versions.items()},
         "decoders": {name: name in av.codecs_available for name in ("h264", "hevc", "vp9", "av1", "aac", "opus")},

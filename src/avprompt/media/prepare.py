@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import shutil
 import time
@@ -20,6 +19,7 @@ import av
 from tqdm import tqdm
 
 from avprompt.cluster import slurm_executor
+from avprompt.cores import usable_cores
 from avprompt.errors import ArgumentError, AVPromptError, ClipDecodeError, DatasetError
 from avprompt.files import FULL, locked
 from avprompt.media.decode import NO_AUDIO, NO_VIDEO, Sampling, decode_clip, duration
@@ -505,7 +505,7 @@ def _prepare(
     part: Part | None,
 ) -> dict[str, int]:
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = usable_cores()
     path = store.parts / f"{part.number}-of-{part.of}.csv" if part else store.manifest_path
     entries, damaged = _known(store)
     for problem in damaged:

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from avprompt.cores import usable_cores
 from avprompt.errors import ConfigError
 from avprompt.files import write_json
 from avprompt.sweeps.run import SweepRun, last, read_json
@@ -182,9 +183,9 @@ class Processes:
             program sees.
     """
 
-    def __init__(self, workers: int, gpus: list[str] = []) -> None:  # noqa: B006
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
         self.pool, self.lock, self.stopped = ThreadPoolExecutor(workers), threading.Lock(), False
-        self.threads = max(1, (os.cpu_count() or 1) // workers)
+        self.threads = max(1, usable_cores() // workers)
         self.started: list[subprocess.Popen | ForkedRun] = []
         self.warm, self.taken = Warm(), dict.fromkeys(gpus, 0)
 
