@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -28,6 +29,13 @@ SHARED = ROOT.parent / "shared"
 def pytest_configure() -> None:
     """A shell's background job, which the test run may be, ignores Ctrl-C, and so would every process that it starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not walk through it a second at a time, which libraries
+    ask it to (statsmodels with every correction of p)."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from avprompt.checkpoints import RECORD, record
 from avprompt.cli import run
 from avprompt.configs import read_yaml
 from avprompt.encoders import CLIP, HTSAT, BlockSpec, FrozenEncoder, SwinV2
+from avprompt.encoders.base import sizes_alone
 from avprompt.errors import ArgumentError, CheckpointError
 from avprompt.methods import DGSCT, AVMoE, PromptState
 from avprompt.methods.avmoe import Mixture
@@ -61,7 +62,7 @@ def mixture(attention: str = "none", batch_norm: bool = False, gated: bool = Tru
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[FrozenEncoder, FrozenEncoder]:
-    with torch.device("meta"):
+    with sizes_alone():
         return SwinV2(), HTSAT()
 
 
@@ -97,12 +98,12 @@ def test_sizes_of_the_authors_networks(settings: str | dict, expected: int, pair
     """The last two are those of the scripts for training and for testing S4."""
     if isinstance(settings, str):
         settings = read_yaml(ROOT / "lightning_configs" / "methods" / f"{settings}.yaml")["init_args"]
-    with torch.device("meta"):
+    with sizes_alone():
         assert size(AVPromptBackbone(*pair, AVMoE(**settings)).prompts) == expected
 
 
 def test_sizes_of_caste_by_stage(pair: tuple) -> None:
-    with torch.device("meta"):
+    with sizes_alone():
         prompts = AVPromptBackbone(*pair, AVMoE(caste=True)).prompts
         stages = [size(prompts.visual_caste[stage]) + size(prompts.audio_caste[stage]) for stage in range(4)]
         clip = AVPromptBackbone(CLIP("ViT-B-16"), "shared", AVMoE(caste=True)).prompts

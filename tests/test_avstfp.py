@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from avprompt import AVPromptBackbone
 from avprompt.encoders import CLIP, Fbank
+from avprompt.encoders.base import sizes_alone
 from avprompt.errors import ArgumentError
 from avprompt.methods import AVSTFP
 from avprompt.tasks import AVAR, AVQA, AVELinear
@@ -30,18 +31,18 @@ def count(model: nn.Module) -> tuple[int, int]:
 
 
 def full_size(model: str, prompts: AVSTFP, segments: int = 10, **options: object) -> AVPromptBackbone:
-    with torch.device("meta"):
+    with sizes_alone():
         return AVPromptBackbone(CLIP(model, segments=segments, train_norm=True, **options), "shared", prompts)
 
 
 def ave(model: str, prompts: AVSTFP, modality: str = "both", **options: object) -> tuple[int, int]:
-    with torch.device("meta"):
+    with sizes_alone():
         return count(AVELinear(full_size(model, prompts, **options), 28, modality))
 
 
 @pytest.mark.parametrize(("model", "gate"), PUBLISHED)
 def test_parameters_of_every_row(model: str, gate: str) -> None:
-    with torch.device("meta"):
+    with sizes_alone():
         got = tuple(ave(model, AVSTFP("t" in row, "s" in row, "f" in row, gate=gate))[0] for row in ROWS.values())
     assert got == PUBLISHED[model, gate]
 
@@ -51,7 +52,7 @@ def test_parameters_of_every_row(model: str, gate: str) -> None:
     [("ViT-L-14", 303_443_968, 1_430_557, 54_301, 398_365), ("ViT-B-16", 86_032_128, 947_741, 40_733, 169_757)],
 )
 def test_parameters_of_branches(model: str, frozen: int, one_side: int, branch: int, prompted_branch: int) -> None:
-    with torch.device("meta"):
+    with sizes_alone():
         trained, everything = ave(model, AVSTFP())
         assert everything - trained == frozen
         for side in ("visual", "audio"):
@@ -64,7 +65,7 @@ def test_parameters_of_branches(model: str, frozen: int, one_side: int, branch: 
 
 
 def test_parameters_of_full_fine_tuning() -> None:
-    with torch.device("meta"):
+    with sizes_alone():
         tower = CLIP("ViT-L-14", segments=10, frozen=False)
         assert count(AVELinear(AVPromptBackbone(tower, "separate"), 28)) == (606_844_957, 606_844_957)
 
@@ -77,7 +78,7 @@ def test_parameters_of_avqa(model: str, trained: int, small: int, large: int) ->
     """On spectrograms of 128 x 102, and of 224 x 224, which share the table of positions."""
     for fbank, everything in ((Fbank(), small), (Fbank(224, 224, 4.4), large)):
         backbone = full_size(model, AVSTFP(gate="none"), fbank=fbank)
-        with torch.device("meta"):
+        with sizes_alone():
             assert count(AVQA(backbone, 42, 93, width=512)) == (trained, everything)
 
 
@@ -88,7 +89,7 @@ def test_parameters_of_avar(classes: int, large: int, base: int) -> None:
     for model, expected, width in (("ViT-L-14", large, 1024), ("ViT-B-16", base, 768)):
         for segments, fewer in ((10, 0), (8, 4 * width)):
             backbone = full_size(model, AVSTFP(gate="none"), segments)
-            with torch.device("meta"):
+            with sizes_alone():
                 assert count(AVAR(backbone, classes))[0] == expected - fewer
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from avprompt import AVPromptBackbone
 from avprompt.configs import read_yaml
 from avprompt.encoders import CLIP, BlockSpec, FrozenBlock, SwinV1
-from avprompt.encoders.base import SwinBlock
+from avprompt.encoders.base import SwinBlock, sizes_alone
 from avprompt.encoders.clip import QuickGELU, _block
 from avprompt.errors import ArgumentError, ShapeError
 from avprompt.methods import STGCMA, PromptState
@@ -39,7 +39,7 @@ def trained(module: nn.Module) -> int:
     ],
 )
 def test_sizes_in_clip(model: str, counts: dict[float, int]) -> None:
-    with torch.device("meta"):
+    with sizes_alone():
         encoder = CLIP(model, segments=10, train_norm=True)
         for ratio, expected in counts.items():
             assert trained(AVELinear(AVPromptBackbone(encoder, "shared", STGCMA(ratio)), 28)) == expected
@@ -52,7 +52,7 @@ def test_sizes_in_clip(model: str, counts: dict[float, int]) -> None:
 def test_sizes_in_swin(size: str, ave: int, tiny: int, s4: int) -> None:
     """The authors' decoder for S4 has two convolutions of 256 channels more that nothing uses."""
     model, ratios = RATIOS[size]
-    with torch.device("meta"):
+    with sizes_alone():
         encoder = SwinV1(model)
 
         def backbone(*arguments: object, **options: object) -> AVPromptBackbone:
@@ -71,7 +71,7 @@ def test_sizes_in_swin(size: str, ave: int, tiny: int, s4: int) -> None:
 def test_sizes_of_the_ablation_on_s4() -> None:
     """24.7, 31.6, 31.6 and 38.6 M in the authors' scripts, with 21.2 M of the decoder."""
     millions = []
-    with torch.device("meta"):
+    with sizes_alone():
         encoder = SwinV1(RATIOS["large"][0])
         for off in (("spatial", "mlp"), ("mlp",), ("spatial",), ()):
             method = STGCMA(RATIOS["large"][1], segments=5, **dict.fromkeys(off, False))

@@ -627,7 +627,8 @@ class FrozenEncoder(nn.Module, abc.ABC):
 
 
 class Undrawn(TorchFunctionMode):
-    """Weights of networks whose sizes alone are asked for are not drawn, which takes most of the time to build one."""
+    """Weights of networks that are built within are not drawn, which takes most of the time: their sizes alone are asked
+    for, or all of them are loaded afterwards."""
 
     DRAWS = frozenset({"uniform_", "normal_", "erfinv_"})
     #: of which drawing consists besides
