@@ -21,6 +21,7 @@ from avprompt import checkpoints
 from avprompt.backbone import AVPromptBackbone
 from avprompt.convert import heads
 from avprompt.encoders import CLIP, HTSAT, CLAPAudio, CLAPText, CLIPText, SwinV2
+from avprompt.encoders.base import Undrawn
 from avprompt.encoders.text import CLAP_TEMPLATE
 from avprompt.errors import ArgumentError, CheckpointError
 from avprompt.files import write_whole
@@ -264,7 +265,8 @@ def _build(task: str, state_dict: dict[str, Tensor], **options: Any) -> tuple[Li
         }
         for side, names in released.towers.items()
     }
-    module = released.build(towers, **options)
+    with Undrawn():  # every tensor is loaded, or an error says which is missing
+        module = released.build(towers, **options)
     ours = module.state_dict()  # the trainable state: prompts and head
     weights, unknown = {}, []
     for key, value in state.items():
