@@ -171,8 +171,8 @@ def quickstart(
             f"videos, of which {free / 1e9:,.1f} GB are free; {known}",
             flush=True,
         )
-    for step in make(plan, data, seed, options):
-        print(step, flush=True)
+    for said in make(plan, data, seed, options):
+        print(said, flush=True)
     runs = []
     with Warm() as warm:
         for step, (row, flags) in enumerate(ROWS.items(), 3):
