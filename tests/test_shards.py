@@ -173,9 +173,9 @@ def test_packing_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Mo
             for module, name in ((sharding, "write_whole"), (sharding, "sync_folder"), (os, "replace")):
 
                 def counted(
-                    *arguments: object, real: object = getattr(module, name), countdown: Iterator[int] = countdown
+                    *arguments: object, real: object = getattr(module, name), left: Iterator[int] = countdown
                 ) -> object:
-                    if next(countdown, None) is None:
+                    if next(left, None) is None:
                         raise Stop
                     return real(*arguments)
 

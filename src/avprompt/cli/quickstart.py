@@ -175,12 +175,12 @@ def quickstart(
         print(said, flush=True)
     runs = []
     with Warm() as warm:
-        for step, (row, flags) in enumerate(ROWS.items(), 3):
+        for number, (row, flags) in enumerate(ROWS.items(), 3):
             overrides = [*flags, "--data.root", str(data)]
             overrides += [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
             run = SweepRun(row, seed, experiment, overrides, out / row.replace(" ", "_"))
             runs.append(run)
-            print(f"{step}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
+            print(f"{number}/4 fit and test: {row} (all that it says: {run.log})", flush=True)
             with shown(run.log, len(ROWS) - len(runs)):
                 problem = None if run.result.is_file() else execute(run, threads, warm.begin)
             if problem:

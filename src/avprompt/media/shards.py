@@ -126,7 +126,8 @@ def read_places(path: Path, check: Any) -> dict[str, Place]:
             raise ValueError(f"columns {reader.fieldnames}")
         for row in reader:
             digest = row.pop("check")
-            place = Place(**{**row, "start": int(row["start"]), "size": int(row["size"])})
+            fields: dict[str, Any] = {**row, "start": int(row["start"]), "size": int(row["size"])}
+            place = Place(**fields)
             if check(row) != digest or place.id in places or Path(place.shard).name != place.shard:
                 raise ValueError(f"a row of {place.id!r} that is not as it was written")
             places[place.id] = place
