@@ -2,6 +2,7 @@
 
     python benchmarks/loader.py [--size 64 --sample_rate 16000] [--clips 64] [--batch 8] [--workers 2] [--rounds 5]
     python benchmarks/loader.py --workers 4 --step 0.1    # does the loader keep up with steps of 0.1 s?
+    python benchmarks/loader.py --starts --clips 8        # what a worker costs before its first clip
 
 Both loaders read the same store of random noise. The second one divides by 255 and normalises in the workers; the suite
 itself normalises on the device. First, clips a second of processor time of one process, which other programs on the
@@ -25,9 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from avprompt.data_modules.base import ClipDataset, collate
+from avprompt.data_modules.base import ClipDataset, collate, no_labels
 from avprompt.media.decode import Clip, Sampling
 from avprompt.media.readers import StoreReader
 from avprompt.media.samplers import ErrorsAsValues, ResumableLoader
@@ -52,6 +53,24 @@ class Normalised(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.dataset[index]
         return {**sample, "frames": (sample["frames"].float().div_(255) - MEAN) / STD}
+
+
+class Clock(Dataset):
+    """Seconds of processor time that a worker has used when it is asked for a sample, and its memory in MB.
+
+    Args:
+        dataset: that it has with it.
+    """
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[float, float]:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return time.process_time(), sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
 
 
 def write_store(root: Path, sampling: Sampling, clips: int) -> list[SimpleNamespace]:
@@ -136,12 +155,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--normalise", action="store_true")
     parser.add_argument("--step", type=float, help="seconds that a consumer takes for a batch")
+    parser.add_argument("--starts", action="store_true", help="what a worker costs that is forked, or spawned")
     given = parser.parse_args()
     torch.set_num_threads(1)
     sampling = Sampling(size=given.size, sample_rate=given.sample_rate)
     with tempfile.TemporaryDirectory() as folder:
         items = write_store(Path(folder), sampling, given.clips)
-        dataset = ClipDataset(items, StoreReader(Path(folder), sampling), lambda item, rng: {}, training=True)
+        dataset = ClipDataset(items, StoreReader(Path(folder), sampling), no_labels, training=True)
         for name, rate in by_processor(dataset, given.batch).items():
             print(f"{name:<17} {rate:8.1f} clips a second of processor time")
         loaders = {
@@ -150,6 +170,12 @@ def main() -> None:
             )
             for name, data in (("uint8", dataset), ("float32", Normalised(dataset)))
         }
+        if given.starts:
+            for way in ("fork", "spawn"):
+                loader = DataLoader(Clock(dataset), batch_size=None, num_workers=1, multiprocessing_context=way)
+                used, memory = next(iter(loader))
+                print(f"{way}: {used:.2f} s of processor time until a worker reads, {memory:.0f} MB of its own")
+            return
         if given.step is not None:
             share, memory = waiting(loaders["uint8"], given.step), []
             for _, _ in zip(loaders["uint8"], range(2)):
