@@ -51,7 +51,7 @@ class Plan:
 
 
 #: videos that are made to see how long the others will take, and how large they will be
-SAMPLE = 25
+SAMPLE = 40
 IOU = "test_miou", "percent, mean overlap of predicted and sounding pixels"
 PLANS = {
     "ave": Plan(
