@@ -126,24 +126,17 @@ def side(given: argparse.Namespace, meta: bool) -> Trial:
 
 def counts(given: argparse.Namespace) -> dict[str, Any]:
     """What a step of one clip keeps and does, on the meta device."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     kept_bytes = module_at("kept", ROOT / "src" / "avprompt" / "reports" / "kept.py").kept_bytes
     one = side(given, meta=True)
     with torch.device("meta"):
         inputs = one.batch(1)
-        with FlopCounterMode(display=False) as flops, Operations() as forward:
+        with Operations() as forward:
             size, outputs = kept_bytes(
                 one.model, lambda: one.model(*inputs) if isinstance(inputs, tuple) else one.model(inputs)
             )
         with Operations() as backward:
             sum(own.sum() for own in tensors(outputs) if own.requires_grad).backward()
-    return {
-        "kept_bytes": size,
-        "forward": forward.count,
-        "backward": backward.count,
-        "gflops_without_attention": flops.get_total_flops() / 1e9,
-    }
+    return {"kept_bytes": size, "forward": forward.count, "backward": backward.count}
 
 
 def serve(given: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import torch
 from conftest import ROOT
 from torch import nn
 from torch.autograd import gradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from avprompt.encoders import BlockSpec
 from avprompt.methods import lean
@@ -164,3 +165,12 @@ def test_an_adapter_makes_few_operations(
     with Operations() as backward:
         torch.autograd.backward(added, grad)
     assert 40 < forward.count + backward.count <= most, (forward.names, backward.names)
+
+
+def test_products_with_a_relu_count_in_the_flops() -> None:
+    """Which torch does not count by itself: 2 x 2 x 6 x 8 x (8 + 4) of the tokens, and 2 x 2 x 8 x (8 + 4 + 4)."""
+    adapter = ReleasedAdapter(OWN, OTHER, **SETTINGS)
+    with FlopCounterMode(display=False) as flops:
+        adapter(torch.randn(2, 6, 8), torch.randn(2, 4, 6))
+    found = flops.get_flop_counts()["Global"][torch.ops.aten._addmm_activation]
+    assert found == 2 * 2 * 6 * 8 * 12 + 2 * 2 * 8 * 16

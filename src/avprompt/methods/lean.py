@@ -15,9 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.flop_counter import addmm_flop, flop_registry, register_flop_formula
 
 from avprompt.encoders.base import without_autocast
 from avprompt.precision import product_dtype, wide
+
+if torch.ops.aten._addmm_activation not in flop_registry:  # a product with its ReLU: torch counts it as nothing
+    register_flop_formula(torch.ops.aten._addmm_activation, get_raw=True)(addmm_flop)
 
 
 def lower(x: Tensor) -> Tensor:
