@@ -18,7 +18,7 @@ from avprompt.errors import WeightsError
 
 #: What no library knows of files that users put in place: source, licence, and where a hub serves them. The licences are
 #: those of the LICENSE file of RetroCirce/HTS-Audio-Transformer, which says nothing of the weights alone (commit
-#: 7711b9f), and of the model cards of lukewys/laion_clap and FacebookAI/roberta-base.
+#: 7711b9f), and of the model card of lukewys/laion_clap; RoBERTa's card could not be read, its licence is from memory.
 KNOWN: dict[str, tuple[str, str, tuple[str, tuple[str, ...]] | None]] = {
     "HTSAT_AudioSet_Saved_1.ckpt": ("https://github.com/RetroCirce/HTS-Audio-Transformer (AudioSet)", "mit", None),
     "630k-audioset-fusion-best.pt": (
