@@ -141,12 +141,7 @@ class AVPromptCLI(LightningCLI):
         checks.check_top_level(self.line.sources, known | {"ckpt_path", "trainer", "model", "data", "seed_everything"})
         checks.check_linked(self.line.sources)
         checks.check_stale(self.line)
-        command, *rest = self.line.arguments or [None]
-        own = getattr(self, "_subcommand_parsers", {}).get(command)
-        if own is None:
-            super().parse_arguments(parser, args)
-        else:  # the parser of all commands would parse and check once more what the command's has
-            self.config = Namespace({"config": None, "subcommand": command, command: own.parse_args(rest)})
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Read the checkpoint early, so that a broken one is named before any work; take no settings from it."""
