@@ -87,7 +87,7 @@ def suite(folder: Path, experiment: str, overrides: list[str], meta: bool) -> tu
             flags += [f"--{encoders}.{side}.init_args.pretrained", "none"]
         flags += efficiency._without_text_files(flags, f"model.init_args.{side}_texts")
     if any(dig(content, "model.init_args.pretrained") for _, content in sources(flags)):
-        flags += ["--model.init_args.pretrained", "null"]
+        flags += ["--model.pretrained", "null"]
     model, data = parts_of(flags, meta=meta)
     return model, lambda clips: efficiency.random_batch(data, clips)
 

@@ -384,10 +384,18 @@ OWNERS = (
     "ave_avmoe",
     "ave_stgcma_l14",
     "avqa_st_avqa_networks",
+    "avvp_jomold_feats",
+    "avs_s4_pvt",
 )
 #: a misspelling that the guide explains, an argument of features that are read from a cache, and those of callbacks that
 #: a command line adds
-OTHERS = {"trainer.max_epoch", "model.backbone.cache", "trainer.callbacks.videos", "trainer.callbacks.formats"}
+OTHERS = {
+    "trainer.max_epoch",
+    "model.backbone.cache",
+    "trainer.callbacks.videos",
+    "trainer.callbacks.formats",
+    "trainer.callbacks.umap",
+}
 
 
 def test_flags_that_pages_mention_exist() -> None:

@@ -79,7 +79,7 @@ def commands(text: str) -> list[str]:
     return [
         shlex.join(words)
         for block in blocks
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if (words := shlex.split(line, comments=True))
     ]
 

@@ -32,7 +32,7 @@ from avprompt.cli import run
 from avprompt.errors import CheckpointError, ConfigError
 
 FILES = {"config.yaml", "manifest.json", "result.json", "checkpoints"}
-TENSORBOARD = "{class_path: TensorBoardLogger, init_args: {save_dir: %s}}"
+TENSORBOARD = "{class_path: TensorBoardLogger, init_args: {save_dir: %s, default_hp_metric: false}}"
 CSV = "{class_path: CSVLogger, init_args: {save_dir: %s}}"
 LOGGERS = {
     "tensorboard": TENSORBOARD,
@@ -134,7 +134,7 @@ def test_fragments_of_loggers(name: str, capsys: pytest.CaptureFixture[str], mon
     with contextlib.suppress(SystemExit):
         run(["fit", "--config", "quickstart", "--trainer.logger", f"logger/{name}", "--print_config"])
     logger = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
-    assert logger["class_path"].lower().endswith(f"{name}logger")
+    assert logger["class_path"].lower().endswith("groupedtensorboard" if name == "tensorboard" else f"{name}logger")
 
 
 def test_logger_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

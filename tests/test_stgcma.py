@@ -155,7 +155,7 @@ def test_attention_along_a_series_is_attention_without_a_grid() -> None:
     for encoder in (SmallSwin(), SmallCLIP(), SmallHTSAT()):
         block = encoder.stages[-1].blocks[0].eval()
         x, n = torch.randn(2, block.spec.tokens, block.spec.dim), block.spec.tokens
-        bias = block.attention_bias()[0] if block.spec.window else torch.zeros(block.spec.heads, n, n)
+        bias = block.attention_bias(x.dtype)[0] if block.spec.window else torch.zeros(block.spec.heads, n, n)
         assert block.spec.window in (0, n)
         assert torch.allclose(block.attend_series(x, bias), block.attention(x), atol=1e-5)
 

@@ -36,7 +36,7 @@ def popen(path: Path) -> dict[str, Any]:
     return {"class_path": "subprocess.Popen", "init_args": {"args": f"touch {path}", "shell": True}}
 
 
-BOARD = "lightning.pytorch.loggers.TensorBoardLogger"
+BOARD = "avprompt.callbacks.GroupedTensorBoard"
 #: place in a configuration -> what stands there, given what builds a file
 PLACES: dict[str, Callable[[Any], dict[str, Any]]] = {
     "comment": lambda bad: {

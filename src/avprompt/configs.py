@@ -356,16 +356,24 @@ def changes(under: Any, over: Any) -> bool:
 
 
 def full_name(name: str, under: Any) -> str:
-    """The path of a class that is named without its module, as the parser finds it: beside the one that it replaces.
+    """The path of a class that is named without its module, as the parser finds it: beside the one that it replaces,
+    or beside what that one extends.
 
     >>> full_name("NoPrompts", {"class_path": "avprompt.methods.DGSCT"})
     'avprompt.methods.NoPrompts'
+    >>> full_name("CSVLogger", {"class_path": "avprompt.callbacks.GroupedTensorBoard"})
+    'lightning.pytorch.loggers.CSVLogger'
     """
     if "." in name or not is_spec(under):
         return name
-    module = under["class_path"].rpartition(".")[0]
-    found = getattr(_module(under["class_path"]), name, None)
-    return f"{module}.{name}" if inspect.isclass(found) else name
+    places = [under["class_path"].rpartition(".")[0]]
+    for base in load_class(under["class_path"]).__bases__:  # a class of a library that the suite's own one extends
+        parts = base.__module__.split(".")
+        places += [".".join(parts[:depth]) for depth in range(len(parts), 1, -1)]
+    for place in places:
+        if inspect.isclass(getattr(_module(f"{place}.{name}"), name, None)):
+            return f"{place}.{name}"
+    return name
 
 
 def default_class(owner: str | None, argument: str) -> str | None:

@@ -246,7 +246,7 @@ def problem(text: str) -> str:
     """A message on the page.
 
     Example:
-        >>> problem("<b>")[-9:]
+        >>> problem("<b>")[-13:]
         '&lt;b&gt;</p>'
     """
     style = "border-left: 4px solid #b24a00; background: #fff4ec; color: #1d232a; padding: .7rem 1rem; margin: 0"

@@ -134,7 +134,7 @@ def _dasheng(name: str, options: dict[str, Any]) -> FrozenEncoder:
 def _clap(name: str, options: dict[str, Any]) -> FrozenEncoder:
     from avprompt.encoders.clap import CLAPAudio
 
-    return CLAPAudio(**{"size": name or "tiny", **options})
+    return CLAPAudio(**{"model": name or "tiny", **options})
 
 
 def _htsat(name: str, options: dict[str, Any]) -> FrozenEncoder:

@@ -248,7 +248,8 @@ class Bottleneck(nn.Module):
         before, norms = self.norm_before, (self.bn_down, self.bn_up)
         batch = isinstance(norms[0], nn.BatchNorm1d)
         x, p = lower(x), {}
-        for name in (*self.guided, "norm_before", "down", "bn_down", "up", "bn_up", "norm_after"):
+        guided = () if guide is None else self.guided
+        for name in (*guided, "norm_before", "down", "bn_down", "up", "bn_up", "norm_after"):
             for key, parameter in getattr(self, name).named_parameters():
                 p[f"{name}.{key}"] = parameter
         if self.gate is not None:
