@@ -8,6 +8,8 @@ command of another program than those of `PROGRAMS` fails.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import re
 import shlex
@@ -18,6 +20,7 @@ import urllib.request
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,6 +183,9 @@ class Here:
     def stop(self) -> None:
         """Nothing runs on."""
 
+    def close(self) -> None:
+        """Nothing is left."""
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
@@ -206,10 +212,13 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         },
     )
     monkeypatch.setattr(quickstart, "ROWS", {"DG-SCT": []})  # sweeps run the other
-    monkeypatch.setattr(quickstart, "execute", lambda one, threads: tree.train(one))
+    monkeypatch.setattr(quickstart, "execute", lambda one, threads, begin: tree.train(one))
+    monkeypatch.setattr(quickstart, "Warm", lambda: contextlib.nullcontext(SimpleNamespace(begin=None)))
     monkeypatch.setattr(sweep, "Processes", lambda *given: Here(tree, *given))
     monkeypatch.setattr(sweep, "Slurm", lambda *given: Here(tree, *given))
     monkeypatch.setattr(sweep, "PAUSE", 0)
+    # queued, tests/test_prepare.py has the jobs
+    monkeypatch.setattr(importlib.import_module("avprompt.media.prepare"), "_submit", lambda *given: None)
     monkeypatch.setattr(efficiency, "measured", lambda config, *given: measure(parts_of, str(config), *given))
 
 
