@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from avprompt.errors import ConfigError
-from avprompt.plots.timeline import bare, category_colour, category_marker, draw_frames, heat, runs, scale
+from avprompt.plots.timeline import bare, category_colour, category_marker, draw_frames, heat, is_flat, runs, scale
 
 GATE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#666666")
 GATE_DASHES = ("-", "--", "-.", ":")
@@ -233,7 +233,8 @@ def clip_features_figure(
                 )
                 _sound(axis, whole, count, over)
                 axis.set_xticks(range(count + 1), [""] * (count + 1))
-                axis.set_ylabel(f"{name}\nmel band", fontsize=8)
+                flat = attention is not None and is_flat(attention)
+                axis.set_ylabel(f"{name}{', the same everywhere' if flat else ''}\nmel band", fontsize=8)
                 row += 1
     if sound is not None and not gates:
         axis.set_xticks(range(count + 1), [f"{mark:g} s" for mark in marks], fontsize=8)

@@ -93,13 +93,22 @@ def heat(maps: Tensor, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(maps[:, None], size, mode="bilinear")[:, 0].numpy()
 
 
+def is_flat(maps: Tensor) -> bool:
+    """Whether maps (T, rows, columns) are the same everywhere in the clip, as scores that saturate leave them.
+
+    >>> is_flat(torch.full((2, 3, 3), 1 / 9)), is_flat(torch.eye(3)[None])
+    (True, False)
+    """
+    return bool(maps.min() == maps.max())
+
+
 def draw_frames(
     figure: Figure, grid: GridSpec, frames: Tensor, valid: Sequence[bool], maps: Tensor | None = None, row: int = 0
 ) -> None:
     """Draw frames (T, 3, H, W), uint8 or in [0, 1], in a row of a grid of T columns; padding is pale.
 
     With maps (T, rows, columns), a colour lies over the frame where the map is high, on one scale for the whole clip;
-    where it is low the frame stays as it is. A scale stands at the right.
+    where it is low the frame stays as it is. A scale stands at the right, and says so where the map is the same everywhere.
 
     Raises:
         ShapeError: another number of maps than of frames.
@@ -108,6 +117,7 @@ def draw_frames(
     if maps is not None:
         if maps.ndim != 3 or len(maps) != len(frames):
             raise ShapeError("maps", tuple(maps.shape), f"({len(frames)}, rows, columns)", "Give the sample's own map.")
+        name = "map, the same\neverywhere" if is_flat(maps) else "map, lowest\nto highest"
         maps = heat(maps, tuple(frames.shape[-2:]))
     drawn = None
     for second, frame in enumerate(frames):
@@ -117,7 +127,7 @@ def draw_frames(
             drawn = axis.imshow(maps[second], cmap="viridis", vmin=0, vmax=1, alpha=0.75 * maps[second], aspect="equal")
         axis.set_axis_off()
     if drawn is not None:
-        scale(axis, ScalarMappable(Normalize(0, 1), "viridis"), "map, of\nits maximum", (0, 1))
+        scale(axis, ScalarMappable(Normalize(0, 1), "viridis"), name, (0, 1))
 
 
 def scale(axis: Axes, colours: ScalarMappable, name: str, ticks: Sequence[float] | None = None) -> None:

@@ -38,6 +38,7 @@ def size_figure(variants: Sequence[Variant], metric: str) -> Figure:
         A figure without a window.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, NullFormatter
 
     shown = [variant for variant in variants if variant.values(metric)]
     settings = list(dict.fromkeys(str(variant.setting) for variant in shown))
@@ -71,6 +72,10 @@ def size_figure(variants: Sequence[Variant], metric: str) -> Figure:
         points.append((count, mean, error, name, colour))
     if points:
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        counts = [count for count, *_ in points]
+        within = max(counts) < 10 * min(counts)  # there may be no power of ten in view
+        axis.xaxis.set_minor_formatter(EngFormatter(sep=" ") if within else NullFormatter())
     axis.margins(x=0.18, y=0.14)
     axis.set_xlabel("trainable parameters")
     seeds = sorted({len(variant.values(metric)) for variant in shown})
